@@ -1,0 +1,35 @@
+"""jacli: what does a trained network's output do when its input moves?
+
+Jacobians of a network's outputs with respect to its inputs, for every sample: from files
+(`compute`), or of a model in memory (`jacobian`, `singular_values`).  Nothing heavy is imported
+before it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jacli.run.api import jacobian as jacobian
+    from jacli.run.api import singular_values as singular_values
+    from jacli.run.compute import compute as compute
+    from jacli.store import open_results as open
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "jacobian": ("jacli.run.api", "jacobian"),
+    "singular_values": ("jacli.run.api", "singular_values"),
+    "compute": ("jacli.run.compute", "compute"),
+    "open": ("jacli.store", "open_results"),
+}
+
+__all__ = ["__version__", "compute", "jacobian", "open", "singular_values"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        module, attribute = _PUBLIC[name]
+        return getattr(import_module(module), attribute)
+    raise AttributeError(f"module 'jacli' has no attribute {name!r}")

@@ -1,0 +1,124 @@
+"""What is this file?  Recognition by content; a suffix is never believed.
+
+Only the standard library is used, nothing is unpickled, and at most the table of contents of an
+archive is read.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from enum import StrEnum
+from pathlib import Path
+
+_HEAD = 4096
+
+
+class Content(StrEnum):
+    """Kinds of files, by their bytes."""
+
+    TORCHSCRIPT = "TorchScript archive"
+    TORCHSCRIPT_1_1 = "TorchScript archive of PyTorch 1.0 or 1.1"
+    TORCH_EXPORT = "torch.export archive"
+    TORCH_ZIP = "torch.save archive"
+    LEGACY_PICKLE = "pickle (torch.save before PyTorch 1.6)"
+    TORCH_TAR = "torch.save tar archive of PyTorch 0.1"
+    SAFETENSORS = "safetensors file"
+    NPY = "NumPy array"
+    NPZ = "NumPy archive"
+    HDF5 = "HDF5 file"
+    IMAGE = "image"
+    FOLDER = "folder"
+    EMPTY = "empty file"
+    GIT_LFS = "Git LFS pointer"
+    HTML = "HTML page"
+    GZIP = "gzip-compressed file"
+    DAMAGED_ZIP = "damaged zip archive"
+    OTHER_ZIP = "zip archive of another kind"
+    ONNX = "ONNX model"
+    TEXT = "text file"
+    UNKNOWN = "unknown file"
+
+
+WHAT_TO_DO = {
+    Content.EMPTY: ("It has 0 bytes.", "Copy or download it again."),
+    Content.GIT_LFS: ("It is a Git LFS pointer: the real file was not downloaded.", "Run `git lfs pull` where it came from."),
+    Content.HTML: ("It is an HTML web page, most likely an error or login page saved by a download.", "Download the file itself."),
+    Content.GZIP: ("It is compressed with gzip.", "Unpack it first: `gunzip`, or `tar xf` for a .tar.gz."),
+    Content.DAMAGED_ZIP: ("It is a damaged zip archive: truncated, its table of contents is missing.", "Copy or download it again."),
+    Content.OTHER_ZIP: ("It is a zip archive, but not one written by torch or numpy.", "Unpack it and give the file inside."),
+    Content.ONNX: ("It looks like an ONNX model, which jacli does not read.", "Give the TorchScript or torch.export file, or the weights with --arch."),
+    Content.TEXT: ("It is a text file.", "Give a file of one of the formats in `jacli compute --help`."),
+    Content.UNKNOWN: ("Its first bytes belong to no format that jacli knows; it may be damaged.", "Check where it came from; formats: `jacli compute --help`."),
+}
+"""For files that hold nothing to load: why, and what to do."""
+
+
+def recognise_content(path: Path) -> Content:
+    """Say what ``path`` is by its bytes.
+
+    Raises:
+        OSError: The file cannot be opened or read.
+    """
+    if path.is_dir():
+        return Content.FOLDER
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if not head:
+        return Content.EMPTY
+    if head.startswith(b"PK"):
+        return _recognise_zip(path)
+    for magic, content in _MAGIC:
+        if head.startswith(magic):
+            return content
+    if head[8:9] == b"{" or _is_safetensors_length(head, path):
+        return Content.SAFETENSORS
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return Content.LEGACY_PICKLE
+    if head[257:262] == b"ustar":
+        return Content.TORCH_TAR if head.startswith((b"sys_info", b"pickle", b"storages", b"tensors")) else Content.UNKNOWN
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return Content.HTML
+    if head.startswith(b"\x08") and (b"pytorch" in head or b"onnx" in head.lower()):
+        return Content.ONNX
+    if all(byte in _TEXT_BYTES for byte in head[:512]):
+        return Content.TEXT
+    return Content.UNKNOWN
+
+
+_MAGIC = (
+    (b"version https://git-lfs.github.com", Content.GIT_LFS),
+    (b"\x1f\x8b", Content.GZIP),
+    (b"\x93NUMPY", Content.NPY),
+    (b"\x89HDF\r\n\x1a\n", Content.HDF5),
+    (b"\x89PNG\r\n", Content.IMAGE),
+    (b"\xff\xd8\xff", Content.IMAGE),
+    (b"GIF8", Content.IMAGE),
+    (b"BM", Content.IMAGE),
+)
+_TEXT_BYTES = frozenset(range(32, 127)) | {9, 10, 13}
+
+
+def _is_safetensors_length(head: bytes, path: Path) -> bool:
+    """Whether a safetensors header of a plausible length starts a little late (a damaged length)."""
+    return b'"dtype"' in head and b'"data_offsets"' in head and path.stat().st_size > 16
+
+
+def _recognise_zip(path: Path) -> Content:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return Content.DAMAGED_ZIP
+    inner = {name.split("/", 1)[1] for name in names if "/" in name}
+    if "constants.pkl" in inner and any(name.startswith("code/") for name in inner):
+        return Content.TORCHSCRIPT
+    if "model.json" in inner and any(name.startswith("code/") for name in inner):
+        return Content.TORCHSCRIPT_1_1
+    if "archive_format" in inner or "archive_format" in names or "serialized_exported_program.json" in names:
+        return Content.TORCH_EXPORT
+    if "data.pkl" in inner:
+        return Content.TORCH_ZIP
+    if names and all(name.endswith(".npy") for name in names):
+        return Content.NPZ
+    return Content.OTHER_ZIP

@@ -1,0 +1,97 @@
+"""The tree of errors, each with its exit code.
+
+An error is one sentence of what is wrong, one of why, and one of what to do.  The command line
+prints the three and exits with ``exit_code``; nothing else in jacli decides an exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class JacliError(Exception):
+    """Something the user can act on.
+
+    Args:
+        what: What is wrong, naming the file, option or layer.
+        why: The cause: what was expected and what came.
+        todo: The remedy, as an instruction.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, why: str = "", todo: str = "") -> None:
+        self.what = what
+        self.why = why
+        self.todo = todo
+        super().__init__("\n".join(part for part in (what, why, todo) if part))
+
+
+class UsageError(JacliError):
+    """Wrong options or arguments; all of them are reported at once."""
+
+    exit_code = 2
+
+    @classmethod
+    def from_problems(cls, problems: Sequence[JacliError]) -> UsageError:
+        """One error out of several bad options, in the order they were found."""
+        if len(problems) == 1:
+            only = problems[0]
+            return cls(only.what, why=only.why, todo=only.todo)
+        lines = [f"  {p.what} {p.why} {p.todo}".rstrip() for p in problems]
+        return cls(
+            f"{len(problems)} options are wrong:\n" + "\n".join(lines),
+            todo="Correct them together; `jacli compute --help` lists every option.",
+        )
+
+
+class ModelError(JacliError):
+    """The model is unreadable, damaged, unsafe, of another architecture, or has no per-sample Jacobian."""
+
+    exit_code = 3
+
+
+class MethodError(ModelError):
+    """A method cannot serve this model (a missing rule, a fixed batch size); another one may."""
+
+
+class InputsError(JacliError):
+    """The inputs have a wrong shape or dtype, are damaged, or are not finite."""
+
+    exit_code = 4
+
+
+class OutputError(JacliError):
+    """The place to write: the file exists, the disk is full, another process is writing."""
+
+    exit_code = 4
+
+
+class ResultsError(JacliError):
+    """A file given as a result cannot be read as one."""
+
+    exit_code = 4
+
+
+class OutOfMemoryError(JacliError):
+    """Out of memory at this block size."""
+
+    exit_code = 5
+
+
+class UnsoundResultsError(JacliError):
+    """Finished, but some results are not finite."""
+
+    exit_code = 6
+
+
+class StoppedError(JacliError):
+    """Stopped by a signal of the system (a batch scheduler, a shutdown)."""
+
+    exit_code = 75
+
+
+class InterruptedRunError(JacliError):
+    """Interrupted from the keyboard."""
+
+    exit_code = 130

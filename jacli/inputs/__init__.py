@@ -1,0 +1,145 @@
+"""From a path to rows of samples: one file an input format.
+
+`open_inputs` recognises the format by content, imports only the loader that it needs, and returns
+an `InputSource` that reads a range of the chosen samples at a time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+from jacli.content import WHAT_TO_DO, Content, recognise_content
+from jacli.errors import InputsError
+from jacli.inputs.check import check_dtype, check_rows
+from jacli.inputs.samples import sample_positions
+from jacli.inputs.source import InputSource, StoredArray, reading
+
+__all__ = [
+    "LOADERS",
+    "RANDOM_PREFIX",
+    "InputSource",
+    "check_dtype",
+    "check_rows",
+    "open_inputs",
+    "sample_positions",
+]
+
+LOADERS = {
+    Content.NPY: "jacli.inputs.numpy_files:load_npy",
+    Content.NPZ: "jacli.inputs.numpy_files:load_npz",
+    Content.SAFETENSORS: "jacli.inputs.safetensors_file:load_safetensors",
+    Content.TORCH_ZIP: "jacli.inputs.torch_file:load_torch_zip",
+    Content.LEGACY_PICKLE: "jacli.inputs.torch_file:load_legacy_pickle",
+    Content.HDF5: "jacli.inputs.hdf5_file:load_hdf5",
+}
+"""Content -> ``"module:function"``; the function takes (path, key) and returns a `StoredArray`."""
+
+RANDOM_PREFIX = "random:"
+
+_MODELS = (Content.TORCHSCRIPT, Content.TORCHSCRIPT_1_1, Content.TORCH_EXPORT, Content.TORCH_TAR)
+
+
+def open_inputs(
+    source: str, *, key: str | None = None, samples: str | None = None, seed: int = 0
+) -> InputSource:
+    """Open ``source`` and choose samples of it; rows are read later, a range at a time.
+
+    Args:
+        source: A file, or ``random:64x3x224x224`` (normal, float32, 64 samples).
+        key: Which array, where the file holds several: a name, a path with dots (.pt), or an HDF5 path.
+        samples: Which samples, as `sample_positions` reads them; None takes all, in order.
+        seed: For ``random:`` only.
+
+    Raises:
+        InputsError: No such file, not a file of inputs, damaged, or no array of numbers with samples.
+        UsageError: ``samples`` or a ``random:`` shape that cannot be read.
+    """
+    if source.startswith(RANDOM_PREFIX):
+        from jacli.inputs.random_normal import make_random
+
+        stored, path, format_name = make_random(source, key=key, seed=seed), None, "random"
+    else:
+        absolute = Path(source).absolute()
+        content = _recognise(source)
+        with reading(source, content):
+            stored = _find_loader(content)(absolute, key)
+        path, format_name = str(absolute), content.value
+    try:
+        n_samples = _check_array(source, stored)
+        index = sample_positions(samples, n_samples)
+    except BaseException:
+        stored.close()
+        raise
+    return InputSource(path=path, format=format_name, stored=stored, index=index)
+
+
+def _find_loader(content: Content) -> Callable[[Path, str | None], StoredArray]:
+    module, function = LOADERS[content].split(":")
+    loader: Callable[[Path, str | None], StoredArray] = getattr(importlib.import_module(module), function)
+    return loader
+
+
+def _recognise(source: str) -> Content:
+    """The content of ``source``; refuses everything that holds no inputs, each by its name."""
+    path = Path(source)
+    if not path.exists():
+        raise InputsError(f"{source}: no such file.", todo="Check the path of INPUTS.")
+    if not path.is_file() and not path.is_dir():
+        raise InputsError(
+            f"{source} is not a regular file.",
+            why="It is a device, a pipe or a socket, and inputs are read at random positions.",
+            todo="Write the inputs to a file first.",
+        )
+    try:
+        content = recognise_content(path)
+    except OSError as error:
+        raise InputsError(
+            f"{source} cannot be opened.",
+            why=f"{error.strerror or error}.",
+            todo="Check the path and its permissions.",
+        ) from error
+    if content in LOADERS:
+        return content
+    what = f"{source} holds no inputs that jacli can read."
+    if content in _MODELS:
+        raise InputsError(
+            what,
+            why=f"It is a model ({content.value}), not an array of samples.",
+            todo="Give MODEL first and INPUTS second: `jacli compute model.pt inputs.npy`.",
+        )
+    if content in (Content.FOLDER, Content.IMAGE):
+        article = "an" if content is Content.IMAGE else "a"
+        raise InputsError(
+            what,
+            why=f"It is {article} {content.value}, and jacli reads arrays.",
+            todo="Preprocess the images as for the model's training and save them with numpy.save, shape (batch, c, h, w).",
+        )
+    why, todo = WHAT_TO_DO[content]
+    raise InputsError(what, why=why, todo=todo)
+
+
+def _check_array(source: str, stored: StoredArray) -> int:
+    """Refuse what is no array of numbers along a sample axis; returns the number of samples."""
+    name = f"{source}[{stored.key}]" if stored.key else source
+    if stored.dtype.kind not in "biufc":
+        kinds = {"O": "Python objects", "V": "records (a structured dtype)", "U": "strings", "S": "strings"}
+        raise InputsError(
+            f"{name} is not an array of numbers.",
+            why=f"It holds {kinds.get(stored.dtype.kind, 'values')} of dtype {stored.dtype}.",
+            todo="Save one array of floating numbers, shape (batch, ...).",
+        )
+    if not stored.shape:
+        raise InputsError(
+            f"{name} has no sample axis.",
+            why="It holds a single number (shape ()).",
+            todo="Save an array of shape (batch, ...), one sample a row.",
+        )
+    if 0 in stored.shape:
+        raise InputsError(
+            f"{name} holds no samples." if stored.shape[0] == 0 else f"{name} holds samples without values.",
+            why=f"Its shape is {stored.shape}.",
+            todo="Save at least one sample, shape (batch, ...).",
+        )
+    return stored.shape[0]

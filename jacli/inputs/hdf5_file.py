@@ -1,0 +1,48 @@
+"""HDF5: the key is the path of a dataset; a jacli result file gives its ``inputs``."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import h5py
+
+from jacli.inputs.source import StoredArray, choose_key
+
+with contextlib.suppress(ImportError):
+    # Registers the filters of files compressed with zstd, blosc, ...; HDF5 itself knows gzip and lzf.
+    import hdf5plugin  # noqa: F401
+
+
+def load_hdf5(path: Path, key: str | None) -> StoredArray:
+    """One dataset of an HDF5 file, read in slices."""
+    file = h5py.File(path, "r")
+    try:
+        shapes = _list_datasets(file)
+        wanted = key.strip("/") if key is not None else None
+        if wanted is None and str(file.attrs.get("schema", "")).startswith("jacli/"):
+            wanted = "inputs"
+        chosen = choose_key(path, shapes, wanted)
+        dataset = file[chosen]
+        return StoredArray(
+            chosen,
+            dataset.shape,
+            dataset.dtype.newbyteorder("="),
+            lambda start, stop: dataset[start:stop],
+            file.close,
+        )
+    except BaseException:
+        file.close()
+        raise
+
+
+def _list_datasets(file: h5py.File) -> dict[str, tuple[int, ...]]:
+    """Names and shapes, without dimension scales and empty datasets."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and item.shape is not None and not item.is_scale:
+            shapes[name] = tuple(int(size) for size in item.shape)
+
+    file.visititems(note)
+    return shapes

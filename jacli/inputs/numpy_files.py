@@ -1,0 +1,51 @@
+"""NumPy arrays and archives; nothing is unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from jacli.inputs.source import StoredArray, choose_key, refuse_key
+
+
+def load_npy(path: Path, key: str | None) -> StoredArray:
+    """A .npy file, memory-mapped."""
+    refuse_key(path, key, why="A NumPy array has no name.")
+    # A memory map cannot hold a 0-d array or Python objects; the header says which it is, so that the message can.
+    with path.open("rb") as file:
+        shape, dtype = _read_header(file)
+    if dtype.kind == "O" or not shape or 0 in shape:
+        return StoredArray(None, shape, dtype, lambda start, stop: np.empty(0))
+    rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    return StoredArray(None, shape, dtype.newbyteorder("="), lambda start, stop: rows[start:stop])
+
+
+def load_npz(path: Path, key: str | None) -> StoredArray:
+    """One member of a .npz file; only that member is read, whole, when its first rows are."""
+    with zipfile.ZipFile(path) as archive:
+        headers = {}
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                headers[name.removesuffix(".npy")] = _read_header(member)
+    chosen = choose_key(path, {name: shape for name, (shape, _) in headers.items()}, key)
+    shape, dtype = headers[chosen]
+
+    @cache
+    def read_member() -> np.ndarray:
+        with np.load(path, allow_pickle=False) as archive:
+            return np.asarray(archive[chosen])
+
+    return StoredArray(chosen, shape, dtype.newbyteorder("="), lambda start, stop: read_member()[start:stop])
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype, without the values."""
+    version = np.lib.format.read_magic(file)
+    # Version 3 differs from 2 in the text encoding of field names alone.
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype

@@ -1,0 +1,57 @@
+"""safetensors: the header names the tensors, rows are read from the file's own memory map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from jacli.errors import InputsError
+from jacli.inputs.source import StoredArray, choose_key
+
+_DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "C64": "complex64",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+def load_safetensors(path: Path, key: str | None) -> StoredArray:
+    """One tensor of a safetensors file."""
+    # The handle's class is private to safetensors: enter and exit are all that it promises.
+    header = safe_open(path, framework="np")
+    with header as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        chosen = choose_key(path, shapes, key)
+        stored_as = file.get_slice(chosen).get_dtype()
+    if stored_as == "BF16":
+        return _load_bfloat16(path, chosen, shapes[chosen])
+    if stored_as not in _DTYPES:
+        raise InputsError(
+            f"{path}[{chosen}] has dtype {stored_as}.",
+            why=f"jacli reads {', '.join(_DTYPES)} and BF16.",
+            todo="Save it as float32.",
+        )
+    rows = safe_open(path, framework="np")
+    opened = rows.__enter__()
+    return StoredArray(
+        chosen,
+        shapes[chosen],
+        np.dtype(_DTYPES[stored_as]),
+        lambda start, stop: opened.get_slice(chosen)[start:stop],
+        lambda: rows.__exit__(None, None, None),
+    )
+
+
+def _load_bfloat16(path: Path, key: str, shape: tuple[int, ...]) -> StoredArray:
+    """NumPy has no bfloat16: torch reads it, and float32 holds every one of its values exactly."""
+    rows = safe_open(path, framework="pt")
+    opened = rows.__enter__()
+    return StoredArray(
+        key,
+        shape,
+        np.dtype("float32"),
+        lambda start, stop: opened.get_slice(key)[start:stop].float().numpy(),
+        lambda: rows.__exit__(None, None, None),
+    )

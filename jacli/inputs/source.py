@@ -1,0 +1,167 @@
+"""An opened array of inputs and the samples chosen from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from jacli.errors import InputsError, JacliError
+
+
+def _close_nothing() -> None:
+    """For arrays that hold no open file."""
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """What a loader returns: an array that is still on disk.
+
+    Attributes:
+        key: Name of the array in its file; None where the file holds a single one without a name.
+        shape: (n_samples, *sample) as stored.
+        dtype: As read: native byte order; bfloat16, which NumPy lacks, as float32.
+        read_slice: (start, stop) -> rows of the array, as anything that `numpy.asarray` takes.
+        close: Releases the file.
+    """
+
+    key: str | None
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read_slice: Callable[[int, int], np.ndarray]
+    close: Callable[[], None] = _close_nothing
+
+
+class InputSource:
+    """The chosen samples of an array of inputs; nothing is read before `read`.
+
+    Attributes:
+        path: Absolute path of the file; None for random inputs.
+        format: What the file is, in words.
+        key: Name of the array in the file, or None.
+        shape: Shape of one sample.
+        dtype: Of the rows that `read` returns, as stored.
+        index: int64, positions of the chosen samples in the file.
+    """
+
+    def __init__(self, *, path: str | None, format: str, stored: StoredArray, index: np.ndarray) -> None:
+        self.path = path
+        self.format = format
+        self.key = stored.key
+        self.shape = stored.shape[1:]
+        self.dtype = stored.dtype
+        self.index = index
+        self._stored = stored
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows ``start:stop`` of the chosen samples: a fresh contiguous array (stop - start, *shape).
+
+        Raises:
+            InputsError: The file turns out to be damaged there.
+        """
+        positions = self.index[start:stop]
+        rows = np.empty((len(positions), *self.shape), self.dtype)
+        with reading(self.path or self.format, self.format):
+            for first, last in _runs(positions):
+                at = int(positions[first])
+                rows[first:last] = self._stored.read_slice(at, at + last - first)
+        return rows
+
+    def close(self) -> None:
+        """Release the file."""
+        self._stored.close()
+
+    def __enter__(self) -> InputSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _runs(positions: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Ranges [first, last) of ``positions`` that follow one another in the file: one read each."""
+    if not len(positions):
+        return
+    breaks = np.flatnonzero(np.diff(positions) != 1) + 1
+    bounds = [0, *breaks.tolist(), len(positions)]
+    yield from zip(bounds[:-1], bounds[1:], strict=True)
+
+
+@contextmanager
+def reading(name: str, format: str) -> Iterator[None]:
+    """Turn whatever a library raises over a damaged file into one InputsError.
+
+    The libraries document no complete list (struct.error, zlib.error, KeyError, ...), so nothing
+    narrower than Exception is honest here.
+    """
+    try:
+        yield
+    except JacliError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputsError(
+            f"{name} cannot be read.",
+            why=f"It starts as a {format} does, but reading it failed: {lines[-1] if lines else type(error).__name__}",
+            todo="It may be damaged or truncated: copy or download it again.",
+        ) from error
+
+
+def choose_key(path: object, arrays: Mapping[str, tuple[int, ...]], key: str | None) -> str:
+    """The array that ``key`` names, or the only one.
+
+    Args:
+        path: For the messages.
+        arrays: Names and shapes of what the file holds.
+        key: What the user asked for, if anything.
+
+    Raises:
+        InputsError: Unknown key; several arrays and no key; no array at all.
+    """
+    if not arrays:
+        raise InputsError(f"{path} holds no array.", todo="Save the inputs as one array, shape (batch, ...).")
+    listing = _list_arrays(arrays)
+    if key is not None:
+        if key not in arrays:
+            raise InputsError(
+                f"{path} holds no array {key!r}.",
+                why=f"It holds {listing}.",
+                todo="Name one of them with --inputs-key.",
+            )
+        return key
+    if len(arrays) == 1:
+        return next(iter(arrays))
+    if any(name.endswith((".weight", ".bias")) for name in arrays):
+        raise InputsError(
+            f"{path} looks like the weights of a model.",
+            why=f"It holds {listing}.",
+            todo="Give MODEL first and INPUTS second, or name the array of inputs with --inputs-key.",
+        )
+    raise InputsError(
+        f"{path} holds several arrays.",
+        why=f"They are {listing}.",
+        todo="Name one of them with --inputs-key.",
+    )
+
+
+_LISTED = 20
+
+
+def _list_arrays(arrays: Mapping[str, tuple[int, ...]]) -> str:
+    shown = [f"{name} {shape}" for name, shape in list(arrays.items())[:_LISTED]]
+    more = [f"and {len(arrays) - _LISTED} more"] if len(arrays) > _LISTED else []
+    return ", ".join(shown + more)
+
+
+def refuse_key(path: object, key: str | None, *, why: str) -> None:
+    """Refuse a key where the file holds one array without a name."""
+    if key is not None:
+        raise InputsError(f"{path} holds no array {key!r}.", why=why, todo="Leave out --inputs-key.")

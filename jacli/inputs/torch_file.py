@@ -1,0 +1,78 @@
+"""torch.save files: a tensor, or dicts and lists with tensors in them; never any code of the file's."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jacli.errors import InputsError
+from jacli.inputs.source import StoredArray, choose_key, refuse_key
+
+
+def load_torch_zip(path: Path, key: str | None) -> StoredArray:
+    """A zip archive of `torch.save`, memory-mapped."""
+    return _load(path, key, mmap=True)
+
+
+def load_legacy_pickle(path: Path, key: str | None) -> StoredArray:
+    """A pickle of `torch.save` before PyTorch 1.6, read whole."""
+    return _load(path, key, mmap=False)
+
+
+def _load(path: Path, key: str | None, *, mmap: bool) -> StoredArray:
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error).lower():
+            raise
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise InputsError(
+            f"{path} holds Python objects, not tensors alone.",
+            why=f"Loading it would run code: it asks for {wanted[1] if wanted else 'classes of its own'}.",
+            todo="If it is the model, give it first: `jacli compute MODEL INPUTS`. Else save the tensor of inputs alone.",
+        ) from error
+    if isinstance(loaded, torch.Tensor):
+        refuse_key(path, key, why="It holds one tensor without a name.")
+        return _as_stored(path, None, loaded)
+    tensors = dict(_walk_tensors(loaded, ""))
+    chosen = choose_key(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, key)
+    return _as_stored(path, chosen, tensors[chosen])
+
+
+def _walk_tensors(node: object, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor in nested dicts and lists, named by its path with dots."""
+    if isinstance(node, torch.Tensor):
+        yield prefix, node
+    elif isinstance(node, Mapping | list | tuple):
+        items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        for name, child in items:
+            yield from _walk_tensors(child, f"{prefix}.{name}" if prefix else str(name))
+
+
+def _as_stored(path: Path, key: str | None, tensor: torch.Tensor) -> StoredArray:
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else f"sparse ({tensor.layout})"
+        raise InputsError(
+            f"{path} holds a {kind} tensor.",
+            why="Inputs are dense.",
+            todo="Save tensor.dequantize() or tensor.to_dense().",
+        )
+    tensor = tensor.detach()
+    if tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
+        # bfloat16 and the 8-bit floats: NumPy has none of them, and float32 holds all their values exactly.
+        dtype = np.dtype("float32")
+        return StoredArray(
+            key, tuple(tensor.shape), dtype, lambda start, stop: tensor[start:stop].float().numpy()
+        )
+    dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+    return StoredArray(
+        key,
+        tuple(tensor.shape),
+        dtype,
+        lambda start, stop: tensor[start:stop].resolve_conj().resolve_neg().numpy(),
+    )

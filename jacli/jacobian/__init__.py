@@ -1,0 +1,83 @@
+"""Methods that fill in the Jacobian: the table and what a method is.
+
+A method is a file with three functions:
+
+``blocks(linearization, *, chunk_size)``
+    yields `jacli.linear_map.Block`; every entry of the Jacobian exactly once;
+``passes(*, n_in, n_out, chunk_size)``
+    its cost for one block of samples, in forward or reverse passes;
+``refusal(*, fixed_batch)``
+    why it cannot serve a model that accepts only that batch size, or None.
+
+A new method is a file and a line in `METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from jacli.errors import JacliError, MethodError
+from jacli.linear_map import Block, Linearization
+
+METHODS = {
+    "loop": "jacli.jacobian.loop",
+    "replicate": "jacli.jacobian.replicate",
+    "vmap": "jacli.jacobian.vmap",
+    "forward": "jacli.jacobian.forward",
+}
+"""Method name to module."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One entry of `METHODS`, imported."""
+
+    name: str
+    blocks: Callable[..., Iterator[Block]]
+    passes: Callable[..., int]
+    refusal: Callable[..., str | None]
+
+
+def load_method(name: str) -> Method:
+    """Import a method by its name in `METHODS`."""
+    module = import_module(METHODS[name])
+    return Method(name, module.blocks, module.passes, module.refusal)
+
+
+def fill(method: Method, linearization: Linearization, *, chunk_size: int) -> Tensor:
+    """The dense Jacobians of a batch, ``(batch, n_out, n_in)``, each block written into its place.
+
+    Nothing is stacked: the peak is the result plus one block.
+
+    Raises:
+        MethodError: The method has no rule for something in this model.
+    """
+    shape = (linearization.batch, linearization.n_out, linearization.n_in)
+    dense = torch.empty(shape, dtype=linearization.dtype, device=linearization.device)
+    try:
+        for block in method.blocks(linearization, chunk_size=chunk_size):
+            rows, columns = block.outputs, block.inputs
+            dense[:, rows.start : rows.stop, columns.start : columns.stop] = block.values
+    except (JacliError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        if "allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
+        raise MethodError(
+            f"The method {method.name} cannot serve this model.",
+            why=f"torch says: {_last_line(error)}",
+            todo="Leave --method out, or choose --method loop.",
+        ) from error
+    return dense
+
+
+def _last_line(error: Exception) -> str:
+    """The line that tells: torch appends pointers to its issue tracker, TorchScript prepends a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if "RuntimeError" in line or "Error:" in line] or lines
+    return f"{telling[0][:300] if telling else type(error).__name__}"

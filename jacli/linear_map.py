@@ -1,0 +1,130 @@
+"""Linear maps, one a sample: the shared language of the rooms above.
+
+At a sample ``x`` a network ``f`` is, to first order, the linear map ``J = df/dx`` of shape
+``(n_out, n_in)``.  A batch of independent samples is a batch of such maps.  Everything in jacli
+either fills in the matrix (`Block`) or pushes vectors through it (`LinearMap`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class LinearMap(Protocol):
+    """A batch of linear maps: sample ``b`` has the matrix ``J[b]`` of shape ``(n_out, n_in)``.
+
+    Attributes:
+        batch: Number of samples.
+        n_out: Rows of each matrix (flattened outputs).
+        n_in: Columns of each matrix (flattened inputs).
+    """
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def n_out(self) -> int: ...
+
+    @property
+    def n_in(self) -> int: ...
+
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        """Rows out of outputs: ``(k, batch, n_out) -> (k, batch, n_in)``, ``u[i, b] -> u[i, b] @ J[b]``."""
+        ...
+
+    def jvp(self, tangents: Tensor) -> Tensor:
+        """Outputs out of inputs: ``(k, batch, n_in) -> (k, batch, n_out)``, ``v[i, b] -> J[b] @ v[i, b]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of the Jacobians of a batch: ``values[b, i, j] = J[b][outputs.start + i, inputs.start + j]``.
+
+    Reverse methods yield rows (``inputs`` spans everything), forward methods columns (``outputs``
+    spans everything); over one method's blocks every entry comes exactly once.
+
+    Attributes:
+        outputs: Half-open range of flattened outputs.
+        inputs: Half-open range of flattened inputs.
+        values: ``(batch, len(outputs), len(inputs))``.
+    """
+
+    outputs: range
+    inputs: range
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class DenseMap:
+    """A `LinearMap` whose matrices are in memory.
+
+    Attributes:
+        matrices: ``(batch, n_out, n_in)``.
+    """
+
+    matrices: Tensor
+
+    @property
+    def batch(self) -> int:
+        return self.matrices.shape[0]
+
+    @property
+    def n_out(self) -> int:
+        return self.matrices.shape[1]
+
+    @property
+    def n_in(self) -> int:
+        return self.matrices.shape[2]
+
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        return (cotangents.transpose(0, 1) @ self.matrices).transpose(0, 1)
+
+    def jvp(self, tangents: Tensor) -> Tensor:
+        return (tangents.transpose(0, 1) @ self.matrices.mT).transpose(0, 1)
+
+
+Extra = Mapping[str, object]
+"""Further arguments of a forward pass: a value, or a tensor with one row a sample."""
+
+
+class Network(Protocol):
+    """A network as the rooms see it: frozen, in eval mode, one tensor in and one tensor out."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def __call__(self, x: Tensor, extra: Extra) -> Tensor:
+        """Run on a batch: ``(batch, *input) -> (batch, *output)``."""
+        ...
+
+    def copied(self) -> Network:
+        """The same network on a copy of the module: calling it leaves the module as it was."""
+        ...
+
+    def renewing(self) -> Network:
+        """The same network that runs every forward pass on a fresh copy of the module."""
+        ...
+
+
+class Linearization(LinearMap, Protocol):
+    """A network at a batch of points: its Jacobians as linear maps, by every primitive autograd has."""
+
+    def pull(self, cotangents: Tensor) -> Tensor:
+        """One plain reverse pass: ``(batch, n_out) -> (batch, n_in)``, no batching rule involved."""
+        ...
+
+    def replicated(self, copies: int) -> Linearization:
+        """The same network at the batch repeated ``copies`` times (copy-major)."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...

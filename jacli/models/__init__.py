@@ -1,0 +1,148 @@
+"""From a model file, or an architecture's name, to a frozen network on the CPU.
+
+One module a file format, found by what the file contains and never by its suffix.  Importing this
+package imports no torch: the entries of ``LOADERS`` and ``DESCRIBERS`` are resolved when used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jacli.content import WHAT_TO_DO, Content, recognise_content
+from jacli.errors import ModelError, UsageError
+from jacli.models.loaded import LoadedModel, ModelRequest
+
+LOADERS: dict[Content, str] = {
+    Content.TORCHSCRIPT: "jacli.models.torchscript:load_torchscript",
+    Content.TORCH_EXPORT: "jacli.models.exported:load_exported",
+    Content.TORCH_ZIP: "jacli.models.torch_save:load_torch_save",
+    Content.LEGACY_PICKLE: "jacli.models.torch_save:load_torch_save",
+    Content.SAFETENSORS: "jacli.models.safetensors_file:load_safetensors",
+}
+"""Kind of file -> function (path, request) -> LoadedModel."""
+
+DESCRIBERS: dict[Content, str] = {
+    Content.TORCHSCRIPT: "jacli.models.torchscript:describe_torchscript",
+    Content.TORCH_EXPORT: "jacli.models.exported:describe_exported",
+    Content.TORCH_ZIP: "jacli.models.torch_save:describe_torch_save",
+    Content.LEGACY_PICKLE: "jacli.models.torch_save:describe_torch_save",
+    Content.SAFETENSORS: "jacli.models.safetensors_file:describe_safetensors",
+}
+"""Kind of file -> function (path) -> dict, ready for JSON."""
+
+__all__ = ["DESCRIBERS", "LOADERS", "LoadedModel", "describe_model", "load_model"]
+
+_TOO_OLD = {
+    Content.TORCHSCRIPT_1_1: "It is a TorchScript archive of PyTorch 1.0 or 1.1, which PyTorch itself no longer reads.",
+    Content.TORCH_TAR: "It was written by torch.save of PyTorch 0.1 (a tar archive), which cannot be read without running its code.",
+}
+
+
+def load_model(
+    source: str,
+    *,
+    arch: str | None = None,
+    arch_args: Mapping[str, object] | None = None,
+    weights_key: str | None = None,
+    strip_prefix: str | None = None,
+    ema: bool | None = None,
+    allow_pickle: bool = False,
+    seed: int = 0,
+) -> LoadedModel:
+    """Load a trained network, or build an untrained one from an architecture's name.
+
+    Args:
+        source: Path of a model file; or, where no such file exists, ``torchvision:NAME``, ``timm:NAME``,
+            ``package.module:callable`` or ``file.py:callable``, built with the random weights of ``seed``.
+        arch: For files that hold only weights, the architecture in the same notation (``resnet18`` alone
+            means torchvision's).  Left out, torchvision's registry is searched.
+        arch_args: Keyword arguments of the architecture.
+        weights_key: Dotted path of the weights inside a checkpoint.
+        strip_prefix: Take exactly the tensors below this prefix of names.
+        ema: True takes the exponential moving average of the weights, False never does, None only
+            where nothing else is there.
+        allow_pickle: Load pickled modules, which runs the file's code.
+        seed: Seed of an untrained network; the global random state is left as it was.
+
+    Raises:
+        ModelError: The file is unreadable, damaged, unsafe, or does not fit the architecture.
+        UsageError: The options contradict one another or the file.
+    """
+    request = ModelRequest(
+        arch=arch,
+        arch_args=dict(arch_args or {}),
+        weights_key=weights_key,
+        strip_prefix=strip_prefix,
+        ema=ema,
+        allow_pickle=allow_pickle,
+        seed=seed,
+    )
+    if weights_key is not None and ema is not None:
+        raise UsageError(
+            "--weights-key and --ema/--no-ema exclude one another.",
+            why="Both say which weights of the checkpoint to take.",
+            todo="Leave one of them out.",
+        )
+    path = Path(source)
+    if not path.exists():
+        return _load_untrained(source, request)
+    loaded: LoadedModel = _entry(LOADERS, path)(path.resolve(), request)
+    return loaded
+
+
+def describe_model(path: str | Path) -> dict[str, Any]:
+    """Say what a model file holds without building a network; the answer is ready for JSON.
+
+    Raises:
+        ModelError: The file is not a model file, or is damaged or unsafe.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise _no_such_file(str(path))
+    description: dict[str, Any] = _entry(DESCRIBERS, path)(path.resolve())
+    return description
+
+
+def _load_untrained(source: str, request: ModelRequest) -> LoadedModel:
+    if ":" not in source:
+        raise _no_such_file(source)
+    given = request.options_about_weights()
+    if given:
+        raise UsageError(
+            f"{', '.join(given)}: not for the architecture {source}.",
+            why="MODEL is an architecture's name, there is no file to read weights from.",
+            todo="Give the file as MODEL and the architecture with --arch, or leave these options out.",
+        )
+    architecture = importlib.import_module("jacli.models.architecture")
+    loaded: LoadedModel = architecture.load_untrained(source, request)
+    return loaded
+
+
+def _entry(table: Mapping[Content, str], path: Path) -> Callable[..., Any]:
+    """The table's function for this file's content; ModelError where there is none."""
+    try:
+        content = recognise_content(path)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read.", why=str(error), todo="Check the path and its permissions.") from error
+    if content in table:
+        module, function = table[content].split(":")
+        entry: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        return entry
+    if content in WHAT_TO_DO:
+        why, todo = WHAT_TO_DO[content]
+    elif content in _TOO_OLD:
+        why, todo = _TOO_OLD[content], "Load it with the PyTorch of its time and save it again with a current one."
+    else:
+        why, todo = f"It is: {content}.", "Give a file of one of the formats in `jacli compute --help`."
+    raise ModelError(f"{path} is not a model that can be loaded.", why=why, todo=todo)
+
+
+def _no_such_file(source: str) -> ModelError:
+    return ModelError(
+        f"There is no file {source}.",
+        why="Nor is it an architecture's name, which has a colon (torchvision:resnet18).",
+        todo="Check the path.",
+    )

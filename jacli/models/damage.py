@@ -1,0 +1,62 @@
+"""Damaged files, and the exceptions of libraries that meet them."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from jacli.errors import JacliError, ModelError
+
+COPY_AGAIN = "Copy or download it again."
+
+
+def check_zip(path: Path) -> None:
+    """Compare every member of a zip archive with its checksum; torch itself does not.
+
+    Costs one read of the file.
+
+    Raises:
+        ModelError: A member is damaged, or a name occurs twice (readers would disagree on which counts).
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+        raise ModelError(f"{path} is damaged.", why=f"Its zip archive is corrupt: {last_line(error)}", todo=COPY_AGAIN) from error
+    if bad is not None:
+        why = f"The checksum of its member {bad} does not hold."
+        raise ModelError(f"{path} is damaged.", why=why, todo=COPY_AGAIN)
+    if len(set(names)) < len(names):
+        raise ModelError(f"{path} is damaged.", why="Its zip archive holds two members of one name.", todo=COPY_AGAIN)
+
+
+@contextmanager
+def reading(path: Path, kind: str, *, todo: str = COPY_AGAIN) -> Iterator[None]:
+    """Turn whatever a library raises while it reads ``path`` into a ModelError.
+
+    Libraries raise nearly every type for a bad file (EOFError without a message, struct.error,
+    AttributeError, RuntimeError, ...), so every Exception is taken.
+    """
+    try:
+        yield
+    except JacliError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{path} cannot be read as a {kind}; it may be damaged.", why=last_line(error), todo=todo) from error
+
+
+def last_line(error: BaseException) -> str:
+    """The line of a library's message that says what happened, without its advice.
+
+    The advice of torch's weights-only errors is ``weights_only=False``, which runs the file's code.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for line in lines:
+        if "WeightsUnpickler error:" in line:
+            reason = line.split("WeightsUnpickler error:", 1)[1].split("Please use")[0].strip()
+            return reason or "The pickle inside it ends early."
+    return lines[-1] if lines else f"The library raised {type(error).__name__}; the file ends early."

@@ -1,0 +1,95 @@
+"""What is asked of a loader and what it gives back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jacli.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """The options of ``load_model``, see there."""
+
+    arch: str | None = None
+    arch_args: Mapping[str, object] = field(default_factory=dict)
+    weights_key: str | None = None
+    strip_prefix: str | None = None
+    ema: bool | None = None
+    allow_pickle: bool = False
+    seed: int = 0
+
+    def options_about_weights(self) -> list[str]:
+        """The options given that choose an architecture or a part of a checkpoint, as typed."""
+        given = {
+            "--arch": self.arch is not None,
+            "--weights-key": self.weights_key is not None,
+            "--strip-prefix": self.strip_prefix is not None,
+            "--ema/--no-ema": self.ema is not None,
+        }
+        return [option for option, present in given.items() if present]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A frozen network and where it came from.
+
+    Attributes:
+        module: On the CPU, in eval mode where the format knows one, no parameter requires a gradient,
+            floating types as in the file.
+        format: ``torchscript``, ``state_dict``, ``checkpoint``, ``safetensors``, ``torch_export``,
+            ``pickled_module`` or ``architecture``.
+        path: Absolute; None for an architecture's name.
+        sha256: Of the file.
+        arch: The architecture as resolved, such as ``torchvision:resnet18``; None for programs.
+        arch_sha256: Of the architecture's source file, where it is the user's own.
+        notes: What the user must be told.
+        static_batch: The only batch size that an exported program accepts; None where it accepts any.
+    """
+
+    module: torch.nn.Module
+    format: str
+    path: str | None
+    sha256: str | None
+    arch: str | None = None
+    arch_sha256: str | None = None
+    notes: tuple[str, ...] = ()
+    static_batch: int | None = None
+
+
+def refuse_weight_options(path: Path, kind: str, request: ModelRequest) -> None:
+    """A file that is a whole program has no use for --arch and the like; ignoring them would mislead."""
+    given = request.options_about_weights() + (["--arch-arg"] if request.arch_args else [])
+    if given:
+        raise UsageError(
+            f"{', '.join(given)}: not for {path}.",
+            why=f"It is a {kind}, which brings its own architecture and weights.",
+            todo="Leave these options out.",
+        )
+
+
+def freeze(module: torch.nn.Module) -> torch.nn.Module:
+    """Evaluation mode, no gradients of parameters; in place.
+
+    Frozen parameters make ``output.requires_grad`` an honest test of whether the output depends on
+    the input differentiably.
+    """
+    try:
+        module.eval()
+    except NotImplementedError:
+        # Modules of torch.export refuse: their mode was settled when they were exported.
+        pass
+    return module.requires_grad_(False)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of the file, read in a stream."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

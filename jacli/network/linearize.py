@@ -1,0 +1,142 @@
+"""The linearisation of a network at a batch of points, by each primitive that autograd offers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+
+from jacli.linear_map import Extra
+from jacli.network.network import TensorNetwork
+from jacli.network.settings import forward_mode
+
+
+class Linearized:
+    """``J[b] = df(x)[b] / dx[b]`` for every sample of a batch, as linear maps.
+
+    Samples must be independent of one another (the probe sees to that): then one reverse pass with
+    a cotangent in every sample gives a row of every sample's Jacobian at once.
+
+    With ``selected``, the map is of the selected outputs only: selecting is linear, so it is simply
+    composed with the network, and every method serves it unchanged.
+
+    What a primitive needs is made at its first use and kept until `close`: a tape for `pull`, a
+    pullback for `vjp`; each holds the activations of one forward pass over the batch.
+
+    Args:
+        network: The network.
+        x: The points, ``(batch, *input)``.
+        extra: Further arguments of this batch.
+        selected: Flat output indices of each sample, ``(batch, k)``; all outputs if None.
+    """
+
+    def __init__(
+        self, network: TensorNetwork, x: Tensor, extra: Extra, selected: Tensor | None = None
+    ) -> None:
+        self._network = network
+        self._x = x.detach()
+        self._extra = extra
+        self._selected = selected
+        self._outputs: Tensor | None = None
+        self._tape: tuple[Tensor, Tensor] | None = None
+        self._pullback: Any = None
+
+    @property
+    def batch(self) -> int:
+        """Number of samples."""
+        return self._x.shape[0]
+
+    @property
+    def n_in(self) -> int:
+        """Flattened inputs a sample."""
+        return self._x[0].numel()
+
+    @property
+    def n_out(self) -> int:
+        """Flattened (selected) outputs a sample."""
+        return self._selected.shape[1] if self._selected is not None else self.outputs[0].numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the points, the outputs and every vector."""
+        return self._x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where everything lies."""
+        return self._x.device
+
+    @property
+    def outputs(self) -> Tensor:
+        """All outputs at the points, ``(batch, *output)``."""
+        if self._outputs is None:
+            with torch.no_grad():
+                self._outputs = self._network(self._x, self._extra)
+        return self._outputs
+
+    def _function(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = self._network(x, self._extra)
+        flat = outputs.reshape(outputs.shape[0], -1)
+        return (flat if self._selected is None else flat.gather(1, self._selected)), outputs.detach()
+
+    def pull(self, cotangents: Tensor) -> Tensor:
+        """One plain reverse pass on a kept tape: ``(batch, n_out) -> (batch, n_in)``.
+
+        A module that keeps state may overwrite tensors its own backward pass needs; those are
+        saved as copies.
+        """
+        if self._tape is None:
+            x = self._x.clone().requires_grad_(True)
+            if self._network.fresh:
+                with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda t: t):
+                    flat, self._outputs = self._function(x)
+            else:
+                flat, self._outputs = self._function(x)
+            self._tape = (x, flat)
+        x, flat = self._tape
+        (gradient,) = torch.autograd.grad(flat, x, cotangents, retain_graph=True)
+        return gradient.reshape(self.batch, self.n_in)
+
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        """Batched reverse passes: ``(k, batch, n_out) -> (k, batch, n_in)``, as ``vmap`` over ``torch.func.vjp``.
+
+        Only the cotangents are batched, never the samples: ``vmap(jacrev)`` over samples is
+        silently wrong for PReLU where the batch size equals n_out.
+        """
+        if self._pullback is None:
+            _, self._pullback, self._outputs = vjp(self._function, self._x, has_aux=True)
+        (rows,) = vmap(self._pullback)(cotangents)
+        return rows.reshape(len(cotangents), self.batch, self.n_in)
+
+    def jvp(self, tangents: Tensor) -> Tensor:
+        """Batched forward-mode passes: ``(k, batch, n_in) -> (k, batch, n_out)``, ``vmap`` over ``torch.func.jvp``.
+
+        The point requires a gradient although none is taken: a scripted attention layer with frozen
+        weights would otherwise take its inference path, which has no derivative.
+        """
+        x = self._x.clone().requires_grad_(True)
+        shaped = tangents.reshape(len(tangents), *x.shape)
+
+        def directional(tangent: Tensor) -> Tensor:
+            result: Tensor = jvp(self._function, (x,), (tangent,), has_aux=True)[1]
+            return result
+
+        with forward_mode(recurrent=self._network.recurrent):
+            columns = vmap(directional)(shaped)
+        return columns.detach()
+
+    def replicated(self, copies: int) -> Linearized:
+        """The network at the batch repeated: sample ``b`` of copy ``i`` is at ``i * batch + b``."""
+        extra = {
+            name: value.repeat(copies, *[1] * (value.dim() - 1)) if isinstance(value, Tensor) else value
+            for name, value in self._extra.items()
+        }
+        selected = None if self._selected is None else self._selected.repeat(copies, 1)
+        x = self._x.repeat(copies, *[1] * (self._x.dim() - 1))
+        return Linearized(self._network, x, extra, selected)
+
+    def close(self) -> None:
+        """Free the tape and the pullback."""
+        self._tape = self._pullback = None

@@ -1,0 +1,178 @@
+"""A module as a function of one tensor: arguments filled in, one output selected, state contained."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jacli.errors import ModelError
+from jacli.linear_map import Extra
+from jacli.network.settings import forward_pass
+
+
+@dataclass(frozen=True)
+class TensorNetwork:
+    """``f(x)``: a frozen module in eval mode from ``(batch, *input)`` to ``(batch, *output)``.
+
+    Attributes:
+        module: The module; it is never changed here.
+        arguments: Further keyword arguments of ``forward``, the same for every sample.
+        select: Path to the output where the module returns a tuple or a dict (``"1.0"``).
+        of: ``logits`` (raw outputs), ``probs`` (their softmax) or ``log-probs``.
+        fresh: Run every forward pass on a fresh copy (a module that keeps state between calls).
+        lone: Whether the module drops the batch axis of a single sample (a ``squeeze()``): such a
+            batch is run twice over.
+        recurrent: Whether the module holds recurrent layers.
+    """
+
+    module: nn.Module
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    select: str | None = None
+    of: str = "logits"
+    fresh: bool = False
+    lone: bool = False
+    recurrent: bool = False
+
+    @classmethod
+    def of_module(cls, module: nn.Module, **options: Any) -> TensorNetwork:
+        """Wrap a module, noticing its recurrent layers."""
+        return cls(module, recurrent=_is_recurrent(module), **options)
+
+    def __call__(self, x: Tensor, extra: Extra) -> Tensor:
+        """``(batch, *input) -> (batch, *output)``.
+
+        Raises:
+            ModelError: The output is no tensor, ``select`` does not name one, or ``of`` has no
+                class axis to act on.
+        """
+        if self.lone and x.shape[0] == 1:
+            return self._run(torch.cat([x, x]), {k: _twice(v) for k, v in extra.items()})[:1]
+        return self._run(x, extra)
+
+    def _run(self, x: Tensor, extra: Extra) -> Tensor:
+        module = self.copied().module if self.fresh else self.module
+        with forward_pass(recurrent=self.recurrent, device=x.device):
+            output = module(x, **self.arguments, **extra)
+        return _activate(select_output(output, self.select), self.of)
+
+    def copied(self) -> TensorNetwork:
+        """The same network on a copy of the module (parameters are shared, buffers and state are not)."""
+        return replace(self, module=_copy(self.module), fresh=False)
+
+    def renewing(self) -> TensorNetwork:
+        """The same network that copies the module before every forward pass."""
+        return replace(self, fresh=True)
+
+
+def frozen_twin(module: nn.Module) -> nn.Module:
+    """A copy in eval mode whose parameters share their storage but require no gradient.
+
+    The module given stays as it is: its training flags, ``requires_grad`` and buffers.
+
+    Raises:
+        ModelError: The module cannot be copied.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        twin = _copy(module)
+        twin.requires_grad_(False)
+    else:
+        memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
+        twin = _copy(module, memo)
+    return twin.eval()
+
+
+def _copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    if memo is None and not isinstance(module, torch.jit.ScriptModule):
+        memo = {id(p): p for p in module.parameters()}
+    try:
+        return copy.deepcopy(module, memo)
+    except (TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
+        raise ModelError(
+            f"The model {type(module).__name__} cannot be copied.",
+            why=f"copy.deepcopy says: {error}.",
+            todo="jacli runs a copy, so that the model stays as it is; remove what cannot be copied (a generator, a hook).",
+        ) from error
+
+
+def _is_recurrent(module: nn.Module) -> bool:
+    if any(isinstance(part, nn.RNNBase) for part in module.modules()):
+        return True
+    graph = getattr(module, "inlined_graph", None) or getattr(module, "graph", None)
+    return re.search(r"aten[.:]+(lstm|gru|rnn_)", str(graph)) is not None if graph is not None else False
+
+
+def _twice(value: object) -> object:
+    return torch.cat([value, value]) if isinstance(value, Tensor) else value
+
+
+def outputs_of(output: object) -> dict[str, Tensor]:
+    """The tensors in a nested output, by their path (``"1.0"``, ``"logits"``)."""
+
+    def walk(value: object, path: str) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(value, Tensor):
+            yield path, value
+        for name, part in _parts(value):
+            yield from walk(part, f"{path}.{name}" if path else name)
+
+    return dict(walk(output, ""))
+
+
+def _parts(value: object) -> list[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        return [(str(name), part) for name, part in value.items()]
+    if isinstance(value, (tuple, list)):
+        return [(str(i), part) for i, part in enumerate(value)]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(f.name, getattr(value, f.name)) for f in fields(value)]
+    return []
+
+
+def select_output(output: object, select: str | None) -> Tensor:
+    """The one tensor that is differentiated.
+
+    Raises:
+        ModelError: Several outputs and none selected, or the selected one does not exist.
+    """
+    if isinstance(output, Tensor) and select is None:
+        return output
+    named = outputs_of(output)
+    if select is not None and select in named and not isinstance(output, Tensor):
+        return named[select]
+    listed = ", ".join(f"{name} {tuple(t.shape)}" for name, t in named.items())
+    if isinstance(output, Tensor):
+        raise ModelError(
+            f"There is no output {select!r}.",
+            why="The model returns a single tensor.",
+            todo="Leave --select out.",
+        )
+    if not named:
+        raise ModelError(
+            "The model returns no tensor.",
+            why=f"forward returned {type(output).__name__}.",
+            todo="Wrap the model so that it returns its output as a tensor (--arch file.py:callable).",
+        )
+    if select is None:
+        raise ModelError(
+            f"The model returns several outputs ({type(output).__name__}): {listed}.",
+            why="A Jacobian is of one output.",
+            todo=f"Choose one with --select, for example --select {next(iter(named))}.",
+        )
+    raise ModelError(f"There is no output {select!r}.", why=f"The outputs are {listed}.", todo="Choose one of them.")
+
+
+def _activate(output: Tensor, of: str) -> Tensor:
+    if of == "logits":
+        return output
+    if output.dim() != 2:
+        raise ModelError(
+            f"--of {of} needs one class axis.",
+            why=f"An output of shape {tuple(output.shape[1:])} a sample does not say which axis holds the classes.",
+            todo="Leave --of out, or wrap the model so that it applies the softmax itself.",
+        )
+    return output.softmax(-1) if of == "probs" else output.log_softmax(-1)

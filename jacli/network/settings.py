@@ -1,0 +1,58 @@
+"""Process-wide switches of torch that decide whether a derivative exists and how exact it is.
+
+Each is set for the duration of a ``with`` block and put back afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """IEEE arithmetic, and only kernels that have a derivative.
+
+    TF32 is switched off: cuDNN convolutions use it by default since Ampere, which moves Jacobians
+    by 2e-4 (https://github.com/jax-ml/jax/issues/11628).  The inference fast path of
+    ``nn.MultiheadAttention`` is switched off: ``aten::_native_multi_head_attention`` has no
+    derivative, and a frozen model takes it.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = (matmul.allow_tf32, cudnn.allow_tf32, torch.backends.mha.get_fastpath_enabled())
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before[:2]
+        torch.backends.mha.set_fastpath_enabled(before[2])
+
+
+@contextmanager
+def forward_pass(*, recurrent: bool, device: torch.device) -> Iterator[None]:
+    """Around every forward pass.
+
+    TorchScript's profiling executor specialises a graph on its second call and then fails under
+    torch.func transforms from the third on (https://github.com/pytorch/pytorch/issues/170680);
+    without its optimisations it does not.  cuDNN's recurrent layers have no backward in eval mode;
+    the plain kernels do.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[no-untyped-call]
+        if recurrent and device.type == "cuda":
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
+
+
+@contextmanager
+def forward_mode(*, recurrent: bool) -> Iterator[None]:
+    """Around forward-mode passes, for which flash attention and oneDNN's recurrent layers have no rule."""
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if recurrent:
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # type: ignore[no-untyped-call]
+        yield

@@ -1,0 +1,206 @@
+"""Jacobians and singular values of a model in memory: ``jacli.jacobian`` and ``jacli.singular_values``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from jacli.config import from_options
+from jacli.errors import InputsError, UsageError
+from jacli.jacobian import Method, fill, load_method
+from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
+from jacli.plan import Plan, Shapes, candidates, make_plan
+from jacli.run.first_block import choose, memory_errors, probed_network, refusals, require_served
+from jacli.spectrum import largest_singular_values
+from jacli.spectrum import singular_values as all_singular_values
+from jacli.verify import Probed
+
+
+class _Function(nn.Module):
+    """A plain function as a module."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, **extra: object) -> object:
+        return self.function(x, **extra)
+
+
+def jacobian(
+    model: Callable[..., object],
+    x: Tensor,
+    *,
+    method: str = "auto",
+    batch_size: int | None = None,
+    chunk_size: int | None = None,
+    select: str | None = None,
+    of: str = "logits",
+    seed: int = 0,
+    **arguments: object,
+) -> Tensor:
+    """The Jacobian of the outputs with respect to the inputs, for every sample.
+
+    ``J[b, *i, *o] = d model(x)[b, *o] / d x[b, *i]``.  The class axis is last, as in the field's
+    papers; ``torch.func.jacrev`` gives it first.  The model runs in eval mode, on a frozen copy
+    that shares its parameters: the model itself stays as it is.
+
+    Args:
+        model: A module (TorchScript too) or a function, ``(batch, *input) -> (batch, *output)``.
+        x: The points, ``(batch, *input)``, floating.
+        method: ``auto``, ``loop``, ``replicate``, ``vmap`` or ``forward``.
+        batch_size: Samples a block; decided if None.
+        chunk_size: Outputs (``vmap``) or inputs (``forward``) a pass; decided if None.
+        select: Which output, where the model returns several.
+        of: ``logits``, ``probs`` or ``log-probs``.
+        seed: Chooses the rows that are checked.
+        **arguments: Further arguments of the model; a tensor with one row a sample goes along with
+            the samples.
+
+    Returns:
+        ``(batch, *input, *output)``, on the device and in the dtype of ``x``.
+
+    Raises:
+        ModelError: There is no per-sample Jacobian, or the method cannot serve the model.
+        InputsError: ``x`` is not floating, empty or not accepted by the model.
+        UsageError: Wrong options.
+    """
+    with exact_arithmetic():
+        work = _Work(model, x, select, of, arguments, batch_size)
+        options = {"model": "-", "inputs": "-", "method": method, "chunk_size": chunk_size, "of": of}
+        config = from_options({**options, "batch_size": batch_size, "seed": seed})
+        shapes = work.shapes
+        refused = refusals(shapes.fixed_batch)
+        require_served(config.method, refused)
+
+        def plans() -> Iterator[tuple[Method, Plan]]:
+            for name, why in candidates(shapes, config, refused):
+                entry = load_method(name)
+                yield entry, make_plan(name, why, shapes, config, entry.passes)
+
+        with memory_errors("computing the Jacobian"):
+            chosen, first, dense = choose(plans(), lambda plan: work.linearize(0, plan.batch_size), seed=seed)
+            first.close()
+            result = dense.new_empty(len(x), shapes.n_in, shapes.n_out)
+            size = chosen.plan.batch_size
+            for start in range(0, len(x), size):
+                if start:
+                    linearization = work.linearize(start, size)
+                    dense = fill(chosen.method, linearization, chunk_size=chosen.plan.chunk_size)
+                    linearization.close()
+                part = result[start : start + size]
+                part.copy_(dense[: len(part)].mT)
+    return result.reshape(*x.shape, *shapes.output_shape)
+
+
+def singular_values(
+    model: Callable[..., object],
+    x: Tensor,
+    *,
+    k: int | None = None,
+    select: str | None = None,
+    of: str = "logits",
+    seed: int = 0,
+    **arguments: object,
+) -> Tensor:
+    """Singular values of every sample's Jacobian as a matrix ``(n_out, n_in)``, decreasing.
+
+    With ``k`` well below ``min(n_out, n_in)`` the Jacobian is never formed: Golub-Kahan-Lanczos
+    on products with J and its transpose, a few dozen passes, to 1e-6 of the largest value.
+    Otherwise the Jacobian is formed and its Gram matrix decomposed in float64.
+
+    Args:
+        model: As `jacobian`.
+        x: As `jacobian`.
+        k: How many, the largest; all if None.
+        select: As `jacobian`.
+        of: As `jacobian`.
+        seed: Starts the Lanczos vectors.
+        **arguments: As `jacobian`.
+
+    Returns:
+        ``(batch, min(k, n_out, n_in))``, float64.
+    """
+    if k is not None and (not isinstance(k, int) or k < 1):
+        raise UsageError(f"k={k!r} is wrong.", why="It must be a whole number of at least 1.")
+    with exact_arithmetic():
+        work = _Work(model, x, select, of, arguments, None)
+        smaller = min(work.shapes.n_in, work.shapes.n_out)
+        if k is not None and 4 * k < smaller:
+            size = work.shapes.fixed_batch or len(x)
+            parts = []
+            for start in range(0, len(x), size):
+                linearization = work.linearize(start, size)
+                spectrum = largest_singular_values(linearization, k, seed=seed)
+                parts.append(spectrum.values[: min(size, len(x) - start)])
+                linearization.close()
+            return torch.cat(parts)
+    dense = jacobian(model, x, select=select, of=of, seed=seed, **arguments)
+    matrices = dense.reshape(len(x), work.shapes.n_in, work.shapes.n_out).mT
+    return all_singular_values(matrices).values[:, :k]
+
+
+class _Work:
+    """A model and points in memory, probed, ready to be linearised block by block."""
+
+    def __init__(
+        self,
+        model: Callable[..., object],
+        x: Tensor,
+        select: str | None,
+        of: str,
+        arguments: dict[str, object],
+        batch_size: int | None,
+    ) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1 or len(x) == 0:
+            given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise InputsError(
+                f"x is {given}.",
+                why="A Jacobian needs a floating tensor (batch, *input) with a sample at least.",
+                todo="Convert it, for example x.float().",
+            )
+        module = model if isinstance(model, nn.Module) else _Function(model)
+        self.x = x.detach()
+        rowwise = {
+            name for name, v in arguments.items() if isinstance(v, Tensor) and v.dim() and len(v) == len(x)
+        }
+        self.extra = {name: arguments[name] for name in rowwise}
+        constant = {name: value for name, value in arguments.items() if name not in rowwise}
+        hints = tuple(size for size in (batch_size, len(x)) if size)
+        network, probed = probed_network(
+            frozen_twin(module), self.x[:4], self._rows(0, 4), arguments=constant, select=select, of=of,
+            batch_hints=hints,
+        )
+        self.network: TensorNetwork = network
+        self.probed: Probed = probed
+
+    @property
+    def shapes(self) -> Shapes:
+        """The run's shapes."""
+        return Shapes(
+            n_samples=len(self.x),
+            input_shape=tuple(self.x.shape[1:]),
+            output_shape=self.probed.output_shape,
+            n_selected=math.prod(self.probed.output_shape),
+            fixed_batch=self.probed.fixed_batch,
+            itemsize=self.x.element_size(),
+        )
+
+    def _rows(self, start: int, stop: int) -> dict[str, object]:
+        return {name: value[start:stop] for name, value in self.extra.items() if isinstance(value, Tensor)}
+
+    def linearize(self, start: int, size: int) -> Linearized:
+        """At samples ``start:start + size``; padded with the last one where the model needs that size."""
+        stop = min(start + size, len(self.x))
+        x, extra = self.x[start:stop], self._rows(start, stop)
+        if self.probed.fixed_batch and stop - start < size:
+            x, extra = padded(x, size), {k: padded(v, size) for k, v in extra.items() if isinstance(v, Tensor)}
+        return Linearized(self.network, x, extra)
+
+
+def padded(rows: Tensor, size: int) -> Tensor:
+    """``rows`` with its last row repeated up to ``size`` rows."""
+    return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])

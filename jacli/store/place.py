@@ -1,0 +1,133 @@
+"""The place of a result file: may it be written, is there room, and how it gets its final name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+from jacli.errors import OutputError
+from jacli.store.schema import ResultLayout, bytes_on_disk
+from jacli.store.sink import FileSink
+
+
+def part_path(out: Path) -> Path:
+    """Where ``out`` is written until it is complete."""
+    return out.with_name(out.name + ".part")
+
+
+def check_output(out: Path, layout: ResultLayout, *, overwrite: bool) -> None:
+    """Refuse a place that cannot take the results, before any work (``--dry-run`` asks as well).
+
+    Raises:
+        OutputError: See `ResultWriter.create`.
+    """
+    if out.is_dir():
+        raise OutputError(
+            f"{out} is a folder.",
+            why="Results are one file.",
+            todo=f"Name a file in it: -o {out / 'out.h5'}.",
+        )
+    if not out.parent.is_dir():
+        raise OutputError(
+            f"{out} cannot be written.",
+            why=f"There is no folder {out.parent}.",
+            todo="Create it first, or choose another with -o.",
+        )
+    if (out.exists() or out.is_symlink()) and not overwrite:
+        raise _exists(out)
+    if part_path(out).exists():
+        raise _part_exists(out)
+    if layout.compress == "none":
+        needed, free = sum(bytes_on_disk(layout).values()), shutil.disk_usage(out.parent).free
+        if free < needed:
+            raise OutputError(
+                f"{out} does not fit on its disk.",
+                why=f"The results need {needed:,} bytes, and {free:,} are free in {out.parent}.",
+                todo="Write elsewhere with -o, take fewer samples or classes, or store less: --save none, --save-dtype float16.",
+            )
+
+
+def create_part(out: Path) -> FileSink:
+    """Create ``OUT.part``, which must not exist.
+
+    Raises:
+        OutputError: It exists, or the folder cannot be written.
+    """
+    try:
+        return FileSink(part_path(out))
+    except FileExistsError:
+        raise _part_exists(out) from None
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be written.",
+            why=f"{error.strerror or error}.",
+            todo="Choose a folder that you may write to, with -o.",
+        ) from error
+
+
+def publish(part: Path, out: Path, *, overwrite: bool) -> None:
+    """Give ``part`` its final name: atomic, and without ``overwrite`` never over another file."""
+    try:
+        if overwrite:
+            os.replace(part, out)
+        else:
+            _link_or_rename(part, out)
+            part.unlink(missing_ok=True)
+    except FileExistsError:
+        raise OutputError(
+            f"{out} exists already.",
+            why="It appeared while this run was under way, and was left alone.",
+            todo=f"The finished results are in {part}: rename that file.",
+        ) from None
+    except OSError as error:
+        raise OutputError(
+            f"{out} cannot be given its final name.",
+            why=f"{error.strerror or error}.",
+            todo=f"The finished results are in {part}: rename that file.",
+        ) from error
+
+
+def _link_or_rename(part: Path, out: Path) -> None:
+    """A hard link refuses an existing name, a rename does not; some file systems know no hard links."""
+    try:
+        os.link(part, out)
+    except FileExistsError:
+        raise
+    except OSError:
+        if out.exists():
+            raise FileExistsError(errno.EEXIST, "exists", str(out)) from None
+        os.replace(part, out)
+
+
+def _exists(out: Path) -> OutputError:
+    return OutputError(
+        f"{out} exists already.",
+        why="A finished file is never touched unasked.",
+        todo="Choose another name with -o, or give --overwrite.",
+    )
+
+
+def _part_exists(out: Path) -> OutputError:
+    part = part_path(out)
+    return OutputError(
+        f"{part} exists.",
+        why="Another process may be writing it, or a run was killed.",
+        todo="If none is running, remove that file and run again.",
+    )
+
+
+def disk_error(out: Path, error: OSError) -> OutputError:
+    """What to tell of a write that failed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(
+            f"The disk is full: {out} was not written.",
+            why=f"{error.strerror} in {out.parent}; the unfinished file was removed.",
+            todo="Free some space, write elsewhere with -o, or store less: --save none, --save-dtype float16.",
+        )
+    return OutputError(
+        f"Writing {out} failed.",
+        why=f"{error.strerror or error}; the unfinished file was removed.",
+        todo="Check that disk, or write elsewhere with -o.",
+    )

@@ -1,0 +1,190 @@
+"""Lazy reader of result files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+
+import h5py
+import numpy as np
+
+from jacli.errors import ResultsError
+from jacli.store.dimensions import is_bare_dimension
+from jacli.store.schema import SCHEMA
+
+with contextlib.suppress(ImportError):
+    # Registers zstd for `--compress zstd`; files without it open all the same.
+    import hdf5plugin  # noqa: F401
+
+_READ_WHOLE = frozenset({"outputs", "class_norms", "singular_values", "singular_value_error", "class_index"})
+"""Small beside the Jacobian: these, and everything with one axis, come as NumPy arrays."""
+
+
+class Results:
+    """A result file, open for reading: ``results.jacobian[3]``, ``results["factors/left"]``.
+
+    Small datasets come as NumPy arrays, read at each access; ``jacobian``, ``inputs`` and factors as
+    `h5py.Dataset`, which reads what is sliced out of it.
+
+    Attributes:
+        path: As it was given.
+        attrs: Root attributes as Python values; JSON stays text.
+        names: Names of the datasets, without bare dimensions.
+    """
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.path = path
+        self._file = file
+        self.attrs: Mapping[str, object] = MappingProxyType(
+            {name: _as_python(file.attrs[name]) for name in file.attrs}
+        )
+        self.names: tuple[str, ...] = tuple(_list_datasets(file))
+
+    def __getitem__(self, name: str) -> np.ndarray | h5py.Dataset:
+        if name not in self.names:
+            raise KeyError(f"{self.path} holds no dataset {name!r}; it holds {', '.join(self.names)}")
+        dataset = self._file[name]
+        return dataset[...] if dataset.ndim == 1 or name in _READ_WHOLE else dataset
+
+    def __getattr__(self, name: str) -> np.ndarray | h5py.Dataset:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(error.args[0]) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *(name for name in self.names if name.isidentifier())]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return int(self._file["done"].shape[0])
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run that wrote the file ended."""
+        return bool(self.attrs["complete"])
+
+    def close(self) -> None:
+        """Close the file; datasets taken from it cannot be read afterwards."""
+        self._file.close()
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_results(path: str | Path) -> Results:
+    """Open a result file; also an unfinished ``OUT.part``, whose ``done`` says how far it is.
+
+    Raises:
+        ResultsError: No such file, damaged, not a jacli result, or of a schema that this version cannot read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise ResultsError(f"{path}: {what}.", todo="Give a result file of `jacli compute`.")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        if not h5py.is_hdf5(path):
+            raise _not_results(path, "It is not an HDF5 file.") from error
+        raise ResultsError(
+            f"{path} cannot be read.",
+            why=f"{str(error).splitlines()[-1]}.",
+            todo="If a process is writing it, wait. Otherwise it is damaged or truncated: copy it again, or compute it again.",
+        ) from error
+    try:
+        _check_schema(path, file)
+        return Results(path, file)
+    except ResultsError:
+        file.close()
+        raise
+    except Exception as error:  # the metadata of a damaged file fails in as many ways as it has bytes
+        file.close()
+        raise ResultsError(
+            f"{path} cannot be read.",
+            why=f"Its table of contents is damaged: {str(error).splitlines()[-1] if str(error) else type(error).__name__}.",
+            todo="Copy it again, or compute it again.",
+        ) from error
+
+
+def describe_results(path: str | Path) -> dict[str, object]:
+    """What a result file holds, for `jacli inspect`; made of JSON's types only.
+
+    Returns:
+        ``path``, ``schema``, ``complete``, ``samples``, ``samples_done``, ``datasets`` (name -> shape, dtype,
+        dims, bytes uncompressed, bytes_stored) and ``attributes`` (the provenance).
+    """
+    with open_results(path) as results:
+        datasets = {name: _describe_dataset(results._file[name]) for name in results.names}
+        told = {"schema", "complete"}
+        return {
+            "path": str(path),
+            "schema": str(results.attrs["schema"]),
+            "complete": results.complete,
+            "samples": len(results),
+            "samples_done": int(np.count_nonzero(results["done"])),
+            "datasets": datasets,
+            "attributes": {name: value for name, value in results.attrs.items() if name not in told},
+        }
+
+
+def _describe_dataset(dataset: h5py.Dataset) -> dict[str, object]:
+    return {
+        "shape": list(dataset.shape),
+        "dtype": dataset.dtype.name,
+        "dims": [axis.label for axis in dataset.dims],
+        "bytes": int(dataset.nbytes),
+        "bytes_stored": int(dataset.id.get_storage_size()),
+    }
+
+
+def _check_schema(path: Path, file: h5py.File) -> None:
+    schema = file.attrs.get("schema")
+    if not isinstance(schema, str) or not schema.startswith("jacli/"):
+        raise _not_results(path, "It is an HDF5 file without the attribute `schema` of jacli.")
+    if schema != SCHEMA:
+        raise ResultsError(
+            f"{path} has schema {schema}.",
+            why=f"This version of jacli reads {SCHEMA}.",
+            todo="Read it with the version named in its attribute `jacli_version`, or compute it again.",
+        )
+    missing = [name for name in ("done",) if name not in file] + [
+        name for name in ("complete",) if name not in file.attrs
+    ]
+    if missing:
+        raise _not_results(path, f"It claims schema {schema} but lacks {', '.join(missing)}.")
+
+
+def _not_results(path: Path, why: str) -> ResultsError:
+    return ResultsError(
+        f"{path} is not a result file of jacli.", why=why, todo="Give a file that `jacli compute` wrote."
+    )
+
+
+def _list_datasets(file: h5py.File) -> list[str]:
+    names: list[str] = []
+
+    def note(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and not is_bare_dimension(item):
+            names.append(name)
+
+    file.visititems(note)
+    return names
+
+
+def _as_python(value: object) -> object:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

@@ -1,0 +1,227 @@
+"""Schema ``jacli/1``: which datasets a result file holds, their shapes, dtypes and dimension names.
+
+A table, computed from a few integers: the writer lays it out, ``--dry-run`` sums it, a text snapshot
+in the tests keeps it. B is the number of samples of the file.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+SCHEMA = "jacli/1"
+
+_CHUNK_BYTES = 4 * 2**20
+"""Writes in aligned chunks of 1 to 4 MiB are the fastest (FINDINGS section 4)."""
+_SMALL_CHUNK_BYTES = 64 * 2**10
+"""Below this a chunk costs more in the file's index than in its values."""
+_CONTIGUOUS_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class DatasetLayout:
+    """One dataset: shape, dtype, the name of each axis, and how it lies on disk.
+
+    Attributes:
+        dims: One name an axis; the first is ``batch`` unless the dataset belongs to the whole run.
+        long_name: What it is, in words.
+        units: "1" for numbers that count nothing; empty where the unit is the model's own.
+        chunks: Chunk shape; None for a contiguous dataset.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    dims: tuple[str, ...]
+    long_name: str
+    units: str = ""
+    chunks: tuple[int, ...] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values, uncompressed."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class ResultLayout:
+    """What a run stores, from which every dataset of its file follows.
+
+    Attributes:
+        n_samples: B.
+        input_shape: Of one sample.
+        output_shape: Of one sample's whole output.
+        selected: k of ``--classes``; None for all outputs, each along its own axes.
+        per_sample_classes: The k outputs differ from sample to sample (``top:k``, ``label``).
+        n_singular_values: s, stored for each sample; 0 for none.
+        nuclear_norm: Whether all singular values were computed, so that their sum is known.
+        save_jacobian: False for ``--save none``.
+        save_inputs: Whether the inputs are copied into the file.
+        save_dtype: Of the Jacobian in the file.
+        input_dtype: Of the inputs as they were read.
+        output_dtype: The run's arithmetic.
+        compress: none, gzip, lzf or zstd.
+        batch_size: Samples a block; chunks are aligned to it.
+    """
+
+    n_samples: int
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    selected: int | None = None
+    per_sample_classes: bool = False
+    n_singular_values: int = 0
+    nuclear_norm: bool = False
+    save_jacobian: bool = True
+    save_inputs: bool = True
+    save_dtype: str = "float32"
+    input_dtype: str = "float32"
+    output_dtype: str = "float32"
+    compress: str = "none"
+    batch_size: int = 1
+
+    def datasets(self) -> dict[str, DatasetLayout]:
+        """Name -> layout, in the order of INTERFACE section 4."""
+        input_dims, output_dims = dimension_names(self.input_shape, self.output_shape)
+        differentiated, differentiated_dims = self.output_shape, output_dims
+        if self.selected is not None:
+            differentiated, differentiated_dims = (self.selected,), ("selected",)
+        singular = (self.n_singular_values,), ("singular_value",)
+        table: dict[str, DatasetLayout] = {}
+
+        def add(
+            name: str,
+            shape: tuple[int, ...],
+            dims: tuple[str, ...],
+            dtype: str,
+            long_name: str,
+            units: str = "",
+        ) -> None:
+            layout = DatasetLayout(
+                (self.n_samples, *shape), np.dtype(dtype), ("batch", *dims), long_name, units
+            )
+            table[name] = self._with_chunks(layout)
+
+        if self.save_jacobian:
+            add(
+                "jacobian",
+                (*self.input_shape, *differentiated),
+                (*input_dims, *differentiated_dims),
+                self.save_dtype,
+                "derivative of each output with respect to each input",
+                "output per input",
+            )
+        add("sample_index", (), (), "int64", "position of the sample in the inputs", "1")
+        if self.save_inputs:
+            add("inputs", self.input_shape, input_dims, self.input_dtype, "inputs, as read")
+        add("outputs", self.output_shape, output_dims, self.output_dtype, "all outputs of the model")
+        for name, long_name in self._norms().items():
+            add(name, (), (), "float64", long_name, "output per input")
+        add(
+            "class_norms",
+            differentiated,
+            differentiated_dims,
+            "float64",
+            "2-norm of each output's input-gradient",
+            "output per input",
+        )
+        if self.n_singular_values:
+            add(
+                "singular_values",
+                *singular,
+                "float64",
+                "singular values of the matrix (n_out, n_in), decreasing",
+                "output per input",
+            )
+            add(
+                "singular_value_error",
+                *singular,
+                "float64",
+                "bound on the absolute error of each singular value",
+                "output per input",
+            )
+        if self.selected is not None:
+            long_name = "flat index of each selected output"
+            if self.per_sample_classes:
+                add("class_index", (self.selected,), ("selected",), "int64", long_name, "1")
+            else:
+                table["class_index"] = DatasetLayout(
+                    (self.selected,), np.dtype("int64"), ("selected",), long_name, "1"
+                )
+        add("done", (), (), "uint8", "1 once everything of the sample is on disk", "1")
+        return table
+
+    def _norms(self) -> dict[str, str]:
+        norms = {"frobenius_norm": "Frobenius norm of the Jacobian"}
+        if self.n_singular_values:
+            norms["spectral_norm"] = "largest singular value of the Jacobian"
+        if self.nuclear_norm:
+            norms["nuclear_norm"] = "sum of the singular values of the Jacobian"
+        return norms
+
+    def _with_chunks(self, layout: DatasetLayout) -> DatasetLayout:
+        plain = self.compress == "none" and layout.nbytes <= _CONTIGUOUS_BYTES
+        if plain or len(layout.shape) == 1:
+            return layout
+        chunks = chunk_shape(layout.shape, layout.dtype.itemsize, self.batch_size)
+        return DatasetLayout(layout.shape, layout.dtype, layout.dims, layout.long_name, layout.units, chunks)
+
+
+def dimension_names(
+    input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the axes of one sample's input and output.
+
+    Images (three axes) are c, h, w and a vector of outputs is n_classes; anything else is numbered.
+    """
+    inputs = (
+        ("c", "h", "w")
+        if len(input_shape) == 3
+        else tuple(f"input_{axis}" for axis in range(len(input_shape)))
+    )
+    outputs = (
+        ("n_classes",)
+        if len(output_shape) == 1
+        else tuple(f"output_{axis}" for axis in range(len(output_shape)))
+    )
+    return inputs, outputs
+
+
+def bytes_on_disk(layout: ResultLayout) -> dict[str, int]:
+    """Bytes of each dataset, uncompressed."""
+    return {name: dataset.nbytes for name, dataset in layout.datasets().items()}
+
+
+def chunk_shape(shape: tuple[int, ...], itemsize: int, batch_size: int) -> tuple[int, ...]:
+    """The chunk of a dataset (B, ...): whole samples, at most 4 MiB, aligned to the blocks that are written.
+
+    The number of samples divides ``batch_size``, so that no block ends inside a chunk; where whole blocks
+    are tiny, a chunk is several of them. A sample beyond 4 MiB is split along its leading axes.
+    """
+    block = min(batch_size, shape[0])
+    chunk = list(shape)
+    for axis, size in enumerate(shape):
+        row_bytes = math.prod(shape[axis + 1 :]) * itemsize
+        fit = _CHUNK_BYTES // row_bytes
+        if fit == 0:
+            chunk[axis] = 1
+        elif axis == 0:
+            blocks = max(1, _SMALL_CHUNK_BYTES // (block * row_bytes))
+            chunk[0] = min(shape[0], block * blocks) if blocks > 1 else _largest_divisor(block, fit)
+            break
+        else:
+            chunk[axis] = _even_split(size, fit)
+            break
+    return tuple(chunk)
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return next(divisor for divisor in range(min(number, limit), 0, -1) if number % divisor == 0)
+
+
+def _even_split(size: int, fit: int) -> int:
+    """At most ``fit``: a divisor of ``size`` unless that is too small, then parts of nearly equal length."""
+    divisor = _largest_divisor(size, fit)
+    if divisor * 4 >= fit or divisor == size:
+        return divisor
+    return math.ceil(size / math.ceil(size / fit))

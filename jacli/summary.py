@@ -1,0 +1,274 @@
+"""The columns of a summary, and the tables made of them: pure functions from arrays to plain rows.
+
+A column is a function and a line in `COLUMNS`.  It maps the `Statistics` of some samples to one number a
+sample, or to None where the statistics do not determine it.  With sigma_1 >= sigma_2 >= ... the
+singular values of a sample's Jacobian (n_out, n_in), all columns but the condition number and the ranks
+have the unit of the Jacobian: outputs per input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jacli.errors import UsageError
+
+Array = NDArray[np.float64]
+Cell = str | int | float | None
+Row = tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is known of the Jacobians of b samples; None where it is not known.
+
+    Attributes:
+        frobenius_norm: ``(b,)``.
+        spectral_norm: ``(b,)``.
+        nuclear_norm: ``(b,)``.
+        class_norms: ``(b, c)``, the 2-norm of each output's input-gradient.
+        singular_values: ``(b, s)``, decreasing, all ``s = min(n_out, n_in)`` of them.
+        singular_value_error: ``(b, s)``, a bound on their absolute errors.
+    """
+
+    frobenius_norm: Array | None = None
+    spectral_norm: Array | None = None
+    nuclear_norm: Array | None = None
+    class_norms: Array | None = None
+    singular_values: Array | None = None
+    singular_value_error: Array | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number a sample.
+
+    Attributes:
+        name: As in tables and in ``--sort``.
+        unit: ``output/input``, or ``1`` for pure numbers.
+        reference: Who defined it.
+        function: ``Statistics -> (b,)``, or None where it is not determined.
+    """
+
+    name: str
+    unit: str
+    reference: str
+    function: Callable[[Statistics], Array | None]
+
+
+@dataclass(frozen=True)
+class FileSummary:
+    """The columns of one file's samples.
+
+    Attributes:
+        name: The file, as it is to be named in tables.
+        samples: ``(b,)`` position of each sample in the inputs.
+        columns: Name of a column -> ``(b,)``, or None.
+        classes: ``(c,)`` or ``(b, c)`` ids of the outputs; None unless a table per class was asked for.
+        class_norms: ``(b, c)``, likewise.
+    """
+
+    name: str
+    samples: NDArray[np.int64]
+    columns: dict[str, Array | None]
+    classes: NDArray[np.int64] | None = None
+    class_norms: NDArray[np.floating] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Plain rows under named columns, and remarks that belong beside them."""
+
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+
+def _ratio(above: Array, below: Array) -> Array:
+    """``above / below``; x / 0 is infinite and 0 / 0 NaN, silently: tables count both apart."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return above / below
+
+
+def stable_rank(known: Statistics) -> Array | None:
+    """``||J||_F^2 / sigma_1^2``: at most the rank, and unmoved by tiny singular values."""
+    if known.frobenius_norm is None or known.spectral_norm is None:
+        return None
+    return _ratio(known.frobenius_norm, known.spectral_norm) ** 2
+
+
+def effective_rank(known: Statistics) -> Array | None:
+    """``exp(-sum p log p)`` with ``p = sigma / sum sigma``: the number of equal values of the same entropy."""
+    if known.singular_values is None:
+        return None
+    share = _ratio(known.singular_values, known.singular_values.sum(axis=1, keepdims=True))
+    log_share = np.log(np.where(share > 0, share, 1.0))  # p log p -> 0 as p -> 0
+    return np.asarray(np.exp(-(share * log_share).sum(axis=1)))
+
+
+def condition_number(known: Statistics) -> Array | None:
+    """``sigma_1 / sigma_min``; infinite where sigma_min is within its error of zero."""
+    if known.singular_values is None or known.singular_values.shape[1] == 0:
+        return None
+    smallest = known.singular_values[:, -1]
+    if known.singular_value_error is not None:
+        smallest = np.where(smallest <= known.singular_value_error[:, -1], 0.0, smallest)
+    return _ratio(known.singular_values[:, 0], smallest)
+
+
+def largest_class_norm(known: Statistics) -> Array | None:
+    """The largest 2-norm of an output's input-gradient."""
+    if known.class_norms is None or known.class_norms.shape[1] == 0:
+        return None
+    return np.asarray(known.class_norms.max(axis=1))
+
+
+COLUMNS: dict[str, Column] = {
+    column.name: column
+    for column in (
+        Column("frobenius_norm", "output/input", "Frobenius (1911)", lambda known: known.frobenius_norm),
+        Column("spectral_norm", "output/input", "the largest singular value", lambda known: known.spectral_norm),
+        Column("nuclear_norm", "output/input", "the sum of the singular values", lambda known: known.nuclear_norm),
+        Column("stable_rank", "1", "Rudelson & Vershynin (2007)", stable_rank),
+        Column("effective_rank", "1", "Roy & Vetterli (2007)", effective_rank),
+        Column("condition_number", "1", "Turing (1948)", condition_number),
+        Column("largest_class_norm", "output/input", "the largest row norm", largest_class_norm),
+    )
+}
+
+SPREAD = ("mean", "median", "min", "max", "p5", "p95")
+PER_CLASS = ("class", "count", "mean", "median", "min", "max", "std", "not_finite")
+
+
+def columns_over_file(several: bool) -> tuple[str, ...]:
+    """Column names of `table_over_file`."""
+    return ("metric", *_file_column(several), *SPREAD, "not_finite")
+
+
+def columns_per_sample(several: bool) -> tuple[str, ...]:
+    """Column names of `table_per_sample`."""
+    return (*_file_column(several), "sample", *COLUMNS)
+
+
+def columns_per_class(several: bool) -> tuple[str, ...]:
+    """Column names of `table_per_class`."""
+    return (PER_CLASS[0], *_file_column(several), *PER_CLASS[1:])
+
+
+def table_over_file(files: Sequence[FileSummary]) -> Table:
+    """Metric by spread over the samples: mean, median, min, max, 5 % and 95 % percentiles.
+
+    NaN and infinite samples are left out of these and counted in ``not_finite``.  With several files,
+    the rows of one metric stand together.
+    """
+    several = len(files) > 1
+    rows: list[Row] = []
+    for metric in COLUMNS:
+        for file in files:
+            values = file.columns[metric]
+            rows.append((metric, *_file_cell(file, several), *_spread(values), _count_not_finite(values)))
+    return Table(columns_over_file(several), tuple(rows))
+
+
+def table_per_sample(files: Sequence[FileSummary]) -> Table:
+    """One row a sample, one column a metric."""
+    several = len(files) > 1
+    rows: list[Row] = []
+    for file in files:
+        metrics = [file.columns[metric] for metric in COLUMNS]
+        for i, sample in enumerate(file.samples.tolist()):
+            cells = (None if values is None else float(values[i]) for values in metrics)
+            rows.append((*_file_cell(file, several), sample, *cells))
+    return Table(columns_per_sample(several), tuple(rows))
+
+
+def table_per_class(files: Sequence[FileSummary]) -> Table:
+    """One row a class: how the norms of this output's input-gradient spread over the samples.
+
+    With several files, the rows of one class stand together.
+    """
+    several = len(files) > 1
+    rows: list[Row] = []
+    for position, file in enumerate(files):
+        for class_id, norms in _norms_by_class(file):
+            finite = norms[np.isfinite(norms)].astype(np.float64)
+            mean, median, low, high = _spread(finite)[:4]
+            deviation = float(finite.std()) if finite.size else None
+            spread = (mean, median, low, high, deviation, norms.size - finite.size)
+            rows.append((class_id, *_file_cell(file, several), norms.size, *spread))
+    if several:
+        rows.sort(key=lambda row: row[0])  # type: ignore[arg-type,return-value]  # stable: files keep order
+    return Table(columns_per_class(several), tuple(rows))
+
+
+def check_order(columns: Sequence[str], sort: str | None, limit: int | None) -> None:
+    """Refuse an unknown column to sort by, or a limit below 1, before any work is done."""
+    if sort is not None and sort.removeprefix("-") not in columns:
+        raise UsageError(
+            f"--sort {sort}: this table has no column {sort.removeprefix('-')!r}.",
+            why=f"Its columns are {', '.join(columns)}.",
+            todo="Name one of them; a leading '-' sorts from large to small.",
+        )
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit} would leave no rows.", todo="Give 1 or more.")
+
+
+def arranged(table: Table, *, sort: str | None = None, limit: int | None = None) -> Table:
+    """The table sorted by a column (``-name``: descending; unknown numbers last), then cut to a length.
+
+    Raises:
+        UsageError: There is no such column, or the limit is below 1.
+    """
+    check_order(table.columns, sort, limit)
+    rows: Iterable[Row] = table.rows
+    if sort is not None:
+        at = table.columns.index(sort.removeprefix("-"))
+        known = [row for row in rows if not _is_unknown(row[at])]
+        known.sort(key=lambda row: row[at], reverse=sort.startswith("-"))  # type: ignore[arg-type,return-value]
+        rows = known + [row for row in table.rows if _is_unknown(row[at])]
+    return Table(table.columns, tuple(rows)[:limit], table.notes)
+
+
+def _is_unknown(cell: Cell) -> bool:
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def _file_column(several: bool) -> tuple[str, ...]:
+    return ("file",) if several else ()
+
+
+def _file_cell(file: FileSummary, several: bool) -> tuple[str, ...]:
+    return (file.name,) if several else ()
+
+
+def _count_not_finite(values: Array | None) -> int | None:
+    return None if values is None else int(values.size - np.isfinite(values).sum())
+
+
+def _spread(values: Array | None) -> tuple[float | None, ...]:
+    """Mean, median, min, max, 5 % and 95 % of the finite values; None where there are none."""
+    finite = np.empty(0) if values is None else values[np.isfinite(values)]
+    if finite.size == 0:
+        return (None,) * len(SPREAD)
+    low, high = np.percentile(finite, [5, 95])
+    numbers = (finite.mean(), np.median(finite), finite.min(), finite.max(), low, high)
+    return tuple(float(number) for number in numbers)
+
+
+def _norms_by_class(file: FileSummary) -> Iterable[tuple[int, NDArray[np.floating]]]:
+    """Class id and the norms of that class, ids increasing."""
+    norms, classes = file.class_norms, file.classes
+    if norms is None or classes is None:
+        return
+    if classes.ndim == 1:  # the same outputs for every sample: a class is a column
+        for at in np.argsort(classes, kind="stable").tolist():
+            yield int(classes[at]), norms[:, at]
+        return
+    order = np.argsort(classes, axis=None, kind="stable")  # --classes top:k: each sample has its own
+    ids, starts = np.unique(classes.ravel()[order], return_index=True)
+    for class_id, group in zip(ids.tolist(), np.split(norms.ravel()[order], starts[1:]), strict=True):
+        yield class_id, group

@@ -1,0 +1,6 @@
+"""Trust: the probe before a run, the check of its first block; always through the original model."""
+
+from jacli.verify.probe import Probed, probe
+from jacli.verify.rows import row_error, row_tolerance
+
+__all__ = ["Probed", "probe", "row_error", "row_tolerance"]

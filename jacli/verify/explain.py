@@ -1,0 +1,143 @@
+"""Why does a model not accept these inputs?  The usual mistakes, tried out one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from jacli.errors import InputsError, JacliError, ModelError
+
+_DTYPE_WORDS = ("dtype", "scalar type", "input type", "found double", "double and float", "float != double")
+_DEVICE_WORDS = ("same device", "on cpu", "cuda")
+
+
+def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception) -> JacliError:
+    """The error a user can act on, from the one torch raised.
+
+    Args:
+        run: The network on a batch of inputs.
+        x: The rows that failed, ``(m, *input)``.
+        error: What the model raised for a batch of one.
+    """
+    said = f"The model says: {telling_line(error)}"
+    shape = tuple(x.shape[1:])
+    words = str(error).lower()
+    if x.dtype == torch.float64 and any(word in words for word in _DTYPE_WORDS):
+        return ModelError(
+            "The model does not run in float64.",
+            why=f"{said} (constants of its program are float32)",
+            todo="Leave --dtype out: float32.",
+        )
+    if x.device.type != "cpu" and any(word in words for word in _DEVICE_WORDS):
+        return ModelError(
+            f"The model does not run on {x.device}.",
+            why=f"{said} (a device is fixed inside its program)",
+            todo="Give --device cpu.",
+        )
+    if "expected tensor for argument" in words and "indices" in words:
+        return ModelError(
+            "The model takes whole numbers (token ids), which have no derivative.",
+            why=said,
+            todo="Wrap the model so that it takes the embedded vectors (--arch file.py:callable).",
+        )
+    if "missing" in words and "argument" in words:
+        return ModelError(
+            "The model's forward needs further arguments.",
+            why=said,
+            todo="Give them with --arg NAME=VALUE, or --arg NAME=@FILE.npy for one row a sample.",
+        )
+    for name, change, todo in _LAYOUTS:
+        changed = change(x)
+        if changed is not None and _accepts(run, changed):
+            return InputsError(
+                f"The inputs have shape {shape} a sample, which the model does not accept: {name}.",
+                why=f"With {tuple(changed.shape[1:])} a sample it runs. {said}",
+                todo=todo,
+            )
+    return InputsError(
+        f"The model does not accept inputs of shape {shape} a sample.",
+        why=said,
+        todo="Check shape, layout (batch, c, h, w) and preprocessing: `jacli inspect` shows model and inputs.",
+    )
+
+
+def telling_line(error: Exception) -> str:
+    """The last line that says something: TorchScript and torch wrap it in tracebacks and advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if "~" not in line and not line.startswith(("File", "Traceback", "at ", "Serialized"))]
+    telling = [line for line in lines if "Error" in line] or lines
+    text = telling[-1] if telling else type(error).__name__
+    return text[:300].rstrip(".") + "."
+
+
+def _accepts(run: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    try:
+        run(x)
+    except Exception:  # any failure means no
+        return False
+    return True
+
+
+def _channels_last(x: Tensor) -> Tensor | None:
+    return x.movedim(-1, 1).contiguous() if x.dim() >= 4 and x.shape[-1] <= 16 else None
+
+
+def _channels_first(x: Tensor) -> Tensor | None:
+    return x.movedim(1, -1).contiguous() if x.dim() >= 4 and x.shape[1] <= 16 else None
+
+
+def _no_batch(x: Tensor) -> Tensor | None:
+    return x[None] if x.dim() >= 2 else None
+
+
+def _no_channel(x: Tensor) -> Tensor | None:
+    return x[:, None] if x.dim() >= 3 else None
+
+
+def _three_channels(x: Tensor) -> Tensor | None:
+    return x.repeat(1, 3, 1, 1) if x.dim() == 4 and x.shape[1] == 1 else None
+
+
+def _one_channel(x: Tensor) -> Tensor | None:
+    return x[:, :1] if x.dim() == 4 and x.shape[1] in (3, 4) else None
+
+
+def _flat(x: Tensor) -> Tensor | None:
+    return x.flatten(1) if x.dim() > 2 else None
+
+
+_LAYOUTS: tuple[tuple[str, Callable[[Tensor], Tensor | None], str], ...] = (
+    (
+        "they are channels-last (NHWC)",
+        _channels_last,
+        "Save them as (batch, c, h, w): np.save('inputs.npy', x.transpose(0, 3, 1, 2)).",
+    ),
+    (
+        "they are channels-first (NCHW) and the model wants channels-last",
+        _channels_first,
+        "Save them as (batch, h, w, c): np.save('inputs.npy', x.transpose(0, 2, 3, 1)).",
+    ),
+    ("the channel axis is missing", _no_channel, "Save them with it: np.save('inputs.npy', x[:, None])."),
+    ("the batch axis is missing", _no_batch, "Save them with it: np.save('inputs.npy', x[None])."),
+    (
+        "they have 1 channel and the model wants 3",
+        _three_channels,
+        "If the model was trained on grey images in three channels: np.save('inputs.npy', x.repeat(3, axis=1)).",
+    ),
+    (
+        "they have several channels and the model wants 1",
+        _one_channel,
+        "Convert them to one channel as the model was trained.",
+    ),
+    (
+        "the model wants flat inputs",
+        _flat,
+        "Save them flat: np.save('inputs.npy', x.reshape(len(x), -1)).",
+    ),
+)
+"""Mistake, its remedy as a function of the batch, the remedy in words; the first that runs is told.
+
+With a missing batch axis the rows given are (c, h, w) slices of one sample: ``x`` has too few axes.
+"""
