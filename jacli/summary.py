@@ -102,7 +102,7 @@ def stable_rank(known: Statistics) -> Array | None:
 
 
 def effective_rank(known: Statistics) -> Array | None:
-    """``exp(-sum p log p)`` with ``p = sigma / sum sigma``: the number of equal values of the same entropy."""
+    """``exp(-sum p log p)``, ``p = sigma / sum sigma``: as many equal values have the same entropy."""
     if known.singular_values is None:
         return None
     share = _ratio(known.singular_values, known.singular_values.sum(axis=1, keepdims=True))
@@ -131,8 +131,12 @@ COLUMNS: dict[str, Column] = {
     column.name: column
     for column in (
         Column("frobenius_norm", "output/input", "Frobenius (1911)", lambda known: known.frobenius_norm),
-        Column("spectral_norm", "output/input", "the largest singular value", lambda known: known.spectral_norm),
-        Column("nuclear_norm", "output/input", "the sum of the singular values", lambda known: known.nuclear_norm),
+        Column(
+            "spectral_norm", "output/input", "the largest singular value", lambda known: known.spectral_norm
+        ),
+        Column(
+            "nuclear_norm", "output/input", "the sum of the singular values", lambda known: known.nuclear_norm
+        ),
         Column("stable_rank", "1", "Rudelson & Vershynin (2007)", stable_rank),
         Column("effective_rank", "1", "Roy & Vetterli (2007)", effective_rank),
         Column("condition_number", "1", "Turing (1948)", condition_number),
@@ -193,7 +197,7 @@ def table_per_class(files: Sequence[FileSummary]) -> Table:
     """
     several = len(files) > 1
     rows: list[Row] = []
-    for position, file in enumerate(files):
+    for file in files:
         for class_id, norms in _norms_by_class(file):
             finite = norms[np.isfinite(norms)].astype(np.float64)
             mean, median, low, high = _spread(finite)[:4]
@@ -233,6 +237,30 @@ def arranged(table: Table, *, sort: str | None = None, limit: int | None = None)
     return Table(table.columns, tuple(rows)[:limit], table.notes)
 
 
+def joined(parts: Sequence[Array | None]) -> Array | None:
+    """A column out of its blocks; None if it is not determined."""
+    known = [part for part in parts if part is not None]
+    return np.concatenate(known) if known else None
+
+
+def remarks(columns: dict[str, Array | None], samples: int) -> list[str]:
+    """What must be known beside a table: how many samples are not finite, or singular."""
+    if samples == 0:
+        return ["no sample is done: the table is empty"]
+    norm = columns["frobenius_norm"] if columns["frobenius_norm"] is not None else columns["spectral_norm"]
+    bad = 0 if norm is None else int((~np.isfinite(norm)).sum())
+    condition = columns["condition_number"]
+    singular = 0 if condition is None else int(np.isinf(condition).sum())
+    notes = []
+    if bad:
+        notes.append(
+            f"{bad} of {samples} samples have a Jacobian that is not finite; left out, see not_finite"
+        )
+    if singular:
+        notes.append(f"{singular} of {samples} samples are singular to rounding: infinite condition number")
+    return notes
+
+
 def _is_unknown(cell: Cell) -> bool:
     return cell is None or (isinstance(cell, float) and math.isnan(cell))
 
@@ -270,5 +298,4 @@ def _norms_by_class(file: FileSummary) -> Iterable[tuple[int, NDArray[np.floatin
         return
     order = np.argsort(classes, axis=None, kind="stable")  # --classes top:k: each sample has its own
     ids, starts = np.unique(classes.ravel()[order], return_index=True)
-    for class_id, group in zip(ids.tolist(), np.split(norms.ravel()[order], starts[1:]), strict=True):
-        yield class_id, group
+    yield from zip(ids.tolist(), np.split(norms.ravel()[order], starts[1:]), strict=True)

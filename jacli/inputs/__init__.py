@@ -84,21 +84,19 @@ def _find_loader(content: Content) -> Callable[[Path, str | None], StoredArray]:
 def _recognise(source: str) -> Content:
     """The content of ``source``; refuses everything that holds no inputs, each by its name."""
     path = Path(source)
-    if not path.exists():
-        raise InputsError(f"{source}: no such file.", todo="Check the path of INPUTS.")
-    if not path.is_file() and not path.is_dir():
-        raise InputsError(
-            f"{source} is not a regular file.",
-            why="It is a device, a pipe or a socket, and inputs are read at random positions.",
-            todo="Write the inputs to a file first.",
-        )
     try:
+        if not path.exists():
+            raise InputsError(f"{source}: no such file.", todo="Check the path of INPUTS.")
+        if not path.is_file() and not path.is_dir():
+            raise InputsError(
+                f"{source} is not a regular file.",
+                why="It is a device, a pipe or a socket, and inputs are read at random positions.",
+                todo="Write the inputs to a file first.",
+            )
         content = recognise_content(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise InputsError(
-            f"{source} cannot be opened.",
-            why=f"{error.strerror or error}.",
-            todo="Check the path and its permissions.",
+            f"{source} cannot be opened.", why=f"{error}.", todo="Check the path and its permissions."
         ) from error
     if content in LOADERS:
         return content
@@ -114,7 +112,7 @@ def _recognise(source: str) -> Content:
         raise InputsError(
             what,
             why=f"It is {article} {content.value}, and jacli reads arrays.",
-            todo="Preprocess the images as for the model's training and save them with numpy.save, shape (batch, c, h, w).",
+            todo="Preprocess them as for the model's training and save one .npy of shape (batch, c, h, w).",
         )
     why, todo = WHAT_TO_DO[content]
     raise InputsError(what, why=why, todo=todo)

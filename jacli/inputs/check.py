@@ -20,7 +20,7 @@ def check_dtype(dtype: np.dtype) -> None:
     if dtype.kind == "f" and dtype.itemsize <= 8:
         return
     if dtype == np.uint8:
-        todo = "Scale it as the model was trained, for example x.astype('float32') / 255, then normalise, and save that."
+        todo = "Scale it as the model was trained, for example x.astype('float32') / 255, and save that."
     elif dtype.kind in "iu":
         todo = (
             "Token ids have no derivative: give their embeddings, and a model that takes them. "

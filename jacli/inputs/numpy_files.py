@@ -15,7 +15,7 @@ from jacli.inputs.source import StoredArray, choose_key, refuse_key
 def load_npy(path: Path, key: str | None) -> StoredArray:
     """A .npy file, memory-mapped."""
     refuse_key(path, key, why="A NumPy array has no name.")
-    # A memory map cannot hold a 0-d array or Python objects; the header says which it is, so that the message can.
+    # Python objects, a single number and no samples cannot be mapped; `open_inputs` refuses them by name.
     with path.open("rb") as file:
         shape, dtype = _read_header(file)
     if dtype.kind == "O" or not shape or 0 in shape:

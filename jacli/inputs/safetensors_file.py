@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,39 +20,33 @@ _DTYPES = {
 
 def load_safetensors(path: Path, key: str | None) -> StoredArray:
     """One tensor of a safetensors file."""
-    # The handle's class is private to safetensors: enter and exit are all that it promises.
-    header = safe_open(path, framework="np")
-    with header as file:
+    with ExitStack() as stack:
+        file = stack.enter_context(safe_open(path, framework="np"))
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         chosen = choose_key(path, shapes, key)
         stored_as = file.get_slice(chosen).get_dtype()
-    if stored_as == "BF16":
-        return _load_bfloat16(path, chosen, shapes[chosen])
-    if stored_as not in _DTYPES:
-        raise InputsError(
-            f"{path}[{chosen}] has dtype {stored_as}.",
-            why=f"jacli reads {', '.join(_DTYPES)} and BF16.",
-            todo="Save it as float32.",
-        )
-    rows = safe_open(path, framework="np")
-    opened = rows.__enter__()
+        if stored_as == "BF16":
+            return _load_bfloat16(path, chosen, shapes[chosen])
+        if stored_as not in _DTYPES:
+            raise InputsError(
+                f"{path}[{chosen}] has dtype {stored_as}.",
+                why=f"jacli reads {', '.join(_DTYPES)} and BF16.",
+                todo="Save it as float32.",
+            )
+        dtype, close = np.dtype(_DTYPES[stored_as]), stack.pop_all().close
     return StoredArray(
-        chosen,
-        shapes[chosen],
-        np.dtype(_DTYPES[stored_as]),
-        lambda start, stop: opened.get_slice(chosen)[start:stop],
-        lambda: rows.__exit__(None, None, None),
+        chosen, shapes[chosen], dtype, lambda start, stop: file.get_slice(chosen)[start:stop], close
     )
 
 
 def _load_bfloat16(path: Path, key: str, shape: tuple[int, ...]) -> StoredArray:
     """NumPy has no bfloat16: torch reads it, and float32 holds every one of its values exactly."""
-    rows = safe_open(path, framework="pt")
-    opened = rows.__enter__()
-    return StoredArray(
-        key,
-        shape,
-        np.dtype("float32"),
-        lambda start, stop: opened.get_slice(key)[start:stop].float().numpy(),
-        lambda: rows.__exit__(None, None, None),
-    )
+    with ExitStack() as stack:
+        file = stack.enter_context(safe_open(path, framework="pt"))
+        close = stack.pop_all().close
+
+    def read_slice(start: int, stop: int) -> np.ndarray:
+        rows: np.ndarray = file.get_slice(key)[start:stop].float().numpy()
+        return rows
+
+    return StoredArray(key, shape, np.dtype("float32"), read_slice, close)

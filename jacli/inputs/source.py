@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 
 import numpy as np
@@ -92,7 +93,7 @@ def _runs(positions: np.ndarray) -> Iterator[tuple[int, int]]:
         return
     breaks = np.flatnonzero(np.diff(positions) != 1) + 1
     bounds = [0, *breaks.tolist(), len(positions)]
-    yield from zip(bounds[:-1], bounds[1:], strict=True)
+    yield from pairwise(bounds)
 
 
 @contextmanager
@@ -107,10 +108,10 @@ def reading(name: str, format: str) -> Iterator[None]:
     except JacliError:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise InputsError(
             f"{name} cannot be read.",
-            why=f"It starts as a {format} does, but reading it failed: {lines[-1] if lines else type(error).__name__}",
+            why=f"It starts as a {format} does, but reading it failed: {lines[-1]}",
             todo="It may be damaged or truncated: copy or download it again.",
         ) from error
 
@@ -139,7 +140,7 @@ def choose_key(path: object, arrays: Mapping[str, tuple[int, ...]], key: str | N
         return key
     if len(arrays) == 1:
         return next(iter(arrays))
-    if any(name.endswith((".weight", ".bias")) for name in arrays):
+    if any(name.rpartition(".")[2] in ("weight", "bias") for name in arrays):
         raise InputsError(
             f"{path} looks like the weights of a model.",
             why=f"It holds {listing}.",

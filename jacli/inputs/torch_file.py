@@ -34,7 +34,7 @@ def _load(path: Path, key: str | None, *, mmap: bool) -> StoredArray:
         raise InputsError(
             f"{path} holds Python objects, not tensors alone.",
             why=f"Loading it would run code: it asks for {wanted[1] if wanted else 'classes of its own'}.",
-            todo="If it is the model, give it first: `jacli compute MODEL INPUTS`. Else save the tensor of inputs alone.",
+            todo="Save the tensor of inputs alone; a model comes first: `jacli compute MODEL INPUTS`.",
         ) from error
     if isinstance(loaded, torch.Tensor):
         refuse_key(path, key, why="It holds one tensor without a name.")

@@ -36,8 +36,8 @@ DESCRIBERS: dict[Content, str] = {
 __all__ = ["DESCRIBERS", "LOADERS", "LoadedModel", "describe_model", "load_model"]
 
 _TOO_OLD = {
-    Content.TORCHSCRIPT_1_1: "It is a TorchScript archive of PyTorch 1.0 or 1.1, which PyTorch itself no longer reads.",
-    Content.TORCH_TAR: "It was written by torch.save of PyTorch 0.1 (a tar archive), which cannot be read without running its code.",
+    Content.TORCHSCRIPT_1_1: "It is a TorchScript archive of PyTorch 1.0 or 1.1, no longer readable.",
+    Content.TORCH_TAR: "It is a tar archive of PyTorch 0.1, which cannot be read without running its code.",
 }
 
 
@@ -126,7 +126,9 @@ def _entry(table: Mapping[Content, str], path: Path) -> Callable[..., Any]:
     try:
         content = recognise_content(path)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read.", why=str(error), todo="Check the path and its permissions.") from error
+        raise ModelError(
+            f"{path} cannot be read.", why=str(error), todo="Check the path and its permissions."
+        ) from error
     if content in table:
         module, function = table[content].split(":")
         entry: Callable[..., Any] = getattr(importlib.import_module(module), function)
@@ -134,7 +136,10 @@ def _entry(table: Mapping[Content, str], path: Path) -> Callable[..., Any]:
     if content in WHAT_TO_DO:
         why, todo = WHAT_TO_DO[content]
     elif content in _TOO_OLD:
-        why, todo = _TOO_OLD[content], "Load it with the PyTorch of its time and save it again with a current one."
+        why, todo = (
+            _TOO_OLD[content],
+            "Load it with the PyTorch of its time and save it again with a current one.",
+        )
     else:
         why, todo = f"It is: {content}.", "Give a file of one of the formats in `jacli compute --help`."
     raise ModelError(f"{path} is not a model that can be loaded.", why=why, todo=todo)

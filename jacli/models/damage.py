@@ -26,12 +26,16 @@ def check_zip(path: Path) -> None:
             names = archive.namelist()
             bad = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
-        raise ModelError(f"{path} is damaged.", why=f"Its zip archive is corrupt: {last_line(error)}", todo=COPY_AGAIN) from error
+        raise ModelError(
+            f"{path} is damaged.", why=f"Its zip archive is corrupt: {last_line(error)}", todo=COPY_AGAIN
+        ) from error
     if bad is not None:
         why = f"The checksum of its member {bad} does not hold."
         raise ModelError(f"{path} is damaged.", why=why, todo=COPY_AGAIN)
     if len(set(names)) < len(names):
-        raise ModelError(f"{path} is damaged.", why="Its zip archive holds two members of one name.", todo=COPY_AGAIN)
+        raise ModelError(
+            f"{path} is damaged.", why="Its zip archive holds two members of one name.", todo=COPY_AGAIN
+        )
 
 
 @contextmanager
@@ -46,7 +50,9 @@ def reading(path: Path, kind: str, *, todo: str = COPY_AGAIN) -> Iterator[None]:
     except JacliError:
         raise
     except Exception as error:
-        raise ModelError(f"{path} cannot be read as a {kind}; it may be damaged.", why=last_line(error), todo=todo) from error
+        raise ModelError(
+            f"{path} cannot be read as a {kind}; it may be damaged.", why=last_line(error), todo=todo
+        ) from error
 
 
 def last_line(error: BaseException) -> str:
@@ -54,9 +60,8 @@ def last_line(error: BaseException) -> str:
 
     The advice of torch's weights-only errors is ``weights_only=False``, which runs the file's code.
     """
+    _, refused, reason = str(error).partition("WeightsUnpickler error:")
+    if refused:
+        return next((line.split("Please use")[0].strip() for line in reason.splitlines() if line.strip()), "")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    for line in lines:
-        if "WeightsUnpickler error:" in line:
-            reason = line.split("WeightsUnpickler error:", 1)[1].split("Please use")[0].strip()
-            return reason or "The pickle inside it ends early."
     return lines[-1] if lines else f"The library raised {type(error).__name__}; the file ends early."

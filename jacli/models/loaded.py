@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,12 +82,12 @@ def freeze(module: torch.nn.Module) -> torch.nn.Module:
     Frozen parameters make ``output.requires_grad`` an honest test of whether the output depends on
     the input differentiably.
     """
-    try:
+    # Modules of torch.export refuse eval(): their mode was settled when they were exported.
+    with suppress(NotImplementedError):
         module.eval()
-    except NotImplementedError:
-        # Modules of torch.export refuse: their mode was settled when they were exported.
-        pass
-    return module.requires_grad_(False)
+    for parameter in module.parameters():  # ScriptModules refuse requires_grad_()
+        parameter.requires_grad_(False)
+    return module
 
 
 def sha256_of(path: Path) -> str:

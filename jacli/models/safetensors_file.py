@@ -29,5 +29,8 @@ def describe_safetensors(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
-    with reading(path, "safetensors file (damaged header, or truncated)"), safe_open(path, "pt", device="cpu") as file:
+    with (
+        reading(path, "safetensors file (damaged header, or truncated)"),
+        safe_open(path, "pt", device="cpu") as file,
+    ):
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

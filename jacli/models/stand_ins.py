@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +23,7 @@ from jacli.models.pickle_scan import PickleScan
 class Inert:
     """An object of a class that was not imported: it takes whatever it is given and does nothing."""
 
-    class_name = ""
+    class_name = "(an attribute of another class)"
 
     def __new__(cls, *_args: object) -> Any:
         return super().__new__(cls)
@@ -42,14 +42,25 @@ def stand_in(name: str, scan: PickleScan) -> type:
     to exactly list.  So classes used like these give such an object when instantiated; an OrderedDict,
     because it may also have attributes.
     """
-    product: type | None = OrderedDict if name in scan.dict_like else list if name in scan.list_like else None
-    if product is None:
+    product: Callable[[], Any]
+    if name in scan.dict_like:
+        product = OrderedDict
+    elif name in scan.list_like:
+        product = list
+    elif name == "builtins.getattr":
+        # Bound methods and nested classes are pickled as a call of getattr, whose result is called in turn.
+        product = _inert_class
+    else:
         return type(name.rpartition(".")[2], (Inert,), {"class_name": name})
 
     def make(_cls: type, *_args: object) -> Any:
         return product()
 
     return type(name.rpartition(".")[2], (), {"class_name": name, "__new__": make})
+
+
+def _inert_class() -> type[Inert]:
+    return Inert
 
 
 def load_with_stand_ins(file: Path | IO[bytes], scan: PickleScan) -> Any:
@@ -65,6 +76,7 @@ def load_with_stand_ins(file: Path | IO[bytes], scan: PickleScan) -> Any:
         Exception: Whatever torch raises for a damaged file or a pickle it refuses.
     """
     stand_ins = [(stand_in(name, scan), name) for name in sorted(scan.globals)]
+    stand_ins.append((Inert, f"{Inert.__module__}.Inert"))
     with _safe_globals_only(stand_ins), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol")
         return torch.load(file, map_location="cpu", weights_only=True)

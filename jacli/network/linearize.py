@@ -10,7 +10,7 @@ from torch.func import jvp, vjp, vmap
 
 from jacli.linear_map import Extra
 from jacli.network.network import TensorNetwork
-from jacli.network.settings import forward_mode
+from jacli.network.settings import batched_pass
 
 
 class Linearized:
@@ -105,9 +105,10 @@ class Linearized:
         Only the cotangents are batched, never the samples: ``vmap(jacrev)`` over samples is
         silently wrong for PReLU where the batch size equals n_out.
         """
-        if self._pullback is None:
-            _, self._pullback, self._outputs = vjp(self._function, self._x, has_aux=True)
-        (rows,) = vmap(self._pullback)(cotangents)
+        with batched_pass():
+            if self._pullback is None:
+                _, self._pullback, self._outputs = vjp(self._function, self._x, has_aux=True)
+            (rows,) = vmap(self._pullback)(cotangents)
         return rows.reshape(len(cotangents), self.batch, self.n_in)
 
     def jvp(self, tangents: Tensor) -> Tensor:
@@ -123,7 +124,7 @@ class Linearized:
             result: Tensor = jvp(self._function, (x,), (tangent,), has_aux=True)[1]
             return result
 
-        with forward_mode(recurrent=self._network.recurrent):
+        with batched_pass(recurrent=self._network.recurrent):
             columns = vmap(directional)(shaped)
         return columns.detach()
 

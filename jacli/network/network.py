@@ -80,7 +80,6 @@ def frozen_twin(module: nn.Module) -> nn.Module:
     """
     if isinstance(module, torch.jit.ScriptModule):
         twin = _copy(module)
-        twin.requires_grad_(False)
     else:
         memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
         twin = _copy(module, memo)
@@ -91,7 +90,8 @@ def _copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     if memo is None and not isinstance(module, torch.jit.ScriptModule):
         memo = {id(p): p for p in module.parameters()}
     try:
-        return copy.deepcopy(module, memo)
+        with torch.no_grad():  # TorchScript clones its parameters: no leaves, and frozen only here
+            return copy.deepcopy(module, memo)
     except (TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
         raise ModelError(
             f"The model {type(module).__name__} cannot be copied.",

@@ -49,10 +49,18 @@ def forward_pass(*, recurrent: bool, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def forward_mode(*, recurrent: bool) -> Iterator[None]:
-    """Around forward-mode passes, for which flash attention and oneDNN's recurrent layers have no rule."""
-    with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if recurrent:
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))  # type: ignore[no-untyped-call]
-        yield
+def batched_pass(*, recurrent: bool = False) -> Iterator[None]:
+    """Around passes with batched vectors.
+
+    Flash attention has no forward-mode rule, and no batching rule for its backward (it would loop);
+    the plain kernels have both.  oneDNN's recurrent layers (``recurrent``) have no forward-mode rule.
+    """
+    before = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    if recurrent and before:
+        torch.backends.mkldnn.set_flags(_enabled=False)  # `flags()` would touch TF32 too, and warn
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        if recurrent and before:
+            torch.backends.mkldnn.set_flags(_enabled=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jacli.config import from_options
 from jacli.errors import InputsError, UsageError
-from jacli.jacobian import Method, fill, load_method
+from jacli.methods import Method, fill, load_method
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.plan import Plan, Shapes, candidates, make_plan
 from jacli.run.first_block import choose, memory_errors, probed_network, refusals, require_served

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import jacli
+
 FOLDER = "output folder"
 """Name of the finding that says whether results can be written at all."""
 
-_PACKAGES = ("jacli", "torch", "torchvision", "numpy", "h5py", "safetensors", "timm", "hdf5plugin")
+_PACKAGES = ("torch", "torchvision", "numpy", "h5py", "safetensors", "timm", "hdf5plugin")
 _OPTIONAL = {
     "timm": "Only --arch timm:NAME needs it: pip install 'jacli[timm]'.",
     "hdf5plugin": "Only --compress zstd needs it: pip install 'jacli[compress]'.",
@@ -67,6 +69,7 @@ def diagnose(folder: Path) -> list[Finding]:
     packages = [_find_package(name) for name in _PACKAGES]
     return [
         Finding("Python", f"{platform.python_version()} ({sys.executable})"),
+        Finding("jacli", f"{jacli.__version__} ({Path(jacli.__file__).parent})"),
         *packages,
         _find_hdf5(),
         *_find_torchvision(packages),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jacli.errors import JacliError, MethodError, OutOfMemoryError
-from jacli.jacobian import METHODS, Method, fill, load_method
+from jacli.methods import METHODS, Method, fill, load_method
 from jacli.linear_map import Extra
 from jacli.network import Linearized, TensorNetwork
 from jacli.plan import Plan

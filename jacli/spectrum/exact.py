@@ -99,12 +99,10 @@ def _spectrum(pieces: Pieces, n: int) -> Spectrum:
     gram, peak, m = _gram(pieces, n)
     count = min(n, m)
     finite = peak.isfinite()
-    # LAPACK may raise or not return on NaN; and inf * 0 would be NaN in the products below.
-    usable = torch.where((finite & (peak < SAFE_PEAK))[:, None, None], gram, 0.0)
+    gram[~(finite & (peak < SAFE_PEAK))] = 0.0  # LAPACK may raise, or not return, on NaN and infinity
+    squared_norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    values = torch.linalg.eigvalsh(gram).flip(-1)[:, :count].clamp(min=0).sqrt()
     del gram
-    squared_norm = usable.diagonal(dim1=-2, dim2=-1).sum(-1)
-    values = torch.linalg.eigvalsh(usable).flip(-1)[:, :count].clamp(min=0).sqrt()
-    del usable
     errors = _gram_error(values, squared_norm, n, m)
     lost = values[:, -1] < QR_BELOW * values[:, 0] if count else torch.zeros_like(finite)
     extreme = (peak >= SAFE_PEAK) | ((peak > 0) & (peak <= 1 / SAFE_PEAK))
@@ -160,7 +158,8 @@ def _by_qr(pieces: Pieces, samples: Tensor, n: int, m: int) -> tuple[Tensor, Ten
     """
     rows = [_r_factor(pieces, sample, n) for sample in samples.tolist()]
     values = torch.stack([torch.linalg.svdvals(r) for r in rows])
-    norm = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    largest = values[:, :1]  # divided out, so that squares of extreme values stay within float64
+    norm = largest * torch.linalg.vector_norm(values / largest, dim=-1, keepdim=True)
     return values, (4 * EPS * math.sqrt(m + n) * norm).expand_as(values)
 
 
@@ -173,7 +172,12 @@ def _r_factor(pieces: Pieces, sample: int, n: int) -> Tensor:
     r: Tensor | None = None
     for part in _parts_of(pieces, sample):
         stacked = part.mT if r is None else torch.cat([r, part.mT])
-        r = torch.linalg.qr(stacked, mode="r").R
+        # Not `torch.linalg.qr`, and dropped at once: at n = 4096 each of these is 130 MiB or more.
+        del r
+        factored = torch.geqrf(stacked).a
+        del stacked
+        r = factored[:n].triu()
+        del factored
     if r is None:
         raise ValueError("a matrix without columns has no R factor")
     return r

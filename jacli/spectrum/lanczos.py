@@ -88,9 +88,7 @@ def largest_singular_values(
         empty = torch.zeros(linear_map.batch, k, dtype=torch.float64, device=device)
         return Spectrum(empty, empty.clone())
     from_inputs = linear_map.n_in == small
-    forward, backward = (
-        (linear_map.jvp, linear_map.vjp) if from_inputs else (linear_map.vjp, linear_map.jvp)
-    )
+    forward, backward = (linear_map.jvp, linear_map.vjp) if from_inputs else (linear_map.vjp, linear_map.jvp)
     space = _Bidiagonalisation(
         _one_by_one(forward, dtype),
         _one_by_one(backward, dtype),
@@ -101,9 +99,7 @@ def largest_singular_values(
     return _iterate(space, k, rtol=rtol, limit=max_matvecs, eps=torch.finfo(dtype).eps)
 
 
-def _iterate(
-    space: _Bidiagonalisation, k: int, *, rtol: float, limit: int | None, eps: float
-) -> Spectrum:
+def _iterate(space: _Bidiagonalisation, k: int, *, rtol: float, limit: int | None, eps: float) -> Spectrum:
     """Grow the space until the k largest values are known well enough."""
     batch, small, _ = space.p.shape
     start = torch.randn(batch, small, k, generator=space.generator, dtype=torch.float64)
@@ -213,7 +209,9 @@ class _Bidiagonalisation:
         for i in range(block.shape[2]):
             new, left = _unit_remainder(block[:, :, i : i + 1], columns)
             random = torch.randn(new.shape, generator=self.generator, dtype=torch.float64).to(new.device)
-            random, room = _unit_remainder(random / torch.linalg.vector_norm(random, dim=1, keepdim=True), columns)
+            random, room = _unit_remainder(
+                random / torch.linalg.vector_norm(random, dim=1, keepdim=True), columns
+            )
             new = torch.where((left > NEGLIGIBLE * self.scale)[:, None, None], new, random)
             spent = (left <= NEGLIGIBLE * self.scale) & (room <= NO_ROOM)
             columns = torch.cat([columns, torch.where(spent[:, None, None], 0.0, new)], dim=2)
@@ -223,8 +221,8 @@ class _Bidiagonalisation:
 def _unit_remainder(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """The part of ``(batch, d, 1)`` orthogonal to the basis, normalised, and its norm ``(batch,)``.
 
-    Two projections ("twice is enough", Parlett 1998, after Kahan), and a third after normalising, because what
-    is left may be of the size of the first two's rounding.
+    Two projections ("twice is enough", Parlett 1998, after Kahan), and a third after normalising,
+    because what is left may be of the size of the first two's rounding.
     """
     for _ in range(2):
         vector = vector - basis @ (basis.mT @ vector)
@@ -236,7 +234,7 @@ def _unit_remainder(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _one_by_one(product: Product, dtype: torch.dtype) -> Product:
-    """``(k, batch, d) -> (k, batch, e)`` in the map's dtype as ``(batch, d, k) -> (batch, e, k)`` in float64."""
+    """A product of the map, in its dtype, as ``(batch, d, k) -> (batch, e, k)`` in float64."""
 
     def apply(block: Tensor) -> Tensor:
         vectors = block.to(dtype).unbind(dim=2)

@@ -23,30 +23,33 @@ def check_output(out: Path, layout: ResultLayout, *, overwrite: bool) -> None:
     Raises:
         OutputError: See `ResultWriter.create`.
     """
-    if out.is_dir():
-        raise OutputError(
-            f"{out} is a folder.",
-            why="Results are one file.",
-            todo=f"Name a file in it: -o {out / 'out.h5'}.",
-        )
-    if not out.parent.is_dir():
-        raise OutputError(
-            f"{out} cannot be written.",
-            why=f"There is no folder {out.parent}.",
-            todo="Create it first, or choose another with -o.",
-        )
-    if (out.exists() or out.is_symlink()) and not overwrite:
-        raise _exists(out)
-    if part_path(out).exists():
-        raise _part_exists(out)
-    if layout.compress == "none":
-        needed, free = sum(bytes_on_disk(layout).values()), shutil.disk_usage(out.parent).free
-        if free < needed:
+    try:
+        if out.is_dir():
             raise OutputError(
-                f"{out} does not fit on its disk.",
-                why=f"The results need {needed:,} bytes, and {free:,} are free in {out.parent}.",
-                todo="Write elsewhere with -o, take fewer samples or classes, or store less: --save none, --save-dtype float16.",
+                f"{out} is a folder.",
+                why="Results are one file.",
+                todo=f"Name a file in it: -o {out / 'out.h5'}.",
             )
+        if not out.parent.is_dir():
+            raise OutputError(
+                f"{out} cannot be written.",
+                why=f"There is no folder {out.parent}.",
+                todo="Create it first, or choose another with -o.",
+            )
+        if (out.exists() or out.is_symlink()) and not overwrite:
+            raise _exists(out)
+        if part_path(out).exists():
+            raise _part_exists(out)
+        if layout.compress == "none":
+            needed, free = sum(bytes_on_disk(layout).values()), shutil.disk_usage(out.parent).free
+            if free < needed:
+                raise OutputError(
+                    f"{out} does not fit on its disk.",
+                    why=f"The results need {needed:,} bytes, and {free:,} are free in {out.parent}.",
+                    todo="Write elsewhere with -o, take fewer --samples, or store less (--save none).",
+                )
+    except OSError as error:
+        raise _cannot_write(out, error) from error
 
 
 def create_part(out: Path) -> FileSink:
@@ -60,11 +63,7 @@ def create_part(out: Path) -> FileSink:
     except FileExistsError:
         raise _part_exists(out) from None
     except OSError as error:
-        raise OutputError(
-            f"{out} cannot be written.",
-            why=f"{error.strerror or error}.",
-            todo="Choose a folder that you may write to, with -o.",
-        ) from error
+        raise _cannot_write(out, error) from error
 
 
 def publish(part: Path, out: Path, *, overwrite: bool) -> None:
@@ -101,6 +100,14 @@ def _link_or_rename(part: Path, out: Path) -> None:
         os.replace(part, out)
 
 
+def _cannot_write(out: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"{out} cannot be written.",
+        why=f"{error.strerror or error}.",
+        todo="Choose a folder that you may write to, with -o.",
+    )
+
+
 def _exists(out: Path) -> OutputError:
     return OutputError(
         f"{out} exists already.",
@@ -124,7 +131,7 @@ def disk_error(out: Path, error: OSError) -> OutputError:
         return OutputError(
             f"The disk is full: {out} was not written.",
             why=f"{error.strerror} in {out.parent}; the unfinished file was removed.",
-            todo="Free some space, write elsewhere with -o, or store less: --save none, --save-dtype float16.",
+            todo="Free space, write elsewhere with -o, or store less: --save none, --save-dtype float16.",
         )
     return OutputError(
         f"Writing {out} failed.",

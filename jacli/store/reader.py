@@ -102,7 +102,7 @@ def open_results(path: str | Path) -> Results:
         raise ResultsError(
             f"{path} cannot be read.",
             why=f"{str(error).splitlines()[-1]}.",
-            todo="If a process is writing it, wait. Otherwise it is damaged or truncated: copy it again, or compute it again.",
+            todo="Wait if it is being written; else it is damaged or truncated: copy or compute it again.",
         ) from error
     try:
         _check_schema(path, file)
@@ -114,7 +114,7 @@ def open_results(path: str | Path) -> Results:
         file.close()
         raise ResultsError(
             f"{path} cannot be read.",
-            why=f"Its table of contents is damaged: {str(error).splitlines()[-1] if str(error) else type(error).__name__}.",
+            why=f"Its table of contents is damaged: {error or type(error).__name__}.",
             todo="Copy it again, or compute it again.",
         ) from error
 

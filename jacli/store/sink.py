@@ -42,6 +42,12 @@ class FileSink:
         """The current position, in bytes."""
         return self._position
 
+    def read(self, size: int) -> bytes:
+        """What is at the position; h5py takes only an object that has it for a file, and calls `readinto`."""
+        buffer = bytearray(size)
+        self.readinto(memoryview(buffer))
+        return bytes(buffer)
+
     def readinto(self, buffer: memoryview) -> int:
         """Fill ``buffer``; what is not there (an earlier write failed) reads as zeros."""
         view = memoryview(buffer).cast("B")

@@ -25,10 +25,10 @@ from jacli.errors import JacliError, MethodError
 from jacli.linear_map import Block, Linearization
 
 METHODS = {
-    "loop": "jacli.jacobian.loop",
-    "replicate": "jacli.jacobian.replicate",
-    "vmap": "jacli.jacobian.vmap",
-    "forward": "jacli.jacobian.forward",
+    "loop": "jacli.methods.loop",
+    "replicate": "jacli.methods.replicate",
+    "vmap": "jacli.methods.vmap",
+    "forward": "jacli.methods.forward",
 }
 """Method name to module."""
 

@@ -1,0 +1,118 @@
+"""Tables as text: for the eye, or for programs.
+
+For the eye (``table``, ``markdown``) numbers have five significant digits.  For programs (``csv``,
+``json``, ``jsonl``) every digit, so that reading them back gives the same float64.  What is not a number in
+them: unknown is an empty field or ``null``; NaN and infinities are ``nan``, ``inf``, ``-inf`` in CSV and
+the strings ``"NaN"``, ``"Infinity"``, ``"-Infinity"`` in JSON, which has no such numbers (and ``null`` would
+make them unknown); `float` reads all of these.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from jacli.summary import Cell, Table
+
+
+class TableFormat(StrEnum):
+    """How a table is written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    JSONL = "jsonl"
+    MARKDOWN = "markdown"
+
+
+def render_table(table: Table, format: TableFormat = TableFormat.TABLE) -> str:
+    """The table as text that ends in a newline; without its notes, without colour."""
+    if format is TableFormat.CSV:
+        return _csv(table)
+    if format is TableFormat.JSON:
+        lines = ",\n".join(f"  {_json_row(table, row)}" for row in table.rows)
+        return f"[\n{lines}\n]\n" if lines else "[]\n"
+    if format is TableFormat.JSONL:
+        return "".join(f"{_json_row(table, row)}\n" for row in table.rows)
+    if format is TableFormat.MARKDOWN:
+        return _markdown(table)
+    rich_table, buffer = _rich_table(table), io.StringIO()
+    _console(rich_table, file=buffer, color_system=None, force_terminal=False).print(rich_table)
+    return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines() if line.strip())
+
+
+def print_table(table: Table, format: TableFormat = TableFormat.TABLE) -> None:
+    """The table to stdout, with colour on a terminal only; its notes to stderr."""
+    if format is TableFormat.TABLE and sys.stdout.isatty():
+        rich_table = _rich_table(table)
+        _console(rich_table).print(rich_table)
+    else:
+        sys.stdout.write(render_table(table, format))
+    print_notes(table)
+
+
+def print_notes(table: Table) -> None:
+    """The table's notes to stderr, a line each."""
+    for note in table.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def format_cell(cell: Cell) -> str:
+    """A cell for the eye: five significant digits, ``-`` where nothing is known."""
+    if cell is None:
+        return "-"
+    return f"{cell:.5g}" if isinstance(cell, float) else str(cell)
+
+
+def _rich_table(table: Table) -> RichTable:
+    rich_table = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
+    for at, name in enumerate(table.columns):
+        is_text = any(isinstance(row[at], str) for row in table.rows)
+        rich_table.add_column(Text(name), justify="left" if is_text else "right", no_wrap=True)
+    for row in table.rows:
+        rich_table.add_row(*(Text(format_cell(cell)) for cell in row))
+    return rich_table
+
+
+def _console(rich_table: RichTable, **options: Any) -> Console:
+    """A console as wide as the table: a narrow terminal wraps its lines, but no digit is cut off."""
+    unbounded = Console(width=1_000_000)
+    return Console(width=Measurement.get(unbounded, unbounded.options, rich_table).maximum, **options)
+
+
+def _csv(table: Table) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(table.rows)  # csv writes floats by repr, None as nothing
+    return buffer.getvalue()
+
+
+def _json_row(table: Table, row: tuple[Cell, ...]) -> str:
+    cells = {name: _json_cell(cell) for name, cell in zip(table.columns, row, strict=True)}
+    return json.dumps(cells, allow_nan=False)
+
+
+def _json_cell(cell: Cell) -> Cell:
+    if isinstance(cell, float) and not math.isfinite(cell):
+        return "NaN" if math.isnan(cell) else "Infinity" if cell > 0 else "-Infinity"
+    return cell
+
+
+def _markdown(table: Table) -> str:
+    numeric = [not any(isinstance(row[at], str) for row in table.rows) for at in range(len(table.columns))]
+    lines = [table.columns, tuple("---:" if right else "---" for right in numeric)]
+    lines += [tuple(format_cell(cell).replace("|", r"\|") for cell in row) for row in table.rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,102 @@
+"""The command `jacli summarize`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jacli.cli.render import TableFormat, print_notes, print_table, render_table
+from jacli.errors import OutputError, UsageError
+
+BY_SUFFIX = {
+    ".csv": TableFormat.CSV,
+    ".json": TableFormat.JSON,
+    ".jsonl": TableFormat.JSONL,
+    ".md": TableFormat.MARKDOWN,
+}
+
+
+def summarize(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Result files, or any HDF5 files (see --dataset).", show_default=False),
+    ],
+    per_sample: Annotated[bool, typer.Option("--per-sample", help="One row a sample.")] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="One row a class: the norm of its input-gradient.")
+    ] = False,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="The Jacobian (batch, *input, *output) in a file that jacli did not write."),
+    ] = None,
+    output_axes: Annotated[
+        int, typer.Option(min=1, help="How many of the last axes of --dataset are outputs.")
+    ] = 1,
+    sort: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Sort by this column; -COLUMN from large to small.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Print this many rows.")] = None,
+    format: Annotated[
+        TableFormat | None,
+        typer.Option(help="Default: by the suffix of --out, else table.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="Write the table here, not to stdout.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
+) -> None:
+    """Example: jacli summarize out.h5 --per-sample --sort -spectral_norm --limit 10.
+
+    Tables of norms, ranks and condition of the Jacobians in FILES: over each file, per sample, per class.
+    """
+    from jacli.run.summarize import summarize as summarize_files
+
+    if out is not None:
+        _check_place(out, files, overwrite=overwrite)
+    table = summarize_files(
+        files,
+        per_sample=per_sample,
+        per_class=per_class,
+        dataset=dataset,
+        output_axes=output_axes,
+        sort=sort,
+        limit=limit,
+    )
+    if out is None:
+        print_table(table, format or TableFormat.TABLE)
+        return
+    text = render_table(table, format or BY_SUFFIX.get(out.suffix.lower(), TableFormat.TABLE))
+    _write(out, text)
+    print_notes(table)
+
+
+def _check_place(out: Path, files: list[Path], *, overwrite: bool) -> None:
+    """Refuse a place that cannot be written, before any work is done."""
+    if any(out.resolve() == file.resolve() for file in files):
+        raise UsageError(f"{out} is both read and written.", todo="Give --out another name.")
+    if out.is_dir() or not out.parent.is_dir():
+        why = "It is a folder." if out.is_dir() else f"There is no folder {out.parent}."
+        raise OutputError(f"The table cannot be written to {out}.", why=why, todo="Give --out a file's name.")
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out} exists.", todo="Give another name, or --overwrite to replace it.")
+
+
+def _write(out: Path, text: str) -> None:
+    """All of the text or nothing, by an atomic rename."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=out.parent, encoding="utf-8", delete=False) as file:
+            part = Path(file.name)
+            file.write(text)
+        # mkstemp makes files that only their owner may read; a table is to be as any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        part.chmod(0o666 & ~umask)
+        os.replace(part, out)
+    except OSError as error:
+        raise OutputError(
+            f"The table cannot be written to {out}.", why=f"{error.strerror}.", todo="Choose another place."
+        ) from error

@@ -1,0 +1,283 @@
+"""Architectures by name: torchvision's, timm's, and the user's own callables."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from jacli.errors import JacliError, ModelError, UsageError
+from jacli.models.damage import last_line
+from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
+from jacli.models.torchvision_import import import_torchvision
+
+_DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Something that builds a network.
+
+    Attributes:
+        label: As it is recorded: ``torchvision:resnet18``, ``arch.py:make_model``.
+        builder: Called with keyword arguments only.
+        takes_num_classes: Whether it has an argument ``num_classes``.
+        folder: Importable while the builder runs; None where it needs none.
+        sha256: Of the source file, where it is the user's own.
+        notes: What the user must be told about it.
+    """
+
+    label: str
+    builder: Callable[..., Any]
+    takes_num_classes: bool
+    folder: Path | None = None
+    sha256: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load_untrained(name: str, request: ModelRequest) -> LoadedModel:
+    """The architecture with the random weights of ``request.seed``."""
+    architecture = resolve_architecture(name)
+    module = freeze(build(architecture, request.arch_args, seed=request.seed))
+    return LoadedModel(
+        module,
+        "architecture",
+        None,
+        None,
+        arch=architecture.label,
+        arch_sha256=architecture.sha256,
+        notes=(f"untrained: random weights of seed {request.seed}", *architecture.notes),
+    )
+
+
+def resolve_architecture(name: str) -> Architecture:
+    """Find the builder that a name stands for; nothing is built yet.
+
+    Raises:
+        ModelError: Unknown name, or importing the user's module failed.
+    """
+    if ":" not in name:
+        return _torchvision(name)
+    place, _, callable_name = name.rpartition(":")
+    if place == "torchvision":
+        return _torchvision(callable_name)
+    if place == "timm":
+        return _timm(callable_name)
+    return _users_own(name, place, callable_name)
+
+
+def build(architecture: Architecture, arch_args: Mapping[str, object], *, seed: int = 0) -> torch.nn.Module:
+    """Call the builder; the global random state is left as it was.
+
+    Raises:
+        UsageError: It does not take these arguments.
+        ModelError: It raised, or gave something that is no nn.Module.
+    """
+    _check_arguments(architecture, arch_args)
+    try:
+        with torch.random.fork_rng(devices=[]), _importable(architecture.folder), warnings.catch_warnings():
+            # GoogLeNet and Inception announce another initialisation in a future release.
+            warnings.filterwarnings(
+                "ignore", message="The default weight initialization of", category=FutureWarning
+            )
+            torch.manual_seed(seed)
+            module = architecture.builder(**arch_args)
+    except JacliError:
+        raise
+    except Exception as error:
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error) and arch_args:
+            raise UsageError(
+                f"{architecture.label} does not take these arguments.",
+                why=last_line(error),
+                todo="Correct --arch-arg.",
+            ) from error
+        raise ModelError(
+            f"The architecture {architecture.label} could not be built.",
+            why=f"It raised {type(error).__name__}: {last_line(error)}",
+            todo="Correct it, or its arguments (--arch-arg).",
+        ) from error
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(
+            f"The architecture {architecture.label} gave no network.",
+            why=f"It returned {type(module).__name__}, expected a torch.nn.Module.",
+            todo="Name a class or function that returns the network itself.",
+        )
+    return module
+
+
+def _check_arguments(architecture: Architecture, arch_args: Mapping[str, object]) -> None:
+    try:
+        signature = inspect.signature(architecture.builder)
+    except (TypeError, ValueError):  # builtins without a signature: the call itself will tell
+        return
+    try:
+        signature.bind(**arch_args)
+    except TypeError as error:
+        raise UsageError(
+            f"{architecture.label} cannot be called with {', '.join(arch_args) or 'no arguments'}.",
+            why=f"Its signature is {signature}: {last_line(error)}.",
+            todo="Correct --arch-arg NAME=VALUE.",
+        ) from error
+
+
+def _torchvision(name: str) -> Architecture:
+    label = f"torchvision:{name}"
+    try:
+        models = import_torchvision().models
+    except (ImportError, RuntimeError) as error:
+        todo = "Install the torchvision that belongs to this torch."
+        raise ModelError(
+            f"{label}: torchvision cannot be imported.", why=last_line(error), todo=todo
+        ) from error
+    if name not in models.list_models():
+        raise _unknown(label, name, models.list_models())
+    builder = models.get_model_builder(name)
+    accepted = inspect.signature(builder).parameters
+    no_download = {key: None for key in ("weights", "weights_backbone") if key in accepted}
+    notes: tuple[str, ...] = ()
+    if name in ("googlenet", "inception_v3"):
+        notes = ("transform_input=False, but torchvision's own weights need --arch-arg transform_input=true",)
+
+    def untrained(**arch_args: Any) -> Any:
+        _refuse_downloads(label, arch_args)
+        return builder(**no_download, **arch_args)
+
+    return Architecture(label, untrained, takes_num_classes=True, notes=notes)
+
+
+def _timm(name: str) -> Architecture:
+    label = f"timm:{name}"
+    try:
+        import_torchvision()  # timm imports it, and would fail as it does
+        timm = importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:
+        todo = "Install it: pip install 'jacli[timm]'."
+        raise ModelError(f"{label}: timm cannot be imported.", why=last_line(error), todo=todo) from error
+    if not timm.is_model(name):
+        raise _unknown(label, name, timm.list_models())
+
+    def untrained(**arch_args: Any) -> Any:
+        _refuse_downloads(label, arch_args)
+        return timm.create_model(name, pretrained=False, **arch_args)
+
+    return Architecture(label, untrained, takes_num_classes=True)
+
+
+def _refuse_downloads(label: str, arch_args: Iterable[str]) -> None:
+    asked = [name for name in arch_args if name in _DOWNLOADS]
+    if asked:
+        raise UsageError(
+            f"{label}: {', '.join(asked)} cannot be given.",
+            why="jacli downloads no weights.",
+            todo="Give the weights' file as MODEL.",
+        )
+
+
+def _users_own(name: str, place: str, callable_name: str) -> Architecture:
+    path = Path(place)
+    source: Path | None
+    if path.suffix == ".py" or path.is_file():
+        module, folder, source = _import_file(path), path.resolve().parent, path.resolve()
+        label = f"{path.name}:{callable_name}"
+    else:
+        module, folder = _import_module(name, place), Path.cwd()
+        source = Path(module.__file__) if module.__file__ else None
+        label = name
+    builder: Any = module
+    for attribute in callable_name.split("."):
+        builder = getattr(builder, attribute, None)
+    if not callable(builder):
+        own = [
+            n
+            for n, v in vars(module).items()
+            if callable(v) and not n.startswith("_") and v.__module__ == module.__name__
+        ]
+        raise ModelError(
+            f"{place} has no callable {callable_name!r}.",
+            why=f"Its callables are: {', '.join(own) or 'none'}.",
+            todo=f"Name one of them: --arch {place}:{own[0] if own else 'NAME'}",
+        )
+    parameters: Iterable[str] = ()
+    with suppress(TypeError, ValueError):  # builtins without a signature
+        parameters = inspect.signature(builder).parameters
+    return Architecture(
+        label, builder, "num_classes" in parameters, folder, sha256_of(source) if source else None
+    )
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ModelError(
+            f"There is no architecture file {path}.", why=f"Looked in {Path.cwd()}.", todo="Correct --arch."
+        )
+    # A name of its own, so that two files arch.py do not meet in sys.modules.
+    module_name = f"jacli_arch_{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ModelError(
+            f"{path} is not a Python file.", why="Its name does not end with .py.", todo="Correct --arch."
+        )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickling look there
+    try:
+        with _importable(path.resolve().parent):
+            spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[module_name]
+        raise _import_failed(str(path), error) from error
+    return module
+
+
+def _import_module(name: str, place: str) -> ModuleType:
+    try:
+        with _importable(Path.cwd()):
+            return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name and (place == error.name or place.startswith(f"{error.name}.")):
+            raise ModelError(
+                f"Unknown architecture {name}.",
+                why=f"There is neither a module nor a file {place}.",
+                todo="Write torchvision:NAME, timm:NAME, package.module:callable or path/file.py:callable.",
+            ) from error
+        raise _import_failed(place, error) from error
+    except Exception as error:
+        raise _import_failed(place, error) from error
+
+
+def _import_failed(place: str, error: Exception) -> ModelError:
+    why = f"It raised {type(error).__name__}: {last_line(error)}"
+    return ModelError(
+        f"{place} could not be imported.",
+        why=why,
+        todo="Correct it, or install what it needs.",
+    )
+
+
+def _unknown(label: str, name: str, known: Iterable[str]) -> ModelError:
+    close = difflib.get_close_matches(name, list(known), n=5)
+    why = f"Close to it: {', '.join(close)}." if close else "No known name is close to it."
+    todo = "Correct --arch; your own network is --arch path/file.py:callable."
+    return ModelError(f"Unknown architecture {label}.", why=why, todo=todo)
+
+
+@contextmanager
+def _importable(folder: Path | None) -> Iterator[None]:
+    before = list(sys.path)
+    if folder is not None:
+        sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = before

@@ -1,0 +1,44 @@
+"""What a set of weights looks like, for ``jacli inspect``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from jacli.models.prefixes import common_prefix
+from jacli.models.registry import matching_architectures
+from jacli.models.weights import Selection
+
+_SHOWN = 3
+
+
+def describe_weights(selection: Selection) -> dict[str, Any]:
+    """Counts, types, names and matching torchvision architectures; ready for JSON.
+
+    The number of parameters counts every element but BatchNorm's statistics and counters: which
+    tensors are parameters is not written in a state dict.
+    """
+    tensors = {name: t for name, t in selection.weights.items() if isinstance(t, torch.Tensor)}
+    listed = [{"name": name, "shape": list(t.shape)} for name, t in tensors.items()]
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return {
+        "weights_key": selection.key or None,
+        "num_tensors": len(tensors),
+        "num_parameters": sum(t.numel() for name, t in tensors.items() if not name.endswith(statistics)),
+        "num_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
+        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
+        "common_prefix": common_prefix(tensors),
+        "first_tensors": listed[:_SHOWN],
+        "last_tensors": listed[-_SHOWN:],
+        "architectures": _architectures(tensors),
+        "notes": list(selection.notes),
+    }
+
+
+def _architectures(tensors: dict[str, torch.Tensor]) -> list[str]:
+    try:
+        matches = matching_architectures(tensors)
+    except (ImportError, RuntimeError):  # without torchvision nothing is recognised, and all else still is
+        return []
+    return sorted({f"torchvision:{match.name}" for match in matches})

@@ -1,0 +1,162 @@
+"""Archives of torch.export (``.pt2``).
+
+``torch.export.load`` has no safe mode up to torch 2.13: where the archive's configuration says
+``use_pickle``, or for opaque constants, it unpickles and so runs code that the file brings.  Every such
+member is therefore tried with ``weights_only`` first, through the reader that torch itself uses.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from jacli.errors import ModelError
+from jacli.models.damage import check_zip, last_line, reading
+from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
+
+_KIND = "torch.export archive"
+_TODO = (
+    "Export it again without such members, or, if you trust the file, add --allow-pickle: it runs its code."
+)
+_PAYLOADS = ("weights", "constants")
+_FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+
+def load_exported(path: Path, request: ModelRequest) -> LoadedModel:
+    """Load an exported program as a module; it accepts the shapes it was exported for."""
+    refuse_weight_options(path, _KIND, request)
+    program = _read(path, allow_pickle=request.allow_pickle)
+    with reading(path, _KIND):
+        module = freeze(program.module())
+    size = _batch_size(program)
+    static = size if isinstance(size, int) else None
+    notes = () if static is None else (f"exported for batches of exactly {static}",)
+    return LoadedModel(module, "torch_export", str(path), sha256_of(path), notes=notes, static_batch=static)
+
+
+def describe_exported(path: Path) -> dict[str, Any]:
+    """Parameters and input shapes; an axis of free length is given by its symbol's name."""
+    program = _read(path, allow_pickle=False)
+    tensors = list(program.state_dict.values())
+    return {
+        "format": "torch_export",
+        "num_tensors": len(tensors),
+        "num_parameters": sum(p.numel() for p in program.parameters()),
+        "num_bytes": sum(t.numel() * t.element_size() for t in tensors),
+        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors}),
+        "input_shapes": {
+            name: [n if isinstance(n, int) else str(n) for n in tensor.shape]
+            for name, tensor in _user_inputs(program).items()
+        },
+        "dynamic_batch": not isinstance(_batch_size(program), int),
+    }
+
+
+def _read(path: Path, *, allow_pickle: bool) -> torch.export.ExportedProgram:
+    check_zip(path)
+    if not allow_pickle:
+        with zipfile.ZipFile(path) as archive:
+            _require_no_hidden_code(path, archive.namelist())
+            for member in _unpickled_members(path, archive):
+                _require_plain(path, member, archive.read(member))
+    # A file object, because torch warns about every name that does not end in .pt2.
+    with (
+        reading(path, _KIND),
+        path.open("rb") as file,
+        _torch_export_environment(weights_only=not allow_pickle),
+    ):
+        return torch.export.load(file)
+
+
+def _unpickled_members(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
+    """Members that torch.export.load may unpickle.
+
+    Of the payloads (weights, constants) the configuration says which those are; their other members
+    are raw numbers, which may look like anything.  Elsewhere the first bytes decide.
+    """
+    names = archive.namelist()
+    raw: set[str] = set()
+    for name in names:
+        if not name.endswith("_config.json") or PurePosixPath(name).parent.name not in _PAYLOADS:
+            continue
+        with reading(path, _KIND):
+            entries = json.loads(archive.read(name))["config"].values()
+            folder = str(PurePosixPath(name).parent)
+            for entry in entries:
+                if entry["path_name"].startswith("opaque_obj"):
+                    raise _refuse(path, f"Its constant {entry['path_name']} is a pickled object.")
+            raw |= {f"{folder}/{entry['path_name']}" for entry in entries if not entry["use_pickle"]}
+            pickled = {f"{folder}/{entry['path_name']}" for entry in entries if entry["use_pickle"]}
+        raw -= pickled  # one entry that calls a member raw does not clear another that unpickles it
+        yield from sorted(pickled & set(names))
+    for name in names:
+        if name not in raw:
+            with archive.open(name) as file:
+                head = file.read(2)
+            if head == b"PK" or head[:1] == b"\x80":
+                yield name
+
+
+def _require_plain(path: Path, member: str, content: bytes) -> None:
+    """Refuse a member that is more than tensors and plain containers."""
+    try:
+        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise _refuse(path, f"Its member {member} is more than tensors: {last_line(error)}") from error
+
+
+def _require_no_hidden_code(path: Path, names: list[str]) -> None:
+    """Refuse compiled code, and names that torch's reader, which ignores case, could mix up."""
+    compiled = [name for name in names if "/aotinductor/" in name.lower()]
+    if compiled:
+        raise _refuse(path, f"Its member {compiled[0]} is compiled code, which loading would run.")
+    if len({name.lower() for name in names}) < len(names):
+        raise _refuse(path, "The names of its members differ only in case.")
+
+
+def _refuse(path: Path, why: str) -> ModelError:
+    return ModelError(f"{path} holds pickled or compiled code.", why=why, todo=_TODO)
+
+
+@contextmanager
+def _torch_export_environment(*, weights_only: bool) -> Iterator[None]:
+    """Quiet logs; and a second lock: inside, torch.load ignores every ``weights_only=False``."""
+    logger = logging.getLogger("torch.export")
+    level, forced = logger.level, os.environ.get(_FORCE_WEIGHTS_ONLY)
+    logger.setLevel(logging.CRITICAL)
+    if weights_only:
+        os.environ[_FORCE_WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if weights_only:
+            if forced is None:
+                del os.environ[_FORCE_WEIGHTS_ONLY]
+            else:
+                os.environ[_FORCE_WEIGHTS_ONLY] = forced
+
+
+def _user_inputs(program: torch.export.ExportedProgram) -> dict[str, torch.Tensor]:
+    """Name -> fake tensor of every tensor that forward takes, in order."""
+    wanted = set(program.graph_signature.user_inputs)
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in wanted]
+    return {
+        node.name: node.meta["val"] for node in placeholders if isinstance(node.meta.get("val"), torch.Tensor)
+    }
+
+
+def _batch_size(program: torch.export.ExportedProgram) -> Any:
+    """Length of the first input's first axis: an int, a symbol where it is free, None where there is none."""
+    for tensor in _user_inputs(program).values():
+        return tensor.shape[0] if tensor.dim() else None
+    return None

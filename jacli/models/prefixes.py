@@ -1,0 +1,79 @@
+"""Names of tensors: their leading prefixes, and their shapes beside an architecture's."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from jacli.models.weights import Weights
+
+Shapes = dict[str, tuple[int, ...]]
+
+COUNTER = "num_batches_tracked"
+"""BatchNorm's counter, absent from files of PyTorch 0.3; it has no influence in evaluation mode."""
+
+
+def candidate_prefixes(names: Mapping[str, Any]) -> list[str]:
+    """The empty prefix, then every leading dotted prefix of the names, shorter ones first."""
+    prefixes = {"": None}
+    for name in names:
+        parts = name.split(".")
+        for length in range(1, len(parts)):
+            prefixes[".".join(parts[:length]) + "."] = None
+    return sorted(prefixes, key=lambda prefix: prefix.count("."))
+
+
+def common_prefix(names: Mapping[str, Any]) -> str:
+    """The longest dotted prefix that all names share."""
+    shared = [
+        prefix for prefix in candidate_prefixes(names) if all(name.startswith(prefix) for name in names)
+    ]
+    return shared[-1]
+
+
+def under_prefix(weights: Weights, prefix: str) -> OrderedDict[str, torch.Tensor]:
+    """The tensors whose names start with the prefix, under the rest of their names.
+
+    The versions that ``state_dict()`` notes for each submodule move along: modules use them to read
+    files of older versions.
+    """
+    part = OrderedDict(
+        (name[len(prefix) :], tensor) for name, tensor in weights.items() if name.startswith(prefix)
+    )
+    versions = getattr(weights, "_metadata", None)
+    if isinstance(versions, Mapping):
+        dotted = ((f"{name}." if name else "", version) for name, version in versions.items())
+        part._metadata = OrderedDict(  # type: ignore[attr-defined]
+            (name[len(prefix) :].removesuffix("."), version)
+            for name, version in dotted
+            if name.startswith(prefix)
+        )
+    return part
+
+
+def shapes_of(weights: Mapping[str, Any]) -> Shapes:
+    """Name -> shape, of those entries that are tensors."""
+    return {name: tuple(tensor.shape) for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
+
+
+def without_counters(shapes: Shapes) -> Shapes:
+    """The shapes without BatchNorm's counters."""
+    return {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}
+
+
+def head_sizes(expected: Shapes, found: Shapes) -> list[int]:
+    """Numbers of classes that could explain why the shapes differ; empty where they cannot.
+
+    All names must agree, and the shapes that differ must do so in their first axis only.  A detector's
+    box regression has 4 outputs a class, so the smaller sizes come first.
+    """
+    expected, found = without_counters(expected), without_counters(found)
+    if expected.keys() != found.keys():
+        return []
+    different = [(found[name], shape) for name, shape in expected.items() if found[name] != shape]
+    if any(not mine or not shape or mine[1:] != shape[1:] for mine, shape in different):
+        return []
+    return sorted({mine[0] for mine, _ in different})

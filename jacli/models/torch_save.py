@@ -1,0 +1,139 @@
+"""Files of torch.save: state dicts, checkpoints, and (only with --allow-pickle) pickled modules."""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jacli.content import Content, recognise_content
+from jacli.errors import ModelError
+from jacli.models.damage import check_zip, last_line, reading
+from jacli.models.describe import describe_weights
+from jacli.models.fit import load_weights
+from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
+from jacli.models.pickle_scan import Made, PickleScan, scan_pickle
+from jacli.models.stand_ins import Inert, load_with_stand_ins, stand_in
+from jacli.models.weights import Selection, select_weights
+
+_KIND = "torch.save file"
+_MAGIC = 0x1950A86A20F9469CFC6C  # first of the four pickles of a file written before PyTorch 1.6
+_RAN = "ran the code of the file's pickle (--allow-pickle)"
+_TODO = "Save only its state_dict(), or, if you trust the file, add --allow-pickle: it runs the file's code."
+_DATA = ("torch._utils._rebuild", "torch._tensor.", "collections.", "torch.storage.")
+
+
+def load_torch_save(path: Path, request: ModelRequest) -> LoadedModel:
+    """Load the weights into the architecture asked for or recognised; a pickled module if allowed."""
+    selection, ran_code = _select(path, request)
+    notes = (_RAN,) if ran_code else ()
+    module = selection.weights
+    if isinstance(module, torch.nn.Module) and request.arch is None:
+        return LoadedModel(
+            freeze(module), "pickled_module", str(path), sha256_of(path), notes=notes + selection.notes
+        )
+    if isinstance(module, torch.nn.Module):
+        selection = Selection(selection.key, module.state_dict(), selection.notes)
+    selection = Selection(selection.key, selection.weights, notes + selection.notes)
+    return load_weights(path, selection, request, file_format="checkpoint" if selection.key else "state_dict")
+
+
+def describe_torch_save(path: Path) -> dict[str, Any]:
+    """Where the weights are, tensors, types, prefix, matching architectures."""
+    selection, _ = _select(path, ModelRequest())
+    return {"format": "checkpoint" if selection.key else "state_dict", **describe_weights(selection)}
+
+
+def _select(path: Path, request: ModelRequest) -> tuple[Selection, bool]:
+    """The weights, and whether the file's code was run for them; a module only where that is allowed."""
+    try:
+        container = _read_safely(path)
+        selection = select_weights(container, path=path, weights_key=request.weights_key, ema=request.ema)
+        if not isinstance(selection.weights, Inert):
+            return selection, False
+        if not request.allow_pickle:
+            raise _refuse(path, selection)
+    except ModelError:
+        if not request.allow_pickle:
+            raise
+    container = _read_running_its_code(path)
+    return select_weights(container, path=path, weights_key=request.weights_key, ema=request.ema), True
+
+
+def _refuse(path: Path, selection: Selection) -> ModelError:
+    where = f" under {selection.key!r}" if selection.key else ""
+    return ModelError(
+        f"{path} holds a pickled object{where}, not weights.",
+        why=f"It is of class {selection.weights.class_name}; loading it would run code that the file brings.",
+        todo=_TODO,
+    )
+
+
+def _read_safely(path: Path) -> Any:
+    scan = _scan(path)
+    if (
+        isinstance(scan.root, Made)
+        and scan.root.name not in scan.dict_like
+        and not scan.root.name.startswith(_DATA)
+    ):
+        return stand_in(scan.root.name, scan)()
+    try:
+        return load_with_stand_ins(path, scan)
+    except Exception as error:
+        if _is_truncation(error):
+            why = f"It is truncated or incomplete: {last_line(error)}"
+            raise ModelError(f"{path} is damaged.", why=why, todo="Copy or download it again.") from error
+        raise ModelError(
+            f"{path} cannot be loaded without running its code.",
+            why=last_line(error),
+            todo=_TODO,
+        ) from error
+
+
+def _is_truncation(error: Exception) -> bool:
+    words = (
+        "eof",
+        "corrupt",
+        "file size",
+        "storage has wrong",
+        "central directory",
+        "truncated",
+        "not found in",
+    )
+    return isinstance(error, EOFError) or any(word in str(error).lower() for word in words)
+
+
+def _scan(path: Path) -> PickleScan:
+    """Follow the pickle that holds the object; check the file on the way."""
+    if recognise_content(path) is Content.TORCH_ZIP:
+        check_zip(path)
+        with reading(path, _KIND), zipfile.ZipFile(path) as archive:
+            name = min((n for n in archive.namelist() if n.endswith("/data.pkl")), key=len)
+            return scan_pickle(io.BytesIO(archive.read(name)))
+    with path.open("rb") as file:
+        try:
+            if scan_pickle(file).root != _MAGIC:
+                raise ModelError(
+                    f"{path} is a pickle, but not one written by torch.save.",
+                    why="Unpickling it would run code that the file brings.",
+                    todo="Load it where it was made and save it with torch.save(model.state_dict(), ...).",
+                )
+            for _ in ("protocol version", "system information"):
+                scan_pickle(file)
+            return scan_pickle(file)
+        except ValueError as error:
+            why = f"It is a {Content.LEGACY_PICKLE} that is truncated or incomplete: {last_line(error)}"
+            raise ModelError(f"{path} is damaged.", why=why, todo="Copy or download it again.") from error
+
+
+def _read_running_its_code(path: Path) -> Any:
+    todo = "Make the classes it names importable (PYTHONPATH), or save only its state_dict()."
+    with reading(path, f"pickle of {_KIND}", todo=todo), warnings.catch_warnings():
+        # "source code of class ... has changed": torch.save no longer stores sources since 1.6.
+        warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
+        warnings.filterwarnings("ignore", message="Couldn't retrieve source code")
+        return torch.load(path, map_location="cpu", weights_only=False)

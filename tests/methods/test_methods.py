@@ -1,0 +1,157 @@
+"""The contract of every method on every case: METHODS x CASES."""
+
+import pytest
+import torch
+from torch import nn
+
+import jacli
+from jacli.errors import MethodError
+from jacli.methods import METHODS, fill, load_method
+from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
+from tests.cases import CASES, build
+from tests.reference import reference_jacobian
+
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    with exact_arithmetic():
+        yield
+
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+
+def selected(module, case):
+    """The module as a function that gives the selected output of a fresh copy, for the reference."""
+    import copy
+
+    fresh = copy.deepcopy(module)
+
+    def run(x):
+        output = copy.deepcopy(fresh)(x)
+        return output if case.select is None else output[int(case.select)]
+
+    return run
+
+
+def relative(a, b):
+    assert a.shape == b.shape
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def reference(name, device):
+    module, x, case = build(name, torch.float64, device)
+    return reference_jacobian(selected(module, case), x)
+
+
+def jacobian(name, dtype, device, *, wrap=lambda module, x: module, **options):
+    module, x, case = build(name, dtype, device)
+    return jacli.jacobian(wrap(module, x), x, select=case.select, **options).reshape(len(x), x[0].numel(), -1)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_reference(name, method, dtype, device):
+    assert relative(jacobian(name, dtype, device, method=method), reference(name, device)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", CASES)
+def test_same_for_every_chunk_and_batch_size(name, method, device):
+    expected = reference(name, device)
+    for batch_size, chunk_size in ((1, 1), (1, 3), (2, 2), (len(expected), 100)):
+        if method in ("loop", "replicate"):
+            chunk_size = None
+        found = jacobian(name, torch.float64, device, method=method, batch_size=batch_size, chunk_size=chunk_size)
+        assert relative(found, expected) < 1e-10, (batch_size, chunk_size)
+
+
+@pytest.mark.parametrize("kind", ["scripted", "traced"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", CASES)
+def test_torchscript_four_calls_in_a_row(name, method, kind, device):
+    if name == "stateful" or (kind == "traced" and name == "squeezed"):
+        pytest.skip("its attribute is no TorchScript state" if name == "stateful" else "tracing fixes the squeeze")
+
+    def wrap(module, x):
+        return torch.jit.script(module) if kind == "scripted" else torch.jit.trace(module, x, check_trace=False)
+
+    module, x, case = build(name, torch.float32, device)
+    wrapped = wrap(module, x)
+    expected = reference(name, device)
+    for _ in range(4):
+        found = jacli.jacobian(wrapped, x, select=case.select, method=method)
+        assert relative(found.reshape(expected.shape), expected) < 1e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", CASES)
+def test_every_entry_comes_exactly_once(name, method, device):
+    module, x, case = build(name, torch.float64, device)
+    network = TensorNetwork.of_module(frozen_twin(module), select=case.select, fresh=name == "stateful", lone=True)
+    linearization = Linearized(network, x, {})
+    count = torch.zeros(linearization.n_out, linearization.n_in, dtype=torch.int)
+    for block in load_method(method).blocks(linearization, chunk_size=3):
+        assert block.values.shape == (linearization.batch, len(block.outputs), len(block.inputs))
+        count[block.outputs.start : block.outputs.stop, block.inputs.start : block.inputs.stop] += 1
+    assert (count == 1).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_adjoint_identity(name, device):
+    """<u, J v> = <J' u, v>."""
+    module, x, case = build(name, torch.float64, device)
+    network = TensorNetwork.of_module(frozen_twin(module), select=case.select, fresh=name == "stateful", lone=True)
+    linearization = Linearized(network, x, {})
+    u = torch.randn(3, linearization.batch, linearization.n_out, dtype=torch.float64, device=device)
+    v = torch.randn(3, linearization.batch, linearization.n_in, dtype=torch.float64, device=device)
+    left, right = (u * linearization.jvp(v)).sum(2), (linearization.vjp(u) * v).sum(2)
+    assert torch.allclose(left, right, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_passes_are_what_is_run(method, device):
+    module, x, _ = build("residual", torch.float64, device)
+    entry = load_method(method)
+    linearization = Linearized(TensorNetwork.of_module(frozen_twin(module)), x, {})
+    blocks = list(entry.blocks(linearization, chunk_size=4))
+    assert len(blocks) == entry.passes(n_in=linearization.n_in, n_out=linearization.n_out, chunk_size=4)
+
+
+def test_a_missing_rule_is_refused_by_name(device):
+    class NoForwardRule(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**2
+
+        @staticmethod
+        def backward(ctx, g):
+            return 2 * g * ctx.saved_tensors[0]
+
+    class Square(nn.Module):
+        def forward(self, x):
+            return NoForwardRule.apply(x)
+
+    x = torch.randn(2, 5, device=device)
+    with pytest.raises(MethodError, match="forward"):
+        jacli.jacobian(Square(), x, method="forward")
+    with pytest.raises(MethodError, match="vmap"):
+        jacli.jacobian(Square(), x, method="vmap")
+    assert torch.allclose(jacli.jacobian(Square(), x).diagonal(dim1=1, dim2=2), 2 * x)
+
+
+def test_fill_writes_into_place_and_reports_memory():
+    class Failing:
+        batch, n_out, n_in, dtype, device = 1, 2, 3, torch.float32, torch.device("cpu")
+
+    def blocks(linearization, *, chunk_size):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        yield
+
+    from jacli.methods import Method
+
+    with pytest.raises(MemoryError):
+        fill(Method("x", blocks, None, None), Failing(), chunk_size=1)

@@ -1,0 +1,119 @@
+"""Archives of torch.export."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jacli.errors import ModelError
+from jacli.models import describe_model, load_model
+
+from .networks import Net
+
+
+def export(path: Path, *, dynamic: bool) -> Path:
+    batch = ({0: torch.export.Dim("batch")},) if dynamic else None
+    program = torch.export.export(Net().eval(), (torch.randn(4, 3),), dynamic_shapes=batch)
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    path.write_bytes(content.getvalue())
+    return path
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_programs_load(tmp_path: Path, dynamic: bool) -> None:
+    path = export(tmp_path / "program.bin", dynamic=dynamic)
+    loaded = load_model(str(path))
+    assert loaded.format == "torch_export"
+    assert loaded.static_batch == (None if dynamic else 4)
+    assert loaded.module(torch.randn(4, 3)).shape == (4, 2)
+    assert not any(p.requires_grad for p in loaded.module.parameters())
+    found = describe_model(path)
+    assert found["dynamic_batch"] is dynamic and found["input_shapes"]["x"][1:] == [3]
+    json.dumps(found)
+
+
+class Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.marker}",)
+
+
+def rewrite(path: Path, change: dict[str, Any]) -> None:
+    """Write the archive again with members replaced (by name's end) or added."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for end, content in change.items():
+        name = next((name for name in members if name.endswith(end)), end)
+        members[name] = content(members[name]) if callable(content) else content
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def pickled(value: Any) -> bytes:
+    content = io.BytesIO()
+    torch.save(value, content)
+    return content.getvalue()
+
+
+def use_pickle(config: bytes) -> bytes:
+    changed = json.loads(config)
+    next(iter(changed["config"].values()))["use_pickle"] = True
+    return json.dumps(changed).encode()
+
+
+def opaque(config: bytes) -> bytes:
+    return json.dumps(
+        {"config": {"c": {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": False}}}
+    ).encode()
+
+
+def test_pickled_code_in_an_archive_is_refused(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    evil = pickled(Evil(marker))
+    attacks: list[dict[str, Any]] = [
+        {"data/sample_inputs/model.pt": evil},
+        {"data/weights/model_weights_config.json": use_pickle, "data/weights/weight_0": evil},
+        {
+            "data/constants/model_constants_config.json": opaque,
+            "data/constants/opaque_obj_0": b"cos\nsystem\n.",
+        },
+        {"program/data/aotinductor/model/model.so": b"\x7fELF"},
+    ]
+    for attack in attacks:
+        path = export(tmp_path / "program.pt2", dynamic=True)
+        rewrite(path, attack)
+        for load in (load_model, describe_model):
+            with pytest.raises(ModelError, match="--allow-pickle"):
+                load(str(path))
+    assert not marker.exists()
+
+
+def test_torch_export_alone_would_have_run_it(tmp_path: Path) -> None:
+    """The attack is real: what is refused above runs where it is allowed."""
+    marker = tmp_path / "marker"
+    path = export(tmp_path / "program.pt2", dynamic=True)
+    attack = {
+        "data/weights/model_weights_config.json": use_pickle,
+        "data/weights/weight_0": pickled(Evil(marker)),
+    }
+    rewrite(path, attack)
+    with pytest.raises(ModelError):
+        load_model(str(path), allow_pickle=True)  # a number in a weight's place
+    assert marker.exists()
+
+
+def test_the_environment_is_left_as_it_was(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    load_model(str(export(tmp_path / "program.pt2", dynamic=True)))
+    assert dict(os.environ) == before

@@ -1,0 +1,172 @@
+"""Files whose pickles name classes: stand-ins, and never the file's code."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import enum
+import functools
+import io
+import os
+import pathlib
+import pickle
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from jacli.errors import ModelError
+from jacli.models import load_model
+from jacli.models.pickle_scan import Made, scan_pickle
+
+from .networks import Net, saved, write_arch
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Callback:
+    pass
+
+
+@pytest.fixture
+def arch(tmp_path: Path) -> str:
+    return write_arch(tmp_path)
+
+
+@pytest.fixture
+def lightning(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A package that is there when the file is written and gone when it is read."""
+    module = types.ModuleType("pytorch_lightning_like")
+
+    class AttributeDict(dict):  # type: ignore[type-arg]
+        pass
+
+    class Config:
+        def __init__(self) -> None:
+            self._content = {"lr": 0.1}
+
+    for cls in (AttributeDict, Config):
+        cls.__module__, cls.__qualname__ = module.__name__, cls.__name__
+        setattr(module, cls.__name__, cls)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_lightning_checkpoints_load_without_their_packages(
+    tmp_path: Path, arch: str, lightning: Any, monkeypatch: pytest.MonkeyPatch, legacy: bool
+) -> None:
+    net = Net()
+    attributes = lightning.AttributeDict(lr=0.1)
+    attributes.extra = 3
+    checkpoint = {
+        "state_dict": net.state_dict(),
+        "hyper_parameters": attributes,
+        "args": argparse.Namespace(lr=0.1),
+        "config": lightning.Config(),
+        "callbacks": {Callback: {"best": torch.tensor(1.0)}},
+        "path": pathlib.PurePosixPath("a/b"),
+        "metrics": collections.defaultdict(list, a=[1]),
+        "recent": collections.deque([1, 2]),
+        "activation": functools.partial(torch.relu),
+        "colour": Colour.RED,
+        "best": np.float64(0.5),
+        "history": np.arange(3),
+    }
+    path = saved(checkpoint, tmp_path / "last.ckpt", legacy=legacy)
+    monkeypatch.delitem(sys.modules, lightning.__name__)
+    assert torch.equal(load_model(str(path), arch=arch).module.fc.weight, net.fc.weight)
+
+
+class Evil:
+    """Pickles as a call."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.call = (function, args)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def attacks(marker: Path) -> dict[str, Any]:
+    touch = f"__import__('pathlib').Path({str(marker)!r}).touch()"
+    return {
+        "eval": Evil(eval, touch),
+        "exec": Evil(exec, touch),
+        "system": Evil(os.system, f"touch {marker}"),
+        "nested": Evil(functools.partial, Evil(eval, touch), Evil(exec, touch)),
+        "getattr": Evil(getattr, Evil(eval, touch), "touch"),
+        "as key": {Evil(eval, f"{touch} or 1"): 1},
+        "tensor subclass": Evil(torch._tensor._rebuild_from_type_v2, eval, torch.Tensor, (touch,), {}),
+        "touch": Evil(Path.touch, marker),
+    }
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("attack", attacks(Path("x")))
+def test_no_code_of_a_file_runs(tmp_path: Path, arch: str, attack: str, legacy: bool) -> None:
+    marker = tmp_path / "marker"
+    checkpoint = {"hyper_parameters": attacks(marker)[attack], "state_dict": Net().state_dict()}
+    path = saved(checkpoint, tmp_path / "evil.pt", legacy=legacy)
+    try:
+        load_model(str(path), arch=arch)
+    except ModelError as error:
+        assert "--allow-pickle" in error.todo  # refused; or loaded, with a stand-in in its place
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("attack", ["eval", "exec", "touch", "as key", "nested"])
+def test_weights_beside_an_attack_still_load(tmp_path: Path, arch: str, attack: str) -> None:
+    net, marker = Net(), tmp_path / "marker"
+    path = saved({"extra": attacks(marker)[attack], "state_dict": net.state_dict()}, tmp_path / "evil.pt")
+    assert torch.equal(load_model(str(path), arch=arch).module.fc.weight, net.fc.weight)
+    assert not marker.exists()
+
+
+def test_classes_that_others_allowed_are_not_used(tmp_path: Path, arch: str) -> None:
+    marker = tmp_path / "marker"
+    path = saved({"extra": attacks(marker)["eval"], "state_dict": Net().state_dict()}, tmp_path / "evil.pt")
+    with torch.serialization.safe_globals([eval]):
+        load_model(str(path), arch=arch)
+        assert eval in torch.serialization.get_safe_globals()
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pickled_modules_need_permission(tmp_path: Path, legacy: bool) -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.Dropout()).train()
+    path = saved(net, tmp_path / "net.pt", legacy=legacy)
+    with pytest.raises(ModelError, match=r"torch\.nn\.modules\.container\.Sequential") as caught:
+        load_model(str(path))
+    assert "--allow-pickle" in caught.value.todo and "runs the file's code" in caught.value.todo
+    loaded = load_model(str(path), allow_pickle=True)
+    assert loaded.format == "pickled_module" and not loaded.module.training
+    assert torch.equal(loaded.module[0].weight, net[0].weight)
+    assert not loaded.module[0].weight.requires_grad
+
+
+def test_module_inside_a_checkpoint(tmp_path: Path, arch: str) -> None:
+    net = Net()
+    path = saved({"model": net, "epoch": 3}, tmp_path / "yolo.pt")
+    with pytest.raises(ModelError, match="under 'model'"):
+        load_model(str(path), arch=arch)
+    assert load_model(str(path), allow_pickle=True).format == "pickled_module"
+    assert torch.equal(load_model(str(path), arch=arch, allow_pickle=True).module.fc.weight, net.fc.weight)
+
+
+def test_scan_follows_a_pickle_without_running_it() -> None:
+    content = pickle.dumps([collections.Counter(a=1), collections.deque([1])], protocol=2)
+    scan = scan_pickle(io.BytesIO(content))
+    assert scan.list_like == {"collections.deque"}
+    assert scan.globals == {"collections.Counter", "collections.deque"}
+    assert scan_pickle(io.BytesIO(pickle.dumps(Callback(), protocol=4))).root == Made(f"{__name__}.Callback")
+    with pytest.raises(ValueError):
+        scan_pickle(io.BytesIO(content[:-1]))
