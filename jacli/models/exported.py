@@ -2,7 +2,10 @@
 
 ``torch.export.load`` has no safe mode up to torch 2.13: where the archive's configuration says
 ``use_pickle``, or for opaque constants, it unpickles and so runs code that the file brings.  Every such
-member is therefore tried with ``weights_only`` first, through the reader that torch itself uses.
+member is therefore tried with ``weights_only`` first.
+
+This keeps pickles out, no more: an exported program, like a TorchScript archive, is a program.  Loading
+evaluates the guards and symbolic shapes that are written in it, and running it calls what its graph names.
 """
 
 from __future__ import annotations

@@ -194,7 +194,7 @@ def _does_not_fit(
         ),
     ]
     said = [
-        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        f"{len(names)} {what}: {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
         for what, names in groups
         if names
     ]

@@ -51,22 +51,26 @@ def describe_torch_save(path: Path) -> dict[str, Any]:
 def _select(path: Path, request: ModelRequest) -> tuple[Selection, bool]:
     """The weights, and whether the file's code was run for them; a module only where that is allowed."""
     try:
-        container = _read_safely(path)
-        selection = select_weights(container, path=path, weights_key=request.weights_key, ema=request.ema)
+        selection = select_weights(
+            _read_safely(path), path=path, weights_key=request.weights_key, ema=request.ema
+        )
         if not isinstance(selection.weights, Inert):
             return selection, False
-        if not request.allow_pickle:
-            raise _refuse(path, selection)
-    except ModelError:
+        raise _refuse(path, selection)
+    except _NeedsItsCode:
         if not request.allow_pickle:
             raise
     container = _read_running_its_code(path)
     return select_weights(container, path=path, weights_key=request.weights_key, ema=request.ema), True
 
 
-def _refuse(path: Path, selection: Selection) -> ModelError:
+class _NeedsItsCode(ModelError):
+    """What --allow-pickle permits; damage, and a choice between several weights, it does not."""
+
+
+def _refuse(path: Path, selection: Selection) -> _NeedsItsCode:
     where = f" under {selection.key!r}" if selection.key else ""
-    return ModelError(
+    return _NeedsItsCode(
         f"{path} holds a pickled object{where}, not weights.",
         why=f"It is of class {selection.weights.class_name}; loading it would run code that the file brings.",
         todo=_TODO,
@@ -87,7 +91,7 @@ def _read_safely(path: Path) -> Any:
         if _is_truncation(error):
             why = f"It is truncated or incomplete: {last_line(error)}"
             raise ModelError(f"{path} is damaged.", why=why, todo="Copy or download it again.") from error
-        raise ModelError(
+        raise _NeedsItsCode(
             f"{path} cannot be loaded without running its code.",
             why=last_line(error),
             todo=_TODO,

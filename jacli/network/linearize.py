@@ -69,6 +69,13 @@ class Linearized:
         return self._x.device
 
     @property
+    def selected(self) -> Tensor:
+        """Flat index of every output that is differentiated, ``(batch, n_out)``."""
+        if self._selected is None:
+            return torch.arange(self.n_out, device=self.device).expand(self.batch, -1)
+        return self._selected
+
+    @property
     def outputs(self) -> Tensor:
         """All outputs at the points, ``(batch, *output)``."""
         if self._outputs is None:
@@ -124,7 +131,7 @@ class Linearized:
             result: Tensor = jvp(self._function, (x,), (tangent,), has_aux=True)[1]
             return result
 
-        with batched_pass(recurrent=self._network.recurrent):
+        with torch.enable_grad(), batched_pass(recurrent=self._network.recurrent):
             columns = vmap(directional)(shaped)
         return columns.detach()
 

@@ -13,7 +13,7 @@ from jacli.errors import InputsError, UsageError
 from jacli.methods import Method, fill, load_method
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.plan import Plan, Shapes, candidates, make_plan
-from jacli.run.first_block import choose, memory_errors, probed_network, refusals, require_served
+from jacli.run.first_block import choose, memory_errors, padded, probed_network, refusals, require_served
 from jacli.spectrum import largest_singular_values
 from jacli.spectrum import singular_values as all_singular_values
 from jacli.verify import Probed
@@ -134,7 +134,9 @@ def singular_values(
             parts = []
             for start in range(0, len(x), size):
                 linearization = work.linearize(start, size)
-                spectrum = largest_singular_values(linearization, k, seed=seed)
+                spectrum = largest_singular_values(
+                    linearization, k, seed=seed, dtype=x.dtype, device=x.device
+                )
                 parts.append(spectrum.values[: min(size, len(x) - start)])
                 linearization.close()
             return torch.cat(parts)
@@ -199,8 +201,3 @@ class _Work:
         if self.probed.fixed_batch and stop - start < size:
             x, extra = padded(x, size), {k: padded(v, size) for k, v in extra.items() if isinstance(v, Tensor)}
         return Linearized(self.network, x, extra)
-
-
-def padded(rows: Tensor, size: int) -> Tensor:
-    """``rows`` with its last row repeated up to ``size`` rows."""
-    return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])

@@ -135,3 +135,8 @@ def memory_errors(doing: str) -> Iterator[None]:
             why=str(error).strip().splitlines()[0],
             todo="Give a smaller --batch-size or --chunk-size, or --method loop.",
         ) from error
+
+
+def padded(rows: Tensor, size: int) -> Tensor:
+    """``rows`` with its last row repeated up to ``size`` rows."""
+    return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])

@@ -244,13 +244,18 @@ def test_bad_format_is_usage(tmp_path: Path) -> None:
     assert run(tmp_path / "a.h5", "--format", "xml").exit_code == 2
 
 
-PEAK = """
-import resource, sys
+PEAK = r"""
+import re, sys
 from jacli.run.summarize import summarize
 table = summarize([sys.argv[1]])
 assert table.rows[1][1] is not None
-print("torch" in sys.modules, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
+# Not getrusage: on Linux its maximum includes the process that started this one (pytest, with torch).
+peak = re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())
+print("torch" in sys.modules, int(peak[1]) / 1024)
 """
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
 
 
 def peak_megabytes(path: Path) -> tuple[bool, float]:
@@ -275,12 +280,14 @@ def write_large(
                 jacobian[sample : sample + chunks[0], channel] = values[:, 0] * (1 + channel)
 
 
+@needs_proc
 def test_memory_and_no_torch_where_all_is_stored(tmp_path: Path) -> None:
     write(tmp_path / "a.h5", stored=True)
-    torch, _ = peak_megabytes(tmp_path / "a.h5")
-    assert not torch
+    torch, megabytes = peak_megabytes(tmp_path / "a.h5")
+    assert not torch and megabytes < 300
 
 
+@needs_proc
 @pytest.mark.parametrize(
     ("shape", "chunks"),
     [((2000, 1, 28, 28, 10), (64, 1, 28, 28, 10)), ((1, 3, 100, 200, 400), (1, 1, 10, 200, 400))],
@@ -291,6 +298,7 @@ def test_memory(tmp_path: Path, shape: tuple[int, ...], chunks: tuple[int, ...])
     assert peak_megabytes(tmp_path / "a.h5")[1] < 600
 
 
+@needs_proc
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("deficient", [False, True])

@@ -99,6 +99,18 @@ def test_pickled_code_in_an_archive_is_refused(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+def test_pickled_code_in_the_older_layout_is_refused(tmp_path: Path) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "old.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("version", "8.8")
+        archive.writestr("serialized_exported_program.json", "{}")
+        for name in ("state_dict", "constants", "example_inputs"):
+            archive.writestr(f"serialized_{name}.pt", pickled(Evil(marker)))
+    with pytest.raises(ModelError, match=r"serialized_state_dict\.pt"):
+        load_model(str(path))
+    assert not marker.exists()
+
+
 def test_torch_export_alone_would_have_run_it(tmp_path: Path) -> None:
     """The attack is real: what is refused above runs where it is allowed."""
     marker = tmp_path / "marker"

@@ -162,6 +162,26 @@ def test_module_inside_a_checkpoint(tmp_path: Path, arch: str) -> None:
     assert torch.equal(load_model(str(path), arch=arch, allow_pickle=True).module.fc.weight, net.fc.weight)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_permission_does_not_extend_to_damaged_files(tmp_path: Path, arch: str, legacy: bool) -> None:
+    path = saved({"w": torch.full((4096,), 3.25)}, tmp_path / "net.pt", legacy=legacy)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((8,), 3.25).numpy().tobytes()) + 1000] ^= 4
+    path.write_bytes(content[:-100] if legacy else content)
+    with pytest.raises(ModelError, match="damaged"):
+        load_model(str(path), arch=arch, allow_pickle=True)
+
+
+def test_newer_pickle_protocols(tmp_path: Path, arch: str) -> None:
+    net = Net()
+    torch.save(net.state_dict(), tmp_path / "net.pt", pickle_protocol=4)
+    with pytest.raises(ModelError, match="--allow-pickle"):
+        load_model(str(tmp_path / "net.pt"), arch=arch)
+    loaded = load_model(str(tmp_path / "net.pt"), arch=arch, allow_pickle=True)
+    assert torch.equal(loaded.module.fc.weight, net.fc.weight)
+    assert "ran the code" in loaded.notes[0]
+
+
 def test_scan_follows_a_pickle_without_running_it() -> None:
     content = pickle.dumps([collections.Counter(a=1), collections.deque([1])], protocol=2)
     scan = scan_pickle(io.BytesIO(content))

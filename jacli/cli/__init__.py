@@ -1,0 +1,98 @@
+"""The command line: typer and rich live here and nowhere else; torch is imported inside the commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+import warnings
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from click.exceptions import Abort, ClickException, Exit
+
+import jacli
+from jacli.cli.compute import compute
+from jacli.cli.doctor import doctor
+from jacli.cli.inspect import inspect
+from jacli.cli.summarize import summarize
+from jacli.errors import InterruptedRunError, JacliError, StoppedError
+
+app = typer.Typer(
+    name="jacli",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+for command in (compute, summarize, inspect, doctor):
+    app.command()(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"jacli {jacli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Example: jacli compute model.pt inputs.npy, then jacli summarize out.h5.
+
+    What does a trained network's output do when its input moves?  Jacobians of a model's outputs
+    with respect to its inputs, for every sample, with their norms and singular values.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line; every error becomes its message and its exit code."""
+    debug = "--debug" in sys.argv
+    if not debug:
+        warnings.simplefilter("ignore")  # of the libraries; what a user must know, jacli says itself
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        code = app(standalone_mode=False) or 0
+    except Exit as stop:
+        code = stop.exit_code
+    except (Abort, KeyboardInterrupt):
+        code = _report(InterruptedRunError("Interrupted.", why="Nothing was kept.", todo="Run the same command again."))
+    except ClickException as error:
+        error.show()
+        code = error.exit_code
+    except JacliError as error:
+        code = _report(error)
+        if debug:
+            traceback.print_exc()
+    except BrokenPipeError:  # the reader has seen enough: `jacli summarize ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception:
+        traceback.print_exc()
+        print(
+            f"\nThis is a defect of jacli {jacli.__version__}. Please report it with the command and the text above.",
+            file=sys.stderr,
+        )
+        code = 1
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
+    raise StoppedError(
+        "Stopped by SIGTERM.", why="Nothing was kept of the unfinished run.", todo="Run the same command again."
+    )
+
+
+def _report(error: JacliError) -> int:
+    what, *rest = (part for part in (error.what, error.why, error.todo) if part)
+    print(f"jacli: {what}", file=sys.stderr)
+    for part in rest:
+        print(f"  {part}", file=sys.stderr)
+    return error.exit_code

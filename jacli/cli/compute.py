@@ -1,0 +1,242 @@
+"""The command `jacli compute`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from jacli.config import RunConfig
+    from jacli.run.compute import DryRun, Outcome
+
+_MODEL, _INPUTS, _METHOD, _RESULT, _RUN = "Model", "Inputs", "Method", "Result file", "Run"
+
+
+def _option(*names: str, panel: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, show_default=False)
+
+
+def compute(
+    model: Annotated[
+        str | None, typer.Argument(help="Model file, or an architecture's name.", show_default=False)
+    ] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Argument(help="Inputs: .npy, .npz, .pt, .safetensors, HDF5, or random:64x3x224x224.", show_default=False),
+    ] = None,
+    out: Annotated[str | None, _option("-o", "--out", panel=_RESULT, help="Result file [out.h5].", metavar="FILE")] = None,
+    arch: Annotated[
+        str | None,
+        _option(
+            "--arch",
+            panel=_MODEL,
+            help="Architecture of a weights-only file: resnet18, timm:NAME, package.module:callable, file.py:callable.",
+            metavar="NAME",
+        ),
+    ] = None,
+    arch_arg: Annotated[
+        list[str] | None,
+        _option("--arch-arg", panel=_MODEL, help="Argument of the architecture (repeatable).", metavar="KEY=VALUE"),
+    ] = None,
+    weights_key: Annotated[
+        str | None, _option("--weights-key", panel=_MODEL, help="Which part of a checkpoint.", metavar="KEY")
+    ] = None,
+    strip_prefix: Annotated[
+        str | None, _option("--strip-prefix", panel=_MODEL, help="Take the tensors below this prefix.", metavar="P")
+    ] = None,
+    ema: Annotated[
+        bool | None, _option("--ema/--no-ema", panel=_MODEL, help="The averaged weights of a checkpoint, or never.")
+    ] = None,
+    arg: Annotated[
+        list[str] | None,
+        _option(
+            "--arg",
+            panel=_MODEL,
+            help="Further argument of forward (repeatable): sr=16000, or mask=@mask.npy with one row a sample.",
+            metavar="NAME=VALUE",
+        ),
+    ] = None,
+    select: Annotated[
+        str | None,
+        _option("--select", panel=_MODEL, help="Which output of a tuple or dict (nested: 1.0).", metavar="NAME|INDEX"),
+    ] = None,
+    allow_pickle: Annotated[
+        bool | None, _option("--allow-pickle", panel=_MODEL, help="Load a pickled module: runs the file's code.")
+    ] = None,
+    inputs_key: Annotated[
+        str | None, _option("--inputs-key", panel=_INPUTS, help="Which array of the inputs file.", metavar="KEY")
+    ] = None,
+    samples: Annotated[
+        str | None, _option("--samples", panel=_INPUTS, help="Part of them: 0:100 or 0,7,9.", metavar="SPEC")
+    ] = None,
+    labels: Annotated[
+        str | None, _option("--labels", panel=_INPUTS, help="One class index a sample.", metavar="FILE")
+    ] = None,
+    classes: Annotated[
+        str | None,
+        _option("--classes", panel=_METHOD, help="Which outputs: all, 0,3,7, top:5 or label [all].", metavar="SPEC"),
+    ] = None,
+    of: Annotated[
+        str | None, _option("--of", panel=_METHOD, help="logits, probs or log-probs [logits].", metavar="WHAT")
+    ] = None,
+    method: Annotated[
+        str | None,
+        _option("--method", panel=_METHOD, help="auto, loop, replicate, vmap or forward [auto].", metavar="NAME"),
+    ] = None,
+    dtype: Annotated[
+        str | None, _option("--dtype", panel=_METHOD, help="float32 or float64 [float32].", metavar="DTYPE")
+    ] = None,
+    device: Annotated[
+        str | None, _option("--device", panel=_METHOD, help="auto, cpu, cuda or cuda:N [auto].", metavar="DEVICE")
+    ] = None,
+    batch_size: Annotated[
+        str | None, _option("--batch-size", panel=_METHOD, help="Samples a block [auto].", metavar="N|auto")
+    ] = None,
+    chunk_size: Annotated[
+        str | None,
+        _option("--chunk-size", panel=_METHOD, help="Outputs (or tangents) a pass [auto].", metavar="N|auto"),
+    ] = None,
+    save: Annotated[
+        str | None,
+        _option("--save", panel=_RESULT, help="full, or none: norms, singular values and outputs only [full].", metavar="WHAT"),
+    ] = None,
+    save_dtype: Annotated[
+        str | None,
+        _option("--save-dtype", panel=_RESULT, help="float32, float16 or float64 [as --dtype].", metavar="DTYPE"),
+    ] = None,
+    compress: Annotated[
+        str | None, _option("--compress", panel=_RESULT, help="none, gzip, lzf or zstd [none].", metavar="FILTER")
+    ] = None,
+    save_inputs: Annotated[
+        bool | None, _option("--save-inputs/--no-save-inputs", panel=_RESULT, help="Keep the inputs in the file [yes].")
+    ] = None,
+    singular_values: Annotated[
+        str | None,
+        _option("--singular-values", panel=_RESULT, help="auto, all, none, or the K largest [auto].", metavar="WHICH"),
+    ] = None,
+    overwrite: Annotated[bool | None, _option("--overwrite", panel=_RESULT, help="Replace a finished file.")] = None,
+    config: Annotated[
+        str | None,
+        _option("--config", panel=_RUN, help="Options from FILE.toml, or those of RESULT.h5; flags win.", metavar="FILE"),
+    ] = None,
+    dry_run: Annotated[
+        bool | None, _option("--dry-run", panel=_RUN, help="Print the plan and its cost; write nothing.")
+    ] = None,
+    seed: Annotated[
+        str | None, _option("--seed", panel=_RUN, help="Of random inputs, untrained weights, checked rows [0].", metavar="N")
+    ] = None,
+    quiet: Annotated[bool | None, _option("--quiet", panel=_RUN, help="Only errors.")] = None,
+    json: Annotated[bool | None, _option("--json", panel=_RUN, help="What was done, as JSON on stdout.")] = None,
+    log_every: Annotated[
+        str | None,
+        _option("--log-every", panel=_RUN, help="Seconds between progress lines in a log [30].", metavar="SECONDS"),
+    ] = None,
+    debug: Annotated[bool | None, _option("--debug", panel=_RUN, help="Tracebacks and library warnings.")] = None,
+) -> None:
+    """Example: jacli compute model.pt inputs.npy -o out.h5.
+
+    The Jacobian of the model's outputs with respect to its inputs, for every sample, shape
+    (batch, c, h, w, n_classes), with norms and singular values, in one HDF5 file.
+    """
+    flags = dict(locals())
+    from jacli.run.config_file import resolve_options
+
+    settings = resolve_options(flags)
+    if settings.dry_run:
+        from jacli.run.compute import dry_run as plan_run
+
+        _print_plan(settings, plan_run(settings))
+        return
+    _run(settings)
+
+
+def _run(settings: RunConfig) -> None:
+    from jacli.cli.progress import progress_reporter
+    from jacli.errors import UnsoundResultsError
+    from jacli.run.compute import run_compute
+
+    started = time.monotonic()
+    with progress_reporter(quiet=settings.quiet, every=settings.log_every) as progress:
+        outcome = run_compute(settings, command=shlex.join(["jacli", *sys.argv[1:]]), progress=progress)
+    if settings.json:
+        import json
+
+        typer.echo(json.dumps(outcome.to_dict(), indent=2))
+    if not settings.quiet:
+        _tell(outcome, time.monotonic() - started)
+    if outcome.not_finite or outcome.overflowed:
+        raise UnsoundResultsError(*_unsound(outcome))
+
+
+def _tell(outcome: Outcome, seconds: float) -> None:
+    plan = outcome.chosen.plan
+    for note in outcome.notes:
+        typer.echo(f"note: {note}", err=True)
+    for name, why in outcome.chosen.passed_over.items():
+        typer.echo(f"note: passed over {name}: {why}", err=True)
+    shape = " x ".join(str(n) for n in outcome.shape)
+    typer.echo(
+        f"wrote {outcome.out}: {outcome.samples} samples, Jacobian {shape} a sample, "
+        f"method {plan.method} ({plan.why}), {seconds:.1f} s",
+        err=True,
+    )
+    typer.echo(f"look at it: jacli summarize {shlex.quote(str(outcome.out))}", err=True)
+
+
+def _unsound(outcome: Outcome) -> tuple[str, str, str] | tuple[str]:
+    if outcome.not_finite:
+        listed = ", ".join(map(str, outcome.not_finite[:10])) + (" ..." if len(outcome.not_finite) > 10 else "")
+        return (
+            f"{len(outcome.not_finite)} of {outcome.samples} samples are not finite: {listed}. "
+            "The model's derivative does not exist there (a square root or logarithm at 0), or it overflows. "
+            f"They are NaN or infinite in {outcome.out}; leave them out with --samples.",
+        )
+    return (
+        f"{outcome.overflowed} values of the Jacobian are infinite in {outcome.out}. "
+        "They are finite, but beyond the range of --save-dtype. Save as float32 or float64.",
+    )
+
+
+def _print_plan(settings: RunConfig, plan: DryRun) -> None:
+    if settings.json:
+        import json
+
+        typer.echo(json.dumps(plan.to_dict(), indent=2))
+        return
+    chosen = plan.plan
+    total = sum(plan.disk.values())
+    rows = [
+        ("samples", str(plan.shapes["samples"])),
+        ("input", _shape(plan.shapes["input"])),
+        ("output", _shape(plan.shapes["output"])),
+        ("Jacobian", f"{_shape(plan.shapes['jacobian_of_a_sample'])} a sample"),
+        ("method", f"{chosen.method} ({chosen.why})"),
+        ("next in line", ", ".join(plan.alternatives) or "none"),
+        ("blocks", f"{chosen.n_blocks} of {chosen.batch_size} samples"),
+        ("passes", f"{chosen.passes}, {chosen.chunk_size} vectors each" if chosen.method in ("vmap", "forward") else str(chosen.passes)),
+        ("singular values", f"{chosen.singular_values} a sample"),
+        ("on disk", f"{_size(total)} ({total} bytes, uncompressed)"),
+        ("free there", f"{_size(plan.free)} ({plan.free} bytes)"),
+    ]
+    for name, value in rows:
+        typer.echo(f"{name:<16} {value}")
+    for note in plan.notes:
+        typer.echo(f"note: {note}", err=True)
+    if total > plan.free:
+        typer.echo("note: that is more than is free: try --save none, --save-dtype float16 or --classes", err=True)
+
+
+def _shape(shape: list[int]) -> str:
+    return " x ".join(str(n) for n in shape) or "one number"
+
+
+def _size(count: int) -> str:
+    number, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while number >= 1024 and len(units) > 1:
+        number /= 1024
+        units.pop(0)
+    return f"{number:.1f} {units[0]}" if units[0] != "B" else f"{count} B"

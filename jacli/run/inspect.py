@@ -1,0 +1,151 @@
+"""``jacli inspect``: what is this file?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jacli.config import from_options
+from jacli.content import WHAT_TO_DO, Content, recognise_content
+from jacli.errors import InputsError, JacliError, ResultsError, UsageError
+
+_MODELS = (Content.TORCHSCRIPT, Content.TORCH_EXPORT, Content.TORCH_ZIP, Content.LEGACY_PICKLE, Content.SAFETENSORS)
+_INPUTS = (Content.NPY, Content.NPZ)
+_ROWS = 1024
+
+
+def inspect(
+    path: str,
+    *,
+    inputs: str | None = None,
+    arch: str | None = None,
+    arch_arg: list[str] | None = None,
+    arg: list[str] | None = None,
+    select: str | None = None,
+    inputs_key: str | None = None,
+) -> dict[str, Any]:
+    """Describe a file by its content; JSON-able.
+
+    With ``inputs`` (or a model's name in place of a path) the model is loaded and probed on a few
+    samples: output shape, state, accepted batch sizes, what ``auto`` would choose.
+
+    Raises:
+        JacliError: The file is unreadable, or is none of a model, inputs and a result.
+    """
+    if inputs is not None:
+        return _probed(
+            {
+                "model": path, "inputs": inputs, "arch": arch, "arch_arg": arch_arg or None, "arg": arg or None,
+                "select": select, "inputs_key": inputs_key,
+            }
+        )  # fmt: skip
+    given = [name for name, value in (("--arch", arch), ("--arch-arg", arch_arg), ("--arg", arg), ("--select", select)) if value]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} goes with --inputs.", why="Without inputs the model is described, not built.",
+            todo="Add --inputs FILE.",
+        )
+    file = Path(path)
+    if not file.exists():
+        raise InputsError(
+            f"There is no file {path}.", why="", todo="Check the path; an architecture's name needs --inputs."
+        )
+    content = recognise_content(file)
+    if content in _MODELS:
+        return _model_or_inputs(file, inputs_key)
+    if content in _INPUTS:
+        return _inputs(path, inputs_key)
+    if content is Content.HDF5:
+        return _result_or_inputs(path, inputs_key)
+    why, todo = WHAT_TO_DO.get(content, (f"It is: {content}.", "Give a model, inputs or a result."))
+    raise InputsError(f"{path} is no model, inputs or result.", why=why, todo=todo)
+
+
+def _model_or_inputs(file: Path, key: str | None) -> dict[str, Any]:
+    """Weights and inputs share two formats; few tensors of one length, or a key, mean inputs."""
+    from jacli.models import describe_model
+
+    if key is not None:
+        return _inputs(str(file), key)
+    try:
+        return {"kind": "model", "path": str(file.resolve()), **describe_model(file)}
+    except JacliError:
+        try:
+            return _inputs(str(file), None)
+        except JacliError:
+            pass
+        raise
+
+
+def _inputs(path: str, key: str | None) -> dict[str, Any]:
+    """Shape, dtype and range of an array; the range over its first rows."""
+    from jacli.inputs import open_inputs
+
+    with open_inputs(path, key=key) as source:
+        rows = source.read(0, min(len(source), _ROWS))
+        numbers = rows.dtype.kind in "fiub"
+        finite = np.isfinite(rows) if rows.dtype.kind == "f" else np.ones(rows.shape, bool)
+        values = rows[finite].astype(np.float64) if numbers else np.empty(0)
+        return {
+            "kind": "inputs",
+            "path": source.path,
+            "format": str(source.format),
+            "key": source.key,
+            "samples": len(source),
+            "shape": list(source.shape),
+            "dtype": str(source.dtype),
+            "rows_examined": len(rows),
+            "min": float(values.min()) if values.size else None,
+            "max": float(values.max()) if values.size else None,
+            "mean": float(values.mean()) if values.size else None,
+            "std": float(values.std()) if values.size else None,
+            "not_finite": int((~finite).sum()),
+        }
+
+
+def _result_or_inputs(path: str, key: str | None) -> dict[str, Any]:
+    from jacli.store import describe_results
+
+    if key is not None:
+        return _inputs(path, key)
+    try:
+        return {"kind": "result", "path": str(Path(path).resolve()), **describe_results(Path(path))}
+    except ResultsError as error:
+        try:
+            return _inputs(path, None)
+        except InputsError as inputs_error:
+            if "truncated" in str(error).lower():
+                raise error from None
+            raise inputs_error from None
+
+
+def _probed(options: dict[str, Any]) -> dict[str, Any]:
+    from jacli.network import exact_arithmetic
+    from jacli.plan import candidates
+    from jacli.run.first_block import refusals
+    from jacli.run.prepare import prepare
+
+    config = from_options(options)
+    with exact_arithmetic():
+        prepared = prepare(config)
+        shapes, loaded = prepared.shapes, prepared.loaded
+        refused = refusals(shapes.fixed_batch)
+        prepared.source.close()
+    return {
+        "kind": "model on inputs",
+        "path": loaded.path or config.model,
+        "format": loaded.format,
+        "arch": loaded.arch,
+        "parameters": sum(p.numel() for p in loaded.module.parameters()),
+        "input": list(shapes.input_shape),
+        "output": list(shapes.output_shape),
+        "samples": shapes.n_samples,
+        "jacobian": f"{shapes.n_out} x {shapes.n_in} a sample, {shapes.n_out * shapes.n_in * 4} bytes in float32",
+        "batch_sizes": f"{shapes.fixed_batch} only" if shapes.fixed_batch else "any",
+        "keeps_state": prepared.network.fresh,
+        "methods": {name: why or "serves" for name, why in refused.items()},
+        "auto": [f"{name}: {why}" for name, why in candidates(shapes, config, refused)],
+        "notes": list(prepared.notes),
+    }

@@ -1,0 +1,216 @@
+"""Everything a run needs before its first block: model, inputs, labels, probe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jacli.config import Classes, RunConfig
+from jacli.content import Content, recognise_content
+from jacli.errors import InputsError, UsageError
+from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs
+from jacli.models import LoadedModel, load_model
+from jacli.network import TensorNetwork
+from jacli.plan import Shapes
+from jacli.run.first_block import probed_network
+
+_PROBE_ROWS = 4
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A probed network and the samples it will be linearised at.
+
+    Attributes:
+        loaded: What the model's file gave.
+        network: The network, on the device and in the dtype of the run.
+        source: The chosen samples.
+        extra: Arguments with one row a chosen sample.
+        labels: The chosen samples' labels, or None.
+        classes: Which outputs.
+        shapes: Learnt by the probe.
+        device: Where the run computes.
+        dtype: Of the run's arithmetic.
+        notes: What the user must be told.
+    """
+
+    loaded: LoadedModel
+    network: TensorNetwork
+    source: InputSource
+    extra: Mapping[str, Tensor]
+    labels: np.ndarray | None
+    classes: Classes
+    shapes: Shapes
+    device: torch.device
+    dtype: torch.dtype
+    notes: tuple[str, ...]
+
+    def rows(self, start: int, stop: int) -> tuple[np.ndarray, Tensor, dict[str, Tensor]]:
+        """Chosen samples ``start:stop``: as read, as a tensor on the device, and their further arguments.
+
+        Raises:
+            InputsError: A value is not finite.
+        """
+        raw = self.source.read(start, stop)
+        check_rows(raw, self.source.index[start:stop])
+        x = torch.from_numpy(raw).to(self.device, self.dtype)
+        return raw, x, {k: v[start:stop].to(self.device) for k, v in self.extra.items()}
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Open, load and probe.
+
+    Raises:
+        InputsError: The inputs are unreadable, of a wrong dtype or shape, or not finite.
+        ModelError: The model is unreadable or has no per-sample Jacobian.
+        UsageError: Options that do not fit this model or these inputs.
+    """
+    device = pick_device(config.device)
+    dtype = getattr(torch, config.dtype)
+    source = open_inputs(config.inputs, key=config.inputs_key, samples=config.samples, seed=config.seed)
+    check_dtype(source.dtype)
+    labels = _read_labels(config.labels, source) if config.labels else None
+    loaded = load_model(
+        config.model,
+        arch=config.arch,
+        arch_args=config.arch_arg,
+        weights_key=config.weights_key,
+        strip_prefix=config.strip_prefix,
+        ema=config.ema,
+        allow_pickle=config.allow_pickle,
+        seed=config.seed,
+    )
+    module = _placed(loaded.module, device, dtype)
+    constant, extra = _arguments(config.arg, source, dtype)
+    notes = list(loaded.notes)
+    count = min(_PROBE_ROWS, len(source))
+    first = source.read(0, count)
+    check_rows(first, source.index[:count])
+    hints = tuple(size for size in (loaded.static_batch, config.batch_size, len(source)) if size)
+    network, probed = probed_network(
+        module,
+        torch.from_numpy(first).to(device, dtype),
+        {k: v[:count].to(device) for k, v in extra.items()},
+        arguments=constant,
+        select=config.select,
+        of=config.of,
+        batch_hints=hints,
+    )
+    if probed.stateful:
+        notes.append("the model keeps state between calls: every forward pass runs on a fresh copy")
+    if probed.fixed_batch:
+        notes.append(f"the model accepts batches of {probed.fixed_batch} only: blocks of that size, the last one padded")
+    shapes = Shapes(
+        n_samples=len(source),
+        input_shape=source.shape,
+        output_shape=probed.output_shape,
+        n_selected=0,
+        fixed_batch=probed.fixed_batch,
+        itemsize=dtype.itemsize,
+    )
+    _check_classes(config.classes, labels, shapes.n_out)
+    shapes = Shapes(**{**shapes.__dict__, "n_selected": config.classes.count(shapes.n_out)})
+    return Prepared(
+        loaded, network, source, extra, labels, config.classes, shapes, device, dtype, tuple(notes)
+    )
+
+
+def pick_device(asked: str) -> torch.device:
+    """``auto`` is the GPU where there is one.
+
+    Raises:
+        UsageError: A GPU was asked for that is not there.
+    """
+    if asked == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device(asked)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device {asked} is not there.",
+            why=f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices.",
+            todo="Give --device cpu, or run `jacli doctor`.",
+        )
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The module in the run's dtype; a program whose numbers cannot be converted shows in the probe."""
+    module = module.to(device)
+    floating = {t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
+    return module.to(dtype) if floating - {dtype} else module
+
+
+def _arguments(
+    asked: Mapping[str, object], source: InputSource, dtype: torch.dtype
+) -> tuple[dict[str, object], dict[str, Tensor]]:
+    """Further arguments of forward: the constant ones, and those with one row a sample (``@FILE``)."""
+    constant: dict[str, object] = {}
+    rowwise: dict[str, Tensor] = {}
+    for name, value in asked.items():
+        if isinstance(value, str) and value.startswith("@"):
+            tensor = torch.from_numpy(_read_along(value[1:], source, f"--arg {name}"))
+            rowwise[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+        else:
+            constant[name] = value
+    return constant, rowwise
+
+
+def _read_along(path: str, source: InputSource, what: str) -> np.ndarray:
+    """Rows of another file at the chosen samples' positions."""
+    with open_inputs(path) as other:
+        if len(other) <= int(source.index.max()):
+            raise InputsError(
+                f"{what}: {path} has {len(other)} rows.",
+                why=f"The samples reach up to position {int(source.index.max())}; one row a sample is needed.",
+                todo="Give the file that belongs to these inputs.",
+            )
+        return np.ascontiguousarray(other.read(0, len(other))[source.index])
+
+
+def _read_labels(path: str, source: InputSource) -> np.ndarray:
+    """Labels as int64, one a chosen sample; a text file holds one number a line."""
+    if Path(path).is_file() and recognise_content(Path(path)) is Content.TEXT:
+        try:
+            every = np.loadtxt(path, dtype=np.int64, ndmin=1)
+        except ValueError as error:
+            raise InputsError(f"{path} holds no labels.", why=f"{error}.", todo="Give one whole number a line.") from error
+        if every.ndim != 1 or len(every) <= int(source.index.max()):
+            raise InputsError(
+                f"{path} has {len(every)} labels.",
+                why=f"The samples reach up to position {int(source.index.max())}.",
+                todo="Give one label a sample of INPUTS.",
+            )
+        return every[source.index]
+    labels = _read_along(path, source, "--labels")
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1 or not np.array_equal(labels, labels.astype(np.int64)):
+        raise InputsError(
+            f"{path} holds no labels.",
+            why=f"Its rows are {labels.dtype} of shape {labels.shape[1:]}; a label is one whole number a sample.",
+            todo="Give class indices: shape (batch,).",
+        )
+    return labels.astype(np.int64)
+
+
+def _check_classes(classes: Classes, labels: np.ndarray | None, n_out: int) -> None:
+    last = max(classes.indices, default=-1)
+    if last >= n_out or classes.k > n_out:
+        raise UsageError(
+            f"--classes {classes} is out of range.",
+            why=f"The model has {n_out} outputs a sample (flat indices 0 to {n_out - 1}).",
+            todo="Choose among them.",
+        )
+    if labels is not None and classes.kind == "label":
+        wrong = np.flatnonzero((labels < 0) | (labels >= n_out))
+        if len(wrong):
+            raise InputsError(
+                f"Label {labels[wrong[0]]} of sample {wrong[0]} is out of range.",
+                why=f"The model has {n_out} outputs; {len(wrong)} labels lie outside 0 to {n_out - 1}.",
+                todo="Give class indices that start at 0.",
+            )
