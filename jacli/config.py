@@ -130,7 +130,9 @@ def from_options(options: Mapping[str, Any]) -> RunConfig:
             parsed[name] = OPTIONS[name](value)
         except ValueError as error:
             flag = name if name in ("model", "inputs") else f"--{name.replace('_', '-')}"
-            problems.append(UsageError(f"{flag} {_shown(value)} is wrong.", why=_sentence("It must be", str(error))))
+            problems.append(
+                UsageError(f"{flag} {_shown(value)} is wrong.", why=_sentence("It must be", str(error)))
+            )
     for name in ("model", "inputs"):
         if not parsed.get(name) and not any(name in str(p) for p in problems):
             problems.append(
@@ -151,11 +153,16 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[JacliError]:
     classes = parsed.get("classes", Classes())
     if classes.kind == "label" and not parsed.get("labels"):
         found.append(
-            UsageError("--classes label needs --labels FILE.", why="The labels say which output each sample has.")
+            UsageError(
+                "--classes label needs --labels FILE.", why="The labels say which output each sample has."
+            )
         )
     if parsed.get("compress", "none") != "none" and parsed.get("save") == "none":
         found.append(
-            UsageError("--compress goes with --save full.", why="With --save none there is nothing large to compress.")
+            UsageError(
+                "--compress goes with --save full.",
+                why="With --save none there is nothing large to compress.",
+            )
         )
     if parsed.get("save_dtype") and parsed.get("save") == "none":
         found.append(

@@ -41,14 +41,32 @@ class Content(StrEnum):
 
 WHAT_TO_DO = {
     Content.EMPTY: ("It has 0 bytes.", "Copy or download it again."),
-    Content.GIT_LFS: ("It is a Git LFS pointer: the real file was not downloaded.", "Run `git lfs pull` where it came from."),
-    Content.HTML: ("It is an HTML web page, most likely an error or login page saved by a download.", "Download the file itself."),
+    Content.GIT_LFS: (
+        "It is a Git LFS pointer: the real file was not downloaded.",
+        "Run `git lfs pull` where it came from.",
+    ),
+    Content.HTML: (
+        "It is an HTML web page, most likely an error or login page saved by a download.",
+        "Download the file itself.",
+    ),
     Content.GZIP: ("It is compressed with gzip.", "Unpack it first: `gunzip`, or `tar xf` for a .tar.gz."),
-    Content.DAMAGED_ZIP: ("It is a damaged zip archive: truncated, its table of contents is missing.", "Copy or download it again."),
-    Content.OTHER_ZIP: ("It is a zip archive, but not one written by torch or numpy.", "Unpack it and give the file inside."),
-    Content.ONNX: ("It looks like an ONNX model, which jacli does not read.", "Give the TorchScript or torch.export file, or the weights with --arch."),
+    Content.DAMAGED_ZIP: (
+        "It is a damaged zip archive: truncated, its table of contents is missing.",
+        "Copy or download it again.",
+    ),
+    Content.OTHER_ZIP: (
+        "It is a zip archive, but not one written by torch or numpy.",
+        "Unpack it and give the file inside.",
+    ),
+    Content.ONNX: (
+        "It looks like an ONNX model, which jacli does not read.",
+        "Give the TorchScript or torch.export file, or the weights with --arch.",
+    ),
     Content.TEXT: ("It is a text file.", "Give a file of one of the formats in `jacli compute --help`."),
-    Content.UNKNOWN: ("Its first bytes belong to no format that jacli knows; it may be damaged.", "Check where it came from; formats: `jacli compute --help`."),
+    Content.UNKNOWN: (
+        "Its first bytes belong to no format that jacli knows; it may be damaged.",
+        "Check where it came from; formats: `jacli compute --help`.",
+    ),
 }
 """For files that hold nothing to load: why, and what to do."""
 
@@ -75,7 +93,11 @@ def recognise_content(path: Path) -> Content:
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return Content.LEGACY_PICKLE
     if head[257:262] == b"ustar":
-        return Content.TORCH_TAR if head.startswith((b"sys_info", b"pickle", b"storages", b"tensors")) else Content.UNKNOWN
+        return (
+            Content.TORCH_TAR
+            if head.startswith((b"sys_info", b"pickle", b"storages", b"tensors"))
+            else Content.UNKNOWN
+        )
     text = head.lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
         return Content.HTML

@@ -107,9 +107,7 @@ def candidates(shapes: Shapes, config: RunConfig, refusals: dict[str, str | None
     return [(name, why) for name, why in order if refusals.get(name) is None]
 
 
-def make_plan(
-    method: str, why: str, shapes: Shapes, config: RunConfig, passes: Callable[..., int]
-) -> Plan:
+def make_plan(method: str, why: str, shapes: Shapes, config: RunConfig, passes: Callable[..., int]) -> Plan:
     """Decide block and chunk sizes for a method.
 
     Blocks keep the dense Jacobian of a block under 256 MiB where one sample allows it; chunks keep

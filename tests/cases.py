@@ -182,7 +182,9 @@ CASES: dict[str, Case] = {
     "prelu_batch_is_n_out": Case(_prelu, batch=N),
     "softmax": Case(lambda: nn.Sequential(nn.Flatten(), nn.Linear(C * H * W, N), nn.Softmax(-1))),
     "image_to_image": Case(lambda: _conv(nn.GELU(), nn.Conv2d(6, 2, 3, stride=2))),
-    "sequence": Case(lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.SiLU(), nn.Linear(6, 3)), (5, 4)),
+    "sequence": Case(
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.SiLU(), nn.Linear(6, 3)), (5, 4)
+    ),
     "attention": Case(Attention, (5, 4)),
     "flash_attention": Case(Flash, (5, 4)),
     "lstm": Case(Recurrent, (5, 4)),
@@ -190,16 +192,16 @@ CASES: dict[str, Case] = {
     "no_class_axis": Case(Scalar, (5,)),
     "squeezed": Case(Squeezed, (5,), exportable=False),
     "dead_gradient": Case(DeadGradient, (5,)),
-    "narrow_middle": Case(
-        lambda: nn.Sequential(nn.Linear(9, 3), nn.Tanh(), nn.Linear(3, N)), (9,)
-    ),
+    "narrow_middle": Case(lambda: nn.Sequential(nn.Linear(9, 3), nn.Tanh(), nn.Linear(3, N)), (9,)),
     "few_inputs": Case(lambda: nn.Sequential(nn.Linear(3, 6), nn.ELU(), nn.Linear(6, 11)), (3,)),
     "tuple_output": Case(TwoOutputs, (5,), select="1"),
     "stateful": Case(Stateful, (5,), exportable=False),
 }
 
 
-def build(name: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> tuple[nn.Module, Tensor, Case]:
+def build(
+    name: str, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> tuple[nn.Module, Tensor, Case]:
     """The case's module in eval mode and its points, seeded."""
     case = CASES[name]
     torch.manual_seed(sum(map(ord, name)))

@@ -62,7 +62,9 @@ def main() -> NoReturn:
     except Exit as stop:
         code = stop.exit_code
     except (Abort, KeyboardInterrupt):
-        code = _report(InterruptedRunError("Interrupted.", why="Nothing was kept.", todo="Run the same command again."))
+        code = _report(
+            InterruptedRunError("Interrupted.", why="Nothing was kept.", todo="Run the same command again.")
+        )
     except ClickException as error:
         error.show()
         code = error.exit_code
@@ -86,7 +88,9 @@ def main() -> NoReturn:
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
     raise StoppedError(
-        "Stopped by SIGTERM.", why="Nothing was kept of the unfinished run.", todo="Run the same command again."
+        "Stopped by SIGTERM.",
+        why="Nothing was kept of the unfinished run.",
+        todo="Run the same command again.",
     )
 
 

@@ -26,9 +26,13 @@ def compute(
     ] = None,
     inputs: Annotated[
         str | None,
-        typer.Argument(help="Inputs: .npy, .npz, .pt, .safetensors, HDF5, or random:64x3x224x224.", show_default=False),
+        typer.Argument(
+            help="Inputs: .npy, .npz, .pt, .safetensors, HDF5, or random:64x3x224x224.", show_default=False
+        ),
     ] = None,
-    out: Annotated[str | None, _option("-o", "--out", panel=_RESULT, help="Result file [out.h5].", metavar="FILE")] = None,
+    out: Annotated[
+        str | None, _option("-o", "--out", panel=_RESULT, help="Result file [out.h5].", metavar="FILE")
+    ] = None,
     arch: Annotated[
         str | None,
         _option(
@@ -40,16 +44,20 @@ def compute(
     ] = None,
     arch_arg: Annotated[
         list[str] | None,
-        _option("--arch-arg", panel=_MODEL, help="Argument of the architecture (repeatable).", metavar="KEY=VALUE"),
+        _option(
+            "--arch-arg", panel=_MODEL, help="Argument of the architecture (repeatable).", metavar="KEY=VALUE"
+        ),
     ] = None,
     weights_key: Annotated[
         str | None, _option("--weights-key", panel=_MODEL, help="Which part of a checkpoint.", metavar="KEY")
     ] = None,
     strip_prefix: Annotated[
-        str | None, _option("--strip-prefix", panel=_MODEL, help="Take the tensors below this prefix.", metavar="P")
+        str | None,
+        _option("--strip-prefix", panel=_MODEL, help="Take the tensors below this prefix.", metavar="P"),
     ] = None,
     ema: Annotated[
-        bool | None, _option("--ema/--no-ema", panel=_MODEL, help="The averaged weights of a checkpoint, or never.")
+        bool | None,
+        _option("--ema/--no-ema", panel=_MODEL, help="The averaged weights of a checkpoint, or never."),
     ] = None,
     arg: Annotated[
         list[str] | None,
@@ -62,13 +70,20 @@ def compute(
     ] = None,
     select: Annotated[
         str | None,
-        _option("--select", panel=_MODEL, help="Which output of a tuple or dict (nested: 1.0).", metavar="NAME|INDEX"),
+        _option(
+            "--select",
+            panel=_MODEL,
+            help="Which output of a tuple or dict (nested: 1.0).",
+            metavar="NAME|INDEX",
+        ),
     ] = None,
     allow_pickle: Annotated[
-        bool | None, _option("--allow-pickle", panel=_MODEL, help="Load a pickled module: runs the file's code.")
+        bool | None,
+        _option("--allow-pickle", panel=_MODEL, help="Load a pickled module: runs the file's code."),
     ] = None,
     inputs_key: Annotated[
-        str | None, _option("--inputs-key", panel=_INPUTS, help="Which array of the inputs file.", metavar="KEY")
+        str | None,
+        _option("--inputs-key", panel=_INPUTS, help="Which array of the inputs file.", metavar="KEY"),
     ] = None,
     samples: Annotated[
         str | None, _option("--samples", panel=_INPUTS, help="Part of them: 0:100 or 0,7,9.", metavar="SPEC")
@@ -78,20 +93,29 @@ def compute(
     ] = None,
     classes: Annotated[
         str | None,
-        _option("--classes", panel=_METHOD, help="Which outputs: all, 0,3,7, top:5 or label [all].", metavar="SPEC"),
+        _option(
+            "--classes",
+            panel=_METHOD,
+            help="Which outputs: all, 0,3,7, top:5 or label [all].",
+            metavar="SPEC",
+        ),
     ] = None,
     of: Annotated[
-        str | None, _option("--of", panel=_METHOD, help="logits, probs or log-probs [logits].", metavar="WHAT")
+        str | None,
+        _option("--of", panel=_METHOD, help="logits, probs or log-probs [logits].", metavar="WHAT"),
     ] = None,
     method: Annotated[
         str | None,
-        _option("--method", panel=_METHOD, help="auto, loop, replicate, vmap or forward [auto].", metavar="NAME"),
+        _option(
+            "--method", panel=_METHOD, help="auto, loop, replicate, vmap or forward [auto].", metavar="NAME"
+        ),
     ] = None,
     dtype: Annotated[
         str | None, _option("--dtype", panel=_METHOD, help="float32 or float64 [float32].", metavar="DTYPE")
     ] = None,
     device: Annotated[
-        str | None, _option("--device", panel=_METHOD, help="auto, cpu, cuda or cuda:N [auto].", metavar="DEVICE")
+        str | None,
+        _option("--device", panel=_METHOD, help="auto, cpu, cuda or cuda:N [auto].", metavar="DEVICE"),
     ] = None,
     batch_size: Annotated[
         str | None, _option("--batch-size", panel=_METHOD, help="Samples a block [auto].", metavar="N|auto")
@@ -102,40 +126,70 @@ def compute(
     ] = None,
     save: Annotated[
         str | None,
-        _option("--save", panel=_RESULT, help="full, or none: norms, singular values and outputs only [full].", metavar="WHAT"),
+        _option(
+            "--save",
+            panel=_RESULT,
+            help="full, or none: norms, singular values and outputs only [full].",
+            metavar="WHAT",
+        ),
     ] = None,
     save_dtype: Annotated[
         str | None,
-        _option("--save-dtype", panel=_RESULT, help="float32, float16 or float64 [as --dtype].", metavar="DTYPE"),
+        _option(
+            "--save-dtype", panel=_RESULT, help="float32, float16 or float64 [as --dtype].", metavar="DTYPE"
+        ),
     ] = None,
     compress: Annotated[
-        str | None, _option("--compress", panel=_RESULT, help="none, gzip, lzf or zstd [none].", metavar="FILTER")
+        str | None,
+        _option("--compress", panel=_RESULT, help="none, gzip, lzf or zstd [none].", metavar="FILTER"),
     ] = None,
     save_inputs: Annotated[
-        bool | None, _option("--save-inputs/--no-save-inputs", panel=_RESULT, help="Keep the inputs in the file [yes].")
+        bool | None,
+        _option("--save-inputs/--no-save-inputs", panel=_RESULT, help="Keep the inputs in the file [yes]."),
     ] = None,
     singular_values: Annotated[
         str | None,
-        _option("--singular-values", panel=_RESULT, help="auto, all, none, or the K largest [auto].", metavar="WHICH"),
+        _option(
+            "--singular-values",
+            panel=_RESULT,
+            help="auto, all, none, or the K largest [auto].",
+            metavar="WHICH",
+        ),
     ] = None,
-    overwrite: Annotated[bool | None, _option("--overwrite", panel=_RESULT, help="Replace a finished file.")] = None,
+    overwrite: Annotated[
+        bool | None, _option("--overwrite", panel=_RESULT, help="Replace a finished file.")
+    ] = None,
     config: Annotated[
         str | None,
-        _option("--config", panel=_RUN, help="Options from FILE.toml, or those of RESULT.h5; flags win.", metavar="FILE"),
+        _option(
+            "--config",
+            panel=_RUN,
+            help="Options from FILE.toml, or those of RESULT.h5; flags win.",
+            metavar="FILE",
+        ),
     ] = None,
     dry_run: Annotated[
         bool | None, _option("--dry-run", panel=_RUN, help="Print the plan and its cost; write nothing.")
     ] = None,
     seed: Annotated[
-        str | None, _option("--seed", panel=_RUN, help="Of random inputs, untrained weights, checked rows [0].", metavar="N")
+        str | None,
+        _option(
+            "--seed", panel=_RUN, help="Of random inputs, untrained weights, checked rows [0].", metavar="N"
+        ),
     ] = None,
     quiet: Annotated[bool | None, _option("--quiet", panel=_RUN, help="Only errors.")] = None,
-    json: Annotated[bool | None, _option("--json", panel=_RUN, help="What was done, as JSON on stdout.")] = None,
+    json: Annotated[
+        bool | None, _option("--json", panel=_RUN, help="What was done, as JSON on stdout.")
+    ] = None,
     log_every: Annotated[
         str | None,
-        _option("--log-every", panel=_RUN, help="Seconds between progress lines in a log [30].", metavar="SECONDS"),
+        _option(
+            "--log-every", panel=_RUN, help="Seconds between progress lines in a log [30].", metavar="SECONDS"
+        ),
     ] = None,
-    debug: Annotated[bool | None, _option("--debug", panel=_RUN, help="Tracebacks and library warnings.")] = None,
+    debug: Annotated[
+        bool | None, _option("--debug", panel=_RUN, help="Tracebacks and library warnings.")
+    ] = None,
 ) -> None:
     """Example: jacli compute model.pt inputs.npy -o out.h5.
 
@@ -189,7 +243,9 @@ def _tell(outcome: Outcome, seconds: float) -> None:
 
 def _unsound(outcome: Outcome) -> tuple[str, str, str] | tuple[str]:
     if outcome.not_finite:
-        listed = ", ".join(map(str, outcome.not_finite[:10])) + (" ..." if len(outcome.not_finite) > 10 else "")
+        listed = ", ".join(map(str, outcome.not_finite[:10])) + (
+            " ..." if len(outcome.not_finite) > 10 else ""
+        )
         return (
             f"{len(outcome.not_finite)} of {outcome.samples} samples are not finite: {listed}. "
             "The model's derivative does not exist there (a square root or logarithm at 0), or it overflows. "
@@ -217,7 +273,12 @@ def _print_plan(settings: RunConfig, plan: DryRun) -> None:
         ("method", f"{chosen.method} ({chosen.why})"),
         ("next in line", ", ".join(plan.alternatives) or "none"),
         ("blocks", f"{chosen.n_blocks} of {chosen.batch_size} samples"),
-        ("passes", f"{chosen.passes}, {chosen.chunk_size} vectors each" if chosen.method in ("vmap", "forward") else str(chosen.passes)),
+        (
+            "passes",
+            f"{chosen.passes}, {chosen.chunk_size} vectors each"
+            if chosen.method in ("vmap", "forward")
+            else str(chosen.passes),
+        ),
         ("singular values", f"{chosen.singular_values} a sample"),
         ("on disk", f"{_size(total)} ({total} bytes, uncompressed)"),
         ("free there", f"{_size(plan.free)} ({plan.free} bytes)"),
@@ -227,7 +288,9 @@ def _print_plan(settings: RunConfig, plan: DryRun) -> None:
     for note in plan.notes:
         typer.echo(f"note: {note}", err=True)
     if total > plan.free:
-        typer.echo("note: that is more than is free: try --save none, --save-dtype float16 or --classes", err=True)
+        typer.echo(
+            "note: that is more than is free: try --save none, --save-dtype float16 or --classes", err=True
+        )
 
 
 def _shape(shape: list[int]) -> str:

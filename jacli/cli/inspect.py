@@ -11,7 +11,9 @@ def inspect(
     path: Annotated[str, typer.Argument(help="A model, inputs or a result file.", show_default=False)],
     inputs: Annotated[
         str | None,
-        typer.Option("--inputs", metavar="FILE", help="Run the model on a few of these: shapes, state, batch sizes."),
+        typer.Option(
+            "--inputs", metavar="FILE", help="Run the model on a few of these: shapes, state, batch sizes."
+        ),
     ] = None,
     arch: Annotated[
         str | None, typer.Option("--arch", metavar="NAME", help="As in jacli compute; goes with --inputs.")
@@ -19,7 +21,9 @@ def inspect(
     arch_arg: Annotated[
         list[str] | None, typer.Option("--arch-arg", metavar="KEY=VALUE", help="As in jacli compute.")
     ] = None,
-    arg: Annotated[list[str] | None, typer.Option("--arg", metavar="NAME=VALUE", help="As in jacli compute.")] = None,
+    arg: Annotated[
+        list[str] | None, typer.Option("--arg", metavar="NAME=VALUE", help="As in jacli compute.")
+    ] = None,
     select: Annotated[
         str | None, typer.Option("--select", metavar="NAME|INDEX", help="As in jacli compute.")
     ] = None,
@@ -36,7 +40,13 @@ def inspect(
     from jacli.run.inspect import inspect as inspect_path
 
     found = inspect_path(
-        path, inputs=inputs, arch=arch, arch_arg=arch_arg or [], arg=arg or [], select=select, inputs_key=inputs_key
+        path,
+        inputs=inputs,
+        arch=arch,
+        arch_arg=arch_arg or [],
+        arg=arg or [],
+        select=select,
+        inputs_key=inputs_key,
     )
     if as_json:
         import json
@@ -57,7 +67,12 @@ def _lines(found: dict[str, Any], indent: str = "") -> list[tuple[str, str]]:
             lines.append((label, ""))
             lines += _lines(value, indent + "  ")
         elif isinstance(value, list) and not all(isinstance(item, int) for item in value):
-            lines.append((label, "" if not value else str(value[0]) if not isinstance(value[0], dict) else _flat(value[0])))
+            lines.append(
+                (
+                    label,
+                    "" if not value else str(value[0]) if not isinstance(value[0], dict) else _flat(value[0]),
+                )
+            )
             lines += [("", _flat(item) if isinstance(item, dict) else str(item)) for item in value[1:]]
         elif isinstance(value, list):
             lines.append((label, " x ".join(map(str, value))))

@@ -163,7 +163,9 @@ def select_output(output: object, select: str | None) -> Tensor:
             why="A Jacobian is of one output.",
             todo=f"Choose one with --select, for example --select {next(iter(named))}.",
         )
-    raise ModelError(f"There is no output {select!r}.", why=f"The outputs are {listed}.", todo="Choose one of them.")
+    raise ModelError(
+        f"There is no output {select!r}.", why=f"The outputs are {listed}.", todo="Choose one of them."
+    )
 
 
 def _activate(output: Tensor, of: str) -> Tensor:

@@ -173,7 +173,12 @@ class _Work:
         constant = {name: value for name, value in arguments.items() if name not in rowwise}
         hints = tuple(size for size in (batch_size, len(x)) if size)
         network, probed = probed_network(
-            frozen_twin(module), self.x[:4], self._rows(0, 4), arguments=constant, select=select, of=of,
+            frozen_twin(module),
+            self.x[:4],
+            self._rows(0, 4),
+            arguments=constant,
+            select=select,
+            of=of,
             batch_hints=hints,
         )
         self.network: TensorNetwork = network
@@ -199,5 +204,8 @@ class _Work:
         stop = min(start + size, len(self.x))
         x, extra = self.x[start:stop], self._rows(start, stop)
         if self.probed.fixed_batch and stop - start < size:
-            x, extra = padded(x, size), {k: padded(v, size) for k, v in extra.items() if isinstance(v, Tensor)}
+            x, extra = (
+                padded(x, size),
+                {k: padded(v, size) for k, v in extra.items() if isinstance(v, Tensor)},
+            )
         return Linearized(self.network, x, extra)

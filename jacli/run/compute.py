@@ -173,7 +173,9 @@ def dry_run(config: RunConfig) -> DryRun:
 
 def _check_place(config: RunConfig) -> None:
     """Whether OUT can be written, before the model is loaded; disk space is checked once shapes are known."""
-    smallest = ResultLayout(n_samples=1, input_shape=(), output_shape=(), save_jacobian=False, save_inputs=False)
+    smallest = ResultLayout(
+        n_samples=1, input_shape=(), output_shape=(), save_jacobian=False, save_inputs=False
+    )
     check_output(Path(config.out), smallest, overwrite=config.overwrite)
 
 

@@ -39,7 +39,9 @@ def read_options(path: Path) -> dict[str, Any]:
         options = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"--config {path} is not valid TOML.", why=f"{error}.", todo="Correct it there; see configs/ for examples."
+            f"--config {path} is not valid TOML.",
+            why=f"{error}.",
+            todo="Correct it there; see configs/ for examples.",
         ) from error
     return {name.replace("-", "_"): value for name, value in options.items()}
 
@@ -51,7 +53,9 @@ def _options_of_result(path: Path) -> dict[str, Any]:
         text = results.attrs.get("config")
     if text is None:
         raise UsageError(
-            f"--config {path} holds no options.", why="The result has no attribute 'config'.", todo="Give a TOML file."
+            f"--config {path} holds no options.",
+            why="The result has no attribute 'config'.",
+            todo="Give a TOML file.",
         )
     options = json.loads(text) if isinstance(text, str) else dict(text)
     return {name: value for name, value in options.items() if name not in NOT_REPEATED}

@@ -52,7 +52,11 @@ class Chosen:
 
     def to_dict(self) -> dict[str, Any]:
         """For the result file's ``plan``."""
-        return {**self.plan.to_dict(), "row_check_error": self.row_error, "passed_over": dict(self.passed_over)}
+        return {
+            **self.plan.to_dict(),
+            "row_check_error": self.row_error,
+            "passed_over": dict(self.passed_over),
+        }
 
 
 def refusals(fixed_batch: int | None) -> dict[str, str | None]:
@@ -70,7 +74,8 @@ def require_served(method: str, refused: Mapping[str, str | None]) -> None:
     if reason:
         others = ", ".join(name for name, why in refused.items() if why is None)
         raise MethodError(
-            f"The method {method} cannot serve this model.", why=f"{reason[0].upper()}{reason[1:]}.",
+            f"The method {method} cannot serve this model.",
+            why=f"{reason[0].upper()}{reason[1:]}.",
             todo=f"Leave --method out, or choose one of: {others}.",
         )
 

@@ -11,7 +11,13 @@ from jacli.config import from_options
 from jacli.content import WHAT_TO_DO, Content, recognise_content
 from jacli.errors import InputsError, JacliError, ResultsError, UsageError
 
-_MODELS = (Content.TORCHSCRIPT, Content.TORCH_EXPORT, Content.TORCH_ZIP, Content.LEGACY_PICKLE, Content.SAFETENSORS)
+_MODELS = (
+    Content.TORCHSCRIPT,
+    Content.TORCH_EXPORT,
+    Content.TORCH_ZIP,
+    Content.LEGACY_PICKLE,
+    Content.SAFETENSORS,
+)
 _INPUTS = (Content.NPY, Content.NPZ)
 _ROWS = 1024
 
@@ -41,10 +47,15 @@ def inspect(
                 "select": select, "inputs_key": inputs_key,
             }
         )  # fmt: skip
-    given = [name for name, value in (("--arch", arch), ("--arch-arg", arch_arg), ("--arg", arg), ("--select", select)) if value]
+    given = [
+        name
+        for name, value in (("--arch", arch), ("--arch-arg", arch_arg), ("--arg", arg), ("--select", select))
+        if value
+    ]
     if given:
         raise UsageError(
-            f"{', '.join(given)} goes with --inputs.", why="Without inputs the model is described, not built.",
+            f"{', '.join(given)} goes with --inputs.",
+            why="Without inputs the model is described, not built.",
             todo="Add --inputs FILE.",
         )
     file = Path(path)

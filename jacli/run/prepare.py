@@ -104,7 +104,9 @@ def prepare(config: RunConfig) -> Prepared:
     if probed.stateful:
         notes.append("the model keeps state between calls: every forward pass runs on a fresh copy")
     if probed.fixed_batch:
-        notes.append(f"the model accepts batches of {probed.fixed_batch} only: blocks of that size, the last one padded")
+        notes.append(
+            f"the model accepts batches of {probed.fixed_batch} only: blocks of that size, the last one padded"
+        )
     shapes = Shapes(
         n_samples=len(source),
         input_shape=source.shape,
@@ -178,7 +180,9 @@ def _read_labels(path: str, source: InputSource) -> np.ndarray:
         try:
             every = np.loadtxt(path, dtype=np.int64, ndmin=1)
         except ValueError as error:
-            raise InputsError(f"{path} holds no labels.", why=f"{error}.", todo="Give one whole number a line.") from error
+            raise InputsError(
+                f"{path} holds no labels.", why=f"{error}.", todo="Give one whole number a line."
+            ) from error
         if every.ndim != 1 or len(every) <= int(source.index.max()):
             raise InputsError(
                 f"{path} has {len(every)} labels.",

@@ -66,7 +66,11 @@ def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception
 def telling_line(error: Exception) -> str:
     """The last line that says something: TorchScript and torch wrap it in tracebacks and advice."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if "~" not in line and not line.startswith(("File", "Traceback", "at ", "Serialized"))]
+    lines = [
+        line
+        for line in lines
+        if "~" not in line and not line.startswith(("File", "Traceback", "at ", "Serialized"))
+    ]
     telling = [line for line in lines if "Error" in line] or lines
     text = telling[-1] if telling else type(error).__name__
     return text[:300].rstrip(".") + "."

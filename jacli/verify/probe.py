@@ -100,7 +100,9 @@ def _accepted_batch(
     for size in dict.fromkeys((*hints, *_OTHER_SIZES)):
         if size > 2 and _attempt(network, x, extra, size) is None:
             return size, size
-    raise explain_failure(lambda points: network.copied()(points, _rows(points, extra, len(points))[1]), x, one)
+    raise explain_failure(
+        lambda points: network.copied()(points, _rows(points, extra, len(points))[1]), x, one
+    )
 
 
 def _is_stateful(network: Network, x: Tensor, extra: Extra) -> bool:
@@ -112,12 +114,20 @@ def _is_stateful(network: Network, x: Tensor, extra: Extra) -> bool:
     if not _moved(renewing(x, extra), renewing(x, extra)):
         return True
     noisy = sorted(
-        {type(m).__name__ for m in network.module.modules() if "drop" in type(m).__name__.lower() or m.training}
+        {
+            type(m).__name__
+            for m in network.module.modules()
+            if "drop" in type(m).__name__.lower() or m.training
+        }
     )
     raise ModelError(
         "The model is random: the same input gives other outputs from call to call.",
-        why="A Jacobian needs one function. " + (f"Suspects: {', '.join(noisy)}." if noisy else
-        "Dropout or noise acts in eval mode too, or the archive was traced in training mode."),
+        why="A Jacobian needs one function. "
+        + (
+            f"Suspects: {', '.join(noisy)}."
+            if noisy
+            else "Dropout or noise acts in eval mode too, or the archive was traced in training mode."
+        ),
         todo="Switch the randomness off in the model, or save it again after model.eval().",
     )
 
@@ -214,9 +224,10 @@ def _check_derivative(network: Network, x: Tensor, extra: Extra) -> None:
         points = x.clone().requires_grad_(True)
         output = network(points, extra)
         try:
-            depends = output.requires_grad and torch.autograd.grad(
-                output.sum(), points, allow_unused=True
-            )[0] is not None
+            depends = (
+                output.requires_grad
+                and torch.autograd.grad(output.sum(), points, allow_unused=True)[0] is not None
+            )
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, NotImplementedError) as error:

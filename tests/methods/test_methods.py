@@ -12,7 +12,6 @@ from tests.cases import CASES, build
 from tests.reference import reference_jacobian
 
 
-
 @pytest.fixture(autouse=True)
 def exact():
     with exact_arithmetic():
@@ -64,7 +63,9 @@ def test_same_for_every_chunk_and_batch_size(name, method, device):
     for batch_size, chunk_size in ((1, 1), (1, 3), (2, 2), (len(expected), 100)):
         if method in ("loop", "replicate"):
             chunk_size = None
-        found = jacobian(name, torch.float64, device, method=method, batch_size=batch_size, chunk_size=chunk_size)
+        found = jacobian(
+            name, torch.float64, device, method=method, batch_size=batch_size, chunk_size=chunk_size
+        )
         assert relative(found, expected) < 1e-10, (batch_size, chunk_size)
 
 
@@ -73,10 +74,14 @@ def test_same_for_every_chunk_and_batch_size(name, method, device):
 @pytest.mark.parametrize("name", CASES)
 def test_torchscript_four_calls_in_a_row(name, method, kind, device):
     if name == "stateful" or (kind == "traced" and name == "squeezed"):
-        pytest.skip("its attribute is no TorchScript state" if name == "stateful" else "tracing fixes the squeeze")
+        pytest.skip(
+            "its attribute is no TorchScript state" if name == "stateful" else "tracing fixes the squeeze"
+        )
 
     def wrap(module, x):
-        return torch.jit.script(module) if kind == "scripted" else torch.jit.trace(module, x, check_trace=False)
+        return (
+            torch.jit.script(module) if kind == "scripted" else torch.jit.trace(module, x, check_trace=False)
+        )
 
     module, x, case = build(name, torch.float32, device)
     wrapped = wrap(module, x)
@@ -90,7 +95,9 @@ def test_torchscript_four_calls_in_a_row(name, method, kind, device):
 @pytest.mark.parametrize("name", CASES)
 def test_every_entry_comes_exactly_once(name, method, device):
     module, x, case = build(name, torch.float64, device)
-    network = TensorNetwork.of_module(frozen_twin(module), select=case.select, fresh=name == "stateful", lone=True)
+    network = TensorNetwork.of_module(
+        frozen_twin(module), select=case.select, fresh=name == "stateful", lone=True
+    )
     linearization = Linearized(network, x, {})
     count = torch.zeros(linearization.n_out, linearization.n_in, dtype=torch.int)
     for block in load_method(method).blocks(linearization, chunk_size=3):
@@ -103,7 +110,9 @@ def test_every_entry_comes_exactly_once(name, method, device):
 def test_adjoint_identity(name, device):
     """<u, J v> = <J' u, v>."""
     module, x, case = build(name, torch.float64, device)
-    network = TensorNetwork.of_module(frozen_twin(module), select=case.select, fresh=name == "stateful", lone=True)
+    network = TensorNetwork.of_module(
+        frozen_twin(module), select=case.select, fresh=name == "stateful", lone=True
+    )
     linearization = Linearized(network, x, {})
     u = torch.randn(3, linearization.batch, linearization.n_out, dtype=torch.float64, device=device)
     v = torch.randn(3, linearization.batch, linearization.n_in, dtype=torch.float64, device=device)
