@@ -143,6 +143,8 @@ def from_options(options: Mapping[str, Any]) -> RunConfig:
                 )
             )
     problems += _contradictions(parsed)
+    if len(problems) == 1 and not problems[0].todo:
+        problems[0].todo = "Correct it; `jacli compute --help` lists every option."
     if problems:
         raise UsageError.from_problems(problems)
     return RunConfig(**parsed)
@@ -154,7 +156,9 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[JacliError]:
     if classes.kind == "label" and not parsed.get("labels"):
         found.append(
             UsageError(
-                "--classes label needs --labels FILE.", why="The labels say which output each sample has."
+                "--classes label needs --labels FILE.",
+                why="The labels say which output each sample has.",
+                todo="Give --labels FILE, one class index a sample.",
             )
         )
     if parsed.get("compress", "none") != "none" and parsed.get("save") == "none":
@@ -162,11 +166,16 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[JacliError]:
             UsageError(
                 "--compress goes with --save full.",
                 why="With --save none there is nothing large to compress.",
+                todo="Leave one of them out.",
             )
         )
     if parsed.get("save_dtype") and parsed.get("save") == "none":
         found.append(
-            UsageError("--save-dtype goes with --save full.", why="With --save none no Jacobian is written.")
+            UsageError(
+                "--save-dtype goes with --save full.",
+                why="With --save none no Jacobian is written.",
+                todo="Leave one of them out.",
+            )
         )
     if parsed.get("method") in ("loop", "replicate") and parsed.get("chunk_size") is not None:
         found.append(

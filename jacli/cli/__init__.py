@@ -8,10 +8,9 @@ import sys
 import traceback
 import warnings
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
-from click.exceptions import Abort, ClickException, Exit
 
 import jacli
 from jacli.cli.compute import compute
@@ -19,6 +18,9 @@ from jacli.cli.doctor import doctor
 from jacli.cli.inspect import inspect
 from jacli.cli.summarize import summarize
 from jacli.errors import InterruptedRunError, JacliError, StoppedError
+
+# typer 0.29 carries a click of its own, older ones import the package: what its parser raises is found here.
+_CommandLineError: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="jacli",
@@ -59,13 +61,13 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         code = app(standalone_mode=False) or 0
-    except Exit as stop:
+    except typer.Exit as stop:
         code = stop.exit_code
-    except (Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         code = _report(
             InterruptedRunError("Interrupted.", why="Nothing was kept.", todo="Run the same command again.")
         )
-    except ClickException as error:
+    except _CommandLineError as error:
         error.show()
         code = error.exit_code
     except JacliError as error:
@@ -78,7 +80,8 @@ def main() -> NoReturn:
     except Exception:
         traceback.print_exc()
         print(
-            f"\nThis is a defect of jacli {jacli.__version__}. Please report it with the command and the text above.",
+            f"\nThis is a defect of jacli {jacli.__version__}. "
+            "Please report it with the command and the text above.",
             file=sys.stderr,
         )
         code = 1

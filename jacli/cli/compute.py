@@ -38,7 +38,7 @@ def compute(
         _option(
             "--arch",
             panel=_MODEL,
-            help="Architecture of a weights-only file: resnet18, timm:NAME, package.module:callable, file.py:callable.",
+            help="For weights-only files: resnet18, timm:NAME, package.module:callable, file.py:callable.",
             metavar="NAME",
         ),
     ] = None,
@@ -64,7 +64,7 @@ def compute(
         _option(
             "--arg",
             panel=_MODEL,
-            help="Further argument of forward (repeatable): sr=16000, or mask=@mask.npy with one row a sample.",
+            help="Argument of forward (repeatable): sr=16000, or mask=@mask.npy (one row a sample).",
             metavar="NAME=VALUE",
         ),
     ] = None,

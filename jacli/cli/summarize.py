@@ -77,12 +77,20 @@ def summarize(
 def _check_place(out: Path, files: list[Path], *, overwrite: bool) -> None:
     """Refuse a place that cannot be written, before any work is done."""
     if any(out.resolve() == file.resolve() for file in files):
-        raise UsageError(f"{out} is both read and written.", todo="Give --out another name.")
+        raise UsageError(
+            f"{out} is both read and written.",
+            why="The table would replace the results.",
+            todo="Give --out another name.",
+        )
     if out.is_dir() or not out.parent.is_dir():
         why = "It is a folder." if out.is_dir() else f"There is no folder {out.parent}."
         raise OutputError(f"The table cannot be written to {out}.", why=why, todo="Give --out a file's name.")
     if out.exists() and not overwrite:
-        raise OutputError(f"{out} exists.", todo="Give another name, or --overwrite to replace it.")
+        raise OutputError(
+            f"{out} exists already.",
+            why="A file is never replaced unasked.",
+            todo="Give another name, or --overwrite to replace it.",
+        )
 
 
 def _write(out: Path, text: str) -> None:

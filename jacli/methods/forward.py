@@ -1,4 +1,6 @@
-"""``forward``: forward mode, tangents in batches (as ``torch.func.jacfwd(chunk_size=...)``, a batch of samples at once).
+"""``forward``: forward mode, tangents in batches.
+
+As ``torch.func.jacfwd`` in chunks, a batch of samples at once.
 
 ceil(n_in / chunk_size) passes, whatever the number of outputs: for few inputs and many outputs.
 Memory: no activations are kept; the tangents of one layer times chunk_size.

@@ -1,4 +1,6 @@
-"""``vmap``: one linearisation, cotangents in batches (as ``torch.func.jacrev(chunk_size=...)``, a batch of samples at once).
+"""``vmap``: one linearisation, cotangents in batches.
+
+As ``torch.func.jacrev(chunk_size=...)``, a batch of samples at once.
 
 ceil(n_out / chunk_size) passes; memory: the activations of one batch, plus those of the pullback
 times chunk_size.

@@ -107,22 +107,24 @@ class Linearized:
         return gradient.reshape(self.batch, self.n_in)
 
     def vjp(self, cotangents: Tensor) -> Tensor:
-        """Batched reverse passes: ``(k, batch, n_out) -> (k, batch, n_in)``, as ``vmap`` over ``torch.func.vjp``.
+        """Batched reverse passes: ``(k, batch, n_out) -> (k, batch, n_in)``.
 
-        Only the cotangents are batched, never the samples: ``vmap(jacrev)`` over samples is
-        silently wrong for PReLU where the batch size equals n_out.
+        As ``torch.func.vmap`` over the pullback of ``torch.func.vjp``.  Only the cotangents are
+        batched, never the samples: ``vmap(jacrev)`` over samples is silently wrong for PReLU where
+        the batch size equals n_out.
         """
         with batched_pass():
             if self._pullback is None:
-                _, self._pullback, self._outputs = vjp(self._function, self._x, has_aux=True)
-            (rows,) = vmap(self._pullback)(cotangents)
+                _, self._pullback, self._outputs = vjp(self._function, self._x, has_aux=True)  # type: ignore[misc]
+            rows: Tensor = vmap(self._pullback)(cotangents)[0]
         return rows.reshape(len(cotangents), self.batch, self.n_in)
 
     def jvp(self, tangents: Tensor) -> Tensor:
-        """Batched forward-mode passes: ``(k, batch, n_in) -> (k, batch, n_out)``, ``vmap`` over ``torch.func.jvp``.
+        """Batched forward-mode passes: ``(k, batch, n_in) -> (k, batch, n_out)``.
 
-        The point requires a gradient although none is taken: a scripted attention layer with frozen
-        weights would otherwise take its inference path, which has no derivative.
+        As ``torch.func.vmap`` over ``torch.func.jvp``.  The point requires a gradient although none
+        is taken: a scripted attention layer with frozen weights would otherwise take its inference
+        path, which has no derivative.
         """
         x = self._x.clone().requires_grad_(True)
         shaped = tangents.reshape(len(tangents), *x.shape)

@@ -96,7 +96,7 @@ def _copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         raise ModelError(
             f"The model {type(module).__name__} cannot be copied.",
             why=f"copy.deepcopy says: {error}.",
-            todo="jacli runs a copy, so that the model stays as it is; remove what cannot be copied (a generator, a hook).",
+            todo="jacli runs a copy so that the model stays as it is; remove what cannot be copied.",
         ) from error
 
 
@@ -174,7 +174,7 @@ def _activate(output: Tensor, of: str) -> Tensor:
     if output.dim() != 2:
         raise ModelError(
             f"--of {of} needs one class axis.",
-            why=f"An output of shape {tuple(output.shape[1:])} a sample does not say which axis holds the classes.",
+            why=f"Of an output of shape {tuple(output.shape[1:])} a sample, which axis holds the classes?",
             todo="Leave --of out, or wrap the model so that it applies the softmax itself.",
         )
     return output.softmax(-1) if of == "probs" else output.log_softmax(-1)

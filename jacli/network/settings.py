@@ -42,7 +42,7 @@ def forward_pass(*, recurrent: bool, device: torch.device) -> Iterator[None]:
     the plain kernels do.
     """
     with ExitStack() as stack:
-        stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[no-untyped-call]
+        stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
         if recurrent and device.type == "cuda":
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield

@@ -18,6 +18,9 @@ from jacli.spectrum import largest_singular_values
 from jacli.spectrum import singular_values as all_singular_values
 from jacli.verify import Probed
 
+_CONVERGED = 1e-4
+"""Relative error up to which matrix-free singular values are given out; beyond, J is formed."""
+
 
 class _Function(nn.Module):
     """A plain function as a module."""
@@ -70,30 +73,7 @@ def jacobian(
     """
     with exact_arithmetic():
         work = _Work(model, x, select, of, arguments, batch_size)
-        options = {"model": "-", "inputs": "-", "method": method, "chunk_size": chunk_size, "of": of}
-        config = from_options({**options, "batch_size": batch_size, "seed": seed})
-        shapes = work.shapes
-        refused = refusals(shapes.fixed_batch)
-        require_served(config.method, refused)
-
-        def plans() -> Iterator[tuple[Method, Plan]]:
-            for name, why in candidates(shapes, config, refused):
-                entry = load_method(name)
-                yield entry, make_plan(name, why, shapes, config, entry.passes)
-
-        with memory_errors("computing the Jacobian"):
-            chosen, first, dense = choose(plans(), lambda plan: work.linearize(0, plan.batch_size), seed=seed)
-            first.close()
-            result = dense.new_empty(len(x), shapes.n_in, shapes.n_out)
-            size = chosen.plan.batch_size
-            for start in range(0, len(x), size):
-                if start:
-                    linearization = work.linearize(start, size)
-                    dense = fill(chosen.method, linearization, chunk_size=chosen.plan.chunk_size)
-                    linearization.close()
-                part = result[start : start + size]
-                part.copy_(dense[: len(part)].mT)
-    return result.reshape(*x.shape, *shapes.output_shape)
+        return work.dense(method=method, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
 
 
 def singular_values(
@@ -128,21 +108,13 @@ def singular_values(
         raise UsageError(f"k={k!r} is wrong.", why="It must be a whole number of at least 1.")
     with exact_arithmetic():
         work = _Work(model, x, select, of, arguments, None)
-        smaller = min(work.shapes.n_in, work.shapes.n_out)
-        if k is not None and 4 * k < smaller:
-            size = work.shapes.fixed_batch or len(x)
-            parts = []
-            for start in range(0, len(x), size):
-                linearization = work.linearize(start, size)
-                spectrum = largest_singular_values(
-                    linearization, k, seed=seed, dtype=x.dtype, device=x.device
-                )
-                parts.append(spectrum.values[: min(size, len(x) - start)])
-                linearization.close()
-            return torch.cat(parts)
-    dense = jacobian(model, x, select=select, of=of, seed=seed, **arguments)
-    matrices = dense.reshape(len(x), work.shapes.n_in, work.shapes.n_out).mT
-    return all_singular_values(matrices).values[:, :k]
+        if k is not None and 4 * k < min(work.shapes.n_in, work.shapes.n_out):
+            values = work.largest(k, seed=seed)
+            if values is not None:
+                return values
+        dense = work.dense(method="auto", batch_size=None, chunk_size=None, seed=seed)
+        matrices = dense.reshape(len(x), work.shapes.n_in, work.shapes.n_out).mT
+        return all_singular_values(matrices).values[:, :k]
 
 
 class _Work:
@@ -209,3 +181,58 @@ class _Work:
                 {k: padded(v, size) for k, v in extra.items() if isinstance(v, Tensor)},
             )
         return Linearized(self.network, x, extra)
+
+    def dense(self, *, method: str, batch_size: int | None, chunk_size: int | None, seed: int) -> Tensor:
+        """All Jacobians, ``(batch, *input, *output)``."""
+        config = from_options(
+            {
+                "model": "-",
+                "inputs": "-",
+                "method": method,
+                "batch_size": batch_size,
+                "chunk_size": chunk_size,
+            }
+        )
+        shapes = self.shapes
+        refused = refusals(shapes.fixed_batch)
+        require_served(config.method, refused)
+
+        def plans() -> Iterator[tuple[Method, Plan]]:
+            for name, why in candidates(shapes, config, refused):
+                entry = load_method(name)
+                yield entry, make_plan(name, why, shapes, config, entry.passes)
+
+        with memory_errors("computing the Jacobian"):
+            chosen, first, block = choose(plans(), lambda plan: self.linearize(0, plan.batch_size), seed=seed)
+            first.close()
+            result = block.new_empty(len(self.x), shapes.n_in, shapes.n_out)
+            size = chosen.plan.batch_size
+            for start in range(0, len(self.x), size):
+                if start:
+                    linearization = self.linearize(start, size)
+                    block = fill(chosen.method, linearization, chunk_size=chosen.plan.chunk_size)
+                    linearization.close()
+                part = result[start : start + size]
+                part.copy_(block[: len(part)].mT)
+        return result.reshape(*self.x.shape, *shapes.output_shape)
+
+    def largest(self, k: int, *, seed: int) -> Tensor | None:
+        """The k largest singular values without forming J; None where they did not converge.
+
+        So too where a primitive has no rule for this model: the matrix then has to be formed.
+        """
+        size = self.probed.fixed_batch or len(self.x)
+        parts = []
+        for start in range(0, len(self.x), size):
+            linearization = self.linearize(start, size)
+            try:
+                spectrum = largest_singular_values(
+                    linearization, k, seed=seed, dtype=self.x.dtype, device=self.x.device
+                )
+            except (RuntimeError, NotImplementedError):
+                return None
+            if bool((spectrum.errors > _CONVERGED * spectrum.values[:, :1]).any()):
+                return None
+            parts.append(spectrum.values[: min(size, len(self.x) - start)])
+            linearization.close()
+        return torch.cat(parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from jacli.plan import SINGULAR_VALUES_LIMIT, Plan, candidates, make_plan
 from jacli.run.first_block import Chosen, choose, memory_errors, padded, refusals, require_served
 from jacli.run.prepare import Prepared, prepare
 from jacli.spectrum import Spectrum, largest_singular_values, singular_values
-from jacli.store import ResultLayout, ResultWriter, bytes_on_disk, check_output
+from jacli.store import ResultLayout, ResultWriter, bytes_on_disk, check_place, check_room, free_bytes
 
 Progress = Callable[[int, int], None]
 """Called with samples done and samples in all."""
@@ -118,15 +117,17 @@ def compute(model: str, inputs: str, out: str = "out.h5", **options: Any) -> Out
 def run_compute(config: RunConfig, *, command: str, progress: Progress = lambda done, total: None) -> Outcome:
     """Run from checked options to the finished file."""
     with exact_arithmetic(), ExitStack() as stack:
-        _check_place(config)
+        out = Path(config.out)
+        check_place(out, overwrite=config.overwrite)
         prepared = prepare(config)
         stack.enter_context(prepared.source)
         run = _Run(config, prepared)
+        check_room(out, run.layout(next(plan for _, plan in run.plans())))
         with memory_errors("computing the first block"):
             chosen, first = run.first_block()
         layout = run.layout(chosen.plan)
         attributes = run.attributes(chosen, command)
-        with ResultWriter.create(Path(config.out), layout, attributes, overwrite=config.overwrite) as writer:
+        with ResultWriter.create(out, layout, attributes, overwrite=config.overwrite) as writer:
             if config.classes.kind == "indices":
                 writer.write_static("class_index", np.array(config.classes.indices, dtype=np.int64))
             total = prepared.shapes.n_samples
@@ -136,7 +137,7 @@ def run_compute(config: RunConfig, *, command: str, progress: Progress = lambda 
             writer.set_attributes({"inputs_sha256": run.inputs_sha256.hexdigest()})
             writer.finish()
         return Outcome(
-            out=Path(config.out),
+            out=out,
             samples=prepared.shapes.n_samples,
             shape=run.jacobian_shape,
             chosen=chosen,
@@ -149,12 +150,12 @@ def run_compute(config: RunConfig, *, command: str, progress: Progress = lambda 
 def dry_run(config: RunConfig) -> DryRun:
     """The plan of a run: shapes, method, passes, bytes."""
     with exact_arithmetic(), ExitStack() as stack:
+        check_place(Path(config.out), overwrite=config.overwrite)
         prepared = prepare(config)
         stack.enter_context(prepared.source)
         run = _Run(config, prepared)
         plans = [plan for _, plan in run.plans()]
         layout = run.layout(plans[0])
-        check_output(Path(config.out), layout, overwrite=config.overwrite)
         shapes = {
             "samples": prepared.shapes.n_samples,
             "input": list(prepared.shapes.input_shape),
@@ -166,23 +167,9 @@ def dry_run(config: RunConfig) -> DryRun:
             plan=plans[0],
             alternatives=tuple(plan.method for plan in plans[1:]),
             disk=bytes_on_disk(layout),
-            free=_free_bytes(Path(config.out)),
+            free=free_bytes(Path(config.out)),
             notes=(*prepared.notes, *run.notes(plans[0])),
         )
-
-
-def _check_place(config: RunConfig) -> None:
-    """Whether OUT can be written, before the model is loaded; disk space is checked once shapes are known."""
-    smallest = ResultLayout(
-        n_samples=1, input_shape=(), output_shape=(), save_jacobian=False, save_inputs=False
-    )
-    check_output(Path(config.out), smallest, overwrite=config.overwrite)
-
-
-def _free_bytes(out: Path) -> int:
-    import shutil
-
-    return shutil.disk_usage(out.resolve().parent).free
 
 
 class _Run:

@@ -26,13 +26,17 @@ def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """Option names (underscores) to values; paths in it are relative to the current folder, as on the command line.
+    """Option names (underscores) to values.
+
+    Paths in it are relative to the current folder, as on the command line.
 
     Raises:
         UsageError: No such file, no valid TOML, or an HDF5 file that is no result of jacli.
     """
     if not path.is_file():
-        raise UsageError(f"--config {path}: there is no such file.", todo="Check the path.")
+        raise UsageError(
+            f"--config {path} cannot be read.", why="There is no such file.", todo="Check the path."
+        )
     if recognise_content(path) is Content.HDF5:
         return _options_of_result(path)
     try:
@@ -57,5 +61,5 @@ def _options_of_result(path: Path) -> dict[str, Any]:
             why="The result has no attribute 'config'.",
             todo="Give a TOML file.",
         )
-    options = json.loads(text) if isinstance(text, str) else dict(text)
+    options = json.loads(str(text))
     return {name: value for name, value in options.items() if name not in NOT_REPEATED}

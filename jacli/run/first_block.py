@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from jacli.errors import JacliError, MethodError, OutOfMemoryError
-from jacli.methods import METHODS, Method, fill, load_method
 from jacli.linear_map import Extra
+from jacli.methods import METHODS, Method, fill, load_method
 from jacli.network import Linearized, TensorNetwork
 from jacli.plan import Plan
 from jacli.verify import Probed, probe, row_error, row_tolerance

@@ -41,12 +41,8 @@ def inspect(
         JacliError: The file is unreadable, or is none of a model, inputs and a result.
     """
     if inputs is not None:
-        return _probed(
-            {
-                "model": path, "inputs": inputs, "arch": arch, "arch_arg": arch_arg or None, "arg": arg or None,
-                "select": select, "inputs_key": inputs_key,
-            }
-        )  # fmt: skip
+        asked = {"arch": arch, "arch_arg": arch_arg, "arg": arg, "select": select, "inputs_key": inputs_key}
+        return _probed({"model": path, "inputs": inputs, **{k: v for k, v in asked.items() if v}})
     given = [
         name
         for name, value in (("--arch", arch), ("--arch-arg", arch_arg), ("--arg", arg), ("--select", select))
@@ -61,7 +57,9 @@ def inspect(
     file = Path(path)
     if not file.exists():
         raise InputsError(
-            f"There is no file {path}.", why="", todo="Check the path; an architecture's name needs --inputs."
+            f"There is no file {path}.",
+            why="jacli inspect looks at files; an architecture's name needs --inputs.",
+            todo="Check the path.",
         )
     content = recognise_content(file)
     if content in _MODELS:
@@ -153,7 +151,7 @@ def _probed(options: dict[str, Any]) -> dict[str, Any]:
         "input": list(shapes.input_shape),
         "output": list(shapes.output_shape),
         "samples": shapes.n_samples,
-        "jacobian": f"{shapes.n_out} x {shapes.n_in} a sample, {shapes.n_out * shapes.n_in * 4} bytes in float32",
+        "jacobian": f"{shapes.n_out} x {shapes.n_in} a sample",
         "batch_sizes": f"{shapes.fixed_batch} only" if shapes.fixed_batch else "any",
         "keeps_state": prepared.network.fresh,
         "methods": {name: why or "serves" for name, why in refused.items()},

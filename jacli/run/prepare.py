@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from jacli.models import LoadedModel, load_model
 from jacli.network import TensorNetwork
 from jacli.plan import Shapes
 from jacli.run.first_block import probed_network
+from jacli.verify import Probed
 
 _PROBE_ROWS = 4
 
@@ -71,10 +73,19 @@ def prepare(config: RunConfig) -> Prepared:
         UsageError: Options that do not fit this model or these inputs.
     """
     device = pick_device(config.device)
-    dtype = getattr(torch, config.dtype)
     source = open_inputs(config.inputs, key=config.inputs_key, samples=config.samples, seed=config.seed)
+    try:
+        return _prepare(config, source, device)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Prepared:
+    dtype: torch.dtype = getattr(torch, config.dtype)
     check_dtype(source.dtype)
     labels = _read_labels(config.labels, source) if config.labels else None
+    constant, extra = _arguments(config.arg, source, dtype)
     loaded = load_model(
         config.model,
         arch=config.arch,
@@ -85,41 +96,37 @@ def prepare(config: RunConfig) -> Prepared:
         allow_pickle=config.allow_pickle,
         seed=config.seed,
     )
-    module = _placed(loaded.module, device, dtype)
-    constant, extra = _arguments(config.arg, source, dtype)
-    notes = list(loaded.notes)
     count = min(_PROBE_ROWS, len(source))
     first = source.read(0, count)
     check_rows(first, source.index[:count])
-    hints = tuple(size for size in (loaded.static_batch, config.batch_size, len(source)) if size)
     network, probed = probed_network(
-        module,
+        _placed(loaded.module, device, dtype),
         torch.from_numpy(first).to(device, dtype),
-        {k: v[:count].to(device) for k, v in extra.items()},
+        {name: rows[:count].to(device) for name, rows in extra.items()},
         arguments=constant,
         select=config.select,
         of=config.of,
-        batch_hints=hints,
+        batch_hints=tuple(size for size in (loaded.static_batch, config.batch_size, len(source)) if size),
     )
-    if probed.stateful:
-        notes.append("the model keeps state between calls: every forward pass runs on a fresh copy")
-    if probed.fixed_batch:
-        notes.append(
-            f"the model accepts batches of {probed.fixed_batch} only: blocks of that size, the last one padded"
-        )
+    n_out = math.prod(probed.output_shape)
+    _check_classes(config.classes, labels, n_out)
     shapes = Shapes(
         n_samples=len(source),
         input_shape=source.shape,
         output_shape=probed.output_shape,
-        n_selected=0,
+        n_selected=config.classes.count(n_out),
         fixed_batch=probed.fixed_batch,
         itemsize=dtype.itemsize,
     )
-    _check_classes(config.classes, labels, shapes.n_out)
-    shapes = Shapes(**{**shapes.__dict__, "n_selected": config.classes.count(shapes.n_out)})
-    return Prepared(
-        loaded, network, source, extra, labels, config.classes, shapes, device, dtype, tuple(notes)
-    )
+    notes = (*loaded.notes, *_probe_notes(probed))
+    return Prepared(loaded, network, source, extra, labels, config.classes, shapes, device, dtype, notes)
+
+
+def _probe_notes(probed: Probed) -> Iterator[str]:
+    if probed.stateful:
+        yield "the model keeps state between calls: every forward pass runs on a fresh copy"
+    if probed.fixed_batch:
+        yield f"the model accepts batches of {probed.fixed_batch} only: the last block is padded"
 
 
 def pick_device(asked: str) -> torch.device:
@@ -168,10 +175,11 @@ def _read_along(path: str, source: InputSource, what: str) -> np.ndarray:
         if len(other) <= int(source.index.max()):
             raise InputsError(
                 f"{what}: {path} has {len(other)} rows.",
-                why=f"The samples reach up to position {int(source.index.max())}; one row a sample is needed.",
+                why=f"One row a sample is needed, up to position {int(source.index.max())}.",
                 todo="Give the file that belongs to these inputs.",
             )
-        return np.ascontiguousarray(other.read(0, len(other))[source.index])
+        rows: np.ndarray = other.read(0, len(other))[source.index]
+        return np.ascontiguousarray(rows)
 
 
 def _read_labels(path: str, source: InputSource) -> np.ndarray:
@@ -189,17 +197,19 @@ def _read_labels(path: str, source: InputSource) -> np.ndarray:
                 why=f"The samples reach up to position {int(source.index.max())}.",
                 todo="Give one label a sample of INPUTS.",
             )
-        return every[source.index]
+        chosen: np.ndarray = every[source.index]
+        return chosen
     labels = _read_along(path, source, "--labels")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.array_equal(labels, labels.astype(np.int64)):
         raise InputsError(
             f"{path} holds no labels.",
-            why=f"Its rows are {labels.dtype} of shape {labels.shape[1:]}; a label is one whole number a sample.",
+            why=f"Its rows are {labels.dtype} of shape {labels.shape[1:]}, not one whole number a sample.",
             todo="Give class indices: shape (batch,).",
         )
-    return labels.astype(np.int64)
+    whole: np.ndarray = labels.astype(np.int64)
+    return whole
 
 
 def _check_classes(classes: Classes, labels: np.ndarray | None, n_out: int) -> None:

@@ -73,7 +73,9 @@ def summarize(
         raise UsageError("No file to summarise was given.", todo="Name one: `jacli summarize out.h5`.")
     if per_sample and per_class:
         raise UsageError(
-            "--per-sample and --per-class exclude each other.", todo="Ask for one table at a time."
+            "--per-sample and --per-class exclude each other.",
+            why="Each is a table of its own.",
+            todo="Ask for one table at a time.",
         )
     if output_axes < 1:
         raise UsageError(
@@ -299,11 +301,12 @@ def _nothing_there(file: h5py.File, path: Path) -> ResultsError:
 
 def _unreadable(path: Path, error: OSError) -> ResultsError:
     if not path.exists():
-        what, why, todo = "does not exist", "", "Check the path."
+        what, why, todo = "cannot be read", "It does not exist.", "Check the path."
         if path.with_name(path.name + ".part").exists():
-            todo = f"The run that writes it is not finished: `jacli status {path}`."
+            todo = "The run that writes it is not finished: wait for it."
     elif path.is_dir():
-        what, why, todo = "is a folder", "", "Name the result files in it."
+        what, why = "is a folder", "Results are files."
+        todo = "Name the result files in it."
     elif not h5py.is_hdf5(path):
         what, why = "is not an HDF5 file", "It does not start with the HDF5 signature, or cannot be opened."
         todo = "Give a file that `jacli compute` wrote."

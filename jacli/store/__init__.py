@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jacli.store.place import check_output, part_path
+from jacli.store.place import check_place, check_room, free_bytes, part_path
 from jacli.store.reader import Results, describe_results, open_results
 from jacli.store.schema import SCHEMA, ResultLayout, bytes_on_disk, dimension_names
 from jacli.store.writer import ResultWriter
@@ -13,9 +13,11 @@ __all__ = [
     "ResultWriter",
     "Results",
     "bytes_on_disk",
-    "check_output",
+    "check_place",
+    "check_room",
     "describe_results",
     "dimension_names",
+    "free_bytes",
     "open_results",
     "part_path",
 ]

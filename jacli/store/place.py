@@ -17,11 +17,11 @@ def part_path(out: Path) -> Path:
     return out.with_name(out.name + ".part")
 
 
-def check_output(out: Path, layout: ResultLayout, *, overwrite: bool) -> None:
-    """Refuse a place that cannot take the results, before any work (``--dry-run`` asks as well).
+def check_place(out: Path, *, overwrite: bool) -> None:
+    """Refuse a place that cannot be written, before any work.
 
     Raises:
-        OutputError: See `ResultWriter.create`.
+        OutputError: It exists (without ``overwrite``), its ``.part`` exists, or its folder is missing.
     """
     try:
         if out.is_dir():
@@ -40,16 +40,31 @@ def check_output(out: Path, layout: ResultLayout, *, overwrite: bool) -> None:
             raise _exists(out)
         if part_path(out).exists():
             raise _part_exists(out)
-        if layout.compress == "none":
-            needed, free = sum(bytes_on_disk(layout).values()), shutil.disk_usage(out.parent).free
-            if free < needed:
-                raise OutputError(
-                    f"{out} does not fit on its disk.",
-                    why=f"The results need {needed:,} bytes, and {free:,} are free in {out.parent}.",
-                    todo="Write elsewhere with -o, take fewer --samples, or store less (--save none).",
-                )
     except OSError as error:
         raise _cannot_write(out, error) from error
+
+
+def free_bytes(out: Path) -> int:
+    """Bytes free on the disk that ``out`` would go to."""
+    try:
+        return shutil.disk_usage(out.absolute().parent).free
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+
+
+def check_room(out: Path, layout: ResultLayout) -> None:
+    """Refuse a disk with less room than the values need; under compression nobody knows before.
+
+    Raises:
+        OutputError: Naming both figures.
+    """
+    needed, free = sum(bytes_on_disk(layout).values()), free_bytes(out)
+    if layout.compress == "none" and free < needed:
+        raise OutputError(
+            f"{out} does not fit on its disk.",
+            why=f"The results need {needed:,} bytes, and {free:,} are free in {out.parent}.",
+            todo="Write elsewhere with -o, take fewer --samples, or store less (--save none).",
+        )
 
 
 def create_part(out: Path) -> FileSink:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jacli.errors import UsageError
 from jacli.store.dimensions import attach_scales, create_scales
-from jacli.store.place import check_output, create_part, disk_error, part_path, publish
+from jacli.store.place import check_place, check_room, create_part, disk_error, part_path, publish
 from jacli.store.schema import SCHEMA, DatasetLayout, ResultLayout
 from jacli.store.sink import FileSink
 
@@ -54,7 +54,8 @@ class ResultWriter:
             UsageError: zstd without hdf5plugin.
         """
         filters = _filters(layout.compress)
-        check_output(out, layout, overwrite=overwrite)
+        check_place(out, overwrite=overwrite)
+        check_room(out, layout)
         # HDF5 never opens the path itself: its mode "w" truncates a file before it finds that file locked.
         sink = create_part(out)
         writer = cls(out, layout, sink, h5py.File(sink, "w"), overwrite=overwrite)

@@ -59,7 +59,7 @@ def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception
     return InputsError(
         f"The model does not accept inputs of shape {shape} a sample.",
         why=said,
-        todo="Check shape, layout (batch, c, h, w) and preprocessing: `jacli inspect` shows model and inputs.",
+        todo="Check shape, layout (batch, c, h, w) and preprocessing; `jacli inspect` shows both files.",
     )
 
 
@@ -128,7 +128,7 @@ _LAYOUTS: tuple[tuple[str, Callable[[Tensor], Tensor | None], str], ...] = (
     (
         "they have 1 channel and the model wants 3",
         _three_channels,
-        "If the model was trained on grey images in three channels: np.save('inputs.npy', x.repeat(3, axis=1)).",
+        "If it was trained on grey images in three channels: np.save('inputs.npy', x.repeat(3, axis=1)).",
     ),
     (
         "they have several channels and the model wants 1",

@@ -91,10 +91,11 @@ def _accepted_batch(
     network: Network, x: Tensor, extra: Extra, hints: Iterable[int]
 ) -> tuple[int, int | None]:
     """A batch size to probe with, and whether it is the only one: ``(2, None)`` for most models."""
-    two = _attempt(network, x, extra, 2)
+    two, one = (_attempt(network, x, extra, size) for size in (2, 1))
     if two is None:
-        return 2, None
-    one = _attempt(network, x, extra, 1)
+        # Two and nothing else is a size; two and more but not one is for `_check_batch_axis`.
+        only = one is not None and _attempt(network, x, extra, 3) is not None
+        return 2, 2 if only else None
     if one is None:
         return 1, 1
     for size in dict.fromkeys((*hints, *_OTHER_SIZES)):
@@ -135,6 +136,8 @@ def _is_stateful(network: Network, x: Tensor, extra: Extra) -> bool:
 def _check_batch_axis(network: Network, x: Tensor, extra: Extra, pair: Tensor) -> bool:
     """Whether a lone sample loses its batch axis; raises where the output has none at all."""
     alone = _single(network, x, extra)
+    if alone is None and pair.dim() > 0 and pair.shape[0] == 2:
+        raise _mixes(network.module, "a lone sample is refused, and a batch of two is not")
     if alone is not None and pair.dim() > 0 and pair.shape[0] == 2:
         if alone.shape == pair.shape[1:] and alone.shape != pair.shape:
             return True
@@ -239,8 +242,8 @@ def _check_derivative(network: Network, x: Tensor, extra: Extra) -> None:
     if not depends:
         raise ModelError(
             "The output does not depend differentiably on the input.",
-            why="The path from input to output is cut: an integer cast, argmax, detach() or no_grad() inside the model.",
-            todo="Choose another output (--select), or take the cut out of the model; zeros would be a wrong answer.",
+            why="The path is cut inside the model: an integer cast, argmax, detach() or no_grad().",
+            todo="Choose another output (--select), or mend the model; zeros would be a wrong answer.",
         )
 
 
