@@ -1,0 +1,87 @@
+"""The network as a function of one tensor: selection, state, switches."""
+
+import pytest
+import torch
+from torch import nn
+
+from jacli.errors import ModelError
+from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
+from jacli.network.network import outputs_of, select_output
+from tests.cases import build
+
+
+def switches():
+    return (
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.mha.get_fastpath_enabled(),
+        torch.backends.mkldnn.enabled,
+    )
+
+
+def test_switches_are_put_back_after_an_error():
+    before = switches()
+    with pytest.raises(ZeroDivisionError), exact_arithmetic():
+        assert switches()[:3] == (False, False, False)
+        raise ZeroDivisionError
+    assert switches() == before
+
+
+def test_the_twin_is_frozen_and_the_model_stays_as_it_is():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).train()
+    twin = frozen_twin(model)
+    assert not twin.training
+    assert not any(p.requires_grad for p in twin.parameters())
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert twin[0].weight.data_ptr() == model[0].weight.data_ptr()  # storage is shared
+    assert twin[1].running_mean.data_ptr() != model[1].running_mean.data_ptr()  # state is not
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    model = nn.Linear(2, 2)
+    model.generator = (i for i in range(3))
+    with pytest.raises(ModelError, match="copied"):
+        frozen_twin(model)
+
+
+def test_every_pass_on_a_fresh_copy_gives_the_first_answer():
+    module, x, _ = build("stateful", torch.float64)
+    network = TensorNetwork.of_module(frozen_twin(module))
+    first = network.renewing()(x, {})
+    assert torch.equal(first, network.renewing()(x, {}))
+    kept = network.copied()
+    assert torch.equal(first, kept(x, {}))
+    assert not torch.equal(first, kept(x, {}))
+
+
+NESTED = {"logits": torch.zeros(2, 3), "hidden": (torch.zeros(2, 4), [torch.zeros(2, 5)])}
+
+
+def test_nested_outputs_have_paths():
+    assert {name: t.shape[1] for name, t in outputs_of(NESTED).items()} == {
+        "logits": 3,
+        "hidden.0": 4,
+        "hidden.1.0": 5,
+    }
+    assert select_output(NESTED, "hidden.1.0").shape == (2, 5)
+
+
+@pytest.mark.parametrize("select", [None, "loss", "hidden", "hidden.7"])
+def test_a_selection_that_names_no_output_lists_them(select):
+    with pytest.raises(ModelError, match=r"logits \(2, 3\), hidden.0 \(2, 4\), hidden.1.0 \(2, 5\)"):
+        select_output(NESTED, select)
+
+
+def test_select_on_a_single_tensor_is_refused():
+    with pytest.raises(ModelError, match="single tensor"):
+        select_output(torch.zeros(2, 3), "0")
+
+
+@pytest.mark.parametrize(("of", "apply"), [("probs", torch.softmax), ("log-probs", torch.log_softmax)])
+def test_probabilities(of, apply):
+    x = torch.randn(2, 5)
+    network = TensorNetwork.of_module(nn.Identity(), of=of)
+    assert torch.equal(network(x, {}), apply(x, -1))
+    with pytest.raises(ModelError, match="class axis"):
+        network(x[:, :, None], {})

@@ -1,0 +1,121 @@
+"""The probe: what it learns, and what it refuses by name."""
+
+import pytest
+import torch
+from torch import nn
+
+from jacli.errors import InputsError, ModelError
+from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
+from jacli.verify import probe
+from tests.cases import CASES, build
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    with exact_arithmetic():
+        yield
+
+
+def probed(module, x, **options):
+    network = TensorNetwork.of_module(frozen_twin(module), **options)
+    return probe(network, x, {})
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_serves_every_case(name, device):
+    module, x, case = build(name, torch.float32, device)
+    found = probed(module, x[:2], select=case.select)
+    assert found.fixed_batch is None
+    assert found.stateful == (name == "stateful")
+    assert found.lone == (name == "squeezed")
+
+
+def test_learns_the_output_shape():
+    module, x, _ = build("image_to_image", torch.float32)
+    assert probed(module, x).output_shape == tuple(module(x).shape[1:])
+
+
+def test_one_sample_is_enough():
+    module, x, _ = build("batch_norm", torch.float32)
+    assert probed(module, x[:1]).output_shape == (7,)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 37])
+def test_finds_the_only_batch_size(size):
+    fixed = Function(lambda x: torch.tanh(x.view(size, 5)))
+    hints = {"batch_hints": (size,)}
+    assert probe(TensorNetwork.of_module(fixed), torch.randn(2, 5), {}, **hints).fixed_batch == size
+
+
+REFUSED = {
+    "batch statistics": (nn.BatchNorm1d(5, track_running_stats=False), "BatchNorm1d"),
+    "mean over the batch": (Function(lambda x: x - x.mean(0)), "mixes samples"),
+    "mixes without a gradient": (Function(lambda x: x - x.mean(0).detach()), "mixes samples"),
+    "mixes a little": (Function(lambda x: x.sin() + 1e-5 * x.flip(0).sum() * x), "mixes samples"),
+    "one number for the batch": (Function(lambda x: x.sum()), "no batch axis"),
+    "no batch axis": (Function(lambda x: x.prod(0)), "no batch axis"),
+    "random": (Function(lambda x: nn.functional.dropout(x, 0.5, True)), "random"),
+    "integer cast": (Function(lambda x: x.long().float()), "differentiably"),
+    "argmax": (Function(lambda x: x.argmax(1)), "int64"),
+    "detached": (Function(lambda x: x.detach() * 2), "differentiably"),
+    "constant": (Function(lambda x: torch.ones(len(x), 3)), "differentiably"),
+    "another dtype": (Function(lambda x: x.double()), "float64"),
+    "nothing": (Function(lambda x: "text"), "no tensor"),
+    "a pair": (Function(lambda x: (x, x * 2)), "--select 0"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses_by_name(name):
+    module, words = REFUSED[name]
+    with pytest.raises(ModelError) as caught:
+        probed(module, torch.randn(4, 5))
+    assert words in str(caught.value)
+    assert caught.value.why
+    assert caught.value.todo
+
+
+CONV = nn.Conv2d(3, 4, 3)
+LAYOUTS = {
+    "channels-last": (CONV, (2, 16, 12, 3), "NHWC"),
+    "channel axis": (
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 26 * 26, 3)),
+        (2, 28, 28),
+        "channel axis",
+    ),
+    "batch axis": (nn.Sequential(CONV, nn.Flatten(), nn.Linear(4 * 14 * 10, 3)), (3, 16, 12), "batch axis"),
+    "one channel": (CONV, (2, 1, 16, 12), "wants 3"),
+    "three channels": (nn.Conv2d(1, 4, 3), (2, 3, 16, 12), "wants 1"),
+    "not flat": (nn.Linear(784, 3), (2, 1, 28, 28), "flat"),
+    "features": (nn.Linear(10, 3), (2, 9), "shape (9,)"),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_says_what_is_wrong_with_the_inputs(name):
+    module, shape, words = LAYOUTS[name]
+    with pytest.raises(InputsError) as caught:
+        probed(module, torch.randn(shape))
+    assert words in str(caught.value)
+
+
+def test_says_that_a_program_is_float32():
+    constant = torch.jit.trace(Function(lambda x: x @ torch.ones(5, 3)), torch.randn(2, 5))
+    with pytest.raises(ModelError, match="float64"):
+        probe(TensorNetwork.of_module(constant), torch.randn(2, 5, dtype=torch.float64), {})
+
+
+def test_the_random_state_stays_as_it_was():
+    model, x = nn.Linear(5, 3), torch.randn(2, 5)
+    before = torch.random.get_rng_state()
+    probed(model, x)
+    assert torch.equal(before, torch.random.get_rng_state())
