@@ -61,6 +61,8 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         code = app(standalone_mode=False) or 0
+        if code == InterruptedRunError.exit_code:  # typer made an exit code of Ctrl-C, and says nothing
+            raise KeyboardInterrupt
     except typer.Exit as stop:
         code = stop.exit_code
     except (typer.Abort, KeyboardInterrupt):

@@ -17,13 +17,10 @@ import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table as RichTable
-from rich.text import Text
+if TYPE_CHECKING:  # rich is imported where it is used: it is a third of the time `jacli --help` takes
+    from rich.console import Console
+    from rich.table import Table as RichTable
 
-if TYPE_CHECKING:
     from jacli.summary import Cell, Table
 
 
@@ -77,6 +74,10 @@ def format_cell(cell: Cell) -> str:
 
 
 def _rich_table(table: Table) -> RichTable:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
     rich_table = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
     for at, name in enumerate(table.columns):
         is_text = any(isinstance(row[at], str) for row in table.rows)
@@ -88,6 +89,9 @@ def _rich_table(table: Table) -> RichTable:
 
 def _console(rich_table: RichTable, **options: Any) -> Console:
     """A console as wide as the table: a narrow terminal wraps its lines, but no digit is cut off."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
     unbounded = Console(width=1_000_000)
     return Console(width=Measurement.get(unbounded, unbounded.options, rich_table).maximum, **options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.func import jvp, vjp, vmap
 
 from jacli.linear_map import Extra
 from jacli.network.network import TensorNetwork
-from jacli.network.settings import batched_pass
+from jacli.network.settings import batched_pass, thawed
 
 
 class Linearized:
@@ -122,18 +123,19 @@ class Linearized:
     def jvp(self, tangents: Tensor) -> Tensor:
         """Batched forward-mode passes: ``(k, batch, n_in) -> (k, batch, n_out)``.
 
-        As ``torch.func.vmap`` over ``torch.func.jvp``.  The point requires a gradient although none
-        is taken: a scripted attention layer with frozen weights would otherwise take its inference
-        path, which has no derivative.
+        As ``torch.func.vmap`` over ``torch.func.jvp``.
         """
-        x = self._x.clone().requires_grad_(True)
+        x = self._x
         shaped = tangents.reshape(len(tangents), *x.shape)
 
         def directional(tangent: Tensor) -> Tensor:
             result: Tensor = jvp(self._function, (x,), (tangent,), has_aux=True)[1]
             return result
 
-        with torch.enable_grad(), batched_pass(recurrent=self._network.recurrent):
+        with ExitStack() as stack:
+            stack.enter_context(batched_pass(recurrent=self._network.recurrent))
+            if self._network.scripted_attention:
+                stack.enter_context(thawed(self._network.module))
             columns = vmap(directional)(shaped)
         return columns.detach()
 

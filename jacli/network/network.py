@@ -29,6 +29,7 @@ class TensorNetwork:
         lone: Whether the module drops the batch axis of a single sample (a ``squeeze()``): such a
             batch is run twice over.
         recurrent: Whether the module holds recurrent layers.
+        scripted_attention: Whether it is TorchScript with an inference path of attention inside.
     """
 
     module: nn.Module
@@ -38,11 +39,19 @@ class TensorNetwork:
     fresh: bool = False
     lone: bool = False
     recurrent: bool = False
+    scripted_attention: bool = False
 
     @classmethod
     def of_module(cls, module: nn.Module, **options: Any) -> TensorNetwork:
-        """Wrap a module, noticing its recurrent layers."""
-        return cls(module, recurrent=_is_recurrent(module), **options)
+        """Wrap a module, noticing the layers that need other kernels."""
+        program = _program(module)
+        recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
+        return cls(
+            module,
+            recurrent=recurrent or re.search(r"aten[.:]+(lstm|gru|rnn_)", program) is not None,
+            scripted_attention="aten::_native_multi_head_attention" in program,
+            **options,
+        )
 
     def __call__(self, x: Tensor, extra: Extra) -> Tensor:
         """``(batch, *input) -> (batch, *output)``.
@@ -100,11 +109,10 @@ def _copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         ) from error
 
 
-def _is_recurrent(module: nn.Module) -> bool:
-    if any(isinstance(part, nn.RNNBase) for part in module.modules()):
-        return True
+def _program(module: nn.Module) -> str:
+    """The operators of a TorchScript or exported program, as text; empty for Python code."""
     graph = getattr(module, "inlined_graph", None) or getattr(module, "graph", None)
-    return re.search(r"aten[.:]+(lstm|gru|rnn_)", str(graph)) is not None if graph is not None else False
+    return "" if graph is None else str(graph)
 
 
 def _twice(value: object) -> object:

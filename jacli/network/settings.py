@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
@@ -64,3 +65,21 @@ def batched_pass(*, recurrent: bool = False) -> Iterator[None]:
     finally:
         if recurrent and before:
             torch.backends.mkldnn.set_flags(_enabled=True)
+
+
+@contextmanager
+def thawed(module: nn.Module) -> Iterator[None]:
+    """Parameters that require a gradient, although none is taken.
+
+    A scripted attention layer asks for it at run time: with frozen weights it takes an inference
+    path (`exact_arithmetic` reaches Python's layers only) that has no forward-mode rule.
+    """
+    parameters = list(module.parameters())
+    with torch.enable_grad():
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(False)

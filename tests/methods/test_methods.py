@@ -1,12 +1,15 @@
 """The contract of every method on every case: METHODS x CASES."""
 
+import copy
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
 
 import jacli
 from jacli.errors import MethodError
-from jacli.methods import METHODS, fill, load_method
+from jacli.methods import METHODS, Method, fill, load_method
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
 from tests.cases import CASES, build
 from tests.reference import reference_jacobian
@@ -23,12 +26,9 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 
 def selected(module, case):
     """The module as a function that gives the selected output of a fresh copy, for the reference."""
-    import copy
-
-    fresh = copy.deepcopy(module)
 
     def run(x):
-        output = copy.deepcopy(fresh)(x)
+        output = copy.deepcopy(module)(x)
         return output if case.select is None else output[int(case.select)]
 
     return run
@@ -39,6 +39,7 @@ def relative(a, b):
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
+@cache
 def reference(name, device):
     module, x, case = build(name, torch.float64, device)
     return reference_jacobian(selected(module, case), x)
@@ -69,6 +70,7 @@ def test_same_for_every_chunk_and_batch_size(name, method, device):
         assert relative(found, expected) < 1e-10, (batch_size, chunk_size)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # nn.LSTM checks its input's size
 @pytest.mark.parametrize("kind", ["scripted", "traced"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", CASES)
@@ -159,8 +161,6 @@ def test_fill_writes_into_place_and_reports_memory():
     def blocks(linearization, *, chunk_size):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
         yield
-
-    from jacli.methods import Method
 
     with pytest.raises(MemoryError):
         fill(Method("x", blocks, None, None), Failing(), chunk_size=1)
