@@ -20,6 +20,7 @@ _BLOCK_BYTES = 256 * 2**20
 _LOOP_SAMPLES = 64
 _CHUNK_BYTES = 64 * 2**20
 _CHUNK = 32
+_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,13 @@ def candidates(shapes: Shapes, config: RunConfig, refusals: dict[str, str | None
     order = []
     if n_in < n_out:
         order.append(("forward", f"{n_in} inputs are fewer than {n_out} outputs"))
-    batched = ("vmap", f"few samples a block ({samples}): batched cotangents fill a pass")
-    plain = ("loop", f"{samples} samples fill a pass of their own")
-    order += [batched, plain] if samples < 8 and n_out > 1 else [plain, batched]
+    if samples < _FEW and n_out > 1:
+        order += [
+            ("vmap", f"{samples} samples a block: batched cotangents fill a pass"),
+            ("loop", "plain passes"),
+        ]
+    else:
+        order += [("loop", f"{samples} samples fill a pass of their own"), ("vmap", "batched cotangents")]
     return [(name, why) for name, why in order if refusals.get(name) is None]
 
 

@@ -30,8 +30,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-for command in (compute, summarize, inspect, doctor):
-    app.command()(command)
+app.command(short_help="Jacobians of a model at inputs, into one HDF5 file")(compute)
+app.command(short_help="Tables of norms, ranks and condition of result files")(summarize)
+app.command(short_help="What is this file: a model, inputs, a result?")(inspect)
+app.command(short_help="Versions, devices, and whether a folder can take results")(doctor)
 
 
 def _print_version(asked: bool) -> None:

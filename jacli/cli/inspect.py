@@ -58,28 +58,28 @@ def inspect(
 
 
 def _lines(found: dict[str, Any], indent: str = "") -> list[tuple[str, str]]:
+    """Name and value, a line each; what is unknown or empty is left out."""
     lines: list[tuple[str, str]] = []
     for name, value in found.items():
         if value is None or value in ([], {}, ""):
             continue
         label = indent + name.replace("_", " ")
-        if isinstance(value, dict):
+        if isinstance(value, dict) and "shape" in value:  # an array: one line says it all
+            lines.append((indent + name, _flat(value)))
+        elif isinstance(value, dict):
             lines.append((label, ""))
             lines += _lines(value, indent + "  ")
-        elif isinstance(value, list) and not all(isinstance(item, int) for item in value):
-            lines.append(
-                (
-                    label,
-                    "" if not value else str(value[0]) if not isinstance(value[0], dict) else _flat(value[0]),
-                )
-            )
-            lines += [("", _flat(item) if isinstance(item, dict) else str(item)) for item in value[1:]]
-        elif isinstance(value, list):
-            lines.append((label, " x ".join(map(str, value))))
+        elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+            lines += [(label if i == 0 else "", _flat(item)) for i, item in enumerate(value)]
         else:
-            lines.append((label, str(value)))
+            lines.append((label, _flat(value)))
     return lines
 
 
-def _flat(item: dict[str, Any]) -> str:
-    return "  ".join(str(value) for value in item.values())
+def _flat(value: Any) -> str:
+    """On one line: numbers as a shape, names with commas, an array's facts side by side."""
+    if isinstance(value, dict):
+        return "  ".join(_flat(part) for part in value.values() if part not in ([], ""))
+    if isinstance(value, list) and value and all(isinstance(part, int) for part in value):
+        return " x ".join(map(str, value))
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

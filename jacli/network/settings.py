@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,20 +18,36 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 def exact_arithmetic() -> Iterator[None]:
     """IEEE arithmetic, and only kernels that have a derivative.
 
-    TF32 is switched off: cuDNN convolutions use it by default since Ampere, which moves Jacobians
-    by 2e-4 (https://github.com/jax-ml/jax/issues/11628).  The inference fast path of
+    Reduced precision is switched off, whatever the process had set: cuDNN convolutions use TF32
+    unless told otherwise since Ampere, which moves Jacobians by 2e-4
+    (https://github.com/jax-ml/jax/issues/11628).  The inference fast path of
     ``nn.MultiheadAttention`` is switched off: ``aten::_native_multi_head_attention`` has no
     derivative, and a frozen model takes it.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = (matmul.allow_tf32, cudnn.allow_tf32, torch.backends.mha.get_fastpath_enabled())
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    precisions = [(holder, name, getattr(holder, name)) for holder, name, _ in _precision_switches()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    for holder, name, exact in _precision_switches():
+        setattr(holder, name, exact)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before[:2]
-        torch.backends.mha.set_fastpath_enabled(before[2])
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for holder, name, before in precisions:
+            setattr(holder, name, before)
+
+
+def _precision_switches() -> list[tuple[Any, str, Any]]:
+    """Where torch keeps the precision of float32 products: holder, attribute, exact value.
+
+    Since torch 2.9 it is ``fp32_precision``, an operator and a library each; mixing it with the
+    older ``allow_tf32`` raises, so the older ones are touched only where there is nothing else.
+    """
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    if hasattr(cuda.matmul, "fp32_precision"):
+        operators = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.conv, mkldnn.matmul, mkldnn.rnn)
+        return [(operator, "fp32_precision", "ieee") for operator in operators]
+    return [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
 
 
 @contextmanager

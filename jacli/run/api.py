@@ -71,7 +71,7 @@ def jacobian(
         InputsError: ``x`` is not floating, empty or not accepted by the model.
         UsageError: Wrong options.
     """
-    with exact_arithmetic():
+    with exact_arithmetic(), torch.enable_grad():
         work = _Work(model, x, select, of, arguments, batch_size)
         return work.dense(method=method, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
 
@@ -106,7 +106,7 @@ def singular_values(
     """
     if k is not None and (not isinstance(k, int) or k < 1):
         raise UsageError(f"k={k!r} is wrong.", why="It must be a whole number of at least 1.")
-    with exact_arithmetic():
+    with exact_arithmetic(), torch.enable_grad():
         work = _Work(model, x, select, of, arguments, None)
         if k is not None and 4 * k < min(work.shapes.n_in, work.shapes.n_out):
             values = work.largest(k, seed=seed)

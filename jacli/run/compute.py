@@ -116,7 +116,7 @@ def compute(model: str, inputs: str, out: str = "out.h5", **options: Any) -> Out
 
 def run_compute(config: RunConfig, *, command: str, progress: Progress = lambda done, total: None) -> Outcome:
     """Run from checked options to the finished file."""
-    with exact_arithmetic(), ExitStack() as stack:
+    with exact_arithmetic(), torch.enable_grad(), ExitStack() as stack:
         out = Path(config.out)
         check_place(out, overwrite=config.overwrite)
         prepared = prepare(config)
@@ -309,7 +309,7 @@ class _Run:
             assert self.prepared.labels is not None  # checked with the options
             labels = torch.from_numpy(self.prepared.labels[start:stop, None]).to(x.device)
             return padded(labels, len(x)) if len(labels) < len(x) else labels
-        outputs = Linearized(self.prepared.network, x, extra).outputs.flatten(1)
+        outputs = Linearized(self.prepared.network, x, extra).outputs.reshape(len(x), -1)
         return outputs.topk(classes.k, dim=1).indices
 
     def _arrays(
@@ -321,7 +321,7 @@ class _Run:
         dense, outputs = dense[:count], linearization.outputs[:count]
         class_norms = torch.linalg.vector_norm(dense, dim=2, dtype=torch.float64)
         frobenius = torch.linalg.vector_norm(class_norms, dim=1)
-        finite = torch.isfinite(frobenius) & torch.isfinite(outputs.flatten(1)).all(1)
+        finite = torch.isfinite(frobenius) & torch.isfinite(outputs.reshape(count, -1)).all(1)
         self.not_finite += index[~finite.cpu().numpy()].tolist()
         self.inputs_sha256.update(raw.tobytes())
         output_shape = self.jacobian_shape[len(self.prepared.shapes.input_shape) :]

@@ -190,8 +190,8 @@ def _check_dtype(output: Tensor, x: Tensor) -> None:
 
 def _check_independence(network: Network, x: Tensor, extra: Extra, output: Tensor) -> None:
     """Change every sample but the first: the first output must stay."""
-    others = x[1:].flatten(1).roll(1, dims=1).reshape(x[1:].shape)
-    spread = x[1:].float().std().nan_to_num(1.0).clamp(min=0.1).to(x.dtype)
+    others = x[1:].reshape(len(x) - 1, -1).roll(1, dims=1).reshape(x[1:].shape)
+    spread = x[1:].float().std(correction=0).nan_to_num(1.0).clamp(min=0.1).to(x.dtype)
     changed = torch.cat([x[:1], others + spread * torch.randn_like(others)])
     if _moved(output[0], network(changed, extra)[0]):
         raise _mixes(network.module, "the first sample's output moves when only the others change")

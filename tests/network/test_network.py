@@ -7,24 +7,31 @@ from torch import nn
 from jacli.errors import ModelError
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.network.network import outputs_of, select_output
+from jacli.network.settings import _precision_switches
 from tests.cases import build
 
 
 def switches():
-    return (
-        torch.backends.cuda.matmul.allow_tf32,
-        torch.backends.cudnn.allow_tf32,
-        torch.backends.mha.get_fastpath_enabled(),
-        torch.backends.mkldnn.enabled,
-    )
+    precisions = [getattr(holder, name) for holder, name, _ in _precision_switches()]
+    return (precisions, torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled)
 
 
 def test_switches_are_put_back_after_an_error():
     before = switches()
     with pytest.raises(ZeroDivisionError), exact_arithmetic():
-        assert switches()[:3] == (False, False, False)
+        assert switches()[0] == [exact for _, _, exact in _precision_switches()]
+        assert not torch.backends.mha.get_fastpath_enabled()
         raise ZeroDivisionError
     assert switches() == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "conv"), reason="set an operator each since torch 2.9")
+def test_reduced_precision_set_by_the_process_is_overruled(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn.conv, "fp32_precision", "bf16")
+    model, x = nn.Conv2d(64, 64, 3), torch.randn(1, 64, 32, 32)
+    with exact_arithmetic():
+        exact = model(x)
+    assert torch.allclose(exact, model.double()(x.double()).float(), atol=1e-5)
 
 
 def test_the_twin_is_frozen_and_the_model_stays_as_it_is():

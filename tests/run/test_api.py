@@ -206,11 +206,6 @@ def test_what_is_refused(call: Callable[[], object], error: type[JacliError], wo
     assert caught.value.what and (caught.value.why or caught.value.todo)
 
 
-def test_x_that_is_not_finite_is_refused() -> None:
-    with pytest.raises(InputsError, match="finite"):
-        jacli.jacobian(nn.Linear(4, 5), torch.full((2, 4), torch.nan))
-
-
 def test_compute_and_open(tmp_path: Path) -> None:
     model = _network().eval()
     torch.save(model.state_dict(), tmp_path / "state.pt")
@@ -249,3 +244,10 @@ def test_public_names() -> None:
     assert set(jacli.__all__) == {"__version__", "compute", "jacobian", "open", "singular_values"}
     with pytest.raises(AttributeError, match="jacobean"):
         _ = jacli.jacobean
+
+
+def test_compute_within_no_grad(tmp_path: Path) -> None:
+    torch.jit.script(nn.Linear(4, 5)).save(tmp_path / "model.pt")
+    with torch.no_grad():
+        outcome = jacli.compute(tmp_path / "model.pt", "random:3x4", out=tmp_path / "out.h5")
+    assert outcome.shape == (4, 5)
