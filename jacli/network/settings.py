@@ -43,7 +43,8 @@ def _precision_switches() -> list[tuple[Any, str, Any]]:
     Since torch 2.9 it is ``fp32_precision``, an operator and a library each; mixing it with the
     older ``allow_tf32`` raises, so the older ones are touched only where there is nothing else.
     """
-    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    backends: Any = torch.backends  # its stubs know neither of the two ways in full
+    cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
     if hasattr(cuda.matmul, "fp32_precision"):
         operators = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.conv, mkldnn.matmul, mkldnn.rnn)
         return [(operator, "fp32_precision", "ieee") for operator in operators]

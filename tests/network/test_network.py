@@ -26,11 +26,16 @@ def test_switches_are_put_back_after_an_error():
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "conv"), reason="set an operator each since torch 2.9")
-def test_reduced_precision_set_by_the_process_is_overruled(monkeypatch):
-    monkeypatch.setattr(torch.backends.mkldnn.conv, "fp32_precision", "bf16")
+def test_reduced_precision_set_by_the_process_is_overruled():
     model, x = nn.Conv2d(64, 64, 3), torch.randn(1, 64, 32, 32)
-    with exact_arithmetic():
-        exact = model(x)
+    before = torch.backends.mkldnn.conv.fp32_precision
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
+    try:
+        with exact_arithmetic():
+            exact = model(x)
+        assert torch.backends.mkldnn.conv.fp32_precision == "bf16"
+    finally:
+        torch.backends.mkldnn.conv.fp32_precision = before
     assert torch.allclose(exact, model.double()(x.double()).float(), atol=1e-5)
 
 
