@@ -98,8 +98,9 @@ class RunConfig:
         return values
 
 
-NOT_REPEATED = ("out", "overwrite", "quiet", "json", "log_every", "debug", "dry_run")
-"""Options that say where and how loudly, not what: ``--config RESULT.h5`` does not take them over."""
+NOT_REPEATED = ("out", "overwrite", "quiet", "json", "log_every", "debug", "dry_run", "allow_pickle")
+"""Options that ``--config RESULT.h5`` does not take over: they say where and how loudly, not what, or
+would run code because a file says so."""
 
 
 def from_options(options: Mapping[str, Any]) -> RunConfig:

@@ -119,8 +119,13 @@ class Linearization(LinearMap, Protocol):
         """One plain reverse pass: ``(batch, n_out) -> (batch, n_in)``, no batching rule involved."""
         ...
 
-    def replicated(self, copies: int) -> Linearization:
-        """The same network at the batch repeated ``copies`` times (copy-major)."""
+    def at(self, index: Tensor) -> Linearization:
+        """The same network at samples ``index`` of this batch: fewer, reordered or repeated."""
+        ...
+
+    @property
+    def outputs(self) -> Tensor:
+        """All outputs at the points, ``(batch, *output)``."""
         ...
 
     @property

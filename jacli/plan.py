@@ -98,7 +98,7 @@ def candidates(shapes: Shapes, config: RunConfig, refusals: dict[str, str | None
     if config.method != "auto":
         return [(config.method, "asked for")]
     n_in, n_out = shapes.n_in, shapes.n_selected
-    samples = min(shapes.n_samples, config.batch_size or _LOOP_SAMPLES)
+    samples = shapes.fixed_batch or min(shapes.n_samples, config.batch_size or _LOOP_SAMPLES)
     order = []
     if n_in < n_out:
         order.append(("forward", f"{n_in} inputs are fewer than {n_out} outputs"))

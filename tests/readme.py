@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,3 +111,26 @@ def _close(x: float, y: float) -> bool:
 def same_text(shown: str, real: str) -> bool:
     """The same, to the tolerance of numbers."""
     return _same(" ".join(shown.split()), " ".join(real.split()))
+
+
+def refresh() -> str:
+    """The README with the real output of the commands whose shown output is stale."""
+    text = README
+    with tempfile.TemporaryDirectory() as name:
+        folder = copy_samples(Path(name))
+        for block in blocks("console"):
+            shown = commands(block)
+            printed = run_commands([command.text for command in shown], folder)
+            fresh = ""
+            for command, real in zip(shown, printed, strict=True):
+                stale = difference(command.text, command.output, real)
+                lines = "".join(f"{line.rstrip()}\n" for line in real.strip("\n").splitlines())
+                fresh += (
+                    f"$ {command.text}\n{lines.replace(name, '/home/you/jacli') if stale else command.output}"
+                )
+            text = text.replace(block, fresh)
+    return text.replace(str(ROOT), "/home/you/jacli")
+
+
+if __name__ == "__main__":  # python -m tests.readme, then read the difference
+    (ROOT / "README.md").write_text(refresh(), encoding="utf-8")

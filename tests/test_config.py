@@ -61,7 +61,7 @@ def test_values(name, value, expected):
     ],
 )  # fmt: skip
 def test_wrong_values(name, value):
-    with pytest.raises(UsageError, match="must be|No "):
+    with pytest.raises(UsageError, match=r"must be|No "):
         from_options({**BASE, name: value})
 
 

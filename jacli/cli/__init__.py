@@ -17,7 +17,7 @@ from jacli.cli.compute import compute
 from jacli.cli.doctor import doctor
 from jacli.cli.inspect import inspect
 from jacli.cli.summarize import summarize
-from jacli.errors import InterruptedRunError, JacliError, StoppedError
+from jacli.errors import InterruptedRunError, JacliError, OutOfMemoryError, StoppedError
 
 # typer 0.29 carries a click of its own, older ones import the package: what its parser raises is found here.
 _CommandLineError: Any = typer.BadParameter.__mro__[2]
@@ -60,24 +60,19 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries; what a user must know, jacli says itself
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    signal.signal(signal.SIGTERM, _on_signal)
+    signal.signal(signal.SIGINT, _on_signal)
+    code: int | str | None
     try:
-        code = app(standalone_mode=False) or 0
-        if code == InterruptedRunError.exit_code:  # typer made an exit code of Ctrl-C, and says nothing
-            raise KeyboardInterrupt
-    except typer.Exit as stop:
-        code = stop.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        code = _report(
-            InterruptedRunError("Interrupted.", why="Nothing was kept.", todo="Run the same command again.")
-        )
-    except _CommandLineError as error:
-        error.show()
-        code = error.exit_code
+        app()
+    except SystemExit as stop:
+        code = stop.code
     except JacliError as error:
         code = _report(error)
         if debug:
             traceback.print_exc()
+    except MemoryError as error:
+        code = _report(OutOfMemoryError("Out of memory.", why=str(error), todo="Take fewer --samples."))
     except BrokenPipeError:  # the reader has seen enough: `jacli summarize ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -93,12 +88,12 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
-    raise StoppedError(
-        "Stopped by SIGTERM.",
-        why="Nothing was kept of the unfinished run.",
-        todo="Run the same command again.",
-    )
+def _on_signal(signum: int, frame: FrameType | None) -> NoReturn:
+    """Unwind the run, which removes its unfinished file."""
+    kept, again = "Nothing was kept of the unfinished run.", "Run the same command again."
+    if signum == signal.SIGINT:
+        raise InterruptedRunError("Interrupted from the keyboard.", why=kept, todo=again)
+    raise StoppedError(f"Stopped by {signal.Signals(signum).name}.", why=kept, todo=again)
 
 
 def _report(error: JacliError) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -203,7 +204,9 @@ def compute(
     if settings.dry_run:
         from jacli.run.compute import dry_run as plan_run
 
-        _print_plan(settings, plan_run(settings))
+        with redirect_stdout(sys.stderr):
+            plan = plan_run(settings)
+        _print_plan(settings, plan)
         return
     _run(settings)
 
@@ -214,7 +217,11 @@ def _run(settings: RunConfig) -> None:
     from jacli.run.compute import run_compute
 
     started = time.monotonic()
-    with progress_reporter(quiet=settings.quiet, every=settings.log_every) as progress:
+    # Models print; stdout is for data only.
+    with (
+        redirect_stdout(sys.stderr),
+        progress_reporter(quiet=settings.quiet, every=settings.log_every) as progress,
+    ):
         outcome = run_compute(settings, command=shlex.join(["jacli", *sys.argv[1:]]), progress=progress)
     if settings.json:
         import json

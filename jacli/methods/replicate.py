@@ -17,7 +17,8 @@ def blocks(linearization: Linearization, *, chunk_size: int) -> Iterator[Block]:
     """All rows in one block; there is one pass only, so ``chunk_size`` is not used."""
     batch, n_out, n_in = linearization.batch, linearization.n_out, linearization.n_in
     identity = torch.eye(n_out, dtype=linearization.dtype, device=linearization.device)
-    rows = linearization.replicated(n_out).pull(identity.repeat_interleave(batch, dim=0))
+    copies = torch.arange(batch, device=linearization.device).repeat(n_out)
+    rows = linearization.at(copies).pull(identity.repeat_interleave(batch, dim=0))
     yield Block(range(n_out), range(n_in), rows.reshape(n_out, batch, n_in).transpose(0, 1))
 
 

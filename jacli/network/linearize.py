@@ -139,15 +139,14 @@ class Linearized:
             columns = vmap(directional)(shaped)
         return columns.detach()
 
-    def replicated(self, copies: int) -> Linearized:
-        """The network at the batch repeated: sample ``b`` of copy ``i`` is at ``i * batch + b``."""
+    def at(self, index: Tensor) -> Linearized:
+        """The same network at other samples of this batch: fewer, reordered or repeated."""
         extra = {
-            name: value.repeat(copies, *[1] * (value.dim() - 1)) if isinstance(value, Tensor) else value
+            name: value[index.to(value.device)] if isinstance(value, Tensor) else value
             for name, value in self._extra.items()
         }
-        selected = None if self._selected is None else self._selected.repeat(copies, 1)
-        x = self._x.repeat(copies, *[1] * (self._x.dim() - 1))
-        return Linearized(self._network, x, extra, selected)
+        selected = None if self._selected is None else self._selected[index]
+        return Linearized(self._network, self._x[index], extra, selected)
 
     def close(self) -> None:
         """Free the tape and the pullback."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -66,12 +67,14 @@ class TensorNetwork:
 
     def _run(self, x: Tensor, extra: Extra) -> Tensor:
         module = self.copied().module if self.fresh else self.module
-        with forward_pass(recurrent=self.recurrent, device=x.device):
-            output = module(x, **self.arguments, **extra)
+        # A clone: models normalise or rectify their input in place, which a leaf would refuse and
+        # which would move the caller's points.
+        with forward_pass(recurrent=self.recurrent, device=x.device), _no_exit():
+            output = module(x.clone(), **self.arguments, **extra)
         return _activate(select_output(output, self.select), self.of)
 
     def copied(self) -> TensorNetwork:
-        """The same network on a copy of the module (parameters are shared, buffers and state are not)."""
+        """The same network on a copy of the module, state and all."""
         return replace(self, module=_copy(self.module), fresh=False)
 
     def renewing(self) -> TensorNetwork:
@@ -80,33 +83,51 @@ class TensorNetwork:
 
 
 def frozen_twin(module: nn.Module) -> nn.Module:
-    """A copy in eval mode whose parameters share their storage but require no gradient.
+    """A copy in eval mode whose parameters require no gradient.
 
-    The module given stays as it is: its training flags, ``requires_grad`` and buffers.
+    The module given stays as it is, whatever the copy does to itself: its training flags,
+    ``requires_grad``, parameters and buffers.
 
     Raises:
         ModelError: The module cannot be copied.
     """
-    if isinstance(module, torch.jit.ScriptModule):
-        twin = _copy(module)
-    else:
-        memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
-        twin = _copy(module, memo)
+    twin = _copy(module)
+    for parameter in twin.parameters():  # ScriptModules refuse requires_grad_()
+        parameter.requires_grad_(False)
     return twin.eval()
 
 
-def _copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    if memo is None and not isinstance(module, torch.jit.ScriptModule):
-        memo = {id(p): p for p in module.parameters()}
+def _copy(module: nn.Module) -> nn.Module:
+    # Tensors with a history (weight_norm's product, a feature kept by the last call) refuse to be
+    # copied; their values are all that a copy needs.
+    memo = {
+        id(value): value.detach().clone()
+        for part in module.modules()
+        for value in vars(part).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
     try:
-        with torch.no_grad():  # TorchScript clones its parameters: no leaves, and frozen only here
+        with torch.no_grad():  # TorchScript clones its parameters: leaves only without a tape
             return copy.deepcopy(module, memo)
-    except (TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
+    except Exception as error:  # a model's own __deepcopy__ may raise anything
         raise ModelError(
             f"The model {type(module).__name__} cannot be copied.",
-            why=f"copy.deepcopy says: {error}.",
+            why=f"copy.deepcopy says: {str(error).strip() or type(error).__name__}",
             todo="jacli runs a copy so that the model stays as it is; remove what cannot be copied.",
         ) from error
+
+
+@contextmanager
+def _no_exit() -> Iterator[None]:
+    """A model that calls ``exit()`` must not end the run as if all were well."""
+    try:
+        yield
+    except SystemExit as stop:
+        raise ModelError(
+            "The model ended the program.",
+            why=f"Its forward called exit({stop.code}).",
+            todo="Take that call out of the model.",
+        ) from stop
 
 
 def _program(module: nn.Module) -> str:

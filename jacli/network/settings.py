@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
-    """IEEE arithmetic, and only kernels that have a derivative.
+    """IEEE arithmetic, gradients on, and only kernels that have a derivative.
 
     Reduced precision is switched off, whatever the process had set: cuDNN convolutions use TF32
     unless told otherwise since Ampere, which moves Jacobians by 2e-4
@@ -30,7 +30,8 @@ def exact_arithmetic() -> Iterator[None]:
         setattr(holder, name, exact)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for holder, name, before in precisions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from jacli.plan import Plan, Shapes, candidates, make_plan
 from jacli.run.first_block import choose, memory_errors, padded, probed_network, refusals, require_served
 from jacli.spectrum import largest_singular_values
 from jacli.spectrum import singular_values as all_singular_values
-from jacli.verify import Probed
+from jacli.verify import Probed, check_alone
 
 _CONVERGED = 1e-4
 """Relative error up to which matrix-free singular values are given out; beyond, J is formed."""
@@ -43,13 +43,14 @@ def jacobian(
     select: str | None = None,
     of: str = "logits",
     seed: int = 0,
+    per_sample: Sequence[str] = (),
     **arguments: object,
 ) -> Tensor:
     """The Jacobian of the outputs with respect to the inputs, for every sample.
 
     ``J[b, *i, *o] = d model(x)[b, *o] / d x[b, *i]``.  The class axis is last, as in the field's
-    papers; ``torch.func.jacrev`` gives it first.  The model runs in eval mode, on a frozen copy
-    that shares its parameters: the model itself stays as it is.
+    papers; ``torch.func.jacrev`` gives it first.  A module runs in eval mode, on a frozen copy: the
+    module itself stays as it is.  A function runs as it is.
 
     Args:
         model: A module (TorchScript too) or a function, ``(batch, *input) -> (batch, *output)``.
@@ -60,8 +61,9 @@ def jacobian(
         select: Which output, where the model returns several.
         of: ``logits``, ``probs`` or ``log-probs``.
         seed: Chooses the rows that are checked.
-        **arguments: Further arguments of the model; a tensor with one row a sample goes along with
-            the samples.
+        per_sample: Names of the arguments that have one row a sample.
+        **arguments: Further arguments of the model; the same for every sample unless named in
+            ``per_sample``.
 
     Returns:
         ``(batch, *input, *output)``, on the device and in the dtype of ``x``.
@@ -72,7 +74,7 @@ def jacobian(
         UsageError: Wrong options.
     """
     with exact_arithmetic(), torch.enable_grad():
-        work = _Work(model, x, select, of, arguments, batch_size)
+        work = _Work(model, x, select, of, arguments, per_sample, batch_size)
         return work.dense(method=method, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
 
 
@@ -84,6 +86,7 @@ def singular_values(
     select: str | None = None,
     of: str = "logits",
     seed: int = 0,
+    per_sample: Sequence[str] = (),
     **arguments: object,
 ) -> Tensor:
     """Singular values of every sample's Jacobian as a matrix ``(n_out, n_in)``, decreasing.
@@ -99,6 +102,7 @@ def singular_values(
         select: As `jacobian`.
         of: As `jacobian`.
         seed: Starts the Lanczos vectors.
+        per_sample: As `jacobian`.
         **arguments: As `jacobian`.
 
     Returns:
@@ -107,7 +111,7 @@ def singular_values(
     if k is not None and (not isinstance(k, int) or k < 1):
         raise UsageError(f"k={k!r} is wrong.", why="It must be a whole number of at least 1.")
     with exact_arithmetic(), torch.enable_grad():
-        work = _Work(model, x, select, of, arguments, None)
+        work = _Work(model, x, select, of, arguments, per_sample, None)
         if k is not None and 4 * k < min(work.shapes.n_in, work.shapes.n_out):
             values = work.largest(k, seed=seed)
             if values is not None:
@@ -127,6 +131,7 @@ class _Work:
         select: str | None,
         of: str,
         arguments: dict[str, object],
+        per_sample: Sequence[str],
         batch_size: int | None,
     ) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1 or len(x) == 0:
@@ -138,11 +143,16 @@ class _Work:
             )
         module = model if isinstance(model, nn.Module) else _Function(model)
         self.x = x.detach()
-        rowwise = {
-            name for name, v in arguments.items() if isinstance(v, Tensor) and v.dim() and len(v) == len(x)
-        }
-        self.extra = {name: arguments[name] for name in rowwise}
-        constant = {name: value for name, value in arguments.items() if name not in rowwise}
+        for name in per_sample:
+            rows = arguments.get(name)
+            if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) != len(x):
+                raise UsageError(
+                    f"The argument {name} has no row a sample.",
+                    why=f"per_sample names it, and x has {len(x)} samples.",
+                    todo="Give a tensor of that length.",
+                )
+        self.extra = {name: arguments[name] for name in per_sample}
+        constant = {name: value for name, value in arguments.items() if name not in per_sample}
         hints = tuple(size for size in (batch_size, len(x)) if size)
         network, probed = probed_network(
             frozen_twin(module),
@@ -182,6 +192,14 @@ class _Work:
             )
         return Linearized(self.network, x, extra)
 
+    def checked(self, start: int, size: int) -> Linearized:
+        """As `linearize`, after a look whether a sample gives the same on its own."""
+        linearization = self.linearize(start, size)
+        position = min(size, len(self.x) - start) // 2
+        fixed = self.probed.fixed_batch is not None
+        check_alone(linearization, self.network.module, position=position, fixed_batch=fixed)
+        return linearization
+
     def dense(self, *, method: str, batch_size: int | None, chunk_size: int | None, seed: int) -> Tensor:
         """All Jacobians, ``(batch, *input, *output)``."""
         config = from_options(
@@ -203,13 +221,13 @@ class _Work:
                 yield entry, make_plan(name, why, shapes, config, entry.passes)
 
         with memory_errors("computing the Jacobian"):
-            chosen, first, block = choose(plans(), lambda plan: self.linearize(0, plan.batch_size), seed=seed)
+            chosen, first, block = choose(plans(), lambda plan: self.checked(0, plan.batch_size), seed=seed)
             first.close()
             result = block.new_empty(len(self.x), shapes.n_in, shapes.n_out)
             size = chosen.plan.batch_size
             for start in range(0, len(self.x), size):
                 if start:
-                    linearization = self.linearize(start, size)
+                    linearization = self.checked(start, size)
                     block = fill(chosen.method, linearization, chunk_size=chosen.plan.chunk_size)
                     linearization.close()
                 part = result[start : start + size]
@@ -224,7 +242,7 @@ class _Work:
         size = self.probed.fixed_batch or len(self.x)
         parts = []
         for start in range(0, len(self.x), size):
-            linearization = self.linearize(start, size)
+            linearization = self.checked(start, size)
             try:
                 spectrum = largest_singular_values(
                     linearization, k, seed=seed, dtype=self.x.dtype, device=self.x.device

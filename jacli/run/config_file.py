@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -17,15 +18,25 @@ def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
     """Flags over the file that ``config`` names, checked together.
 
     Raises:
-        UsageError: Naming every wrong option of both.
+        UsageError: Naming every wrong option of both; OUT would replace a file that is read.
     """
     given = {name: value for name, value in flags.items() if value is not None and name != "config"}
-    if flags.get("config"):
-        return from_options({**read_options(Path(flags["config"])), **given})
-    return from_options(given)
+    path = Path(flags["config"]) if flags.get("config") else None
+    config = from_options({**(read_options(path, given) if path else {}), **given})
+    read = [config.model, config.inputs, config.labels, path, (config.arch or "").partition(":")[0]]
+    read += [value[1:] for value in config.arg.values() if isinstance(value, str) and value.startswith("@")]
+    out = Path(config.out)
+    for file in read:
+        if file and out.exists() and Path(file).exists() and out.samefile(file):
+            raise UsageError(
+                f"{out} is both read and written.",
+                why="--out would replace it with the result.",
+                todo="Give --out another name.",
+            )
+    return config
 
 
-def read_options(path: Path) -> dict[str, Any]:
+def read_options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Option names (underscores) to values.
 
     Paths in it are relative to the current folder, as on the command line.
@@ -38,7 +49,7 @@ def read_options(path: Path) -> dict[str, Any]:
             f"--config {path} cannot be read.", why="There is no such file.", todo="Check the path."
         )
     if recognise_content(path) is Content.HDF5:
-        return _options_of_result(path)
+        return _options_of_result(path, given)
     try:
         options = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -50,16 +61,36 @@ def read_options(path: Path) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in options.items()}
 
 
-def _options_of_result(path: Path) -> dict[str, Any]:
+def _options_of_result(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an earlier run; what would run code must be the same code, or be given anew."""
     from jacli.store import open_results
 
     with open_results(path) as results:
-        text = results.attrs.get("config")
+        text, recorded = results.attrs.get("config"), results.attrs.get("arch_sha256")
     if text is None:
         raise UsageError(
             f"--config {path} holds no options.",
             why="The result has no attribute 'config'.",
             todo="Give a TOML file.",
         )
-    options = json.loads(str(text))
-    return {name: value for name, value in options.items() if name not in NOT_REPEATED}
+    options = {name: value for name, value in json.loads(str(text)).items() if name not in NOT_REPEATED}
+    for name in ("arch", "model"):
+        architecture = options.get(name)
+        if name not in given and architecture and _runs_other_code(architecture, recorded):
+            raise UsageError(
+                f"--config {path}: {name} {architecture} is not taken from a result file.",
+                why="It would run code that is not the code recorded there, by its sha256.",
+                todo=f"If you trust it, give it anew: {'--arch ' * (name == 'arch')}{architecture}.",
+            )
+    return options
+
+
+def _runs_other_code(architecture: str, recorded: object) -> bool:
+    """Whether a name stands for Python code other than the recorded file, torchvision's or timm's."""
+    source, colon, _ = architecture.rpartition(":")
+    if Path(architecture).exists() or not colon or source in ("torchvision", "timm"):
+        return False
+    path = Path(source)
+    if not path.is_file():
+        return True
+    return hashlib.sha256(path.read_bytes()).hexdigest() != recorded

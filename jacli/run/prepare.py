@@ -171,7 +171,13 @@ def _arguments(
 
 def _read_along(path: str, source: InputSource, what: str) -> np.ndarray:
     """Rows of another file at the chosen samples' positions."""
-    with open_inputs(path) as other:
+    try:
+        opened = open_inputs(path)
+    except InputsError as error:
+        raise InputsError(
+            f"{what}: {error.what}", why=error.why, todo=f"Check the file given with {what}."
+        ) from error
+    with opened as other:
         if len(other) <= int(source.index.max()):
             raise InputsError(
                 f"{what}: {path} has {len(other)} rows.",

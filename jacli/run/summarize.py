@@ -303,7 +303,7 @@ def _unreadable(path: Path, error: OSError) -> ResultsError:
     if not path.exists():
         what, why, todo = "cannot be read", "It does not exist.", "Check the path."
         if path.with_name(path.name + ".part").exists():
-            todo = f"The run that writes it is not finished: `jacli status {path}`."
+            todo = "The run that writes it is not finished: wait for it."
     elif path.is_dir():
         what, why = "is a folder", "Results are files."
         todo = "Name the result files in it."

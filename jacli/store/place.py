@@ -36,6 +36,10 @@ def check_place(out: Path, *, overwrite: bool) -> None:
                 why=f"There is no folder {out.parent}.",
                 todo="Create it first, or choose another with -o.",
             )
+        if out.exists() and not out.is_file():
+            raise OutputError(
+                f"{out} is no regular file.", why="It is a device or a pipe.", todo="Choose another with -o."
+            )
         if (out.exists() or out.is_symlink()) and not overwrite:
             raise _exists(out)
         if part_path(out).exists():

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jacli.errors import InputsError, JacliError, ModelError
+from jacli.errors import InputsError, JacliError, ModelError, UsageError
 
 _DTYPE_WORDS = ("dtype", "scalar type", "input type", "found double", "double and float", "float != double")
 _DEVICE_WORDS = ("same device", "on cpu", "cuda")
@@ -28,7 +28,7 @@ def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception
         return ModelError(
             "The model does not run in float64.",
             why=f"{said} (constants of its program are float32)",
-            todo="Leave --dtype out: float32.",
+            todo="Leave --dtype out; from Python, give x.float(), or the model in double().",
         )
     if x.device.type != "cpu" and any(word in words for word in _DEVICE_WORDS):
         return ModelError(
@@ -48,6 +48,12 @@ def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception
             why=said,
             todo="Give them with --arg NAME=VALUE, or --arg NAME=@FILE.npy for one row a sample.",
         )
+    if any(said in words for said in ("unexpected keyword", "unknown keyword", "expected at most")):
+        return UsageError(
+            "The model's forward has no such argument.",
+            why=said,
+            todo="Check the names given with --arg.",
+        )
     for name, change, todo in _LAYOUTS:
         changed = change(x)
         if changed is not None and _accepts(run, changed):
@@ -59,7 +65,8 @@ def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception
     return InputsError(
         f"The model does not accept inputs of shape {shape} a sample.",
         why=said,
-        todo="Check shape, layout (batch, c, h, w) and preprocessing; `jacli inspect` shows both files.",
+        todo="Check shape, layout (batch, c, h, w) and preprocessing; a model saved for batches of N "
+        "needs --batch-size N.",
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jacli.errors import JacliError, ModelError
+from jacli.errors import InputsError, JacliError, ModelError
 from jacli.linear_map import Extra, Network
 from jacli.verify.explain import explain_failure
 
@@ -51,19 +51,24 @@ def probe(network: Network, x: Tensor, extra: Extra, *, batch_hints: Iterable[in
             do not depend differentiably on the input, or another dtype inside.
         InputsError: The model does not accept inputs of this shape.
     """
+    if x[0].numel() == 0:
+        raise InputsError(
+            f"The inputs are empty: shape {tuple(x.shape[1:])} a sample.",
+            why="There is nothing to differentiate with respect to.",
+            todo="Check how they were saved.",
+        )
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        batch, fixed = _accepted_batch(network, x, extra, batch_hints)
+        batch, fixed, lone = _accepted_batch(network, x, extra, batch_hints)
         points, rest = _rows(x, extra, batch)
         stateful = _is_stateful(network, points, rest)
         trial = network.renewing() if stateful else network
         output = trial(points, rest)
-        lone = False
-        if fixed is None:
-            lone = _check_batch_axis(trial, x, extra, output)
-        else:
-            _require_batch_axis(output, batch, f"a batch of {batch}")
-        _check_dtype(output, x)
+        if fixed is None and not lone:
+            lone = _loses_batch_axis(trial, points, rest, output)
+        if output.dim() == 0 or output.shape[0] != batch:
+            raise _no_batch_axis(f"For a batch of {batch} the output has shape {tuple(output.shape)}.")
+        _check_output(output, x)
         if batch > 1:
             _check_independence(trial, points, rest, output)
         _check_derivative(trial, points, rest)
@@ -89,18 +94,19 @@ def _attempt(network: Network, x: Tensor, extra: Extra, size: int) -> Exception 
 
 def _accepted_batch(
     network: Network, x: Tensor, extra: Extra, hints: Iterable[int]
-) -> tuple[int, int | None]:
-    """A batch size to probe with, and whether it is the only one: ``(2, None)`` for most models."""
+) -> tuple[int, int | None, bool]:
+    """A batch size to probe with, the only one accepted (or None), and whether a lone sample fails."""
     two, one = (_attempt(network, x, extra, size) for size in (2, 1))
+    if two is None and one is None:
+        return 2, None, False
     if two is None:
-        # Two and nothing else is a size; two and more but not one is for `_check_batch_axis`.
-        only = one is not None and _attempt(network, x, extra, 3) is not None
-        return 2, 2 if only else None
+        three = _attempt(network, x, extra, 3)
+        return (2, None, True) if three is None else (2, 2, False)
     if one is None:
-        return 1, 1
+        return 1, 1, False
     for size in dict.fromkeys((*hints, *_OTHER_SIZES)):
         if size > 2 and _attempt(network, x, extra, size) is None:
-            return size, size
+            return size, size, False
     raise explain_failure(
         lambda points: network.copied()(points, _rows(points, extra, len(points))[1]), x, one
     )
@@ -109,10 +115,10 @@ def _accepted_batch(
 def _is_stateful(network: Network, x: Tensor, extra: Extra) -> bool:
     shared = network.copied()
     first, second = shared(x, extra), shared(x, extra)
-    if not _moved(first, second):
+    if not moved(first, second):
         return False
     renewing = network.renewing()
-    if not _moved(renewing(x, extra), renewing(x, extra)):
+    if not moved(renewing(x, extra), renewing(x, extra)):
         return True
     noisy = sorted(
         {
@@ -133,81 +139,99 @@ def _is_stateful(network: Network, x: Tensor, extra: Extra) -> bool:
     )
 
 
-def _check_batch_axis(network: Network, x: Tensor, extra: Extra, pair: Tensor) -> bool:
+def _loses_batch_axis(network: Network, points: Tensor, rest: Extra, pair: Tensor) -> bool:
     """Whether a lone sample loses its batch axis; raises where the output has none at all."""
-    alone = _single(network, x, extra)
-    if alone is None and pair.dim() > 0 and pair.shape[0] == 2:
-        raise _mixes(network.module, "a lone sample is refused, and a batch of two is not")
-    if alone is not None and pair.dim() > 0 and pair.shape[0] == 2:
+    alone = network(*_rows(points, rest, 1))
+    if pair.dim() > 0 and pair.shape[0] == 2:
         if alone.shape == pair.shape[1:] and alone.shape != pair.shape:
             return True
-        if alone.dim() == pair.dim() and alone.shape[0] == 1 and alone.shape[1:] == pair.shape[1:]:
-            if _moved(alone[0], pair[0], loose=True):
-                raise _mixes(network.module, "a sample's output alone is not its output in a batch of two")
+        if alone.shape == (1, *pair.shape[1:]):
             return False
-    shape = "an error" if alone is None else tuple(alone.shape)
-    raise ModelError(
+    raise _no_batch_axis(
+        f"A batch of 1 gives an output of shape {tuple(alone.shape)}, a batch of 2 one of shape "
+        f"{tuple(pair.shape)}: the samples are mixed into one result."
+    )
+
+
+def _no_batch_axis(why: str) -> ModelError:
+    return ModelError(
         "The model has no per-sample output: its output has no batch axis.",
-        why=f"A batch of 1 gives an output of shape {shape}, a batch of 2 one of shape {tuple(pair.shape)}: "
-        "the samples are mixed into one result, so a Jacobian per sample does not exist.",
+        why=f"{why} A Jacobian per sample does not exist.",
         todo="Give a model whose output has one row a sample (--arch file.py:callable can wrap it).",
     )
 
 
-def _single(network: Network, x: Tensor, extra: Extra) -> Tensor | None:
-    try:
-        return network(*_rows(x, extra, 1))
-    except (JacliError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception:  # a model that takes two samples but not one: told apart by the caller
-        return None
-
-
-def _require_batch_axis(output: Tensor, batch: int, given: str) -> None:
-    if output.dim() == 0 or output.shape[0] != batch:
-        raise ModelError(
-            "The model has no per-sample output: its output has no batch axis.",
-            why=f"For {given} samples the output has shape {tuple(output.shape)}.",
-            todo="Give a model whose output has one row a sample (--arch file.py:callable can wrap it).",
-        )
-
-
-def _check_dtype(output: Tensor, x: Tensor) -> None:
+def _check_output(output: Tensor, x: Tensor) -> None:
+    given, computed = (str(t.dtype).removeprefix("torch.") for t in (x, output))
     if not output.is_floating_point():
         raise ModelError(
-            f"The model's output is {str(output.dtype).removeprefix('torch.')}: it has no derivative.",
-            why="Whole numbers (class indices, masks) do not change when the input moves a little.",
-            todo="Choose another output (--select), or wrap the model to return its scores.",
+            f"The model's output is {computed}.",
+            why="A complex output has no real Jacobian."
+            if output.is_complex()
+            else "Whole numbers (class indices, masks) do not change when the input moves a little.",
+            todo="Choose another output (--select), or wrap the model to return real scores.",
+        )
+    if output[0].numel() == 0:
+        raise ModelError(
+            f"The output is empty: shape {tuple(output.shape[1:])} a sample.",
+            why="There is nothing to differentiate.",
+            todo="Choose another output (--select), or check the number of classes.",
         )
     if output.dtype != x.dtype:
+        offered = f"--dtype {computed}" if computed in ("float32", "float64") else "a model that does not"
         raise ModelError(
-            f"The model computes in {str(output.dtype).removeprefix('torch.')} when given "
-            f"{str(x.dtype).removeprefix('torch.')}.",
+            f"The model computes in {computed} when given {given}.",
             why="It converts its input itself, so the dtype asked for would be one in name only.",
-            todo=f"Give --dtype {str(output.dtype).removeprefix('torch.')}, if that is float32 or float64.",
+            todo=f"Give {offered}.",
         )
 
 
 def _check_independence(network: Network, x: Tensor, extra: Extra, output: Tensor) -> None:
-    """Change every sample but the first: the first output must stay."""
-    others = x[1:].reshape(len(x) - 1, -1).roll(1, dims=1).reshape(x[1:].shape)
-    spread = x[1:].float().std(correction=0).nan_to_num(1.0).clamp(min=0.1).to(x.dtype)
-    changed = torch.cat([x[:1], others + spread * torch.randn_like(others)])
-    if _moved(output[0], network(changed, extra)[0]):
-        raise _mixes(network.module, "the first sample's output moves when only the others change")
-    with torch.enable_grad():
-        points = x.clone().requires_grad_(True)
-        first = network(points, extra)[0]
-        if not first.requires_grad:
-            return
-        (gradient,) = torch.autograd.grad((first * torch.randn_like(first)).sum(), points, allow_unused=True)
-    if gradient is not None:
-        here, there = gradient[0].abs().max(), gradient[1:].abs().max()
-        if there > 1e-6 * here and there > 0:
-            raise _mixes(network.module, "the first sample's output has a gradient at the others")
+    """Change every sample but one: that one's output must stay, and its gradient must be its own."""
+    for kept in (0, len(x) - 1):
+        spread = x.float().std().nan_to_num(1.0).clamp(min=0.1).to(x.dtype)
+        changed = x.reshape(len(x), -1).roll(1, dims=1).reshape(x.shape)
+        changed = changed + spread * torch.randn_like(changed)
+        changed[kept] = x[kept]
+        if moved(output[kept], network(changed, extra)[kept]):
+            raise mixing_error(
+                network.module, f"the output of sample {kept} moves when only the others change"
+            )
+        with torch.enable_grad():
+            points = x.clone().requires_grad_(True)
+            own = network(points, extra)[kept]
+            gradient = _gradient((own * torch.randn_like(own)).sum(), points)
+        if gradient is not None:
+            largest = gradient.reshape(len(x), -1).abs().amax(1)
+            others = torch.cat([largest[:kept], largest[kept + 1 :]]).max()
+            if others > 1e-6 * largest[kept] and others > 0:
+                raise mixing_error(
+                    network.module, f"the output of sample {kept} has a gradient at the others"
+                )
 
 
-def _mixes(module: nn.Module, how: str) -> ModelError:
+def _gradient(output: Tensor, points: Tensor) -> Tensor | None:
+    """The gradient of a number; None where no path leads to ``points``.
+
+    Raises:
+        ModelError: An operation on the path has no derivative.
+    """
+    if not output.requires_grad:
+        return None
+    try:
+        return torch.autograd.grad(output, points, allow_unused=True)[0]
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        raise ModelError(
+            "The model has an operation without a derivative.",
+            why=f"torch says: {str(error).strip().splitlines()[0]}",
+            todo="Replace that operation, or save the model for training rather than for inference.",
+        ) from error
+
+
+def mixing_error(module: nn.Module, how: str) -> ModelError:
+    """The refusal of a model whose samples influence one another, naming suspicious layers."""
     layers = [
         f"{name} ({type(part).__name__})"
         for name, part in module.named_modules()
@@ -216,7 +240,7 @@ def _mixes(module: nn.Module, how: str) -> ModelError:
     suspects = f" Suspects: {', '.join(layers[:3])}, normalising by batch statistics." if layers else ""
     return ModelError(
         "The model mixes samples: one sample's output depends on the others in its batch.",
-        why=f"In the probe {how}, so a Jacobian per sample does not exist.{suspects}",
+        why=f"{how[0].upper()}{how[1:]}, so a Jacobian per sample does not exist.{suspects}",
         todo="Save the model in eval mode with running statistics, or wrap it so that samples stay apart.",
     )
 
@@ -225,21 +249,8 @@ def _check_derivative(network: Network, x: Tensor, extra: Extra) -> None:
     """With every parameter frozen, ``requires_grad`` of the output is an honest test."""
     with torch.enable_grad():
         points = x.clone().requires_grad_(True)
-        output = network(points, extra)
-        try:
-            depends = (
-                output.requires_grad
-                and torch.autograd.grad(output.sum(), points, allow_unused=True)[0] is not None
-            )
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except (RuntimeError, NotImplementedError) as error:
-            raise ModelError(
-                "The model has an operation without a derivative.",
-                why=f"torch says: {str(error).strip().splitlines()[-1]}",
-                todo="Replace that operation, or save the model for training rather than for inference.",
-            ) from error
-    if not depends:
+        gradient = _gradient(network(points, extra).sum(), points)
+    if gradient is None:
         raise ModelError(
             "The output does not depend differentiably on the input.",
             why="The path is cut inside the model: an integer cast, argmax, detach() or no_grad().",
@@ -247,11 +258,17 @@ def _check_derivative(network: Network, x: Tensor, extra: Extra) -> None:
         )
 
 
-def _moved(a: Tensor, b: Tensor, *, loose: bool = False) -> bool:
-    """Whether two outputs differ beyond rounding; ``loose`` where the batch sizes differed."""
+def moved(a: Tensor, b: Tensor, *, eps: float = 1e-5) -> bool:
+    """Whether two outputs differ beyond rounding, number by number.
+
+    The scale of a number is its own or the median one, whichever is larger: a huge or infinite
+    output does not hide the others, and one that cancels to almost nothing is not held to it.
+    """
     if a.shape != b.shape:
         return True
+    if a.numel() == 0:
+        return False
+    a, b = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in (a, b))
     a, b = a.double().nan_to_num(), b.double().nan_to_num()
-    eps = 1e-5 if a.numel() and not loose else 1e-3
-    scale = torch.maximum(a.abs().max(), b.abs().max()) if a.numel() else a.new_zeros(())
-    return bool(a.numel() and (a - b).abs().max() > eps * scale)
+    size = torch.maximum(a.abs(), b.abs())
+    return bool(((a - b).abs() > eps * torch.maximum(size, size.median())).any())

@@ -25,8 +25,6 @@ from torch import Tensor, nn
 import jacli as package
 from tests.reference import reference_jacobian
 
-torch.set_num_threads(1)
-
 B, INPUT, N = 6, (3, 5, 4), 7
 
 
@@ -110,8 +108,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, network: nn.Module, points:
         "    return nn.Sequential(nn.Conv2d(3, width, 3), nn.Tanh(), nn.Flatten(), nn.Linear(36, 7))\n"
     )
     for name, module in {
-        "fixed": FixedBatch(), "stateful": Stateful(), "arguments": TwoArguments(), "dictionary": Dictionary(),
-        "root": Root(), "slow": Slow(), "map": nn.Conv2d(3, 2, 3),
+        "fixed": FixedBatch(), "stateful": Stateful(), "arguments": TwoArguments(),
+        "dictionary": Dictionary(), "root": Root(), "slow": Slow(), "map": nn.Conv2d(3, 2, 3),
     }.items():  # fmt: skip
         torch.jit.script(module.eval()).save(folder / f"{name}.pt")
     np.save(folder / "x.npy", points)
@@ -195,13 +193,17 @@ def test_default(compute, network: nn.Module, points: np.ndarray, exact: np.ndar
     assert close(found["frobenius_norm"], np.linalg.norm(matrices, axis=(1, 2)))
     assert close(found["spectral_norm"], sigma[:, 0])
     assert close(found["nuclear_norm"], sigma.sum(1))
-    assert (np.abs(found["singular_values"] - sigma) <= found["singular_value_error"] + 1e-5 * sigma[:, :1]).all()
+    assert (
+        np.abs(found["singular_values"] - sigma) <= found["singular_value_error"] + 1e-5 * sigma[:, :1]
+    ).all()
     assert found.ran.out == ""
     assert f"wrote {found.path}: 6 samples" in found.ran.err
     assert f"jacli summarize {found.path}" in found.ran.err
 
 
-def test_default_name_of_the_file(jacli, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_name_of_the_file(
+    jacli, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert jacli("compute", folder / "model.pt", folder / "x.npy").code == 0
     assert [p.name for p in tmp_path.iterdir()] == ["out.h5"]
@@ -232,7 +234,9 @@ def test_classes_by_index(compute, exact: np.ndarray) -> None:
     assert close(found["jacobian"], exact[..., [5, 0]])
     np.testing.assert_array_equal(found["class_index"], [5, 0])
     assert found["class_norms"].shape == (B, 2) and found["outputs"].shape == (B, N)
-    assert close(found["singular_values"], np.linalg.svd(exact[..., [5, 0]].reshape(B, -1, 2), compute_uv=False))
+    assert close(
+        found["singular_values"], np.linalg.svd(exact[..., [5, 0]].reshape(B, -1, 2), compute_uv=False)
+    )
 
 
 def test_classes_top(compute, exact: np.ndarray) -> None:
@@ -425,7 +429,9 @@ def test_progress_lines(compute) -> None:
     assert not [line for line in compute("--batch-size", 2).ran.err.splitlines() if "samples/s" in line]
 
 
-@pytest.mark.parametrize("options", [(), ("--classes", "top:2", "--save-dtype", "float16", "--singular-values", "1")])
+@pytest.mark.parametrize(
+    "options", [(), ("--classes", "top:2", "--save-dtype", "float16", "--singular-values", "1")]
+)
 def test_dry_run(compute, jacli, tmp_path: Path, options: tuple[str, ...]) -> None:
     ran = jacli("compute", "model.pt", "x.npy", "-o", tmp_path / "out.h5", "--dry-run", "--json", *options)
     assert ran.code == 0, ran.err
@@ -447,7 +453,9 @@ def test_dry_run_for_the_eye(jacli, folder: Path, tmp_path: Path, monkeypatch: p
     ran = jacli("compute", "model.pt", "x.npy", "-o", tmp_path / "out.h5", "--dry-run")
     assert ran.code == 0
     names = [line[:16].strip() for line in ran.out.splitlines()]
-    assert {"samples", "input", "output", "Jacobian", "method", "passes", "on disk", "free there"} <= set(names)
+    assert {"samples", "input", "output", "Jacobian", "method", "passes", "on disk", "free there"} <= set(
+        names
+    )
     assert "3 x 5 x 4 x 7 a sample" in ran.out
 
 
@@ -456,7 +464,8 @@ def test_config_file_and_flags(
 ) -> None:
     config = tmp_path / "run.toml"
     config.write_text(
-        'model = "model.pt"\ninputs = "x.npy"\nclasses = [2, 4]\nmethod = "loop"\nbatch-size = 3\nsave_inputs = false\n'
+        'model = "model.pt"\ninputs = "x.npy"\nclasses = [2, 4]\nmethod = "loop"\n'
+        "batch-size = 3\nsave_inputs = false\n"
     )
     out = tmp_path / "from_config.h5"
     monkeypatch.chdir(folder)
@@ -467,10 +476,13 @@ def test_config_file_and_flags(
     assert json.loads(found.attrs["plan"])["batch_size"] == 3
 
 
-def test_result_as_config_repeats_the_run(compute, jacli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_as_config_repeats_the_run(
+    compute, jacli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = compute(
-        "--arch", "arch.py:make", "--arch-arg", "width=6", "--classes", "top:2", "--of", "probs", "--samples", "1:5",
-        "--batch-size", 3, "--labels", "labels.npy", "--compress", "gzip", "--seed", 3, model="state.pt",
+        "--arch", "arch.py:make", "--arch-arg", "width=6", "--classes", "top:2", "--of", "probs",
+        "--samples", "1:5", "--batch-size", 3, "--labels", "labels.npy", "--compress", "gzip", "--seed", 3,
+        model="state.pt",
     )  # fmt: skip
     monkeypatch.chdir(tmp_path)  # the paths in the file are absolute
     again = tmp_path / "again.h5"
@@ -524,7 +536,9 @@ def test_xarray_sees_the_names(compute) -> None:
             assert dataset["outputs"].dims[0] == dataset["frobenius_norm"].dims[0] == "batch"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["Ctrl-C", "SIGTERM"]
+)
 def test_stopped_by_a_signal(folder: Path, tmp_path: Path, number: int, code: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "jacli", "compute", str(folder / "slow.pt"), "random:2000x200",

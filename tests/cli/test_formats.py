@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from tests.cases import CASES, Case, build
 from tests.reference import reference_jacobian
 
-torch.set_num_threads(1)
-
 ARCH = """
 from tests.cases import CASES
 globals().update({name: case.make for name, case in CASES.items()})
@@ -28,7 +26,12 @@ NOT_POSSIBLE: dict[tuple[str, str], str] = {
     ("scripted", "stateful"): "its attribute is no TorchScript state",
     ("traced", "stateful"): "its attribute is no TorchScript state",
     ("traced", "squeezed"): "tracing fixes what `squeeze()` drops",
-    **{(kind, name): NO_EXPORT for kind in ("pt2", "pt2_dynamic") for name in CASES if not CASES[name].exportable},
+    **{
+        (kind, name): NO_EXPORT
+        for kind in ("pt2", "pt2_dynamic")
+        for name in CASES
+        if not CASES[name].exportable
+    },
 }
 
 
@@ -89,14 +92,18 @@ def test_loaded_back(name: str, kind: str, jacli, tmp_path: Path) -> None:
     write, file_name = KINDS[kind]
     write(module, x, tmp_path / file_name)
     np.save(tmp_path / "x.npy", x.numpy())
-    found = _jacobian(jacli, tmp_path, file_name, case, weights_only=kind in ("state_dict", "safetensors"), name=name)
+    found = _jacobian(
+        jacli, tmp_path, file_name, case, weights_only=kind in ("state_dict", "safetensors"), name=name
+    )
     expected = _reference(name).numpy()
     assert found.shape[: 1 + len(case.shape)] == x.shape
     error = np.linalg.norm(found.reshape(expected.shape) - expected) / np.linalg.norm(expected)
     assert error < 1e-4
 
 
-def _jacobian(jacli, folder: Path, file_name: str, case: Case, *, weights_only: bool, name: str) -> np.ndarray:
+def _jacobian(
+    jacli, folder: Path, file_name: str, case: Case, *, weights_only: bool, name: str
+) -> np.ndarray:
     options = ["--singular-values", "none", "--no-save-inputs", "--quiet"]
     if case.select is not None:
         options += ["--select", case.select]

@@ -13,7 +13,16 @@ from jacli.cli.compute import compute
 from jacli.config import OPTIONS, RunConfig
 
 COMMANDS = ("compute", "summarize", "inspect", "doctor")
-HEAVY = {"torch", "torchvision", "h5py", "numpy", "safetensors", "rich.console", "rich.progress", "rich.table"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "h5py",
+    "numpy",
+    "safetensors",
+    "rich.console",
+    "rich.progress",
+    "rich.table",
+}
 
 PROBE = """
 import sys
@@ -28,7 +37,9 @@ print("modules", *sorted(sys.modules), file=sys.stderr)
 
 
 def _modules(*arguments: str) -> set[str]:
-    ran = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, check=True
+    )
     code, modules = ran.stderr.splitlines()[-2:]
     assert code == "code 0", ran.stderr
     return set(modules.split()[1:])

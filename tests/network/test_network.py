@@ -46,8 +46,8 @@ def test_the_twin_is_frozen_and_the_model_stays_as_it_is():
     assert not any(p.requires_grad for p in twin.parameters())
     assert model.training
     assert all(p.requires_grad for p in model.parameters())
-    assert twin[0].weight.data_ptr() == model[0].weight.data_ptr()  # storage is shared
-    assert twin[1].running_mean.data_ptr() != model[1].running_mean.data_ptr()  # state is not
+    for of_twin, of_model in zip(twin.state_dict().values(), model.state_dict().values(), strict=True):
+        assert of_twin.data_ptr() != of_model.data_ptr()  # a model may write to its own parameters
 
 
 def test_a_model_that_cannot_be_copied_is_refused():
@@ -97,3 +97,28 @@ def test_probabilities(of, apply):
     assert torch.equal(network(x, {}), apply(x, -1))
     with pytest.raises(ModelError, match="class axis"):
         network(x[:, :, None], {})
+
+
+def test_tensors_with_a_history_are_copied_by_value():
+    model = nn.Linear(3, 4)
+    model.kept = model(torch.randn(2, 3))  # a feature stored by the last call
+    twin = frozen_twin(model)
+    assert torch.equal(twin.kept, model.kept)
+    assert not twin.kept.requires_grad
+
+
+def test_in_place_changes_of_the_input_stay_inside():
+    x = torch.rand(2, 3) - 0.5
+    before = x.clone()
+    network = TensorNetwork.of_module(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 4)))
+    network(x.requires_grad_(True), {})
+    assert torch.equal(x, before)
+
+
+def test_a_model_that_exits_does_not_end_the_run_as_done():
+    class Exit(nn.Module):
+        def forward(self, x):
+            raise SystemExit(0)
+
+    with pytest.raises(ModelError, match="ended the program"):
+        TensorNetwork.of_module(Exit())(torch.zeros(1, 2), {})

@@ -15,8 +15,6 @@ from jacli.errors import InputsError, JacliError, MethodError, ModelError, Usage
 from jacli.run import api
 from tests.reference import reference_jacobian
 
-torch.set_num_threads(1)
-
 
 def _network(n: int = 7) -> nn.Sequential:
     return nn.Sequential(
@@ -189,7 +187,7 @@ def test_few_singular_values_without_the_matrix(monkeypatch: pytest.MonkeyPatch)
         (lambda: jacli.jacobian(nn.Linear(4, 5), torch.zeros(2, 4), batch_size=0), UsageError, "batch-size"),
         (lambda: jacli.jacobian(nn.Linear(4, 5), torch.zeros(2, 4), select="1"), ModelError, "1"),
         (lambda: jacli.jacobian(lambda y: y.sum(), torch.zeros(2, 4)), ModelError, "batch axis"),
-        (lambda: jacli.jacobian(lambda y: y.argmax(1), torch.zeros(2, 4)), ModelError, "no derivative"),
+        (lambda: jacli.jacobian(lambda y: y.argmax(1), torch.zeros(2, 4)), ModelError, "int64"),
         (lambda: jacli.jacobian(lambda y: y.detach(), torch.zeros(2, 4)), ModelError, "differentiably"),
         (
             lambda: jacli.jacobian(lambda y: y.view(3, 4).sin(), torch.randn(3, 4), method="replicate"),
@@ -212,8 +210,8 @@ def test_compute_and_open(tmp_path: Path) -> None:
     (tmp_path / "arch.py").write_text(
         "from torch import nn\n"
         "def make():\n"
-        "    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.Dropout(0.5), nn.Flatten(),\n"
-        "                         nn.Linear(36, 7))\n"
+        "    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.Dropout(0.5),\n"
+        "                         nn.Flatten(), nn.Linear(36, 7))\n"
     )
     points = np.random.default_rng(0).standard_normal((5, 3, 5, 4)).astype(np.float32)
     np.save(tmp_path / "x.npy", points)

@@ -61,6 +61,15 @@ REFUSED = {
     "mean over the batch": (Function(lambda x: x - x.mean(0)), "mixes samples"),
     "mixes without a gradient": (Function(lambda x: x - x.mean(0).detach()), "mixes samples"),
     "mixes a little": (Function(lambda x: x.sin() + 1e-5 * x.flip(0).sum() * x), "mixes samples"),
+    "the first sample is an anchor": (Function(lambda x: x - x[:1]), "mixes samples"),
+    "a running sum": (Function(lambda x: x.cumsum(0)), "mixes samples"),
+    "mixing beside a huge output": (
+        Function(lambda x: torch.cat([x - x.mean(0), 1e7 * x], 1)),
+        "mixes samples",
+    ),
+    "complex": (Function(torch.fft.fft), "complex"),
+    "no outputs": (Function(lambda x: x[:, :0]), "empty"),
+    "overwrites what backward needs": (Function(lambda x: x.exp().mul_(2)), "without a derivative"),
     "one number for the batch": (Function(lambda x: x.sum()), "no batch axis"),
     "no batch axis": (Function(lambda x: x.prod(0)), "no batch axis"),
     "random": (Function(lambda x: nn.functional.dropout(x, 0.5, True)), "random"),
@@ -85,6 +94,27 @@ def test_refuses_by_name(name):
 
 
 CONV = nn.Conv2d(3, 4, 3)
+SERVED = {
+    "a single feature a sample": (Function(torch.tanh), (4,), {}),
+    "in place on the input": (nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 3)), (4, 5), {}),
+    "normalises the input in place": (Function(lambda x: x.sub_(0.5).mul_(2)), (4, 5), {}),
+    "squeeze, then an axis": (
+        Function(lambda x: x[..., None].squeeze().log_softmax(1)),
+        (4, 5),
+        {"lone": True},
+    ),
+    "pairs only": (Function(lambda x: torch.tanh(x.view(-1, 2, 5)).view(-1, 5)), (4, 5), {"fixed_batch": 2}),
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_serves_unusual_models(name):
+    module, shape, expected = SERVED[name]
+    found = probed(module, torch.randn(shape))
+    for field, value in expected.items():
+        assert getattr(found, field) == value
+
+
 LAYOUTS = {
     "channels-last": (CONV, (2, 16, 12, 3), "NHWC"),
     "channel axis": (

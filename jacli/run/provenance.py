@@ -1,0 +1,66 @@
+"""Provenance: who made a result file, of what, and how."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+import jacli
+from jacli.config import RunConfig
+from jacli.run.first_block import Chosen
+from jacli.run.prepare import Prepared
+
+
+def provenance(config: RunConfig, prepared: Prepared, chosen: Chosen, command: str) -> dict[str, object]:
+    """Root attributes of the result file; with its ``config`` the run can be repeated from anywhere."""
+    loaded, source = prepared.loaded, prepared.source
+    resolved = config.to_dict()
+    resolved["model"] = loaded.path or config.model
+    resolved["inputs"] = source.path or config.inputs
+    for name in ("arch", "labels"):
+        resolved[name] = _absolute(resolved[name])
+    resolved["arg"] = {
+        k: f"@{Path(v[1:]).resolve()}" if isinstance(v, str) and v.startswith("@") else v
+        for k, v in resolved["arg"].items()
+    }
+    on_gpu = prepared.device.type == "cuda"
+    return {
+        "jacli_version": jacli.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "config": resolved,
+        "model_path": loaded.path or config.model,
+        "model_sha256": loaded.sha256,
+        "model_format": loaded.format,
+        "arch": loaded.arch,
+        "arch_sha256": loaded.arch_sha256,
+        "inputs_path": source.path or config.inputs,
+        "torch_version": torch.__version__,
+        "device": str(prepared.device),
+        "device_name": torch.cuda.get_device_name(prepared.device) if on_gpu else _cpu_name(),
+        "dtype": config.dtype,
+        "precision": "ieee",
+        "method": chosen.method.name,
+        "plan": chosen.to_dict(),
+        "notes": list(prepared.notes),
+    }
+
+
+def _absolute(name: str | None) -> str | None:
+    """A path as an absolute one, also in ``file.py:callable``; other names as they are."""
+    if name is None:
+        return None
+    path, colon, rest = name.partition(":")
+    return f"{Path(path).resolve()}{colon}{rest}" if Path(path).is_file() else name
+
+
+def _cpu_name() -> str:
+    try:
+        with Path("/proc/cpuinfo").open() as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()
