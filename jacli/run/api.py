@@ -141,6 +141,12 @@ class _Work:
                 why="A Jacobian needs a floating tensor (batch, *input) with a sample at least.",
                 todo="Convert it, for example x.float().",
             )
+        if not bool(torch.isfinite(x).all()):
+            raise InputsError(
+                "x has values that are not finite.",
+                why="A Jacobian at NaN or infinity does not exist.",
+                todo="Leave those samples out.",
+            )
         module = model if isinstance(model, nn.Module) else _Function(model)
         self.x = x.detach()
         for name in per_sample:

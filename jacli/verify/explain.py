@@ -48,7 +48,7 @@ def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception
             why=said,
             todo="Give them with --arg NAME=VALUE, or --arg NAME=@FILE.npy for one row a sample.",
         )
-    if any(said in words for said in ("unexpected keyword", "unknown keyword", "expected at most")):
+    if any(word in words for word in ("unexpected keyword", "unknown keyword", "expected at most")):
         return UsageError(
             "The model's forward has no such argument.",
             why=said,

@@ -207,7 +207,7 @@ MODELS = [
     bad("compute pair.pt x.npy --select logits", 3, "logits"),
     bad("compute model.pt x.npy --select 1", 3, "1"),
     bad("compute further.pt x.npy", 3, "--arg", "scale"),
-    bad("compute model.pt x.npy --arg scale=3", 4, "at most 2 argument"),
+    bad("compute model.pt x.npy --arg scale=3", 2, "no such argument"),
     bad("compute fixed.pt x.npy --method replicate", 3, "replicate", "4 only", "loop"),
 ]
 INPUTS = [

@@ -161,7 +161,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
         "text.h5": "not an HDF5 file",
         "cut.h5": "cannot be read",
         "none.h5": "does not exist",
-        "late.h5": "jacli status",
+        "late.h5": "wait for it",
         ".": "is a folder",
         "empty.h5": "holds no Jacobian",
     }

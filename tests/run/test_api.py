@@ -134,7 +134,7 @@ def test_a_function_with_arguments() -> None:
     def function(y: Tensor, *, offset: Tensor, power: int) -> Tensor:
         return (y + offset) ** power
 
-    J = jacli.jacobian(function, points, offset=offset, power=3, batch_size=2)
+    J = jacli.jacobian(function, points, per_sample=["offset"], offset=offset, power=3, batch_size=2)
     torch.testing.assert_close(J, torch.diag_embed(3 * (points + offset) ** 2))
 
 
@@ -249,3 +249,18 @@ def test_compute_within_no_grad(tmp_path: Path) -> None:
     with torch.no_grad():
         outcome = jacli.compute(tmp_path / "model.pt", "random:3x4", out=tmp_path / "out.h5")
     assert outcome.shape == (4, 5)
+
+
+def test_only_arguments_named_per_sample_are_split() -> None:
+    """A constant whose length happens to be the batch's stays whole."""
+    points = torch.randn(3, 3, dtype=torch.float64)
+    mean = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    J = jacli.jacobian(lambda y, mean: y * mean, points, mean=mean)
+    torch.testing.assert_close(J, torch.diag(mean).expand(3, 3, 3))
+    with pytest.raises(UsageError, match="no row a sample"):
+        jacli.jacobian(lambda y, mean: y * mean, points, per_sample=["mean"], mean=mean[:2])
+
+
+def test_points_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(InputsError, match="not finite"):
+        jacli.jacobian(torch.sin, torch.tensor([[1.0, torch.nan]]))
