@@ -71,6 +71,8 @@ def main() -> NoReturn:
         code = _report(error)
         if debug:
             traceback.print_exc()
+    except _Stopped as stop:
+        code = _report(_stop_error(stop))
     except MemoryError as error:
         code = _report(OutOfMemoryError("Out of memory.", why=str(error), todo="Take fewer --samples."))
     except BrokenPipeError:  # the reader has seen enough: `jacli summarize ... | head`
@@ -88,12 +90,20 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
+class _Stopped(BaseException):
+    """Unwinds the run, which removes its unfinished file; no ``except Exception`` on the way keeps it."""
+
+
 def _on_signal(signum: int, frame: FrameType | None) -> NoReturn:
-    """Unwind the run, which removes its unfinished file."""
+    raise _Stopped(signum)
+
+
+def _stop_error(stop: _Stopped) -> JacliError:
     kept, again = "Nothing was kept of the unfinished run.", "Run the same command again."
+    signum = stop.args[0]
     if signum == signal.SIGINT:
-        raise InterruptedRunError("Interrupted from the keyboard.", why=kept, todo=again)
-    raise StoppedError(f"Stopped by {signal.Signals(signum).name}.", why=kept, todo=again)
+        return InterruptedRunError("Interrupted from the keyboard.", why=kept, todo=again)
+    return StoppedError(f"Stopped by {signal.Signals(signum).name}.", why=kept, todo=again)
 
 
 def _report(error: JacliError) -> int:
