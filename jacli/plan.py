@@ -104,11 +104,11 @@ def candidates(shapes: Shapes, config: RunConfig, refusals: dict[str, str | None
         order.append(("forward", f"{n_in} inputs are fewer than {n_out} outputs"))
     if samples < _FEW and n_out > 1:
         order += [
-            ("vmap", f"{samples} samples a block: batched cotangents fill a pass"),
+            ("vmap", f"samples a block: {samples}, so batched cotangents fill a pass"),
             ("loop", "plain passes"),
         ]
     else:
-        order += [("loop", f"{samples} samples fill a pass of their own"), ("vmap", "batched cotangents")]
+        order += [("loop", f"samples a block: {samples}, which fill a pass"), ("vmap", "batched cotangents")]
     return [(name, why) for name, why in order if refusals.get(name) is None]
 
 
