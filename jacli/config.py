@@ -98,7 +98,10 @@ class RunConfig:
         return values
 
 
-NOT_REPEATED = ("out", "overwrite", "quiet", "json", "log_every", "debug", "dry_run", "allow_pickle")
+COMMAND_LINE_ONLY = ("quiet", "json", "log_every", "debug", "dry_run")
+"""Options about what the command prints; `jacli.compute` prints nothing."""
+
+NOT_REPEATED = ("out", "overwrite", *COMMAND_LINE_ONLY, "allow_pickle")
 """Options that ``--config RESULT.h5`` does not take over: they say where and how loudly, not what, or
 would run code because a file says so."""
 
@@ -162,6 +165,14 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[JacliError]:
                 todo="Give --labels FILE, one class index a sample.",
             )
         )
+    if parsed.get("labels") and classes.kind != "label":
+        found.append(
+            UsageError(
+                "--labels goes with --classes label.",
+                why="Nothing else of this run reads labels.",
+                todo="Add --classes label, or leave --labels out.",
+            )
+        )
     if parsed.get("compress", "none") != "none" and parsed.get("save") == "none":
         found.append(
             UsageError(
@@ -212,13 +223,13 @@ def _one_of(*names: str) -> Callable[[Any], str]:
     return parse
 
 
-def _whole(minimum: int) -> Callable[[Any], int]:
+def _whole(minimum: int, maximum: int = 2**63 - 1) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
         try:
             number = int(value) if not isinstance(value, (bool, float)) else None
         except (TypeError, ValueError):
             number = None
-        if number is None or number < minimum:
+        if number is None or not minimum <= number <= maximum:
             raise ValueError(f"a whole number of at least {minimum}")
         return number
 
@@ -259,11 +270,14 @@ def _device(value: Any) -> str:
     raise ValueError("auto, cpu, cuda or cuda:N")
 
 
+def _joined(value: Any) -> str:
+    """A list of a TOML file as it would be typed."""
+    return ",".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value)
+
+
 def _classes(value: Any) -> Classes:
     expected = "all, label, top:K, or flat output indices such as 0,3,7"
-    if isinstance(value, (list, tuple)):
-        value = ",".join(str(v) for v in value)
-    text = str(value).strip()
+    text = _joined(value).strip()
     if text in ("all", "label"):
         return Classes(text)
     if match := re.fullmatch(r"top:(\d+)", text):
@@ -282,6 +296,8 @@ def parse_assignments(value: Any) -> dict[str, Any]:
     """``["sr=16000", "mask=@m.npy"]`` or a TOML table -> names to values (Python literals, else text)."""
     if isinstance(value, Mapping):
         return dict(value)
+    if not isinstance(value, (str, list, tuple)):
+        raise ValueError("NAME=VALUE, or a table of them")
     pairs: dict[str, Any] = {}
     for item in [value] if isinstance(value, str) else value:
         name, equals, text = str(item).partition("=")
@@ -316,7 +332,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "select": lambda value: _text(str(value)),
     "allow_pickle": _flag,
     "inputs_key": _text,
-    "samples": lambda value: _text(str(value)),
+    "samples": lambda value: _text(_joined(value)),
     "classes": _classes,
     "of": _one_of("logits", "probs", "log-probs"),
     "labels": _text,

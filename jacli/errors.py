@@ -95,3 +95,15 @@ class InterruptedRunError(JacliError):
     """Interrupted from the keyboard."""
 
     exit_code = 130
+
+
+def means_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that an allocation failed, on the host or on a device.
+
+    By name, since torch is not imported here; its CPU allocator raises a plain RuntimeError.
+    """
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "allocate memory" in str(error)
+    )

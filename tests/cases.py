@@ -24,7 +24,7 @@ class Case:
         shape: Of a sample.
         batch: Samples.
         select: Which output.
-        no_trace: Why it cannot be traced faithfully, if so.
+        exportable: Whether torch.export and tracing keep what it does.
     """
 
     make: Callable[[], nn.Module]
@@ -131,6 +131,21 @@ class Stateful(nn.Module):
         return self.top(y)
 
 
+class StatefulBuffer(nn.Module):
+    """As `Stateful`, in a buffer: TorchScript can keep it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 6)
+        self.top = nn.Linear(6, N)
+        self.register_buffer("state", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.linear(x)) + self.state
+        self.state = 0.5 * y
+        return self.top(y)
+
+
 class Scalar(nn.Module):
     """No class axis: (batch,) out."""
 
@@ -196,6 +211,7 @@ CASES: dict[str, Case] = {
     "few_inputs": Case(lambda: nn.Sequential(nn.Linear(3, 6), nn.ELU(), nn.Linear(6, 11)), (3,)),
     "tuple_output": Case(TwoOutputs, (5,), select="1"),
     "stateful": Case(Stateful, (5,), exportable=False),
+    "stateful_buffer": Case(StatefulBuffer, (5,), exportable=False),
 }
 
 

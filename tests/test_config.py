@@ -2,8 +2,9 @@
 
 import pytest
 
-from jacli.config import OPTIONS, Classes, RunConfig, from_options
+from jacli.config import METHOD_NAMES, OPTIONS, Classes, RunConfig, from_options
 from jacli.errors import UsageError
+from jacli.methods import METHODS
 
 BASE = {"model": "m.pt", "inputs": "x.npy"}
 
@@ -43,6 +44,7 @@ def test_all_wrong_options_are_named_at_once():
         ("arch_arg", {"width": 2}, {"width": 2}),
         ("arch_arg", ["flag=true", "size=(2, 3)"], {"flag": True, "size": (2, 3)}),
         ("select", 1, "1"),
+        ("samples", [0, 7], "0,7"),
         ("device", "cuda:1", "cuda:1"),
         ("log_every", "0.5", 0.5),
     ],
@@ -57,6 +59,7 @@ def test_values(name, value, expected):
         ("batch_size", "1.5"), ("batch_size", True), ("batch_size", -1), ("chunk_size", "many"),
         ("classes", "top:0"), ("classes", "1,1"), ("classes", "a"), ("classes", "-1"),
         ("device", "gpu"), ("dtype", "float16"), ("seed", "-1"), ("log_every", "0"), ("log_every", "nan"),
+        ("arg", 3), ("arg", True), ("arch_arg", 2.5), ("seed", str(2**64)),
         ("arg", ["16000"]), ("arg", ["1x=2"]), ("singular_values", "0"), ("overwrite", "yes"), ("out", ""),
     ],
 )  # fmt: skip
@@ -69,6 +72,7 @@ def test_wrong_values(name, value):
     "options",
     [
         {"classes": "label"},
+        {"labels": "y.npy"},
         {"save": "none", "compress": "gzip"},
         {"save": "none", "save_dtype": "float16"},
         {"method": "loop", "chunk_size": "4"},
@@ -88,3 +92,7 @@ def test_a_configuration_survives_json():
 
 def test_every_option_has_a_parser():
     assert set(OPTIONS) == set(RunConfig("m", "x").to_dict())
+
+
+def test_the_methods_offered_are_the_methods_there_are():
+    assert tuple(METHODS) == METHOD_NAMES

@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -18,9 +18,6 @@ from jacli.cli.doctor import doctor
 from jacli.cli.inspect import inspect
 from jacli.cli.summarize import summarize
 from jacli.errors import InterruptedRunError, JacliError, OutOfMemoryError, StoppedError
-
-# typer 0.29 carries a click of its own, older ones import the package: what its parser raises is found here.
-_CommandLineError: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="jacli",

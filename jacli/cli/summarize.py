@@ -34,8 +34,8 @@ def summarize(
         typer.Option(help="The Jacobian (batch, *input, *output) in a file that jacli did not write."),
     ] = None,
     output_axes: Annotated[
-        int, typer.Option(min=1, help="How many of the last axes of --dataset are outputs.")
-    ] = 1,
+        int | None, typer.Option(min=1, help="How many of the last axes of --dataset are outputs [1].")
+    ] = None,
     sort: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Sort by this column; -COLUMN from large to small.")
     ] = None,
@@ -55,6 +55,14 @@ def summarize(
     """
     from jacli.run.summarize import summarize as summarize_files
 
+    if overwrite and out is None:
+        raise UsageError("--overwrite goes with --out FILE.", why="Nothing is written.", todo="Add --out.")
+    if output_axes is not None and dataset is None:
+        raise UsageError(
+            "--output-axes goes with --dataset.",
+            why="A result file of jacli says itself which axes are outputs.",
+            todo="Leave it out, or name the dataset.",
+        )
     if out is not None:
         _check_place(out, files, overwrite=overwrite)
     table = summarize_files(
@@ -62,7 +70,7 @@ def summarize(
         per_sample=per_sample,
         per_class=per_class,
         dataset=dataset,
-        output_axes=output_axes,
+        output_axes=output_axes or 1,
         sort=sort,
         limit=limit,
     )

@@ -9,7 +9,7 @@ A method is a file with three functions:
 ``refusal(*, fixed_batch)``
     why it cannot serve a model that accepts only that batch size, or None.
 
-A new method is a file and a line in `METHODS`.
+A new method is a file, a line in `METHODS`, and its name in `jacli.config.METHOD_NAMES`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from jacli.errors import JacliError, MethodError
+from jacli.errors import JacliError, MethodError, means_out_of_memory
 from jacli.linear_map import Block, Linearization
 
 METHODS = {
@@ -56,6 +56,7 @@ def fill(method: Method, linearization: Linearization, *, chunk_size: int) -> Te
 
     Raises:
         MethodError: The method has no rule for something in this model.
+        MemoryError: An allocation failed, on the host or on the device.
     """
     shape = (linearization.batch, linearization.n_out, linearization.n_in)
     dense = torch.empty(shape, dtype=linearization.dtype, device=linearization.device)
@@ -63,15 +64,17 @@ def fill(method: Method, linearization: Linearization, *, chunk_size: int) -> Te
         for block in method.blocks(linearization, chunk_size=chunk_size):
             rows, columns = block.outputs, block.inputs
             dense[:, rows.start : rows.stop, columns.start : columns.stop] = block.values
-    except (JacliError, MemoryError, torch.OutOfMemoryError):
+    except JacliError:
         raise
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        if "allocate memory" in str(error):
+    except Exception as error:  # a model's own code may raise anything
+        if means_out_of_memory(error):
             raise MemoryError(str(error)) from error
         raise MethodError(
             f"The method {method.name} cannot serve this model.",
             why=f"torch says: {_last_line(error)}",
-            todo="Leave --method out, or choose --method loop.",
+            todo="Give another --batch-size."
+            if method.name == "loop"
+            else "Leave --method out, or choose --method loop.",
         ) from error
     return dense
 

@@ -87,7 +87,11 @@ def build(architecture: Architecture, arch_args: Mapping[str, object], *, seed: 
     """
     _check_arguments(architecture, arch_args)
     try:
-        with torch.random.fork_rng(devices=[]), _importable(architecture.folder), warnings.catch_warnings():
+        with (
+            torch.random.fork_rng(_every_gpu()),
+            _importable(architecture.folder),
+            warnings.catch_warnings(),
+        ):
             # GoogLeNet and Inception announce another initialisation in a future release.
             warnings.filterwarnings(
                 "ignore", message="The default weight initialization of", category=FutureWarning
@@ -281,3 +285,8 @@ def _importable(folder: Path | None) -> Iterator[None]:
         yield
     finally:
         sys.path[:] = before
+
+
+def _every_gpu() -> range:
+    """`torch.manual_seed` seeds them all, so their random states are kept too."""
+    return range(torch.cuda.device_count())

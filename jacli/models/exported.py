@@ -39,11 +39,46 @@ def load_exported(path: Path, request: ModelRequest) -> LoadedModel:
     refuse_weight_options(path, _KIND, request)
     program = _read(path, allow_pickle=request.allow_pickle)
     with reading(path, _KIND):
-        module = freeze(program.module())
+        module = freeze(_by_name(program.module()))
     size = _batch_size(program)
     static = size if isinstance(size, int) else None
     notes = () if static is None else (f"exported for batches of exactly {static}",)
     return LoadedModel(module, "torch_export", str(path), sha256_of(path), notes=notes, static_batch=static)
+
+
+class NamedArguments(torch.nn.Module):
+    """An exported program, called with its main input first and the others by name.
+
+    torch.export accepts only the form of call that it was given: what was positional then must be
+    positional now, and what was named, named.
+    """
+
+    def __init__(self, program: torch.nn.Module, positional: list[str], named: list[str]) -> None:
+        super().__init__()
+        self.program = program
+        self.positional = positional
+        self.named = named
+
+    def forward(self, x: torch.Tensor, **extra: object) -> object:
+        main, *others = [*self.positional, *self.named]
+        unknown = set(extra) - set(others)
+        if unknown:
+            raise TypeError(f"unexpected keyword argument {sorted(unknown)}; there are {others}")
+        missing = [name for name in others if name not in extra]
+        if missing:
+            raise TypeError(f"missing arguments: {missing}")
+        values = {main: x, **extra}
+        return self.program(*[values[n] for n in self.positional], **{n: values[n] for n in self.named})
+
+
+def _by_name(program: Any) -> Any:
+    """The program with named arguments; as it is where an argument is a nested structure."""
+    in_spec = program._in_spec
+    arguments, keywords = in_spec.children() if hasattr(in_spec, "children") else in_spec.children_specs
+    names = [str(node.target) for node in program.graph.nodes if node.op == "placeholder"]
+    if not names or len(names) != arguments.num_children + keywords.num_children:
+        return program
+    return NamedArguments(program, names[: arguments.num_children], list(keywords.context))
 
 
 def describe_exported(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from jacli.errors import ModelError, UsageError
 from jacli.models.architecture import Architecture, build, resolve_architecture
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
-from jacli.models.prefixes import candidate_prefixes, head_sizes, shapes_of, under_prefix
+from jacli.models.prefixes import candidate_prefixes, head_sizes, modern_names, shapes_of, under_prefix
 from jacli.models.registry import recognise_architecture
 from jacli.models.weights import Selection, Weights
 
@@ -35,6 +35,7 @@ def load_weights(path: Path, selection: Selection, request: ModelRequest, *, fil
     notes = list(selection.notes)
     arch_args = dict(request.arch_args)
     strip_prefix = request.strip_prefix
+    weights = selection.weights
     if request.arch is None:
         if arch_args:
             raise UsageError(
@@ -42,7 +43,8 @@ def load_weights(path: Path, selection: Selection, request: ModelRequest, *, fil
                 why=f"Nothing says to which architecture {', '.join(arch_args)} belongs.",
                 todo="Add --arch.",
             )
-        match = recognise_architecture(selection.weights, path=path, strip_prefix=strip_prefix)
+        weights = modern_names(weights)
+        match = recognise_architecture(weights, path=path, strip_prefix=strip_prefix)
         architecture = resolve_architecture(f"torchvision:{match.name}")
         strip_prefix = match.prefix if strip_prefix is None and match.prefix else strip_prefix
         classes = "" if match.num_classes is None else f" (num_classes={match.num_classes})"
@@ -50,7 +52,9 @@ def load_weights(path: Path, selection: Selection, request: ModelRequest, *, fil
         notes.append(f"recognised as torchvision:{match.name}{classes}")
     else:
         architecture = resolve_architecture(request.arch)
-    fit = fit_weights(architecture, arch_args, selection.weights, path=path, strip_prefix=strip_prefix)
+        if architecture.label.startswith("torchvision:densenet"):
+            weights = modern_names(weights)
+    fit = fit_weights(architecture, arch_args, weights, path=path, strip_prefix=strip_prefix)
     return LoadedModel(
         freeze(fit.module),
         file_format,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from jacli.models.weights import Weights
 
 Shapes = dict[str, tuple[int, ...]]
+
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)$")
 
 COUNTER = "num_batches_tracked"
 """BatchNorm's counter, absent from files of PyTorch 0.3; it has no influence in evaluation mode."""
@@ -52,6 +55,16 @@ def under_prefix(weights: Weights, prefix: str) -> OrderedDict[str, torch.Tensor
             if name.startswith(prefix)
         )
     return part
+
+
+def modern_names(weights: Weights) -> Weights:
+    """Names as torchvision has them now: its DenseNet files still say ``norm.1`` for ``norm1``.
+
+    ``torchvision.models.densenet`` renames them itself, but only while downloading.
+    """
+    if not any(_OLD_DENSENET.match(name) for name in weights):
+        return weights
+    return OrderedDict((_OLD_DENSENET.sub(r"\1\2", name), tensor) for name, tensor in weights.items())
 
 
 def shapes_of(weights: Mapping[str, Any]) -> Shapes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -107,7 +108,10 @@ def _copy(module: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     }
     try:
-        with torch.no_grad():  # TorchScript clones its parameters: leaves only without a tape
+        # TorchScript clones its parameters: leaves only without a tape.  Copying an exported program
+        # copies its call's structure, whose class torch itself deprecates.
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*", FutureWarning)
             return copy.deepcopy(module, memo)
     except Exception as error:  # a model's own __deepcopy__ may raise anything
         raise ModelError(
@@ -132,8 +136,9 @@ def _no_exit() -> Iterator[None]:
 
 def _program(module: nn.Module) -> str:
     """The operators of a TorchScript or exported program, as text; empty for Python code."""
-    graph = getattr(module, "inlined_graph", None) or getattr(module, "graph", None)
-    return "" if graph is None else str(graph)
+    if isinstance(module, torch.jit.ScriptModule):
+        return str(module.inlined_graph)
+    return "".join(str(part.graph) for part in module.modules() if isinstance(part, torch.fx.GraphModule))
 
 
 def _twice(value: object) -> object:
@@ -152,9 +157,25 @@ def outputs_of(output: object) -> dict[str, Tensor]:
     return dict(walk(output, ""))
 
 
+def _at(value: object, path: str) -> object:
+    """What a path leads to, each step a name or, where there is none of that name, a position."""
+    for step in path.split("."):
+        parts = _parts(value)
+        by_name = dict(parts)
+        if step in by_name:
+            value = by_name[step]
+        elif step.isdigit() and int(step) < len(parts):
+            value = parts[int(step)][1]
+        else:
+            return None
+    return value
+
+
 def _parts(value: object) -> list[tuple[str, object]]:
     if isinstance(value, Mapping):
         return [(str(name), part) for name, part in value.items()]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
     if isinstance(value, (tuple, list)):
         return [(str(i), part) for i, part in enumerate(value)]
     if is_dataclass(value) and not isinstance(value, type):
@@ -171,8 +192,10 @@ def select_output(output: object, select: str | None) -> Tensor:
     if isinstance(output, Tensor) and select is None:
         return output
     named = outputs_of(output)
-    if select is not None and select in named and not isinstance(output, Tensor):
-        return named[select]
+    if select is not None and not isinstance(output, Tensor):
+        found = _at(output, select)
+        if isinstance(found, Tensor):
+            return found
     listed = ", ".join(f"{name} {tuple(t.shape)}" for name, t in named.items())
     if isinstance(output, Tensor):
         raise ModelError(
@@ -188,7 +211,7 @@ def select_output(output: object, select: str | None) -> Tensor:
         )
     if select is None:
         raise ModelError(
-            f"The model returns several outputs ({type(output).__name__}): {listed}.",
+            f"The model returns {type(output).__name__} of {len(named)} outputs: {listed}.",
             why="A Jacobian is of one output.",
             todo=f"Choose one with --select, for example --select {next(iter(named))}.",
         )
@@ -200,10 +223,15 @@ def select_output(output: object, select: str | None) -> Tensor:
 def _activate(output: Tensor, of: str) -> Tensor:
     if of == "logits":
         return output
+    if of not in _ACTIVATIONS:
+        raise ValueError(f"of is {of!r}, not logits, {', '.join(_ACTIVATIONS)}")
     if output.dim() != 2:
         raise ModelError(
             f"--of {of} needs one class axis.",
             why=f"Of an output of shape {tuple(output.shape[1:])} a sample, which axis holds the classes?",
             todo="Leave --of out, or wrap the model so that it applies the softmax itself.",
         )
-    return output.softmax(-1) if of == "probs" else output.log_softmax(-1)
+    return _ACTIVATIONS[of](output, -1)
+
+
+_ACTIVATIONS = {"probs": torch.softmax, "log-probs": torch.log_softmax}

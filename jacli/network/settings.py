@@ -6,7 +6,7 @@ Each is set for the duration of a ``with`` block and put back afterwards.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,7 +25,9 @@ def exact_arithmetic() -> Iterator[None]:
     derivative, and a frozen model takes it.
     """
     precisions = [(holder, name, getattr(holder, name)) for holder, name, _ in _precision_switches()]
+    matmul = torch.get_float32_matmul_precision()
     fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.set_float32_matmul_precision("highest")  # the oldest of the three ways; they must agree
     for holder, name, exact in _precision_switches():
         setattr(holder, name, exact)
     torch.backends.mha.set_fastpath_enabled(False)
@@ -36,6 +38,7 @@ def exact_arithmetic() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for holder, name, before in precisions:
             setattr(holder, name, before)
+        torch.set_float32_matmul_precision(matmul)
 
 
 def _precision_switches() -> list[tuple[Any, str, Any]]:
@@ -61,11 +64,16 @@ def forward_pass(*, recurrent: bool, device: torch.device) -> Iterator[None]:
     without its optimisations it does not.  cuDNN's recurrent layers have no backward in eval mode;
     the plain kernels do.
     """
-    with ExitStack() as stack:
-        stack.enter_context(torch.jit.optimized_execution(False))  # type: ignore[attr-defined]
-        if recurrent and device.type == "cuda":
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        yield
+    cudnn: Any = torch.backends.cudnn
+    without_cudnn = recurrent and device.type == "cuda" and cudnn.enabled
+    if without_cudnn:
+        cudnn.enabled = False  # `flags()` would read `allow_tf32`, which the newer switches forbid
+    try:
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            yield
+    finally:
+        if without_cudnn:
+            cudnn.enabled = True
 
 
 @contextmanager

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from jacli.config import from_options
-from jacli.errors import InputsError, UsageError
+from jacli.errors import InputsError, UsageError, means_out_of_memory
 from jacli.methods import Method, fill, load_method
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.plan import Plan, Shapes, candidates, make_plan
 from jacli.run.first_block import choose, memory_errors, padded, probed_network, refusals, require_served
 from jacli.spectrum import largest_singular_values
 from jacli.spectrum import singular_values as all_singular_values
-from jacli.verify import Probed, check_alone
+from jacli.verify import BATCH_SIZES, Probed, check_alone
 
 _CONVERGED = 1e-4
 """Relative error up to which matrix-free singular values are given out; beyond, J is formed."""
@@ -91,9 +91,10 @@ def singular_values(
 ) -> Tensor:
     """Singular values of every sample's Jacobian as a matrix ``(n_out, n_in)``, decreasing.
 
-    With ``k`` well below ``min(n_out, n_in)`` the Jacobian is never formed: Golub-Kahan-Lanczos
-    on products with J and its transpose, a few dozen passes, to 1e-6 of the largest value.
-    Otherwise the Jacobian is formed and its Gram matrix decomposed in float64.
+    With ``k`` well below ``min(n_out, n_in)`` the Jacobian is not formed: Golub-Kahan-Lanczos on
+    products with J and its transpose, a few dozen passes, aiming at 1e-6 of the largest value; where
+    its error bounds exceed 1e-4 of it, and for other ``k``, the Jacobian is formed and its Gram matrix
+    decomposed in float64.
 
     Args:
         model: As `jacobian`.
@@ -107,6 +108,9 @@ def singular_values(
 
     Returns:
         ``(batch, min(k, n_out, n_in))``, float64.
+
+    Raises:
+        JacliError: As `jacobian`.
     """
     if k is not None and (not isinstance(k, int) or k < 1):
         raise UsageError(f"k={k!r} is wrong.", why="It must be a whole number of at least 1.")
@@ -159,16 +163,20 @@ class _Work:
                 )
         self.extra = {name: arguments[name] for name in per_sample}
         constant = {name: value for name, value in arguments.items() if name not in per_sample}
-        hints = tuple(size for size in (batch_size, len(x)) if size)
-        network, probed = probed_network(
-            frozen_twin(module),
-            self.x[:4],
-            self._rows(0, 4),
-            arguments=constant,
-            select=select,
-            of=of,
-            batch_hints=hints,
+        hints = [size for size in (batch_size, *BATCH_SIZES, len(x)) if size]
+        options = from_options(
+            {"model": "-", "inputs": "-", "of": of, "select": select, "batch_size": batch_size}
         )
+        with memory_errors("running the model on the first samples"):
+            network, probed = probed_network(
+                frozen_twin(module),
+                self.x[:4],
+                self._rows(0, 4),
+                arguments=constant,
+                select=options.select,
+                of=options.of,
+                batch_hints=hints,
+            )
         self.network: TensorNetwork = network
         self.probed: Probed = probed
 
@@ -253,7 +261,9 @@ class _Work:
                 spectrum = largest_singular_values(
                     linearization, k, seed=seed, dtype=self.x.dtype, device=self.x.device
                 )
-            except (RuntimeError, NotImplementedError):
+            except (RuntimeError, NotImplementedError) as error:
+                if means_out_of_memory(error):
+                    raise
                 return None
             if bool((spectrum.errors > _CONVERGED * spectrum.values[:, :1]).any()):
                 return None

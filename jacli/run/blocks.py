@@ -46,12 +46,15 @@ class Run:
         """What the plan leaves out without having been told to."""
         shapes = self.prepared.shapes
         smaller = min(shapes.n_in, shapes.n_selected)
+        found = []
+        if self.config.chunk_size and plan.method in ("loop", "replicate"):
+            found.append(f"--chunk-size has no part in the method {plan.method}")
         if self.config.singular_values == "auto" and not plan.singular_values:
-            return [
+            found += [
                 f"no singular values: min(n_out, n_in) = {smaller} is above {SINGULAR_VALUES_LIMIT}; "
                 "ask for some with --singular-values K"
             ]
-        return []
+        return found
 
     def layout(self, plan: Plan) -> ResultLayout:
         """What the file will hold."""

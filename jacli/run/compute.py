@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from jacli.config import RunConfig
+from jacli.config import COMMAND_LINE_ONLY, RunConfig
+from jacli.errors import UsageError
 from jacli.network import exact_arithmetic
 from jacli.plan import Plan
 from jacli.run.blocks import Run
@@ -106,12 +107,23 @@ def compute(model: str, inputs: str, out: str = "out.h5", **options: Any) -> Out
         JacliError: As the command's exit codes; a result with values that are not finite is no
             error here, see `Outcome.not_finite`.
     """
+    for name in COMMAND_LINE_ONLY:
+        if name in options:
+            raise UsageError(
+                f"jacli.compute takes no {name}.",
+                why="It is about what the command `jacli compute` prints.",
+                todo="Leave it out.",
+            )
     config = resolve_options({"model": str(model), "inputs": str(inputs), "out": str(out), **options})
     return run_compute(config, command="jacli.compute(...)")
 
 
 def run_compute(config: RunConfig, *, command: str, progress: Progress = lambda done, total: None) -> Outcome:
-    """Run from checked options to the finished file."""
+    """Run from checked options to the finished file.
+
+    Raises:
+        JacliError: See `compute`.
+    """
     with exact_arithmetic(), torch.enable_grad(), ExitStack() as stack:
         out = Path(config.out)
         check_place(out, overwrite=config.overwrite)
@@ -144,7 +156,11 @@ def run_compute(config: RunConfig, *, command: str, progress: Progress = lambda 
 
 
 def dry_run(config: RunConfig) -> DryRun:
-    """The plan of a run: shapes, method, passes, bytes."""
+    """The plan of a run: shapes, method, passes, bytes.
+
+    Raises:
+        JacliError: As the run itself would, up to its first block.
+    """
     with exact_arithmetic(), ExitStack() as stack:
         check_place(Path(config.out), overwrite=config.overwrite)
         prepared = prepare(config)

@@ -58,7 +58,17 @@ def read_options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             why=f"{error}.",
             todo="Correct it there; see configs/ for examples.",
         ) from error
-    return {name.replace("-", "_"): value for name, value in options.items()}
+    named = {name.replace("-", "_"): value for name, value in options.items()}
+    if len(named) < len(options) or "debug" in named:
+        name = "debug" if "debug" in named else next(n for n in options if "-" in n)
+        raise UsageError(
+            f"--config {path}: {name} cannot be given there.",
+            why="It is a flag only."
+            if name == "debug"
+            else "It is there twice, with a hyphen and an underscore.",
+            todo="Take it out of the file.",
+        )
+    return named
 
 
 def _options_of_result(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jacli.errors import JacliError, MethodError, OutOfMemoryError
+from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
 from jacli.linear_map import Extra
 from jacli.methods import METHODS, Method, fill, load_method
 from jacli.network import Linearized, TensorNetwork
 from jacli.plan import Plan
-from jacli.verify import Probed, probe, row_error, row_tolerance
+from jacli.verify import BATCH_SIZES, Probed, probe, row_error, row_tolerance
 
 
 def probed_network(
@@ -26,7 +26,7 @@ def probed_network(
     arguments: Mapping[str, object] | None = None,
     select: str | None = None,
     of: str = "logits",
-    batch_hints: tuple[int, ...] = (),
+    batch_hints: Sequence[int] = BATCH_SIZES,
 ) -> tuple[TensorNetwork, Probed]:
     """Wrap a frozen module and probe it on the first rows of the inputs."""
     network = TensorNetwork.of_module(module, arguments=arguments or {}, select=select, of=of)
@@ -126,18 +126,12 @@ def memory_errors(doing: str) -> Iterator[None]:
     """Turn running out of memory into an error that says at what size and what to do."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemoryError(
-            f"Out of memory while {doing}.",
-            why=str(error).strip().splitlines()[0] if str(error).strip() else "The allocation failed.",
-            todo="Give a smaller --batch-size or --chunk-size, or --method loop.",
-        ) from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
+    except Exception as error:
+        if isinstance(error, JacliError) or not means_out_of_memory(error):
             raise
         raise OutOfMemoryError(
             f"Out of memory while {doing}.",
-            why=str(error).strip().splitlines()[0],
+            why=str(error).strip().splitlines()[0] if str(error).strip() else "The allocation failed.",
             todo="Give a smaller --batch-size or --chunk-size, or --method loop.",
         ) from error
 

@@ -18,8 +18,8 @@ from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs
 from jacli.models import LoadedModel, load_model
 from jacli.network import TensorNetwork
 from jacli.plan import Shapes
-from jacli.run.first_block import probed_network
-from jacli.verify import Probed
+from jacli.run.first_block import memory_errors, probed_network
+from jacli.verify import BATCH_SIZES, Probed
 
 _PROBE_ROWS = 4
 
@@ -34,7 +34,6 @@ class Prepared:
         source: The chosen samples.
         extra: Arguments with one row a chosen sample.
         labels: The chosen samples' labels, or None.
-        classes: Which outputs.
         shapes: Learnt by the probe.
         device: Where the run computes.
         dtype: Of the run's arithmetic.
@@ -46,7 +45,6 @@ class Prepared:
     source: InputSource
     extra: Mapping[str, Tensor]
     labels: np.ndarray | None
-    classes: Classes
     shapes: Shapes
     device: torch.device
     dtype: torch.dtype
@@ -75,7 +73,8 @@ def prepare(config: RunConfig) -> Prepared:
     device = pick_device(config.device)
     source = open_inputs(config.inputs, key=config.inputs_key, samples=config.samples, seed=config.seed)
     try:
-        return _prepare(config, source, device)
+        with memory_errors("loading the model and running it on the first samples"):
+            return _prepare(config, source, device)
     except BaseException:
         source.close()
         raise
@@ -106,7 +105,7 @@ def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Pr
         arguments=constant,
         select=config.select,
         of=config.of,
-        batch_hints=tuple(size for size in (loaded.static_batch, config.batch_size, len(source)) if size),
+        batch_hints=[s for s in (loaded.static_batch, config.batch_size, *BATCH_SIZES, len(source)) if s],
     )
     n_out = math.prod(probed.output_shape)
     _check_classes(config.classes, labels, n_out)
@@ -119,14 +118,14 @@ def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Pr
         itemsize=dtype.itemsize,
     )
     notes = (*loaded.notes, *_probe_notes(probed))
-    return Prepared(loaded, network, source, extra, labels, config.classes, shapes, device, dtype, notes)
+    return Prepared(loaded, network, source, extra, labels, shapes, device, dtype, notes)
 
 
 def _probe_notes(probed: Probed) -> Iterator[str]:
     if probed.stateful:
         yield "the model keeps state between calls: every forward pass runs on a fresh copy"
     if probed.fixed_batch:
-        yield f"the model accepts batches of {probed.fixed_batch} only: the last block is padded"
+        yield f"the model runs in batches of {probed.fixed_batch}, not of any size: the last block is padded"
 
 
 def pick_device(asked: str) -> torch.device:

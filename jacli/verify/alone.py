@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from jacli.errors import JacliError, ModelError, means_out_of_memory
 from jacli.linear_map import Linearization
+from jacli.verify.explain import telling_line
 from jacli.verify.probe import mixing_error, moved
 
 TOLERANCE = 1e-2
@@ -26,16 +28,27 @@ def check_alone(linearization: Linearization, module: nn.Module, *, position: in
         fixed_batch: Whether the model accepts no other batch size.
 
     Raises:
-        ModelError: The sample's output differs by more than `TOLERANCE`.
+        ModelError: The sample's output differs by more than `TOLERANCE`, or the model fails on the block.
+        MemoryError: An allocation failed.
 
     Cost: one forward pass of one sample (of the block, if fixed).
     """
     size = linearization.batch
-    if size == 1:
-        return
     everyone = torch.arange(size, device=linearization.device)
     index, where = (everyone.roll(1), (position + 1) % size) if fixed_batch else (everyone[position, None], 0)
-    again = linearization.at(index).outputs[where]
-    if moved(linearization.outputs[position], again, eps=TOLERANCE):
-        among = "in another order" if fixed_batch else "on its own"
-        raise mixing_error(module, f"sample {position} of a block of {size} gives another output {among}")
+    try:
+        among = linearization.outputs[position]
+        again = linearization.at(index).outputs[where] if size > 1 else among
+    except JacliError:
+        raise
+    except Exception as error:  # a model's own code may raise anything
+        if means_out_of_memory(error):
+            raise MemoryError(str(error)) from error
+        raise ModelError(
+            f"The model fails on a block of {size} samples.",
+            why=f"The model says: {telling_line(error)}",
+            todo="Give the batch size that it accepts: --batch-size N.",
+        ) from error
+    if moved(among, again, eps=TOLERANCE):
+        how = "in another order" if fixed_batch else "on its own"
+        raise mixing_error(module, f"sample {position} of a block of {size} gives another output {how}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from jacli.errors import InputsError, JacliError, ModelError, UsageError
 
 _DTYPE_WORDS = ("dtype", "scalar type", "input type", "found double", "double and float", "float != double")
-_DEVICE_WORDS = ("same device", "on cpu", "cuda")
+_DEVICE_WORDS = ("same device", "at least two devices", "is on cpu", "on cpu, but")
 
 
 def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception) -> JacliError:

@@ -5,18 +5,23 @@ A handful of forward passes and one reverse pass over one or two samples.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from jacli.errors import InputsError, JacliError, ModelError
+from jacli.errors import InputsError, JacliError, ModelError, means_out_of_memory
 from jacli.linear_map import Extra, Network
 from jacli.verify.explain import explain_failure
 
-_OTHER_SIZES = (3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 25, 32, 48, 50, 64, 100, 128, 256)
-"""Batch sizes tried on a model that accepts neither 1 nor 2."""
+BATCH_SIZES = (3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 25, 32, 48, 50, 64, 100, 128, 256)
+"""Batch sizes worth trying on a model that accepts neither 1 nor 2."""
+
+
+_PATIENCE = 10.0
+"""Seconds after which no further batch size is tried: inputs of a wrong shape fail at every one."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Probed:
     lone: bool
 
 
-def probe(network: Network, x: Tensor, extra: Extra, *, batch_hints: Iterable[int] = ()) -> Probed:
+def probe(network: Network, x: Tensor, extra: Extra, *, batch_hints: Iterable[int] = BATCH_SIZES) -> Probed:
     """Learn shapes and state, and refuse what has no per-sample Jacobian.
 
     Args:
@@ -85,9 +90,11 @@ def _rows(x: Tensor, extra: Extra, size: int) -> tuple[Tensor, Extra]:
 def _attempt(network: Network, x: Tensor, extra: Extra, size: int) -> Exception | None:
     try:
         network.copied()(*_rows(x, extra, size))
-    except (JacliError, MemoryError, torch.OutOfMemoryError):
+    except JacliError:
         raise
     except Exception as error:  # a model's own code may raise anything
+        if means_out_of_memory(error):
+            raise
         return error
     return None
 
@@ -104,12 +111,16 @@ def _accepted_batch(
         return (2, None, True) if three is None else (2, 2, False)
     if one is None:
         return 1, 1, False
-    for size in dict.fromkeys((*hints, *_OTHER_SIZES)):
-        if size > 2 and _attempt(network, x, extra, size) is None:
-            return size, size, False
-    raise explain_failure(
+    explained = explain_failure(
         lambda points: network.copied()(points, _rows(points, extra, len(points))[1]), x, one
     )
+    started = time.monotonic()
+    for size in dict.fromkeys(hints):
+        if size > 2 and _attempt(network, x, extra, size) is None:
+            return size, size, False
+        if time.monotonic() - started > _PATIENCE:
+            break
+    raise explained
 
 
 def _is_stateful(network: Network, x: Tensor, extra: Extra) -> bool:
@@ -220,9 +231,9 @@ def _gradient(output: Tensor, points: Tensor) -> Tensor | None:
         return None
     try:
         return torch.autograd.grad(output, points, allow_unused=True)[0]
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except (RuntimeError, NotImplementedError) as error:
+    except Exception as error:  # a custom backward may raise anything
+        if means_out_of_memory(error):
+            raise
         raise ModelError(
             "The model has an operation without a derivative.",
             why=f"torch says: {str(error).strip().splitlines()[0]}",

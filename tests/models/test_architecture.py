@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,18 @@ from .networks import prefixed, saved, write_arch
 
 
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing here may open a socket."""
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing here may open a socket; counted, since the search survives a builder that raises."""
+    opened: list[object] = []
 
-    def refuse(*_args: Any, **_options: Any) -> Any:
-        raise AssertionError("a socket was opened")
+    def refuse(*args: Any, **_options: Any) -> Any:
+        opened.append(args)
+        raise OSError("a socket was opened")
 
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(socket, "create_connection", refuse)
+    yield
+    assert opened == []
 
 
 def shufflenet(num_classes: int) -> dict[str, torch.Tensor]:
@@ -162,3 +168,15 @@ def test_bad_arguments_and_files(tmp_path: Path) -> None:
         load_model(str(tmp_path / "missing.py:make"))
     with pytest.raises(UsageError, match="--arch"):
         load_model("torchvision:resnet18", arch="resnet18")
+
+
+def test_densenet_files_with_the_names_of_their_time(tmp_path: Path) -> None:
+    """Torchvision's own downloads say ``norm.1`` where its module says ``norm1``."""
+    state = import_torchvision().models.densenet121(weights=None, num_classes=10).state_dict()
+    old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", k): v for k, v in state.items()}
+    assert old.keys() != state.keys()
+    path = saved(old, tmp_path / "densenet.pth")
+    for arch in (None, "densenet121"):
+        loaded = load_model(str(path), arch=arch)
+        assert loaded.arch == "torchvision:densenet121"
+        assert torch.equal(loaded.module.classifier.weight, state["classifier.weight"])

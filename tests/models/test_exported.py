@@ -14,6 +14,7 @@ import torch
 
 from jacli.errors import ModelError
 from jacli.models import describe_model, load_model
+from jacli.network import frozen_twin
 
 from .networks import Net
 
@@ -38,6 +39,31 @@ def test_programs_load(tmp_path: Path, dynamic: bool) -> None:
     found = describe_model(path)
     assert found["dynamic_batch"] is dynamic and found["input_shapes"]["x"][1:] == [3]
     json.dumps(found)
+
+
+class Masked(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, scale: int = 2) -> torch.Tensor:
+        return self.linear(x * mask) * scale
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_arguments_go_by_name_however_they_were_exported(tmp_path: Path, by_name: bool) -> None:
+    model, x, mask = Masked(), torch.randn(4, 4), torch.rand(4, 4)
+    given = ((), {"x": x, "mask": mask}) if by_name else ((x, mask), None)
+    content = io.BytesIO()
+    torch.export.save(torch.export.export(model, *given), content)
+    (tmp_path / "masked.pt2").write_bytes(content.getvalue())
+    module = load_model(str(tmp_path / "masked.pt2")).module
+    torch.testing.assert_close(module(x, mask=mask), model(x, mask))
+    torch.testing.assert_close(frozen_twin(module)(x, mask=mask), model(x, mask))
+    with pytest.raises(TypeError, match="missing arguments"):
+        module(x)
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        module(x, mask=mask, msk=mask)
 
 
 class Evil:

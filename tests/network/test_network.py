@@ -1,5 +1,7 @@
 """The network as a function of one tensor: selection, state, switches."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from jacli.errors import ModelError
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.network.network import outputs_of, select_output
-from jacli.network.settings import _precision_switches
+from jacli.network.settings import _precision_switches, forward_pass
 from tests.cases import build
 
 
@@ -79,6 +81,27 @@ def test_nested_outputs_have_paths():
     assert select_output(NESTED, "hidden.1.0").shape == (2, 5)
 
 
+def test_recurrent_layers_on_a_gpu_go_without_cudnn():
+    """The switch itself, which torch >= 2.9 may refuse beside the newer ones; no GPU is needed."""
+    enabled = torch.backends.cudnn.enabled
+    with exact_arithmetic(), forward_pass(recurrent=True, device=torch.device("cuda")):
+        assert not torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.enabled == enabled
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_precision_set_for_training_is_put_aside_and_back(precision):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with exact_arithmetic():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cuda.matmul.allow_tf32
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @pytest.mark.parametrize("select", [None, "loss", "hidden", "hidden.7"])
 def test_a_selection_that_names_no_output_lists_them(select):
     with pytest.raises(ModelError, match=r"logits \(2, 3\), hidden.0 \(2, 4\), hidden.1.0 \(2, 5\)"):
@@ -122,3 +145,17 @@ def test_a_model_that_exits_does_not_end_the_run_as_done():
 
     with pytest.raises(ModelError, match="ended the program"):
         TensorNetwork.of_module(Exit())(torch.zeros(1, 2), {})
+
+
+class Named(NamedTuple):
+    logits: torch.Tensor
+    aux: None
+
+
+def test_outputs_are_selected_by_name_or_position():
+    logits = torch.zeros(2, 3)
+    for output in (Named(logits, None), {"logits": logits, "aux": None}):
+        assert select_output(output, "logits") is logits
+        assert select_output(output, "0") is logits
+        with pytest.raises(ModelError, match="of 1 outputs: logits"):
+            select_output(output, None)

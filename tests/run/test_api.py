@@ -264,3 +264,11 @@ def test_only_arguments_named_per_sample_are_split() -> None:
 def test_points_that_are_not_finite_are_refused() -> None:
     with pytest.raises(InputsError, match="not finite"):
         jacli.jacobian(torch.sin, torch.tensor([[1.0, torch.nan]]))
+
+
+def test_wrong_options_are_refused() -> None:
+    points = torch.randn(2, 3)
+    with pytest.raises(UsageError, match="--of prob"):
+        jacli.jacobian(torch.sin, points, of="prob")
+    with pytest.raises(UsageError, match="no dry_run"):
+        jacli.compute("model.pt", "x.npy", dry_run=True)

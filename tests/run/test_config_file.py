@@ -62,7 +62,7 @@ def test_a_result_cannot_name_code_to_run(folder: Path, option: str, value: str)
 def test_a_file_that_is_read_is_never_replaced(folder: Path, read: str) -> None:
     for name in ("labels.npy", "mask.npy"):
         np.save(name, np.zeros(5, np.int64))
-    (folder / "run.toml").write_text('labels = "labels.npy"\narg = {mask = "@mask.npy"}\n')
+    (folder / "run.toml").write_text('labels = "labels.npy"\nclasses = "label"\narg = {mask = "@mask.npy"}\n')
     before = (folder / read).read_bytes()
     options = {"model": "weights.pt", "inputs": "x.npy", "arch": "arch.py:make", "config": "run.toml"}
     with pytest.raises(UsageError, match="both read and written"):

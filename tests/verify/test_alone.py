@@ -55,3 +55,15 @@ def test_a_fixed_batch_is_checked_in_another_order():
     x[:4] = x[:4].clamp(-1, 1)
     with pytest.raises(ModelError, match="another order"):
         jacli.jacobian(Function(anchored), x)
+
+
+@pytest.mark.parametrize("error", [AssertionError, KeyError, RuntimeError])
+def test_a_model_that_fails_on_larger_blocks_is_named(error):
+    def small_only(x):
+        if len(x) > 4:
+            raise error("too many")
+        return torch.tanh(x)
+
+    with pytest.raises(ModelError, match="fails on a block of 8"):
+        jacli.jacobian(Function(small_only), torch.randn(16, 6), batch_size=8)
+    assert jacli.jacobian(Function(small_only), torch.randn(16, 6), batch_size=4).shape == (16, 6, 5)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from jacli.errors import InputsError, ModelError
+import jacli
+from jacli.errors import InputsError, ModelError, OutOfMemoryError
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
-from jacli.verify import probe
+from jacli.verify import BATCH_SIZES, probe
 from tests.cases import CASES, build
 
 
@@ -35,7 +36,7 @@ def test_serves_every_case(name, device):
     module, x, case = build(name, torch.float32, device)
     found = probed(module, x[:2], select=case.select)
     assert found.fixed_batch is None
-    assert found.stateful == (name == "stateful")
+    assert found.stateful == name.startswith("stateful")
     assert found.lone == (name == "squeezed")
 
 
@@ -52,8 +53,16 @@ def test_one_sample_is_enough():
 @pytest.mark.parametrize("size", [1, 3, 4, 37])
 def test_finds_the_only_batch_size(size):
     fixed = Function(lambda x: torch.tanh(x.view(size, 5)))
-    hints = {"batch_hints": (size,)}
-    assert probe(TensorNetwork.of_module(fixed), torch.randn(2, 5), {}, **hints).fixed_batch == size
+    hints = (*BATCH_SIZES, 37)
+    assert probe(TensorNetwork.of_module(fixed), torch.randn(2, 5), {}, batch_hints=hints).fixed_batch == size
+
+
+def test_running_out_of_memory_is_no_fault_of_the_inputs():
+    def allocate(x):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    with pytest.raises(OutOfMemoryError):
+        jacli.jacobian(Function(allocate), torch.randn(4, 5))
 
 
 REFUSED = {
