@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -111,11 +112,21 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 
 def save_torchscript(network: nn.Module, path: Path) -> None:
-    """Write ``network`` as a scripted TorchScript archive."""
+    """Write ``network`` as a scripted TorchScript archive, without the source paths of this machine."""
     with warnings.catch_warnings():
         # Deprecated in favour of torch.export since torch 2.11, but what many people have on disk.
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=DeprecationWarning)
         torch.jit.script(network).save(path)
+    drop_source_paths(path)
+
+
+def drop_source_paths(path: Path) -> None:
+    """Leave the ``.debug_pkl`` members out of an archive: they only say where each line was written."""
+    with zipfile.ZipFile(path) as archive:
+        kept = [(i, archive.read(i)) for i in archive.infolist() if not i.filename.endswith(".debug_pkl")]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for member, content in kept:
+            archive.writestr(member, content)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,8 @@ def test_state_dict_is_the_archive_s():
     state = torch.load(FOLDER / "digits_cnn_state.pt")
     assert state.keys() == archive.keys()
     assert all(torch.equal(state[name], archive[name]) for name in state)
+
+
+def test_the_archive_names_no_path_of_the_machine_that_wrote_it() -> None:
+    with zipfile.ZipFile(FOLDER / "digits_cnn.pt") as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".debug_pkl")]
