@@ -107,3 +107,17 @@ def means_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or "allocate memory" in str(error)
     )
+
+
+def telling_line(error: BaseException) -> str:
+    """The line of an error's text that says what happened, as a sentence.
+
+    TorchScript wraps the message in its own traceback and ends in ``RuntimeError: ...``; torch begins
+    with the message and ends in advice.
+    """
+    noise = ("File", "Traceback", "at ", "Serialized")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if "~" not in line and not line.startswith(noise)]
+    named = [line for line in lines if "Error" in line]
+    text = named[-1] if named else lines[0] if lines else type(error).__name__
+    return text[:300].rstrip(".") + "."

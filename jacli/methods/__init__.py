@@ -21,7 +21,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from jacli.errors import JacliError, MethodError, means_out_of_memory
+from jacli.errors import JacliError, MethodError, means_out_of_memory, telling_line
 from jacli.linear_map import Block, Linearization
 
 METHODS = {
@@ -71,16 +71,9 @@ def fill(method: Method, linearization: Linearization, *, chunk_size: int) -> Te
             raise MemoryError(str(error)) from error
         raise MethodError(
             f"The method {method.name} cannot serve this model.",
-            why=f"torch says: {_last_line(error)}",
+            why=f"torch says: {telling_line(error)}",
             todo="Give another --batch-size."
             if method.name == "loop"
             else "Leave --method out, or choose --method loop.",
         ) from error
     return dense
-
-
-def _last_line(error: Exception) -> str:
-    """The line that tells: torch appends pointers to its issue tracker, TorchScript prepends a traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "RuntimeError" in line or "Error:" in line] or lines
-    return f"{telling[0][:300] if telling else type(error).__name__}"

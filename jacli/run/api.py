@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from jacli.config import from_options
 from jacli.errors import InputsError, UsageError, means_out_of_memory
-from jacli.methods import Method, fill, load_method
+from jacli.methods import fill
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
-from jacli.plan import Plan, Shapes, candidates, make_plan
-from jacli.run.first_block import choose, memory_errors, padded, probed_network, refusals, require_served
+from jacli.plan import Shapes
+from jacli.run.first_block import choose, memory_errors, padded, probed_network, served_plans
 from jacli.spectrum import largest_singular_values
 from jacli.spectrum import singular_values as all_singular_values
 from jacli.verify import BATCH_SIZES, Probed, check_alone
@@ -226,16 +226,11 @@ class _Work:
             }
         )
         shapes = self.shapes
-        refused = refusals(shapes.fixed_batch)
-        require_served(config.method, refused)
-
-        def plans() -> Iterator[tuple[Method, Plan]]:
-            for name, why in candidates(shapes, config, refused):
-                entry = load_method(name)
-                yield entry, make_plan(name, why, shapes, config, entry.passes)
 
         with memory_errors("computing the Jacobian"):
-            chosen, first, block = choose(plans(), lambda plan: self.checked(0, plan.batch_size), seed=seed)
+            chosen, first, block = choose(
+                served_plans(shapes, config), lambda plan: self.checked(0, plan.batch_size), seed=seed
+            )
             first.close()
             result = block.new_empty(len(self.x), shapes.n_in, shapes.n_out)
             size = chosen.plan.batch_size

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from jacli.config import RunConfig
 from jacli.linear_map import DenseMap
-from jacli.methods import Method, fill, load_method
+from jacli.methods import Method, fill
 from jacli.network import Linearized
-from jacli.plan import SINGULAR_VALUES_LIMIT, Plan, candidates, make_plan
-from jacli.run.first_block import Chosen, choose, memory_errors, padded, refusals, require_served
+from jacli.plan import SINGULAR_VALUES_LIMIT, Plan
+from jacli.run.first_block import Chosen, choose, memory_errors, padded, served_plans
 from jacli.run.prepare import Prepared
 from jacli.spectrum import Spectrum, largest_singular_values, singular_values
 from jacli.store import ResultLayout
@@ -78,12 +78,7 @@ class Run:
 
     def plans(self) -> Iterator[tuple[Method, Plan]]:
         """Candidate methods with their plans, best first."""
-        shapes = self.prepared.shapes
-        refused = refusals(shapes.fixed_batch)
-        require_served(self.config.method, refused)
-        for name, why in candidates(shapes, self.config, refused):
-            method = load_method(name)
-            yield method, make_plan(name, why, shapes, self.config, method.passes)
+        return served_plans(self.prepared.shapes, self.config)
 
     def first_block(self) -> tuple[Chosen, dict[str, np.ndarray]]:
         """Choose the method on the first block; its arrays are used, not computed again."""

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jacli.config import RunConfig
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
 from jacli.linear_map import Extra
 from jacli.methods import METHODS, Method, fill, load_method
 from jacli.network import Linearized, TensorNetwork
-from jacli.plan import Plan
+from jacli.plan import Plan, Shapes, candidates, make_plan
 from jacli.verify import BATCH_SIZES, Probed, probe, row_error, row_tolerance
 
 
@@ -78,6 +79,20 @@ def require_served(method: str, refused: Mapping[str, str | None]) -> None:
             why=f"{reason[0].upper()}{reason[1:]}.",
             todo=f"Leave --method out, or choose one of: {others}.",
         )
+
+
+def served_plans(shapes: Shapes, config: RunConfig) -> Iterator[tuple[Method, Plan]]:
+    """The methods that may serve the model, each with its plan, best first.
+
+    Raises:
+        MethodError: The method asked for cannot serve a model of a fixed batch size.
+        UsageError: Nor can the batch size asked for.
+    """
+    refused = refusals(shapes.fixed_batch)
+    require_served(config.method, refused)
+    for name, why in candidates(shapes, config, refused):
+        method = load_method(name)
+        yield method, make_plan(name, why, shapes, config, method.passes)
 
 
 def choose(

@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from jacli.errors import JacliError, ModelError, means_out_of_memory
+from jacli.errors import JacliError, ModelError, means_out_of_memory, telling_line
 from jacli.linear_map import Linearization
-from jacli.verify.explain import telling_line
 from jacli.verify.probe import mixing_error, moved
 
 TOLERANCE = 1e-2

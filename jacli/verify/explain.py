@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jacli.errors import InputsError, JacliError, ModelError, UsageError
+from jacli.errors import InputsError, JacliError, ModelError, UsageError, telling_line
 
 _DTYPE_WORDS = ("dtype", "scalar type", "input type", "found double", "double and float", "float != double")
 _DEVICE_WORDS = ("same device", "at least two devices", "is on cpu", "on cpu, but")
@@ -68,19 +68,6 @@ def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception
         todo="Check shape, layout (batch, c, h, w) and preprocessing; a model saved for batches of N "
         "needs --batch-size N.",
     )
-
-
-def telling_line(error: Exception) -> str:
-    """The last line that says something: TorchScript and torch wrap it in tracebacks and advice."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [
-        line
-        for line in lines
-        if "~" not in line and not line.startswith(("File", "Traceback", "at ", "Serialized"))
-    ]
-    telling = [line for line in lines if "Error" in line] or lines
-    text = telling[-1] if telling else type(error).__name__
-    return text[:300].rstrip(".") + "."
 
 
 def _accepts(run: Callable[[Tensor], Tensor], x: Tensor) -> bool:
