@@ -6,7 +6,8 @@ prints the three and exits with ``exit_code``; nothing else in jacli decides an 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class JacliError(Exception):
@@ -121,3 +122,20 @@ def telling_line(error: BaseException) -> str:
     named = [line for line in lines if "Error" in line]
     text = named[-1] if named else lines[0] if lines else type(error).__name__
     return text[:300].rstrip(".") + "."
+
+
+@contextmanager
+def translating(translate: Callable[[Exception], JacliError]) -> Iterator[None]:
+    """Around a model's own code, which may raise anything, and its derivatives.
+
+    What jacli says itself passes; a failed allocation becomes a MemoryError, of which the run knows
+    the remedy; the rest becomes what ``translate`` makes of it.
+    """
+    try:
+        yield
+    except JacliError:
+        raise
+    except Exception as error:
+        if means_out_of_memory(error):
+            raise MemoryError(str(error)) from error
+        raise translate(error) from error

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jacli.errors import InputsError, UsageError, means_out_of_memory, telling_line
+from jacli.errors import InputsError, ModelError, UsageError, means_out_of_memory, telling_line, translating
 
 TORCHSCRIPT = """The following operation failed in the TorchScript interpreter.
 Traceback of TorchScript (most recent call last):
@@ -40,3 +40,17 @@ def test_problems_are_told_together():
     assert "A is wrong." in str(both)
     assert "Mend B." in str(both)
     assert (UsageError("x").exit_code, InputsError("x").exit_code) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (InputsError("jacli's own"), InputsError),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError),
+        (KeyError("a model's own"), ModelError),
+        (AssertionError(), ModelError),
+    ],
+)
+def test_what_a_model_raises_is_translated(raised, expected):
+    with pytest.raises(expected), translating(lambda error: ModelError(telling_line(error))):
+        raise raised

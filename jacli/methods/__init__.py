@@ -21,7 +21,7 @@ from importlib import import_module
 import torch
 from torch import Tensor
 
-from jacli.errors import JacliError, MethodError, means_out_of_memory, telling_line
+from jacli.errors import MethodError, telling_line, translating
 from jacli.linear_map import Block, Linearization
 
 METHODS = {
@@ -60,20 +60,17 @@ def fill(method: Method, linearization: Linearization, *, chunk_size: int) -> Te
     """
     shape = (linearization.batch, linearization.n_out, linearization.n_in)
     dense = torch.empty(shape, dtype=linearization.dtype, device=linearization.device)
-    try:
+
+    def refusal(error: Exception) -> MethodError:
+        plain = method.name == "loop"
+        return MethodError(
+            f"The method {method.name} cannot serve this model.",
+            why=f"torch says: {telling_line(error)}",
+            todo="Give another --batch-size." if plain else "Leave --method out, or choose --method loop.",
+        )
+
+    with translating(refusal):
         for block in method.blocks(linearization, chunk_size=chunk_size):
             rows, columns = block.outputs, block.inputs
             dense[:, rows.start : rows.stop, columns.start : columns.stop] = block.values
-    except JacliError:
-        raise
-    except Exception as error:  # a model's own code may raise anything
-        if means_out_of_memory(error):
-            raise MemoryError(str(error)) from error
-        raise MethodError(
-            f"The method {method.name} cannot serve this model.",
-            why=f"torch says: {telling_line(error)}",
-            todo="Give another --batch-size."
-            if method.name == "loop"
-            else "Leave --method out, or choose --method loop.",
-        ) from error
     return dense

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from jacli.config import from_options
+from jacli.config import RunConfig, from_options
 from jacli.errors import InputsError, UsageError, means_out_of_memory
 from jacli.methods import fill
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
@@ -17,6 +17,9 @@ from jacli.run.first_block import choose, memory_errors, padded, probed_network,
 from jacli.spectrum import largest_singular_values
 from jacli.spectrum import singular_values as all_singular_values
 from jacli.verify import BATCH_SIZES, Probed, check_alone
+
+_NO_FILES = {"model": "-", "inputs": "-"}
+"""Options are checked as the command's; model and inputs are in memory here."""
 
 _CONVERGED = 1e-4
 """Relative error up to which matrix-free singular values are given out; beyond, J is formed."""
@@ -73,9 +76,12 @@ def jacobian(
         InputsError: ``x`` is not floating, empty or not accepted by the model.
         UsageError: Wrong options.
     """
-    with exact_arithmetic(), torch.enable_grad():
-        work = _Work(model, x, select, of, arguments, per_sample, batch_size)
-        return work.dense(method=method, batch_size=batch_size, chunk_size=chunk_size, seed=seed)
+    config = from_options(
+        {**_NO_FILES, "select": select, "of": of, "method": method, "seed": seed}
+        | {"batch_size": batch_size, "chunk_size": chunk_size}
+    )
+    with exact_arithmetic():
+        return _Work(model, x, config, arguments, per_sample).dense()
 
 
 def singular_values(
@@ -114,13 +120,14 @@ def singular_values(
     """
     if k is not None and (not isinstance(k, int) or k < 1):
         raise UsageError(f"k={k!r} is wrong.", why="It must be a whole number of at least 1.")
-    with exact_arithmetic(), torch.enable_grad():
-        work = _Work(model, x, select, of, arguments, per_sample, None)
+    config = from_options({**_NO_FILES, "select": select, "of": of, "seed": seed})
+    with exact_arithmetic():
+        work = _Work(model, x, config, arguments, per_sample)
         if k is not None and 4 * k < min(work.shapes.n_in, work.shapes.n_out):
-            values = work.largest(k, seed=seed)
+            values = work.largest(k)
             if values is not None:
                 return values
-        dense = work.dense(method="auto", batch_size=None, chunk_size=None, seed=seed)
+        dense = work.dense()
         matrices = dense.reshape(len(x), work.shapes.n_in, work.shapes.n_out).mT
         return all_singular_values(matrices).values[:, :k]
 
@@ -132,11 +139,9 @@ class _Work:
         self,
         model: Callable[..., object],
         x: Tensor,
-        select: str | None,
-        of: str,
+        config: RunConfig,
         arguments: dict[str, object],
         per_sample: Sequence[str],
-        batch_size: int | None,
     ) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1 or len(x) == 0:
             given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -153,6 +158,7 @@ class _Work:
             )
         module = model if isinstance(model, nn.Module) else _Function(model)
         self.x = x.detach()
+        self.extra: dict[str, Tensor] = {}
         for name in per_sample:
             rows = arguments.get(name)
             if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) != len(x):
@@ -161,22 +167,20 @@ class _Work:
                     why=f"per_sample names it, and x has {len(x)} samples.",
                     todo="Give a tensor of that length.",
                 )
-        self.extra = {name: arguments[name] for name in per_sample}
+            self.extra[name] = rows
         constant = {name: value for name, value in arguments.items() if name not in per_sample}
-        hints = [size for size in (batch_size, *BATCH_SIZES, len(x)) if size]
-        options = from_options(
-            {"model": "-", "inputs": "-", "of": of, "select": select, "batch_size": batch_size}
-        )
+        hints = [size for size in (config.batch_size, *BATCH_SIZES, len(x)) if size]
         with memory_errors("running the model on the first samples"):
             network, probed = probed_network(
                 frozen_twin(module),
                 self.x[:4],
                 self._rows(0, 4),
                 arguments=constant,
-                select=options.select,
-                of=options.of,
+                select=config.select,
+                of=config.of,
                 batch_hints=hints,
             )
+        self.config = config
         self.network: TensorNetwork = network
         self.probed: Probed = probed
 
@@ -192,18 +196,15 @@ class _Work:
             itemsize=self.x.element_size(),
         )
 
-    def _rows(self, start: int, stop: int) -> dict[str, object]:
-        return {name: value[start:stop] for name, value in self.extra.items() if isinstance(value, Tensor)}
+    def _rows(self, start: int, stop: int) -> dict[str, Tensor]:
+        return {name: rows[start:stop] for name, rows in self.extra.items()}
 
     def linearize(self, start: int, size: int) -> Linearized:
         """At samples ``start:start + size``; padded with the last one where the model needs that size."""
         stop = min(start + size, len(self.x))
         x, extra = self.x[start:stop], self._rows(start, stop)
-        if self.probed.fixed_batch and stop - start < size:
-            x, extra = (
-                padded(x, size),
-                {k: padded(v, size) for k, v in extra.items() if isinstance(v, Tensor)},
-            )
+        if self.probed.fixed_batch:
+            x, extra = padded(x, size), {name: padded(rows, size) for name, rows in extra.items()}
         return Linearized(self.network, x, extra)
 
     def checked(self, start: int, size: int) -> Linearized:
@@ -214,22 +215,14 @@ class _Work:
         check_alone(linearization, self.network.module, position=position, fixed_batch=fixed)
         return linearization
 
-    def dense(self, *, method: str, batch_size: int | None, chunk_size: int | None, seed: int) -> Tensor:
+    def dense(self) -> Tensor:
         """All Jacobians, ``(batch, *input, *output)``."""
-        config = from_options(
-            {
-                "model": "-",
-                "inputs": "-",
-                "method": method,
-                "batch_size": batch_size,
-                "chunk_size": chunk_size,
-            }
-        )
         shapes = self.shapes
-
         with memory_errors("computing the Jacobian"):
             chosen, first, block = choose(
-                served_plans(shapes, config), lambda plan: self.checked(0, plan.batch_size), seed=seed
+                served_plans(shapes, self.config),
+                lambda plan: self.checked(0, plan.batch_size),
+                seed=self.config.seed,
             )
             first.close()
             result = block.new_empty(len(self.x), shapes.n_in, shapes.n_out)
@@ -243,7 +236,7 @@ class _Work:
                 part.copy_(block[: len(part)].mT)
         return result.reshape(*self.x.shape, *shapes.output_shape)
 
-    def largest(self, k: int, *, seed: int) -> Tensor | None:
+    def largest(self, k: int) -> Tensor | None:
         """The k largest singular values without forming J; None where they did not converge.
 
         So too where a primitive has no rule for this model: the matrix then has to be formed.
@@ -254,7 +247,7 @@ class _Work:
             linearization = self.checked(start, size)
             try:
                 spectrum = largest_singular_values(
-                    linearization, k, seed=seed, dtype=self.x.dtype, device=self.x.device
+                    linearization, k, seed=self.config.seed, dtype=self.x.dtype, device=self.x.device
                 )
             except (RuntimeError, NotImplementedError) as error:
                 if means_out_of_memory(error):

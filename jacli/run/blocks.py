@@ -122,7 +122,7 @@ class Run:
         prepared = self.prepared
         stop = min(start + size, prepared.shapes.n_samples)
         raw, x, extra = prepared.rows(start, stop)
-        if prepared.shapes.fixed_batch and stop - start < size:
+        if prepared.shapes.fixed_batch:
             x, extra = padded(x, size), {name: padded(value, size) for name, value in extra.items()}
         return Linearized(prepared.network, x, extra, self._selected(start, stop, x, extra)), raw
 
@@ -136,7 +136,7 @@ class Run:
         if classes.kind == "label":
             assert self.prepared.labels is not None  # checked with the options
             labels = torch.from_numpy(self.prepared.labels[start:stop, None]).to(x.device)
-            return padded(labels, len(x)) if len(labels) < len(x) else labels
+            return padded(labels, len(x))
         outputs = Linearized(self.prepared.network, x, extra).outputs.reshape(len(x), -1)
         return outputs.topk(classes.k, dim=1).indices
 

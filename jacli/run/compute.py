@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from jacli.config import COMMAND_LINE_ONLY, RunConfig
 from jacli.errors import UsageError
@@ -124,7 +123,7 @@ def run_compute(config: RunConfig, *, command: str, progress: Progress = lambda 
     Raises:
         JacliError: See `compute`.
     """
-    with exact_arithmetic(), torch.enable_grad(), ExitStack() as stack:
+    with exact_arithmetic(), ExitStack() as stack:
         out = Path(config.out)
         check_place(out, overwrite=config.overwrite)
         prepared = prepare(config)

@@ -152,5 +152,7 @@ def memory_errors(doing: str) -> Iterator[None]:
 
 
 def padded(rows: Tensor, size: int) -> Tensor:
-    """``rows`` with its last row repeated up to ``size`` rows."""
+    """``rows`` with its last row repeated up to ``size`` rows; as they are where they suffice."""
+    if len(rows) >= size:
+        return rows
     return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])

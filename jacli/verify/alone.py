@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from jacli.errors import JacliError, ModelError, means_out_of_memory, telling_line
+from jacli.errors import ModelError, telling_line, translating
 from jacli.linear_map import Linearization
 from jacli.verify.probe import mixing_error, moved
 
@@ -35,19 +35,17 @@ def check_alone(linearization: Linearization, module: nn.Module, *, position: in
     size = linearization.batch
     everyone = torch.arange(size, device=linearization.device)
     index, where = (everyone.roll(1), (position + 1) % size) if fixed_batch else (everyone[position, None], 0)
-    try:
-        among = linearization.outputs[position]
-        again = linearization.at(index).outputs[where] if size > 1 else among
-    except JacliError:
-        raise
-    except Exception as error:  # a model's own code may raise anything
-        if means_out_of_memory(error):
-            raise MemoryError(str(error)) from error
-        raise ModelError(
+
+    def failure(error: Exception) -> ModelError:
+        return ModelError(
             f"The model fails on a block of {size} samples.",
             why=f"The model says: {telling_line(error)}",
             todo="Give the batch size that it accepts: --batch-size N.",
-        ) from error
+        )
+
+    with translating(failure):
+        among = linearization.outputs[position]
+        again = linearization.at(index).outputs[where] if size > 1 else among
     if moved(among, again, eps=TOLERANCE):
         how = "in another order" if fixed_batch else "on its own"
         raise mixing_error(module, f"sample {position} of a block of {size} gives another output {how}")

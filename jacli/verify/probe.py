@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from jacli.errors import InputsError, JacliError, ModelError, means_out_of_memory
+from jacli.errors import (
+    InputsError,
+    JacliError,
+    ModelError,
+    means_out_of_memory,
+    telling_line,
+    translating,
+)
 from jacli.linear_map import Extra, Network
 from jacli.verify.explain import explain_failure
 
@@ -229,16 +236,16 @@ def _gradient(output: Tensor, points: Tensor) -> Tensor | None:
     """
     if not output.requires_grad:
         return None
-    try:
-        return torch.autograd.grad(output, points, allow_unused=True)[0]
-    except Exception as error:  # a custom backward may raise anything
-        if means_out_of_memory(error):
-            raise
-        raise ModelError(
+
+    def refusal(error: Exception) -> ModelError:
+        return ModelError(
             "The model has an operation without a derivative.",
-            why=f"torch says: {str(error).strip().splitlines()[0]}",
+            why=f"torch says: {telling_line(error)}",
             todo="Replace that operation, or save the model for training rather than for inference.",
-        ) from error
+        )
+
+    with translating(refusal):
+        return torch.autograd.grad(output, points, allow_unused=True)[0]
 
 
 def mixing_error(module: nn.Module, how: str) -> ModelError:
