@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jacli.config import Classes, RunConfig
+from jacli.config import RunConfig
+from jacli.option_values import Classes
 from jacli.content import Content, recognise_content
 from jacli.errors import InputsError, UsageError
 from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs

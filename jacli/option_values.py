@@ -1,0 +1,191 @@
+"""Values of options, from text or a file: a parser raises ``ValueError`` with what the value must be."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Which outputs to differentiate.
+
+    Attributes:
+        kind: ``all``, ``indices`` (the same for every sample), ``top`` (each sample's k largest
+            outputs) or ``label`` (each sample's label).
+        indices: Flat output indices, for ``indices``.
+        k: Number of outputs, for ``top``.
+    """
+
+    kind: str = "all"
+    indices: tuple[int, ...] = ()
+    k: int = 0
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether the selected outputs differ from sample to sample."""
+        return self.kind in ("top", "label")
+
+    def count(self, n_out: int) -> int:
+        """Number of selected outputs of a network with ``n_out`` flattened outputs."""
+        return {"all": n_out, "indices": len(self.indices), "top": self.k, "label": 1}[self.kind]
+
+    def __str__(self) -> str:
+        """As it is typed on the command line."""
+        if self.kind == "indices":
+            return ",".join(str(i) for i in self.indices)
+        return f"top:{self.k}" if self.kind == "top" else self.kind
+
+
+def parse_text(value: Any) -> str:
+    """A text that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise ValueError("a non-empty text")
+    return value
+
+
+def parse_flag(value: Any) -> bool:
+    """A truth value."""
+    if isinstance(value, bool):
+        return value
+    raise ValueError("true or false")
+
+
+def one_of(*names: str) -> Callable[[Any], str]:
+    """A parser of these names."""
+
+    def parse(value: Any) -> str:
+        if value in names:
+            return str(value)
+        near = difflib.get_close_matches(str(value), names, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"one of {', '.join(names)}{hint}")
+
+    return parse
+
+
+def whole(minimum: int, maximum: int = 2**63 - 1) -> Callable[[Any], int]:
+    """A parser of whole numbers in a range."""
+
+    def parse(value: Any) -> int:
+        try:
+            number = int(value) if not isinstance(value, (bool, float)) else None
+        except (TypeError, ValueError):
+            number = None
+        if number is None or not minimum <= number <= maximum:
+            raise ValueError(f"a whole number of at least {minimum}")
+        return number
+
+    return parse
+
+
+def parse_whole_or_auto(value: Any) -> int | None:
+    """A whole number of at least 1; None for ``auto``."""
+    if value == "auto":
+        return None
+    try:
+        return whole(1)(value)
+    except ValueError as error:
+        raise ValueError(f"auto or {error}") from None
+
+
+def parse_seconds(value: Any) -> float:
+    """Seconds above 0."""
+    try:
+        number = float(value) if not isinstance(value, bool) else 0.0
+    except (TypeError, ValueError):
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise ValueError("a number of seconds above 0")
+    return number
+
+
+def parse_fraction(value: Any) -> float:
+    """A relative error: above 0 and below 1."""
+    try:
+        number = float(value) if not isinstance(value, bool) else 0.0
+    except (TypeError, ValueError):
+        number = 0.0
+    if not 0 < number < 1:
+        raise ValueError("a relative error above 0 and below 1, such as 1e-4")
+    return number
+
+
+_UNITS = {"": 1, "b": 1} | {
+    f"{prefix}{unit}": base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for unit, base in (("ib", 1024), ("b", 1000), ("", 1024))
+}
+
+
+def parse_size(value: Any) -> int:
+    """Bytes, from ``4GiB``, ``500MB`` or a number; ``4G`` counts in 1024 as Slurm does."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([a-z]*)", str(value).strip().lower())
+    if isinstance(value, bool) or match is None or match[2] not in _UNITS:
+        raise ValueError("a size in bytes, such as 4GiB, 500MB or 4000000000")
+    count = int(float(match[1]) * _UNITS[match[2]])
+    if count < 1:
+        raise ValueError("a size of at least one byte")
+    return count
+
+
+def parse_singular_values(value: Any) -> str | int:
+    """``auto``, ``all``, ``none`` or a number."""
+    if value in ("auto", "all", "none"):
+        return str(value)
+    try:
+        return whole(1)(value)
+    except ValueError:
+        raise ValueError("auto, all, none or a whole number K of at least 1") from None
+
+
+def parse_device(value: Any) -> str:
+    """A device's name."""
+    if isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        return value
+    raise ValueError("auto, cpu, cuda or cuda:N")
+
+
+def joined(value: Any) -> str:
+    """A list of a TOML file as it would be typed."""
+    return ",".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value)
+
+
+def parse_classes(value: Any) -> Classes:
+    """Which outputs, see `Classes`."""
+    expected = "all, label, top:K, or flat output indices such as 0,3,7"
+    text = joined(value).strip()
+    if text in ("all", "label"):
+        return Classes(text)
+    if match := re.fullmatch(r"top:(\d+)", text):
+        if int(match[1]) < 1:
+            raise ValueError(expected)
+        return Classes("top", k=int(match[1]))
+    if not re.fullmatch(r"\d+(\s*,\s*\d+)*", text):
+        raise ValueError(expected)
+    indices = tuple(int(part) for part in text.split(","))
+    if len(set(indices)) != len(indices):
+        raise ValueError(f"{expected}; each once")
+    return Classes("indices", indices=indices)
+
+
+def parse_assignments(value: Any) -> dict[str, Any]:
+    """``["sr=16000", "mask=@m.npy"]`` or a TOML table -> names to values (Python literals, else text)."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if not isinstance(value, (str, list, tuple)):
+        raise ValueError("NAME=VALUE, or a table of them")
+    pairs: dict[str, Any] = {}
+    for item in [value] if isinstance(value, str) else value:
+        name, equals, text = str(item).partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ValueError("NAME=VALUE, NAME being a Python identifier")
+        try:
+            pairs[name.strip()] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            pairs[name.strip()] = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    return pairs
