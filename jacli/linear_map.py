@@ -8,7 +8,8 @@ either fills in the matrix (`Block`) or pushes vectors through it (`LinearMap`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -60,6 +61,64 @@ class Block:
     values: Tensor
 
 
+class Matrices(LinearMap, Protocol):
+    """A `LinearMap` of which rows can be read: what a method made of a block of samples."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Rows ``index`` (k,) of every matrix, ``(batch, k, n_in)``."""
+        ...
+
+    def dense(self) -> Tensor:
+        """The matrices themselves, ``(batch, n_out, n_in)``."""
+        ...
+
+    def first(self, count: int) -> Matrices:
+        """Those of the first samples only."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The product of linear maps: ``J = maps[-1] ... maps[1] maps[0]``, the first nearest the input.
+
+    Pushing a vector through costs the sum of the maps; nothing is multiplied out.
+
+    Raises:
+        ValueError: No map, or neighbours whose sizes differ.
+    """
+
+    maps: tuple[LinearMap, ...]
+
+    def __post_init__(self) -> None:
+        if not self.maps or any((a.n_out, a.batch) != (b.n_in, b.batch) for a, b in pairwise(self.maps)):
+            raise ValueError("the links of a chain must fit together")
+
+    @property
+    def batch(self) -> int:
+        return self.maps[0].batch
+
+    @property
+    def n_out(self) -> int:
+        return self.maps[-1].n_out
+
+    @property
+    def n_in(self) -> int:
+        return self.maps[0].n_in
+
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        for link in reversed(self.maps):
+            cotangents = link.vjp(cotangents)
+        return cotangents
+
+    def jvp(self, tangents: Tensor) -> Tensor:
+        for link in self.maps:
+            tangents = link.jvp(tangents)
+        return tangents
+
+
 @dataclass(frozen=True)
 class DenseMap:
     """A `LinearMap` whose matrices are in memory.
@@ -87,6 +146,50 @@ class DenseMap:
 
     def jvp(self, tangents: Tensor) -> Tensor:
         return (tangents.transpose(0, 1) @ self.matrices.mT).transpose(0, 1)
+
+    @property
+    def nbytes(self) -> int:
+        return self.matrices.nbytes
+
+    def rows(self, index: Tensor) -> Tensor:
+        return self.matrices[:, index]
+
+    def dense(self) -> Tensor:
+        return self.matrices
+
+    def first(self, count: int) -> DenseMap:
+        return DenseMap(self.matrices[:count])
+
+
+@dataclass(frozen=True)
+class FactoredMap(Chain):
+    """Two factors in memory, ``J = left @ right``, of which the product need never be formed.
+
+    Attributes:
+        left: ``(batch, n_out, r)``.
+        right: ``(batch, r, n_in)``.
+    """
+
+    maps: tuple[LinearMap, ...] = field(init=False)
+    left: Tensor
+    right: Tensor
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "maps", (DenseMap(self.right), DenseMap(self.left)))
+        super().__post_init__()
+
+    @property
+    def nbytes(self) -> int:
+        return self.left.nbytes + self.right.nbytes
+
+    def rows(self, index: Tensor) -> Tensor:
+        return self.left[:, index] @ self.right
+
+    def dense(self) -> Tensor:
+        return self.left @ self.right
+
+    def first(self, count: int) -> FactoredMap:
+        return FactoredMap(self.left[:count], self.right[:count])
 
 
 Extra = Mapping[str, object]
@@ -133,3 +236,33 @@ class Linearization(LinearMap, Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+
+class CutLinearization(Linearization, Protocol):
+    """A network at a batch of points that can also be linearised piece by piece.
+
+    The network is cut at ``n_links - 1`` places; link 0 is nearest the input.
+    """
+
+    @property
+    def n_links(self) -> int: ...
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Numbers a sample at the input, at each cut and at the output: ``n_links + 1`` of them."""
+        ...
+
+    @property
+    def narrowest(self) -> int:
+        """Number of the narrowest cut, from 1."""
+        ...
+
+    def span(self, first: int, last: int) -> ClosableLinearization:
+        """Links ``first`` to ``last - 1`` as one network at these points."""
+        ...
+
+
+class ClosableLinearization(Linearization, Protocol):
+    """One that holds activations until it is closed."""
+
+    def close(self) -> None: ...

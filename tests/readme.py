@@ -82,12 +82,14 @@ def difference(command: str, shown: str, real: str) -> str:
 
 
 def _stable_lines(command: str, text: str) -> list[str]:
-    """Without what depends on the machine: seconds, free bytes, paths, and what `doctor` found."""
+    """Without what depends on the machine: seconds, free bytes, paths, rounding, what `doctor` found."""
     lines = text.strip("\n").splitlines()
     if command.startswith("jacli doctor"):  # names and verdicts
         found = (re.match(r"(\S.*?) +(ok|!!) ", line) for line in lines)
         return [f"{match[1]} {match[2]}" for match in found if match]
     text = "\n".join(lines)
+    if command.startswith("jacli verify"):
+        text = re.sub(r"\d\.\de-\d\d(?=  )|(?<=worst error )\S+(?=,)", "E", text)
     text = re.sub(r"\d+\.\d s$", "S s", text, flags=re.M)
     text = re.sub(r"^(free there).*", r"\1", text, flags=re.M)
     text = re.sub(r"(?<![\w/])/(?:[^\s/]+/)*(?=sample_models/)", "", text)

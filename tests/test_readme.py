@@ -141,11 +141,11 @@ def is_named(option: str) -> bool:
 def test_the_dataset_table_is_the_schema():
     layouts = [
         ResultLayout(n_samples=2, input_shape=(1, 2, 2), output_shape=(3,), n_singular_values=3, **more)
-        for more in ({"nuclear_norm": True}, {"selected": 2, "per_sample_classes": True})
+        for more in ({"nuclear_norm": True}, {"selected": 2, "per_sample_classes": True}, {"factor_width": 2})
     ]
     schema = {name for layout in layouts for name in layout.datasets()}
     table = README.split("| dataset | shape |")[1].split("\n\n")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.M)) == schema
+    assert set(re.findall(r"^\| `([\w/]+)` \|", table, flags=re.M)) == schema
 
 
 def test_links_lead_somewhere():

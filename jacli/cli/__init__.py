@@ -17,6 +17,7 @@ from jacli.cli.compute import compute
 from jacli.cli.doctor import doctor
 from jacli.cli.inspect import inspect
 from jacli.cli.summarize import summarize
+from jacli.cli.verify import verify
 from jacli.errors import InterruptedRunError, JacliError, OutOfMemoryError, StoppedError
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command(short_help="Jacobians of a model at inputs, into one HDF5 file")(compute)
 app.command(short_help="Tables of norms, ranks and condition of result files")(summarize)
+app.command(short_help="Recheck stored results against their model")(verify)
 app.command(short_help="What is this file: a model, inputs, a result?")(inspect)
 app.command(short_help="Versions, devices, and whether a folder can take results")(doctor)
 

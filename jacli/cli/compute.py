@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from jacli.config import RunConfig
-    from jacli.run.compute import DryRun, Outcome
+    from jacli.run.compute import DryRun, Outcome, Recheck
 
 _MODEL, _INPUTS, _METHOD, _RESULT, _RUN = "Model", "Inputs", "Method", "Result file", "Run"
 
@@ -108,7 +108,10 @@ def compute(
     method: Annotated[
         str | None,
         _option(
-            "--method", panel=_METHOD, help="auto, loop, replicate, vmap or forward [auto].", metavar="NAME"
+            "--method",
+            panel=_METHOD,
+            help="auto, loop, replicate, vmap, forward or factored [auto].",
+            metavar="NAME",
         ),
     ] = None,
     dtype: Annotated[
@@ -125,12 +128,34 @@ def compute(
         str | None,
         _option("--chunk-size", panel=_METHOD, help="Outputs (or tangents) a pass [auto].", metavar="N|auto"),
     ] = None,
+    memory: Annotated[
+        str | None,
+        _option("--memory", panel=_METHOD, help="Never hold more than this: 4GiB [auto].", metavar="SIZE"),
+    ] = None,
+    verify: Annotated[
+        str | None,
+        _option(
+            "--verify",
+            panel=_RUN,
+            help="Recheck so many samples of the result against the original model; 0 = off [1].",
+            metavar="N",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        str | None,
+        _option(
+            "--tolerance",
+            panel=_RUN,
+            help="Relative error allowed by the recheck [1e-4 in float32].",
+            metavar="ERROR",
+        ),
+    ] = None,
     save: Annotated[
         str | None,
         _option(
             "--save",
             panel=_RESULT,
-            help="full, or none: norms, singular values and outputs only [full].",
+            help="full; factors: two narrow ones whose product it is; none: norms and values only [full].",
             metavar="WHAT",
         ),
     ] = None,
@@ -229,7 +254,7 @@ def _run(settings: RunConfig) -> None:
         typer.echo(json.dumps(outcome.to_dict(), indent=2))
     if not settings.quiet:
         _tell(outcome, time.monotonic() - started)
-    if outcome.not_finite or outcome.overflowed:
+    if outcome.not_finite or outcome.overflowed or outcome.rechecked.failed:
         raise UnsoundResultsError(*_unsound(outcome))
 
 
@@ -245,7 +270,19 @@ def _tell(outcome: Outcome, seconds: float) -> None:
         f"method {plan.method} ({plan.why}), {seconds:.1f} s",
         err=True,
     )
+    typer.echo(_recheck_line(outcome.rechecked), err=True)
     typer.echo(f"look at it: jacli summarize {shlex.quote(str(outcome.out))}", err=True)
+
+
+def _recheck_line(found: Recheck) -> str:
+    if not found.samples:
+        return "rechecked: nothing (--verify 0)"
+    samples = "1 sample" if found.samples == 1 else f"{found.samples} samples"
+    line = f"rechecked {samples} against the model in {found.dtype}: "
+    if found.worst_error is None:
+        return line + "at a kink of the network, equal to plain passes in the run's own dtype"
+    kinks = f", {len(found.at_kinks)} at a kink" if found.at_kinks else ""
+    return line + f"relative error {found.worst_error:.1e}, {found.tolerance:.1e} allowed{kinks}"
 
 
 def _unsound(outcome: Outcome) -> tuple[str, str, str] | tuple[str]:
@@ -257,6 +294,14 @@ def _unsound(outcome: Outcome) -> tuple[str, str, str] | tuple[str]:
             f"{len(outcome.not_finite)} of {outcome.samples} samples are not finite: {listed}. "
             "The model's derivative does not exist there (a square root or logarithm at 0), or it overflows. "
             f"They are NaN or infinite in {outcome.out}; leave them out with --samples.",
+        )
+    if outcome.rechecked.failed:
+        listed = ", ".join(map(str, outcome.rechecked.failed))
+        return (
+            f"The recheck failed: samples {listed} differ from reverse passes through the model.",
+            f"The worst relative error is {outcome.rechecked.worst_error:.1e}, "
+            f"{outcome.rechecked.tolerance:.1e} is allowed; verified_error in {outcome.out} has each.",
+            "Compute again with --method loop, and please report it; or allow more with --tolerance.",
         )
     return (
         f"{outcome.overflowed} values of the Jacobian are infinite in {outcome.out}. "
@@ -270,34 +315,57 @@ def _print_plan(settings: RunConfig, plan: DryRun) -> None:
 
         typer.echo(json.dumps(plan.to_dict(), indent=2))
         return
-    chosen = plan.plan
     total = sum(plan.disk.values())
+    for name, value in _plan_rows(plan, total):
+        typer.echo(f"{name:<16} {value}".rstrip())
+    for note in plan.notes:
+        typer.echo(f"note: {note}", err=True)
+    if total > plan.free:
+        typer.echo(
+            "note: that is more than is free: try --save none or factors, --save-dtype float16 or --classes",
+            err=True,
+        )
+
+
+def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
+    chosen = plan.plan
+    batched = f"{chosen.passes}, {chosen.chunk_size} vectors each"
     rows = [
         ("samples", str(plan.shapes["samples"])),
         ("input", _shape(plan.shapes["input"])),
         ("output", _shape(plan.shapes["output"])),
         ("Jacobian", f"{_shape(plan.shapes['jacobian_of_a_sample'])} a sample"),
         ("method", f"{chosen.method} ({chosen.why})"),
-        ("next in line", ", ".join(plan.alternatives) or "none"),
+    ]
+    if chosen.factored:
+        cuts = zip(chosen.factored.cuts, chosen.factored.widths[1:-1], strict=True)
+        rows += [
+            ("cut at", ", ".join(f"{name} ({width} wide)" for name, width in cuts)),
+            ("in this order", chosen.factored.order),
+        ]
+    others = [f"{name} {_duration(seconds)}" for name, seconds in plan.alternatives]
+    rows += [
+        ("next in line", ", ".join(others) or "none"),
         ("blocks", f"{chosen.n_blocks} of {chosen.batch_size} samples"),
-        (
-            "passes",
-            f"{chosen.passes}, {chosen.chunk_size} vectors each"
-            if chosen.method in ("vmap", "forward")
-            else str(chosen.passes),
-        ),
+        ("passes", str(chosen.passes) if chosen.method in ("loop", "factored") else batched),
         ("singular values", f"{chosen.singular_values} a sample"),
+        ("time", "unknown" if chosen.seconds is None else f"about {_duration(chosen.seconds)}"),
+        ("memory", f"up to {_size(plan.memory)}"),
         ("on disk", f"{_size(total)} ({total} bytes, uncompressed)"),
         ("free there", f"{_size(plan.free)} ({plan.free} bytes)"),
+        ("measured", f"{'samples':>9} {'vectors':>9} {'s a vector':>12} {'held':>10}"),
     ]
-    for name, value in rows:
-        typer.echo(f"{name:<16} {value}")
-    for note in plan.notes:
-        typer.echo(f"note: {note}", err=True)
-    if total > plan.free:
-        typer.echo(
-            "note: that is more than is free: try --save none, --save-dtype float16 or --classes", err=True
-        )
+    for tried in chosen.measured:
+        took = tried.failure or f"{tried.vector_seconds:>12.2e} {_size(tried.bytes_held):>10}"
+        rows.append((f"  {tried.method}", f"{tried.batch_size:>9} {tried.chunk_size:>9} {took}"))
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _shape(shape: list[int]) -> str:

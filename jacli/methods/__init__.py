@@ -18,17 +18,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 
-import torch
 from torch import Tensor
 
 from jacli.errors import MethodError, telling_line, translating
-from jacli.linear_map import Block, Linearization
+from jacli.linear_map import Block, CutLinearization, FactoredMap, Linearization
+from jacli.methods.assemble import assemble
+from jacli.plan import FactoredPlan
 
 METHODS = {
     "loop": "jacli.methods.loop",
     "replicate": "jacli.methods.replicate",
     "vmap": "jacli.methods.vmap",
     "forward": "jacli.methods.forward",
+    "factored": "jacli.methods.factored",
 }
 """Method name to module."""
 
@@ -49,17 +51,13 @@ def load_method(name: str) -> Method:
     return Method(name, module.blocks, module.passes, module.refusal)
 
 
-def fill(method: Method, linearization: Linearization, *, chunk_size: int) -> Tensor:
-    """The dense Jacobians of a batch, ``(batch, n_out, n_in)``, each block written into its place.
-
-    Nothing is stacked: the peak is the result plus one block.
+def checked_blocks(method: Method, linearization: Linearization, *, chunk_size: int) -> Iterator[Block]:
+    """The method's blocks; what torch raises on the way becomes an error that says what to do.
 
     Raises:
         MethodError: The method has no rule for something in this model.
         MemoryError: An allocation failed, on the host or on the device.
     """
-    shape = (linearization.batch, linearization.n_out, linearization.n_in)
-    dense = torch.empty(shape, dtype=linearization.dtype, device=linearization.device)
 
     def refusal(error: Exception) -> MethodError:
         plain = method.name == "loop"
@@ -70,7 +68,34 @@ def fill(method: Method, linearization: Linearization, *, chunk_size: int) -> Te
         )
 
     with translating(refusal):
-        for block in method.blocks(linearization, chunk_size=chunk_size):
-            rows, columns = block.outputs, block.inputs
-            dense[:, rows.start : rows.stop, columns.start : columns.stop] = block.values
-    return dense
+        yield from method.blocks(linearization, chunk_size=chunk_size)
+
+
+def fill(method: Method, linearization: Linearization, *, chunk_size: int) -> Tensor:
+    """The dense Jacobians of a batch, ``(batch, n_out, n_in)``, put together as they come (`assemble`).
+
+    Raises:
+        MethodError: The method has no rule for something in this model.
+        MemoryError: An allocation failed, on the host or on the device.
+    """
+    return assemble(checked_blocks(method, linearization, chunk_size=chunk_size), linearization)
+
+
+def factors_of(linearization: CutLinearization, plan: FactoredPlan) -> FactoredMap:
+    """The two factors of a cut network, by the method ``factored``.
+
+    Raises:
+        MethodError: A link has no rule for its method, or the graph is not the network.
+        MemoryError: An allocation failed.
+    """
+
+    def refusal(error: Exception) -> MethodError:
+        return MethodError(
+            "The method factored cannot serve this model.",
+            why=f"torch says: {telling_line(error)}",
+            todo="Leave --method out, or choose --method loop.",
+        )
+
+    with translating(refusal):
+        made: FactoredMap = import_module(METHODS["factored"]).factors(linearization, plan)
+        return made

@@ -1,7 +1,23 @@
-"""From a module to a linear map: the network as a function of its input, and its linearisation."""
+"""From a module to a linear map: the network as a function of its input, traced, cut and linearised."""
 
+from jacli.network.cut import Cut, narrowest_of, useful_cuts
 from jacli.network.linearize import Linearized
 from jacli.network.network import TensorNetwork, frozen_twin
 from jacli.network.settings import exact_arithmetic
+from jacli.network.spans import CutLinearized, CutNetwork
+from jacli.network.trace import NotTraceableError, TracedNetwork, trace_network
 
-__all__ = ["Linearized", "TensorNetwork", "exact_arithmetic", "frozen_twin"]
+__all__ = [
+    "Cut",
+    "CutLinearized",
+    "CutNetwork",
+    "Linearized",
+    "NotTraceableError",
+    "TensorNetwork",
+    "TracedNetwork",
+    "exact_arithmetic",
+    "frozen_twin",
+    "narrowest_of",
+    "trace_network",
+    "useful_cuts",
+]

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
 
 from jacli.linear_map import Extra
-from jacli.network.network import TensorNetwork
 from jacli.network.settings import batched_pass, thawed
+
+
+class Function(Protocol):
+    """What is linearised: a network, or the part of one between two cuts."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def fresh(self) -> bool: ...
+
+    @property
+    def recurrent(self) -> bool: ...
+
+    @property
+    def scripted_attention(self) -> bool: ...
+
+    def __call__(self, x: Tensor, extra: Extra) -> Tensor: ...
 
 
 class Linearized:
@@ -31,16 +48,26 @@ class Linearized:
         x: The points, ``(batch, *input)``.
         extra: Further arguments of this batch.
         selected: Flat output indices of each sample, ``(batch, k)``; all outputs if None.
+        outputs: The outputs at the points, where they are known.
+        n_out: Flattened outputs a sample, where that is known: else a forward pass finds it out.
     """
 
     def __init__(
-        self, network: TensorNetwork, x: Tensor, extra: Extra, selected: Tensor | None = None
+        self,
+        network: Function,
+        x: Tensor,
+        extra: Extra,
+        selected: Tensor | None = None,
+        *,
+        outputs: Tensor | None = None,
+        n_out: int | None = None,
     ) -> None:
         self._network = network
         self._x = x.detach()
         self._extra = extra
         self._selected = selected
-        self._outputs: Tensor | None = None
+        self._outputs = outputs
+        self._n_out = n_out
         self._tape: tuple[Tensor, Tensor] | None = None
         self._pullback: Any = None
 
@@ -57,7 +84,11 @@ class Linearized:
     @property
     def n_out(self) -> int:
         """Flattened (selected) outputs a sample."""
-        return self._selected.shape[1] if self._selected is not None else self.outputs[0].numel()
+        if self._selected is not None:
+            return self._selected.shape[1]
+        if self._n_out is None:
+            self._n_out = self.outputs[0].numel()
+        return self._n_out
 
     @property
     def dtype(self) -> torch.dtype:
@@ -146,7 +177,7 @@ class Linearized:
             for name, value in self._extra.items()
         }
         selected = None if self._selected is None else self._selected[index]
-        return Linearized(self._network, self._x[index], extra, selected)
+        return Linearized(self._network, self._x[index], extra, selected, n_out=self._n_out)
 
     def close(self) -> None:
         """Free the tape and the pullback."""

@@ -10,10 +10,15 @@ from torch import Tensor, nn
 
 from jacli.config import RunConfig, from_options
 from jacli.errors import InputsError, UsageError, means_out_of_memory
-from jacli.methods import fill
+from jacli.linear_map import FactoredMap
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.plan import Shapes
-from jacli.run.first_block import choose, memory_errors, padded, probed_network, served_plans
+from jacli.run.choose import Choice
+from jacli.run.engine import ComputedBlock, Engine
+from jacli.run.kept import Kept
+from jacli.run.memory import MemoryLimit, memory_errors
+from jacli.run.probed import padded, probed_network
+from jacli.run.task import Points, Task
 from jacli.spectrum import largest_singular_values
 from jacli.spectrum import singular_values as all_singular_values
 from jacli.verify import BATCH_SIZES, Probed, check_alone
@@ -43,6 +48,7 @@ def jacobian(
     method: str = "auto",
     batch_size: int | None = None,
     chunk_size: int | None = None,
+    memory: int | str | None = None,
     select: str | None = None,
     of: str = "logits",
     seed: int = 0,
@@ -55,12 +61,17 @@ def jacobian(
     papers; ``torch.func.jacrev`` gives it first.  A module runs in eval mode, on a frozen copy: the
     module itself stays as it is.  A function runs as it is.
 
+    The first call for a module and a shape finds out which method and sizes are the fastest, cutting the
+    network where it is narrow; that is kept for the next call, as long as the module lives.
+
     Args:
         model: A module (TorchScript too) or a function, ``(batch, *input) -> (batch, *output)``.
         x: The points, ``(batch, *input)``, floating.
-        method: ``auto``, ``loop``, ``replicate``, ``vmap`` or ``forward``.
+        method: ``auto``, ``loop``, ``replicate``, ``vmap``, ``forward`` or ``factored``.
         batch_size: Samples a block; decided if None.
-        chunk_size: Outputs (``vmap``) or inputs (``forward``) a pass; decided if None.
+        chunk_size: Outputs or, with ``forward``, inputs a pass; decided if None.
+        memory: What the work may hold beside the result, in bytes or as ``"4GiB"``; a share of what is
+            free if None.
         select: Which output, where the model returns several.
         of: ``logits``, ``probs`` or ``log-probs``.
         seed: Chooses the rows that are checked.
@@ -69,7 +80,8 @@ def jacobian(
             ``per_sample``.
 
     Returns:
-        ``(batch, *input, *output)``, on the device and in the dtype of ``x``.
+        ``(batch, *input, *output)``, on the device and in the dtype of ``x``; a view, in memory the
+        input's axes are last (``.contiguous()`` makes a copy in the order of the shape).
 
     Raises:
         ModelError: There is no per-sample Jacobian, or the method cannot serve the model.
@@ -78,7 +90,8 @@ def jacobian(
     """
     config = from_options(
         {**_NO_FILES, "select": select, "of": of, "method": method, "seed": seed}
-        | {"batch_size": batch_size, "chunk_size": chunk_size}
+        | {"batch_size": batch_size, "chunk_size": chunk_size, "memory": memory}
+        | {"singular_values": "none"}
     )
     with exact_arithmetic():
         return _Work(model, x, config, arguments, per_sample).dense()
@@ -143,46 +156,27 @@ class _Work:
         arguments: dict[str, object],
         per_sample: Sequence[str],
     ) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1 or len(x) == 0:
-            given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise InputsError(
-                f"x is {given}.",
-                why="A Jacobian needs a floating tensor (batch, *input) with a sample at least.",
-                todo="Convert it, for example x.float().",
-            )
-        if not bool(torch.isfinite(x).all()):
-            raise InputsError(
-                "x has values that are not finite.",
-                why="A Jacobian at NaN or infinity does not exist.",
-                todo="Leave those samples out.",
-            )
-        module = model if isinstance(model, nn.Module) else _Function(model)
+        _check_points(x)
         self.x = x.detach()
-        self.extra: dict[str, Tensor] = {}
-        for name in per_sample:
-            rows = arguments.get(name)
-            if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) != len(x):
-                raise UsageError(
-                    f"The argument {name} has no row a sample.",
-                    why=f"per_sample names it, and x has {len(x)} samples.",
-                    todo="Give a tensor of that length.",
-                )
-            self.extra[name] = rows
-        constant = {name: value for name, value in arguments.items() if name not in per_sample}
-        hints = [size for size in (config.batch_size, *BATCH_SIZES, len(x)) if size]
-        with memory_errors("running the model on the first samples"):
-            network, probed = probed_network(
-                frozen_twin(module),
-                self.x[:4],
-                self._rows(0, 4),
-                arguments=constant,
-                select=config.select,
-                of=config.of,
-                batch_hints=hints,
-            )
+        self.extra = _rows_of(arguments, per_sample, len(x))
+        self.constant = {name: value for name, value in arguments.items() if name not in per_sample}
         self.config = config
-        self.network: TensorNetwork = network
-        self.probed: Probed = probed
+        self._kept = Kept.of(model, self.x, config, arguments, per_sample)
+        self._memory = MemoryLimit.of_run(config, x.device)
+        with memory_errors("running the model on the first samples"):
+            self.network, self.probed = self._kept.network or self._probed(model)
+
+    def _probed(self, model: Callable[..., object]) -> tuple[TensorNetwork, Probed]:
+        module = model if isinstance(model, nn.Module) else _Function(model)
+        return probed_network(
+            frozen_twin(module),
+            self.x[:4],
+            self._rows(0, 4),
+            arguments=self.constant,
+            select=self.config.select,
+            of=self.config.of,
+            batch_hints=[size for size in (self.config.batch_size, *BATCH_SIZES, len(self.x)) if size],
+        )
 
     @property
     def shapes(self) -> Shapes:
@@ -199,42 +193,40 @@ class _Work:
     def _rows(self, start: int, stop: int) -> dict[str, Tensor]:
         return {name: rows[start:stop] for name, rows in self.extra.items()}
 
-    def linearize(self, start: int, size: int) -> Linearized:
-        """At samples ``start:start + size``; padded with the last one where the model needs that size."""
+    def _points(self, start: int, size: int) -> Points:
+        """Samples ``start:start + size``; padded with the last one where the model needs that size."""
         stop = min(start + size, len(self.x))
         x, extra = self.x[start:stop], self._rows(start, stop)
         if self.probed.fixed_batch:
             x, extra = padded(x, size), {name: padded(rows, size) for name, rows in extra.items()}
-        return Linearized(self.network, x, extra)
+        return x, extra, None
 
-    def checked(self, start: int, size: int) -> Linearized:
-        """As `linearize`, after a look whether a sample gives the same on its own."""
-        linearization = self.linearize(start, size)
-        position = min(size, len(self.x) - start) // 2
-        fixed = self.probed.fixed_batch is not None
-        check_alone(linearization, self.network.module, position=position, fixed_batch=fixed)
-        return linearization
+    @property
+    def task(self) -> Task:
+        """The work as the engine sees it."""
+        return Task(
+            self.network,
+            self.shapes,
+            self.config,
+            self._points,
+            self._memory,
+            keeps_dense=True,
+            share=1.0 if self._kept.is_kept else 0.25,  # of the first call of many
+        )
 
     def dense(self) -> Tensor:
-        """All Jacobians, ``(batch, *input, *output)``."""
-        shapes = self.shapes
-        with memory_errors("computing the Jacobian"):
-            chosen, first, block = choose(
-                served_plans(shapes, self.config),
-                lambda plan: self.checked(0, plan.batch_size),
-                seed=self.config.seed,
-            )
-            first.close()
-            result = block.new_empty(len(self.x), shapes.n_in, shapes.n_out)
-            size = chosen.plan.batch_size
-            for start in range(0, len(self.x), size):
-                if start:
-                    linearization = self.checked(start, size)
-                    block = fill(chosen.method, linearization, chunk_size=chosen.plan.chunk_size)
-                    linearization.close()
-                part = result[start : start + size]
-                part.copy_(block[: len(part)].mT)
-        return result.reshape(*self.x.shape, *shapes.output_shape)
+        """All Jacobians, ``(batch, *input, *output)``; in memory the rows of a sample are contiguous."""
+        task = self.task
+        with memory_errors("trying the model on the first samples"):
+            choice = Choice(task, kept=self._kept.choice)
+        engine = Engine(task, choice)
+        result: Tensor | None = None
+        with memory_errors("putting the Jacobian together"):
+            for block in engine.blocks():
+                result = _put(block, result, len(self.x))
+        assert result is not None and engine.chosen is not None  # there is a sample at least
+        self._kept.keep(self.network, self.probed, engine.chosen)
+        return result.mT.reshape(*self.x.shape, *self.shapes.output_shape)
 
     def largest(self, k: int) -> Tensor | None:
         """The k largest singular values without forming J; None where they did not converge.
@@ -244,7 +236,7 @@ class _Work:
         size = self.probed.fixed_batch or len(self.x)
         parts = []
         for start in range(0, len(self.x), size):
-            linearization = self.checked(start, size)
+            linearization = self._checked(start, size)
             try:
                 spectrum = largest_singular_values(
                     linearization, k, seed=self.config.seed, dtype=self.x.dtype, device=self.x.device
@@ -258,3 +250,63 @@ class _Work:
             parts.append(spectrum.values[: min(size, len(self.x) - start)])
             linearization.close()
         return torch.cat(parts)
+
+    def _checked(self, start: int, size: int) -> Linearized:
+        """The network at a block, after a look whether a sample gives the same on its own."""
+        linearization = self.task.linearize(self._points(start, size))
+        position = min(size, len(self.x) - start) // 2
+        fixed = self.probed.fixed_batch is not None
+        check_alone(linearization, self.network.module, position=position, fixed_batch=fixed)
+        return linearization
+
+
+def _check_points(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1 or len(x) == 0:
+        given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise InputsError(
+            f"x is {given}.",
+            why="A Jacobian needs a floating tensor (batch, *input) with a sample at least.",
+            todo="Convert it, for example x.float().",
+        )
+    if not bool(torch.isfinite(x).all()):
+        raise InputsError(
+            "x has values that are not finite.",
+            why="A Jacobian at NaN or infinity does not exist.",
+            todo="Leave those samples out.",
+        )
+
+
+def _rows_of(arguments: dict[str, object], per_sample: Sequence[str], batch: int) -> dict[str, Tensor]:
+    """The arguments that have a row a sample."""
+    found: dict[str, Tensor] = {}
+    for name in per_sample:
+        rows = arguments.get(name)
+        if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) != batch:
+            raise UsageError(
+                f"The argument {name} has no row a sample.",
+                why=f"per_sample names it, and x has {batch} samples.",
+                todo="Give a tensor of that length.",
+            )
+        found[name] = rows
+    return found
+
+
+def _put(block: ComputedBlock, result: Tensor | None, n_samples: int) -> Tensor:
+    """A block into the whole result, ``(n_samples, n_out, n_in)``; the only block is the result."""
+    count, matrices = block.count, block.matrices
+    if count == n_samples:
+        return matrices.first(count).dense()
+    if isinstance(matrices, FactoredMap):
+        if result is None:
+            result = matrices.left.new_empty(n_samples, matrices.n_out, matrices.n_in)
+        torch.bmm(
+            matrices.left[:count], matrices.right[:count], out=result[block.start : block.start + count]
+        )
+        return result
+    dense = matrices.dense()
+    if result is None:
+        by_columns = dense.stride(1) == 1 and dense.shape[1] > 1
+        shape = (n_samples, *(reversed(dense.shape[1:]) if by_columns else dense.shape[1:]))
+        result = dense.new_empty(shape).mT if by_columns else dense.new_empty(shape)
+    result[block.start : block.start + count] = dense[:count]
+    return result

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from jacli.config import RunConfig
-from jacli.linear_map import DenseMap
-from jacli.methods import Method, fill
+from jacli.linear_map import FactoredMap, Matrices
 from jacli.network import Linearized
 from jacli.plan import SINGULAR_VALUES_LIMIT, Plan
-from jacli.run.first_block import Chosen, choose, memory_errors, padded, served_plans
+from jacli.run.engine import ComputedBlock
+from jacli.run.factored_array import FactoredArray
+from jacli.run.memory import MemoryLimit
 from jacli.run.prepare import Prepared
-from jacli.spectrum import Spectrum, largest_singular_values, singular_values
+from jacli.run.probed import padded
+from jacli.run.statistics import statistics_of
+from jacli.run.task import Points, Task
 from jacli.store import ResultLayout
-from jacli.verify import check_alone
+
+StoredArray = np.ndarray | FactoredArray
 
 
 class Run:
-    """A prepared run: its layout, its candidate methods, and its blocks as the file stores them.
+    """A prepared run: its task, its layout, and its blocks as the file stores them.
 
     Attributes:
         inputs_sha256: Of the rows read so far.
@@ -47,7 +51,7 @@ class Run:
         shapes = self.prepared.shapes
         smaller = min(shapes.n_in, shapes.n_selected)
         found = []
-        if self.config.chunk_size and plan.method in ("loop", "replicate"):
+        if self.config.chunk_size and plan.method == "loop":
             found.append(f"--chunk-size has no part in the method {plan.method}")
         if self.config.singular_values == "auto" and not plan.singular_values:
             found += [
@@ -74,57 +78,28 @@ class Run:
             output_dtype=config.dtype,
             compress=config.compress,
             batch_size=plan.batch_size,
+            factor_width=plan.factored.width if config.save == "factors" and plan.factored else 0,
         )
 
-    def plans(self) -> Iterator[tuple[Method, Plan]]:
-        """Candidate methods with their plans, best first."""
-        return served_plans(self.prepared.shapes, self.config)
-
-    def first_block(self) -> tuple[Chosen, dict[str, np.ndarray]]:
-        """Choose the method on the first block; its arrays are used, not computed again."""
-        raws: dict[int, np.ndarray] = {}
-
-        def linearize(plan: Plan) -> Linearized:
-            linearization, raw = self._linearize(0, plan.batch_size)
-            self._check_alone(linearization, 0, len(raw))
-            raws[plan.batch_size] = raw
-            return linearization
-
-        chosen, linearization, dense = choose(self.plans(), linearize, seed=self.config.seed)
-        raw = raws[chosen.plan.batch_size]
-        return chosen, self._arrays(0, raw, linearization, dense, chosen.plan)
-
-    def blocks(
-        self, chosen: Chosen, first: dict[str, np.ndarray]
-    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """Every block's first sample and its arrays, in the datasets' shapes."""
-        plan = chosen.plan
-        yield 0, first
-        first.clear()
-        for start in range(plan.batch_size, self.prepared.shapes.n_samples, plan.batch_size):
-            stop = min(start + plan.batch_size, self.prepared.shapes.n_samples)
-            with memory_errors(f"computing samples {start} to {stop - 1}"):
-                linearization, raw = self._linearize(start, plan.batch_size)
-                dense = fill(chosen.method, linearization, chunk_size=plan.chunk_size)
-                self._check_alone(linearization, start, len(raw))
-                arrays = self._arrays(start, raw, linearization, dense, plan)
-            yield start, arrays
-
-    def _check_alone(self, linearization: Linearized, start: int, count: int) -> None:
-        check_alone(
-            linearization,
-            self.prepared.network.module,
-            position=(self.config.seed + start + count // 2) % count,
-            fixed_batch=self.prepared.shapes.fixed_batch is not None,
+    def task(self) -> Task:
+        """The run as the engine sees it."""
+        prepared = self.prepared
+        return Task(
+            network=prepared.network,
+            shapes=prepared.shapes,
+            config=self.config,
+            points=self._points,
+            memory=MemoryLimit.of_run(self.config, prepared.device),
+            keeps_dense=self.config.save == "full",
         )
 
-    def _linearize(self, start: int, size: int) -> tuple[Linearized, np.ndarray]:
+    def _points(self, start: int, size: int) -> Points:
         prepared = self.prepared
         stop = min(start + size, prepared.shapes.n_samples)
-        raw, x, extra = prepared.rows(start, stop)
+        _, x, extra = prepared.rows(start, stop)
         if prepared.shapes.fixed_batch:
             x, extra = padded(x, size), {name: padded(value, size) for name, value in extra.items()}
-        return Linearized(prepared.network, x, extra, self._selected(start, stop, x, extra)), raw
+        return x, extra, self._selected(start, stop, x, extra)
 
     def _selected(self, start: int, stop: int, x: Tensor, extra: Mapping[str, Tensor]) -> Tensor | None:
         """Flat output indices of each row of ``x``, ``(batch, k)``; None for all."""
@@ -140,46 +115,55 @@ class Run:
         outputs = Linearized(self.prepared.network, x, extra).outputs.reshape(len(x), -1)
         return outputs.topk(classes.k, dim=1).indices
 
-    def _arrays(
-        self, start: int, raw: np.ndarray, linearization: Linearized, dense: Tensor, plan: Plan
-    ) -> dict[str, np.ndarray]:
-        """What the file stores of a block; ``dense`` is ``(batch, n_out, n_in)``, possibly padded."""
-        count = len(raw)
-        index = self.prepared.source.index[start : start + count]
-        dense, outputs = dense[:count], linearization.outputs[:count]
-        class_norms = torch.linalg.vector_norm(dense, dim=2, dtype=torch.float64)
-        frobenius = torch.linalg.vector_norm(class_norms, dim=1)
-        finite = torch.isfinite(frobenius) & torch.isfinite(outputs.reshape(count, -1)).all(1)
+    def arrays(self, block: ComputedBlock, plan: Plan) -> dict[str, StoredArray]:
+        """What the file stores of a block, in the datasets' shapes."""
+        count, shapes = block.count, self.prepared.shapes
+        raw = self.prepared.source.read(block.start, block.start + count)
+        index = self.prepared.source.index[block.start : block.start + count]
+        outputs, matrices = block.linearization.outputs[:count], block.matrices.first(count)
+        statistics = statistics_of(matrices, plan, seed=self.config.seed)
+        finite = torch.isfinite(statistics.frobenius) & torch.isfinite(outputs.reshape(count, -1)).all(1)
         self.not_finite += index[~finite.cpu().numpy()].tolist()
         self.inputs_sha256.update(raw.tobytes())
-        output_shape = self.jacobian_shape[len(self.prepared.shapes.input_shape) :]
+        output_shape = self.jacobian_shape[len(shapes.input_shape) :]
         arrays: dict[str, Tensor] = {
             "outputs": outputs,
-            "frobenius_norm": frobenius,
-            "class_norms": class_norms.reshape(count, *output_shape),
+            "frobenius_norm": statistics.frobenius,
+            "class_norms": statistics.class_norms.reshape(count, *output_shape),
         }
-        if plan.singular_values:
-            spectrum = _spectrum(dense, plan, self.config.seed)
-            arrays |= {"singular_values": spectrum.values, "singular_value_error": spectrum.errors}
-            arrays["spectral_norm"] = spectrum.values[:, 0]
+        if statistics.spectrum is not None:
+            values = statistics.spectrum.values
+            arrays |= {"singular_values": values, "singular_value_error": statistics.spectrum.errors}
+            arrays["spectral_norm"] = values[:, 0]
             if plan.all_singular_values:
-                arrays["nuclear_norm"] = spectrum.values.sum(1)
+                arrays["nuclear_norm"] = values.sum(1)
         if self.config.classes.per_sample:
-            arrays["class_index"] = linearization.selected[:count]
-        if self.config.save == "full":
-            arrays["jacobian"] = dense.mT.reshape(count, *self.jacobian_shape)
-        linearization.close()
-        stored = {name: array.detach().cpu().numpy() for name, array in arrays.items()}
+            arrays["class_index"] = block.linearization.selected[:count]
+        stored: dict[str, StoredArray] = {
+            name: array.detach().cpu().numpy() for name, array in arrays.items()
+        }
+        stored |= self._large_arrays(matrices, count, output_shape)
         stored["sample_index"] = index
         if self.config.save_inputs:
             stored["inputs"] = raw
         return stored
 
-
-def _spectrum(dense: Tensor, plan: Plan, seed: int) -> Spectrum:
-    """All singular values by Gram matrix or QR; few of a large matrix by Lanczos."""
-    k = plan.singular_values
-    if min(dense.shape[1:]) <= SINGULAR_VALUES_LIMIT or plan.all_singular_values:
-        every = singular_values(dense)
-        return Spectrum(every.values[:, :k], every.errors[:, :k])
-    return largest_singular_values(DenseMap(dense), k, seed=seed, dtype=dense.dtype, device=dense.device)
+    def _large_arrays(
+        self, matrices: Matrices, count: int, output_shape: tuple[int, ...]
+    ) -> dict[str, StoredArray]:
+        """The Jacobian, or its factors; a product is multiplied out piece by piece as it is written."""
+        input_shape = self.prepared.shapes.input_shape
+        if self.config.save == "factors":
+            assert isinstance(matrices, FactoredMap)  # the choice sees to it
+            left, right = matrices.left.cpu().numpy(), matrices.right.cpu().numpy()
+            width = left.shape[2]
+            return {
+                "factors/left": left.reshape(count, *output_shape, width),
+                "factors/right": right.reshape(count, width, *input_shape),
+            }
+        if self.config.save != "full":
+            return {}
+        if isinstance(matrices, FactoredMap):
+            return {"jacobian": FactoredArray(matrices, input_shape, output_shape)}
+        dense = matrices.dense().mT.reshape(count, *self.jacobian_shape)
+        return {"jacobian": dense.detach().cpu().numpy()}

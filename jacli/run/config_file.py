@@ -6,6 +6,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
     given = {name: value for name, value in flags.items() if value is not None and name != "config"}
     path = Path(flags["config"]) if flags.get("config") else None
     config = from_options({**(read_options(path, given) if path else {}), **given})
+    if path and not set(given) & set(CHANGES_PLAN):
+        config = replace(config, repeated_plan=_recorded_plan(path))
     read = [config.model, config.inputs, config.labels, path, (config.arch or "").partition(":")[0]]
     read += [value[1:] for value in config.arg.values() if isinstance(value, str) and value.startswith("@")]
     out = Path(config.out)
@@ -34,6 +37,39 @@ def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
                 todo="Give --out another name.",
             )
     return config
+
+
+CHANGES_PLAN = (
+    *(
+        "model",
+        "inputs",
+        "samples",
+        "classes",
+        "labels",
+        "select",
+        "of",
+        "arch",
+        "arch_arg",
+        "dtype",
+        "device",
+    ),
+    *("method", "batch_size", "chunk_size", "memory", "save", "singular_values"),
+)
+"""Options with which the plan of an earlier run no longer fits."""
+
+
+def _recorded_plan(path: Path) -> Mapping[str, Any] | None:
+    """The plan of a result file, to be repeated without measuring; None for TOML."""
+    if recognise_content(path) is not Content.HDF5:
+        return None
+    from jacli.store import open_results
+
+    with open_results(path) as results:
+        try:
+            plan = json.loads(str(results.attrs.get("plan")))
+        except ValueError:
+            return None
+    return plan if isinstance(plan, dict) else None
 
 
 def read_options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jacli.config import from_options
 from jacli.content import WHAT_TO_DO, Content, recognise_content
 from jacli.errors import InputsError, JacliError, ResultsError, UsageError
+
+if TYPE_CHECKING:
+    from jacli.run.task import Task
 
 _MODELS = (
     Content.TORCHSCRIPT,
@@ -132,15 +135,17 @@ def _result_or_inputs(path: str, key: str | None) -> dict[str, Any]:
 
 def _probed(options: dict[str, Any]) -> dict[str, Any]:
     from jacli.network import exact_arithmetic
-    from jacli.plan import candidates
-    from jacli.run.first_block import refusals
+    from jacli.run.blocks import Run
+    from jacli.run.choose import refusals
     from jacli.run.prepare import prepare
+    from jacli.search import methods_in_order
 
     config = from_options(options)
     with exact_arithmetic():
         prepared = prepare(config)
         shapes, loaded = prepared.shapes, prepared.loaded
         refused = refusals(shapes.fixed_batch)
+        cuts, why_not = _cuts(Run(config, prepared).task())
         prepared.source.close()
     return {
         "kind": "model on inputs",
@@ -155,6 +160,35 @@ def _probed(options: dict[str, Any]) -> dict[str, Any]:
         "batch_sizes": f"{shapes.fixed_batch} only" if shapes.fixed_batch else "any",
         "keeps_state": prepared.network.fresh,
         "methods": {name: why or "serves" for name, why in refused.items()},
-        "auto": [f"{name}: {why}" for name, why in candidates(shapes, config, refused)],
+        "tried_in_this_order": methods_in_order(shapes, config, refused),
+        "cuts": cuts,
+        "not_cut": why_not,
         "notes": list(prepared.notes),
     }
+
+
+def _cuts(task: Task) -> tuple[list[dict[str, Any]], str | None]:
+    """Where the network is narrower than its output, what that saves; or why it is not cut."""
+    from jacli.network import NotTraceableError
+    from jacli.run.task import cut_network
+
+    try:
+        cut = cut_network(task)
+    except NotTraceableError as failure:
+        return [], str(failure)
+    n_out, n_in = task.shapes.n_selected, task.shapes.n_in
+    found = []
+    for place in cut.cuts:
+        passes = min(n_out, n_in)
+        saves = f"{place.width} passes in place of {passes}" if place.width < passes else "nothing by itself"
+        factor_bytes = place.width * (n_out + n_in) * task.shapes.itemsize
+        sizes = f"{factor_bytes:,} bytes a sample as factors, {task.shapes.sample_bytes:,} as a Jacobian"
+        found.append(
+            {
+                "where": place.name,
+                "width": f"{place.width} wide",
+                "saves": saves,
+                "sizes": sizes,
+            }
+        )
+    return found, None

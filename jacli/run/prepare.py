@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from jacli.config import RunConfig
-from jacli.option_values import Classes
 from jacli.content import Content, recognise_content
 from jacli.errors import InputsError, UsageError
 from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs
 from jacli.models import LoadedModel, load_model
 from jacli.network import TensorNetwork
+from jacli.option_values import Classes
 from jacli.plan import Shapes
-from jacli.run.first_block import memory_errors, probed_network
+from jacli.run.memory import memory_errors
+from jacli.run.probed import probed_network
 from jacli.verify import BATCH_SIZES, Probed
 
 _PROBE_ROWS = 4

@@ -10,7 +10,7 @@ import torch
 
 import jacli
 from jacli.config import RunConfig
-from jacli.run.first_block import Chosen
+from jacli.run.engine import Chosen
 from jacli.run.prepare import Prepared
 
 

@@ -66,8 +66,7 @@ def singular_values(matrices: Tensor) -> Spectrum:
     if batch == 0 or n == 0:
         empty = torch.zeros(batch, n, dtype=torch.float64, device=matrices.device)
         return Spectrum(empty, empty.clone())
-    at_once = max(1, PIECE_BYTES // (8 * n * m))
-    parts = [_spectrum(_columns_of(part), n) for part in wide.split(at_once)]
+    parts = [_spectrum(columns_of(part), n) for part in wide.split(at_once(n * m))]
     return Spectrum(torch.cat([p.values for p in parts]), torch.cat([p.errors for p in parts]))
 
 
@@ -88,15 +87,21 @@ def streamed_singular_values(pieces: Pieces, n: int) -> Spectrum:
     return _spectrum(lambda: (piece[None] for piece in pieces()), n)
 
 
-def _columns_of(wide: Tensor) -> Pieces:
+def at_once(numbers: int) -> int:
+    """How many things of so many float64 numbers each stay within `PIECE_BYTES`; at least one."""
+    return max(1, PIECE_BYTES // (8 * numbers))
+
+
+def columns_of(wide: Tensor) -> Pieces:
     """Pieces ``(batch, n, m_i)`` of ``(batch, n, m)`` whose float64 copies stay within the bound."""
     batch, n, _ = wide.shape
-    return lambda: wide.split(max(1, PIECE_BYTES // (8 * batch * n)), dim=2)
+    return lambda: wide.split(at_once(batch * n), dim=2)
 
 
 def _spectrum(pieces: Pieces, n: int) -> Spectrum:
     """The core: pieces ``(batch, n, m_i)`` of a batch of matrices -> their singular values."""
-    gram, peak, m = _gram(pieces, n)
+    gram, peaks, m = gram_of(pieces, n)
+    peak = peaks.amax(dim=1)
     count = min(n, m)
     finite = peak.isfinite()
     gram[~(finite & (peak < SAFE_PEAK))] = 0.0  # LAPACK may raise, or not return, on NaN and infinity
@@ -114,24 +119,24 @@ def _spectrum(pieces: Pieces, n: int) -> Spectrum:
     return Spectrum(values, errors)
 
 
-def _gram(pieces: Pieces, n: int) -> tuple[Tensor, Tensor, int]:
-    """Gram matrices ``(batch, n, n)``, largest entries in size ``(batch,)`` (NaN if any is), columns."""
-    gram = peak = None
+def gram_of(pieces: Pieces, n: int) -> tuple[Tensor, Tensor, int]:
+    """Gram matrices ``(batch, n, n)``, largest entries in size ``(batch, n)`` of rows (or NaN), columns."""
+    gram = peaks = None
     m = 0
     for piece in pieces():
         part = piece.to(torch.float64)
         if part.shape[2] == 0:
             continue
-        largest = torch.maximum(part.amax(dim=(1, 2)), -part.amin(dim=(1, 2)))
-        if gram is None or peak is None:
-            gram, peak = part @ part.mT, largest
+        largest = torch.maximum(part.amax(dim=2), -part.amin(dim=2))
+        if gram is None or peaks is None:
+            gram, peaks = part @ part.mT, largest
         else:
             gram.baddbmm_(part, part.mT)
-            peak = torch.maximum(peak, largest)
+            peaks = torch.maximum(peaks, largest)
         m += part.shape[2]
-    if gram is None or peak is None:
-        return torch.zeros(1, n, n, dtype=torch.float64), torch.zeros(1, dtype=torch.float64), 0
-    return gram, peak, m
+    if gram is None or peaks is None:
+        return torch.zeros(1, n, n, dtype=torch.float64), torch.zeros(1, n, dtype=torch.float64), 0
+    return gram, peaks, m
 
 
 def _gram_error(values: Tensor, squared_norm: Tensor, n: int, m: int) -> Tensor:
@@ -156,14 +161,14 @@ def _by_qr(pieces: Pieces, samples: Tensor, n: int, m: int) -> tuple[Tensor, Ten
     ``||E||_F <= c eps sqrt(m + n) ||A||_F`` (Higham, 2002, theorem 19.4, with the square root for
     random signs), and by Weyl no singular value moves by more than ``||E||``.
     """
-    rows = [_r_factor(pieces, sample, n) for sample in samples.tolist()]
+    rows = [r_factor(pieces, sample, n) for sample in samples.tolist()]
     values = torch.stack([torch.linalg.svdvals(r) for r in rows])
     largest = values[:, :1]  # divided out, so that squares of extreme values stay within float64
     norm = largest * torch.linalg.vector_norm(values / largest, dim=-1, keepdim=True)
     return values, (4 * EPS * math.sqrt(m + n) * norm).expand_as(values)
 
 
-def _r_factor(pieces: Pieces, sample: int, n: int) -> Tensor:
+def r_factor(pieces: Pieces, sample: int, n: int) -> Tensor:
     """R of ``A' = Q R``, ``(min(n, m), n)``: each piece is stacked below the R of those before it.
 
     One sample at a time: batched QR of many small matrices is slow on CUDA (pytorch #143281), and

@@ -67,6 +67,11 @@ class Results:
         return int(self._file["done"].shape[0])
 
     @property
+    def datasets(self) -> Mapping[str, h5py.Dataset]:
+        """Name -> dataset as it lies in the file, nothing read."""
+        return MappingProxyType({name: self._file[name] for name in self.names})
+
+    @property
     def complete(self) -> bool:
         """Whether the run that wrote the file ended."""
         return bool(self.attrs["complete"])

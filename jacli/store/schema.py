@@ -13,6 +13,9 @@ import numpy as np
 
 SCHEMA = "jacli/1"
 
+AFTERWARDS = frozenset({"verified_error", "near_kink", "done"})
+"""Per-sample datasets that no block brings: the recheck and the writer itself fill them."""
+
 _CHUNK_BYTES = 4 * 2**20
 """Writes in aligned chunks of 1 to 4 MiB are the fastest (FINDINGS section 4)."""
 _SMALL_CHUNK_BYTES = 64 * 2**10
@@ -56,9 +59,11 @@ class ResultLayout:
         per_sample_classes: The k outputs differ from sample to sample (``top:k``, ``label``).
         n_singular_values: s, stored for each sample; 0 for none.
         nuclear_norm: Whether all singular values were computed, so that their sum is known.
-        save_jacobian: False for ``--save none``.
+        save_jacobian: False for ``--save factors`` and ``none``.
+        factor_width: r of ``--save factors``: each Jacobian is left (n_out, r) times right (r, n_in).
+            0 for no factors.
         save_inputs: Whether the inputs are copied into the file.
-        save_dtype: Of the Jacobian in the file.
+        save_dtype: Of the Jacobian, or its factors, in the file.
         input_dtype: Of the inputs as they were read.
         output_dtype: The run's arithmetic.
         compress: none, gzip, lzf or zstd.
@@ -73,6 +78,7 @@ class ResultLayout:
     n_singular_values: int = 0
     nuclear_norm: bool = False
     save_jacobian: bool = True
+    factor_width: int = 0
     save_inputs: bool = True
     save_dtype: str = "float32"
     input_dtype: str = "float32"
@@ -111,6 +117,23 @@ class ResultLayout:
                 "derivative of each output with respect to each input",
                 "output per input",
             )
+        if self.factor_width:
+            add(
+                "factors/left",
+                (*differentiated, self.factor_width),
+                (*differentiated_dims, "bottleneck"),
+                self.save_dtype,
+                "derivative of each output with respect to the bottleneck",
+                "output per number of the bottleneck",
+            )
+            add(
+                "factors/right",
+                (self.factor_width, *self.input_shape),
+                ("bottleneck", *input_dims),
+                self.save_dtype,
+                "derivative of the bottleneck with respect to each input",
+                "number of the bottleneck per input",
+            )
         add("sample_index", (), (), "int64", "position of the sample in the inputs", "1")
         if self.save_inputs:
             add("inputs", self.input_shape, input_dims, self.input_dtype, "inputs, as read")
@@ -148,6 +171,15 @@ class ResultLayout:
                 table["class_index"] = DatasetLayout(
                     (self.selected,), np.dtype("int64"), ("selected",), long_name, "1"
                 )
+        add(
+            "verified_error",
+            (),
+            (),
+            "float64",
+            "relative error found by the recheck, NaN if not rechecked",
+            "1",
+        )
+        add("near_kink", (), (), "uint8", "1 where float64 gives another derivative, at a kink", "1")
         add("done", (), (), "uint8", "1 once everything of the sample is on disk", "1")
         return table
 

@@ -6,7 +6,8 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -14,8 +15,24 @@ import numpy as np
 from jacli.errors import UsageError
 from jacli.store.dimensions import attach_scales, create_scales
 from jacli.store.place import check_place, check_room, create_part, disk_error, part_path, publish
-from jacli.store.schema import SCHEMA, DatasetLayout, ResultLayout
+from jacli.store.schema import AFTERWARDS, SCHEMA, DatasetLayout, ResultLayout
 from jacli.store.sink import FileSink
+
+
+class Rows(Protocol):
+    """What is needed of an array to write it: an `np.ndarray`, or one computed piece by piece when asked."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, piece: Any, /) -> Any:
+        """The piece of that tuple of slices, one an axis, as an ``np.ndarray``."""
+        ...
 
 
 class ResultWriter:
@@ -84,19 +101,20 @@ class ResultWriter:
             if layout.units:
                 dataset.attrs["units"] = layout.units
 
-    def write_block(self, start: int, arrays: Mapping[str, np.ndarray]) -> None:
+    def write_block(self, start: int, arrays: Mapping[str, Rows]) -> None:
         """Write rows ``start : start + b`` of every per-sample dataset, flush, then mark them done.
 
         Args:
             start: First row.
-            arrays: Name -> (b, ...), all datasets with a batch axis but ``done``. Any strides: pieces of one
-                chunk are made contiguous and cast in turn, so nothing the size of the block is copied.
+            arrays: Name -> (b, ...), all datasets with a batch axis but those of `AFTERWARDS`. Any strides:
+                pieces of one chunk are made contiguous and cast in turn, so nothing the size of the block is
+                copied. Nor need it exist: anything that is `Rows` will do, asked once for each chunk.
 
         Raises:
             OutputError: The disk is full, or failed.
             ValueError: Names or shapes are not the layout's.
         """
-        expected = {name for name, layout in self._layouts.items() if layout.dims[0] == "batch"} - {"done"}
+        expected = {name for name, layout in self._layouts.items() if layout.dims[0] == "batch"} - AFTERWARDS
         if set(arrays) != expected:
             raise ValueError(f"expected exactly the datasets {sorted(expected)}, got {sorted(arrays)}")
         lengths = {len(array) for array in arrays.values()}
@@ -111,7 +129,7 @@ class ResultWriter:
             self._file["done"][start:stop] = 1
             self._file.flush()
 
-    def _write_rows(self, name: str, start: int, array: np.ndarray) -> None:
+    def _write_rows(self, name: str, start: int, array: Rows) -> None:
         layout = self._layouts[name]
         if array.shape[1:] != layout.shape[1:] or start + len(array) > layout.shape[0]:
             raise ValueError(f"{name}: rows {start}+ of shape {array.shape} do not fit into {layout.shape}")
@@ -131,6 +149,18 @@ class ResultWriter:
         """Write a dataset that belongs to the whole run: ``class_index`` (k,), the same for all samples."""
         with self._watching():
             self._file[name][...] = array
+            self._file.flush()
+
+    @property
+    def datasets(self) -> Mapping[str, h5py.Dataset]:
+        """Name -> dataset of the open file, so that it can be read back before it is published."""
+        return MappingProxyType({name: self._file[name] for name in self._layouts})
+
+    def write_recheck(self, row: int, error: float, near_kink: bool) -> None:
+        """Write what the recheck found of one sample; NaN and 0 where it is never called."""
+        with self._watching():
+            self._file["verified_error"][row] = error
+            self._file["near_kink"][row] = near_kink
             self._file.flush()
 
     def set_attributes(self, attributes: Mapping[str, object]) -> None:

@@ -1,7 +1,20 @@
-"""Trust: the probe before a run, the check of its first block; always through the original model."""
+"""Trust: a probe before the run, a check of its first block, a recheck; always through the original model."""
 
 from jacli.verify.alone import check_alone
 from jacli.verify.probe import BATCH_SIZES, Probed, probe
+from jacli.verify.recheck import Rechecked, StoredProducts, StoredSample, recheck, recheck_tolerance
 from jacli.verify.rows import row_error, row_tolerance
 
-__all__ = ["BATCH_SIZES", "Probed", "check_alone", "probe", "row_error", "row_tolerance"]
+__all__ = [
+    "BATCH_SIZES",
+    "Probed",
+    "Rechecked",
+    "StoredProducts",
+    "StoredSample",
+    "check_alone",
+    "probe",
+    "recheck",
+    "recheck_tolerance",
+    "row_error",
+    "row_tolerance",
+]

@@ -7,9 +7,8 @@ method, rows of the first block are compared with what `Linearization.pull` give
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from jacli.linear_map import Linearization
+from jacli.linear_map import Linearization, Matrices
 
 N_ROWS = 4
 
@@ -19,34 +18,38 @@ def row_tolerance(dtype: torch.dtype) -> float:
     return 1e-8 if dtype == torch.float64 else 1e-3
 
 
-def row_error(linearization: Linearization, dense: Tensor, *, seed: int) -> float:
+def row_error(linearization: Linearization, matrices: Matrices, *, seed: int) -> float:
     """Worst relative error over the samples, on `N_ROWS` seeded rows; 0 where both are not finite.
 
-    The scale is the larger of the reference rows' norm and the Jacobian's own: rows that are zero
-    but for cancellation (a saturated softmax) do not count as wrong.
+    The scale is the larger of the reference rows' norm and the Jacobian's own, ``||J||_F`` as estimated by
+    ``||J v||`` with a Gaussian v: rows that are zero but for cancellation (a saturated softmax) do not
+    count as wrong.
 
     Args:
         linearization: The map at the block the method was given.
-        dense: What the method computed, ``(batch, n_out, n_in)``.
+        matrices: What the method computed.
         seed: Chooses the rows.
 
     Cost: ``min(N_ROWS, n_out)`` reverse passes.
     """
-    batch, n_out, _ = dense.shape
+    batch, n_out = matrices.batch, matrices.n_out
+    dtype, device = linearization.dtype, linearization.device
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(n_out, generator=generator)[:N_ROWS]
-    difference = torch.zeros(batch, dtype=torch.float64, device=dense.device)
+    probe = torch.randn(1, 1, matrices.n_in, generator=generator, dtype=torch.float64)
+    image = matrices.jvp(probe.expand(1, batch, -1).to(device, dtype))[0]
+    own = image.double().square().nan_to_num(0, 0, 0).sum(1) * len(rows) / n_out
+    computed = matrices.rows(rows.to(device)).double()
+    difference = torch.zeros(batch, dtype=torch.float64, device=device)
     reference = torch.zeros_like(difference)
-    for row in rows.tolist():
-        cotangents = torch.zeros(batch, n_out, dtype=dense.dtype, device=dense.device)
+    for position, row in enumerate(rows.tolist()):
+        cotangents = torch.zeros(batch, n_out, dtype=dtype, device=device)
         cotangents[:, row] = 1
         plain = linearization.pull(cotangents).double()
-        computed = dense[:, row].double()
-        both = ~torch.isfinite(plain) & ~torch.isfinite(computed)
-        gap = (plain - computed).masked_fill(both, 0).nan_to_num(nan=torch.inf, posinf=torch.inf)
-        difference += gap.square().sum(1)
+        both = ~torch.isfinite(plain) & ~torch.isfinite(computed[:, position])
+        gap = (plain - computed[:, position]).masked_fill(both, 0)
+        difference += gap.nan_to_num(nan=torch.inf, posinf=torch.inf).square().sum(1)
         reference += plain.masked_fill(both, 0).square().sum(1)
-    own = dense.flatten(1).square().nan_to_num(0, 0, 0).sum(1, dtype=torch.float64) * len(rows) / n_out
     scale = torch.maximum(reference, own)
     errors = torch.where(difference > 0, (difference / scale.clamp(min=1e-300)).sqrt(), 0.0)
     return float(errors.max())

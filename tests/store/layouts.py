@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from jacli.store import ResultLayout, ResultWriter
+from jacli.store.schema import AFTERWARDS
 
 IMAGES = ResultLayout(10, (3, 5, 4), (7,), n_singular_values=7, nuclear_norm=True, batch_size=4)
 
 
 def random_block(layout: ResultLayout, start: int, stop: int) -> dict[str, np.ndarray]:
-    """Arrays for rows ``start:stop`` of every per-sample dataset."""
+    """Arrays for rows ``start:stop`` of every per-sample dataset that a block brings."""
     draw = np.random.default_rng(start)
     arrays = {
         name: draw.standard_normal((stop - start, *dataset.shape[1:])).astype(dataset.dtype)
         for name, dataset in layout.datasets().items()
-        if dataset.dims[0] == "batch" and name != "done"
+        if dataset.dims[0] == "batch" and name not in AFTERWARDS
     }
     arrays["sample_index"] = np.arange(start, stop)
     return arrays

@@ -17,12 +17,14 @@ done                  (10,)             uint8    batch
 frobenius_norm        (10,)             float64  batch
 inputs                (10, 3, 5, 4)     float32  batch c h w
 jacobian              (10, 3, 5, 4, 7)  float32  batch c h w n_classes
+near_kink             (10,)             uint8    batch
 nuclear_norm          (10,)             float64  batch
 outputs               (10, 7)           float32  batch n_classes
 sample_index          (10,)             int64    batch
 singular_value_error  (10, 7)           float64  batch singular_value
 singular_values       (10, 7)           float64  batch singular_value
 spectral_norm         (10,)             float64  batch
+verified_error        (10,)             float64  batch
 """
 
 
@@ -66,8 +68,31 @@ def test_classes_of_each_sample_have_a_row_a_sample() -> None:
 
 def test_what_is_not_computed_is_not_in_the_file() -> None:
     table = ResultLayout(4, (6,), (7,), save_jacobian=False, save_inputs=False).datasets()
-    assert list(table) == ["sample_index", "outputs", "frobenius_norm", "class_norms", "done"]
+    assert list(table) == [
+        "sample_index",
+        "outputs",
+        "frobenius_norm",
+        "class_norms",
+        "verified_error",
+        "near_kink",
+        "done",
+    ]
     assert "nuclear_norm" not in ResultLayout(4, (6,), (7,), n_singular_values=1).datasets()
+
+
+def test_factors_take_the_place_of_the_jacobian() -> None:
+    more = {"save_jacobian": False, "factor_width": 2, "save_dtype": "float16"}
+    table = ResultLayout(10, (3, 5, 4), (7,), **more).datasets()
+    assert "jacobian" not in table
+    assert (table["factors/left"].shape, table["factors/right"].shape) == ((10, 7, 2), (10, 2, 3, 5, 4))
+    assert table["factors/left"].dims == ("batch", "n_classes", "bottleneck")
+    assert table["factors/right"].dims == ("batch", "bottleneck", "c", "h", "w")
+    assert table["factors/left"].dtype == table["factors/right"].dtype == "float16"
+    table = ResultLayout(10, (3, 5, 4), (7,), selected=4, **more).datasets()
+    assert table["factors/left"].shape == (10, 4, 2)
+    assert table["factors/left"].dims == ("batch", "selected", "bottleneck")
+    large = ResultLayout(10, (3, 224, 224), (1000,), save_jacobian=False, factor_width=512, batch_size=4)
+    assert 2**20 <= prod(large.datasets()["factors/right"].chunks) * 4 <= 4 * MIB
 
 
 def test_bytes_follow_the_dtypes() -> None:

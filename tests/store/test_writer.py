@@ -31,6 +31,9 @@ LAYOUTS = {
     "gzip": replace(IMAGES, compress="gzip"),
     "lzf": replace(IMAGES, compress="lzf"),
     "no jacobian": replace(IMAGES, save_jacobian=False, save_inputs=False),
+    "factors": replace(IMAGES, save_jacobian=False, factor_width=2),
+    "factors of maps": ResultLayout(5, (6, 2), (7, 3), save_jacobian=False, factor_width=3, batch_size=2),
+    "factors, gzip": replace(IMAGES, save_jacobian=False, factor_width=2, compress="gzip"),
     "chunked": ResultLayout(9, (3, 100, 90), (11,), batch_size=2),
 }
 
@@ -54,11 +57,88 @@ def test_xarray_finds_named_dimensions(tmp_path: Path, layout: ResultLayout) -> 
     written = write_file(tmp_path / "out.h5", layout)
     with xarray.open_dataset(tmp_path / "out.h5", engine="h5netcdf") as dataset:
         assert not dataset.coords
-        assert set(dataset.data_vars) == set(written) | {"done"}
-        for name, described in layout.datasets().items():
-            assert dataset[name].dims == described.dims
+        rooted = {name for name in layout.datasets() if "/" not in name}
+        assert set(dataset.data_vars) == rooted
+        for name in rooted:
+            assert dataset[name].dims == layout.datasets()[name].dims
             assert dataset[name].attrs["long_name"]
         np.testing.assert_array_equal(dataset["outputs"].values, written["outputs"])
+
+
+def test_xarray_finds_factors(tmp_path: Path) -> None:
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("h5netcdf")
+    written = write_file(tmp_path / "out.h5", LAYOUTS["factors"])
+    with xarray.open_dataset(tmp_path / "out.h5", engine="h5netcdf", group="factors") as factors:
+        assert factors.left.dims == ("batch", "n_classes", "bottleneck")
+        product = xarray.dot(factors.left, factors.right, dim="bottleneck")
+    assert product.dims == ("batch", "n_classes", "c", "h", "w")
+    np.testing.assert_allclose(
+        product.values,
+        np.einsum("bor,brchw->bochw", written["factors/left"], written["factors/right"]),
+        rtol=1e-5,
+    )
+
+
+class Lazy:
+    """Rows that do not exist: only what `Rows` promises, every piece computed when it is asked for."""
+
+    def __init__(self, left: np.ndarray, right: np.ndarray) -> None:
+        self._left, self._right = left, right
+        self.shape = (len(left), *right.shape[2:], left.shape[1])
+        self.dtype = left.dtype
+        self.asked: list[tuple[slice, ...]] = []
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, piece: tuple[slice, ...]) -> np.ndarray:
+        self.asked.append(piece)
+        rows, *inputs, outputs = piece
+        left, right = self._left[rows, outputs], self._right[(rows, slice(None), *inputs)]
+        return np.einsum("bor,brchw->bchwo", left, right)
+
+
+@pytest.mark.parametrize("save_dtype", ["float32", "float16", "float64"])
+def test_a_block_may_be_computed_piece_by_piece(tmp_path: Path, save_dtype: str) -> None:
+    layout = ResultLayout(3, (3, 100, 90), (11,), batch_size=2, save_dtype=save_dtype)
+    draw = np.random.default_rng(1)
+    left, right = (draw.standard_normal(shape, np.float32) for shape in ((3, 11, 2), (3, 2, 3, 100, 90)))
+    expected = np.einsum("bor,brchw->bchwo", left, right)
+    with ResultWriter.create(tmp_path / "out.h5", layout, {}, overwrite=False) as writer:
+        for start, stop in ((0, 2), (2, 3)):
+            lazy = Lazy(left[start:stop], right[start:stop])
+            writer.write_block(start, {**random_block(layout, start, stop), "jacobian": lazy})
+            bounds = {tuple((s.start, s.stop) for s in piece) for piece in lazy.asked}
+            assert len(bounds) == len(lazy.asked)  # each once
+            sizes = [np.prod([stop - start for start, stop in piece]) for piece in bounds]
+            assert sum(sizes) == np.prod(lazy.shape)
+            assert max(sizes) * np.dtype(save_dtype).itemsize <= 4 * 2**20
+        writer.finish()
+    with open_results(tmp_path / "out.h5") as results:
+        np.testing.assert_allclose(
+            results.jacobian[...], expected, rtol=1e-2 if save_dtype == "float16" else 1e-5, atol=1e-3
+        )
+
+
+def test_the_recheck_is_written_afterwards(tmp_path: Path) -> None:
+    """What is on disk can be read back before the file is published."""
+    with ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=False) as writer:
+        blocks = {start: random_block(IMAGES, start, min(start + 4, 10)) for start in (0, 4, 8)}
+        for start, block in blocks.items():
+            writer.write_block(start, block)
+        assert set(writer.datasets) == set(IMAGES.datasets())
+        np.testing.assert_array_equal(writer.datasets["jacobian"][5], blocks[4]["jacobian"][1])
+        with pytest.raises(TypeError):
+            writer.datasets["jacobian"] = 1
+        writer.write_recheck(5, 1e-6, False)
+        writer.write_recheck(9, 3e-3, True)
+        writer.finish()
+    with open_results(tmp_path / "out.h5") as results:
+        assert np.isnan(results.verified_error[[0, 1, 2, 3, 4, 6, 7, 8]]).all()
+        assert results.verified_error[[5, 9]].tolist() == [1e-6, 3e-3]
+        assert results.near_kink.tolist() == [0] * 9 + [1]
+        assert results.datasets["jacobian"].shape == (10, 3, 5, 4, 7)
 
 
 def test_zstd(tmp_path: Path) -> None:
@@ -257,7 +337,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
 def test_too_little_room_is_said_with_both_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(OutputError, match=r"need 21,490 bytes, and 1,000 are free"):
+    with pytest.raises(OutputError, match=r"need 21,580 bytes, and 1,000 are free"):
         ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=False)
     ResultWriter.create(tmp_path / "out.h5", replace(IMAGES, compress="gzip"), {}, overwrite=False).abort()
 

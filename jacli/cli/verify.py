@@ -1,0 +1,109 @@
+"""The command `jacli verify`."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from jacli.run.verify import Verification
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(help="A result file of jacli compute.", show_default=False)],
+    samples: Annotated[
+        str, typer.Option("-n", "--samples", metavar="N|all", help="How many samples, chosen at random.")
+    ] = "4",
+    tolerance: Annotated[
+        str | None,
+        typer.Option(metavar="X", help="Largest relative error [float32: 1e-4, float64: 1e-9]."),
+    ] = None,
+    seed: Annotated[str, typer.Option(metavar="N", help="Of samples, rows and probes.")] = "0",
+    model: Annotated[str | None, typer.Option(metavar="PATH", help="The model, where it is now.")] = None,
+    inputs: Annotated[
+        str | None, typer.Option(metavar="PATH", help="The inputs, where they are now.")
+    ] = None,
+    arch: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The architecture, as in jacli compute.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Load a pickled module: runs the file's code.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N [as recorded].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Example: jacli verify out.h5 --samples 16.
+
+    Recheck stored Jacobians, norms and outputs against plain reverse passes through the model, in
+    float64 where it runs in it.  Exits with 6 where a sample differs; FILE stays as it is.
+    """
+    asked = _parsed(samples, tolerance, seed, device)
+    from jacli.cli.progress import progress_reporter
+    from jacli.errors import UnsoundResultsError
+    from jacli.run.verify import verify as verify_file
+
+    # Models print; stdout is for data only.
+    with redirect_stdout(sys.stderr), progress_reporter(quiet=False, every=30.0) as progress:
+        found = verify_file(
+            file, model=model, inputs=inputs, arch=arch, allow_pickle=allow_pickle, progress=progress, **asked
+        )
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        _print(found)
+    if found.failed:
+        listed = ", ".join(map(str, found.failed[:10])) + (" ..." if len(found.failed) > 10 else "")
+        raise UnsoundResultsError(
+            f"{len(found.failed)} of {len(found.samples)} rechecked samples of {file} are wrong: {listed}.",
+            why=f"They differ from the model's own derivative by up to {found.worst_error:.1e} (relative), "
+            f"in {found.dtype} and in the run's own arithmetic.",
+            todo="Compute them again, with --method loop if the method is at fault.",
+        )
+
+
+def _parsed(samples: str, tolerance: str | None, seed: str, device: str | None) -> dict[str, Any]:
+    """The options that are not texts; all that are wrong are reported at once."""
+    from jacli.errors import JacliError, UsageError
+    from jacli.option_values import parse_device, parse_fraction, whole
+
+    problems: list[JacliError] = []
+    parsed: dict[str, Any] = {}
+    for name, value, parse in (
+        ("samples", samples, lambda text: None if text == "all" else whole(1)(text)),
+        ("tolerance", tolerance, parse_fraction),
+        ("seed", seed, whole(0)),
+        ("device", device, parse_device),
+    ):
+        try:
+            parsed[name] = None if value is None else parse(value)
+        except ValueError as error:
+            must = f"It must be {error}{' or all' * (name == 'samples')}."
+            problems.append(UsageError(f"--{name} {value} is wrong.", why=must))
+    if problems:
+        usage = UsageError.from_problems(problems)
+        usage.todo = "Correct it; `jacli verify --help` lists every option."
+        raise usage
+    return parsed
+
+
+def _print(found: Verification) -> None:
+    from jacli.cli.render import print_table
+    from jacli.summary import Table
+
+    rows = tuple(
+        (sample.sample_index, f"{sample.found.error:.1e}", int(sample.found.near_kink), sample.verdict)
+        for sample in found.samples
+    )
+    print_table(Table(("sample", "error", "near_kink", "verdict"), rows, found.notes))
+    typer.echo(
+        f"worst error {found.worst_error:.1e}, tolerance {found.tolerance:.1e}, "
+        f"against reverse passes in {found.dtype}"
+    )

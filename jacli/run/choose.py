@@ -1,0 +1,247 @@
+"""The choice of a run's method and sizes, by measurement on its first samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from jacli.errors import JacliError, MethodError, OutOfMemoryError, UsageError
+from jacli.methods import METHODS, load_method
+from jacli.network import CutNetwork, NotTraceableError
+from jacli.plan import FactoredPlan, Measured, Plan, check_batch_size, make_plan, with_counts
+from jacli.run.cutting import Cutting
+from jacli.run.measure import OUT_OF_MEMORY, measure
+from jacli.run.task import Task, cut_network
+from jacli.search import Budget, Candidate, climb, ladder, methods_in_order, sized
+
+_MODULE_SECONDS = 0.005
+"""Of the two traces a network, a module without modules inside: 0.1 to 1 s in all."""
+
+
+def refusals(fixed_batch: int | None) -> dict[str, str | None]:
+    """Every method with the reason why it cannot serve this model, or None."""
+    return {name: load_method(name).refusal(fixed_batch=fixed_batch) for name in METHODS}
+
+
+def require_served(method: str, refused: Mapping[str, str | None]) -> None:
+    """Refuse by name a method that was asked for and cannot serve the model.
+
+    Raises:
+        MethodError: Always with the reason and the methods that remain.
+    """
+    reason = refused.get(method)
+    if reason:
+        others = ", ".join(name for name, why in refused.items() if why is None)
+        raise MethodError(
+            f"The method {method} cannot serve this model.",
+            why=f"{reason[0].upper()}{reason[1:]}.",
+            todo=f"Leave --method out, or choose one of: {others}.",
+        )
+
+
+class Choice:
+    """Plans in the order in which to try them on the first block.
+
+    Args:
+        task: What is to be computed.
+        kept: A plan and, for ``factored``, the cut network of an earlier run of the same task: taken over
+            without measuring.
+        timed: Measure even where there is nothing to choose: somebody wants to know the seconds.
+
+    Attributes:
+        cut: The cut network, where one was made.
+        plans: The fastest first.
+        notes: What could not be tried, and why.
+
+    Raises:
+        MethodError: No method can serve the model.
+        OutOfMemoryError: One sample with one vector a pass is too large.
+        UsageError: The batch size asked for is not possible.
+    """
+
+    def __init__(
+        self, task: Task, *, kept: tuple[Plan, CutNetwork | None] | None = None, timed: bool = False
+    ) -> None:
+        check_batch_size(task.shapes, task.config)
+        self._task = task
+        self._timed = timed
+        self._refused = refusals(task.shapes.fixed_batch)
+        require_served(task.config.method, self._refused)
+        self._measured: list[Measured] = []
+        self._budget = Budget(task.share)
+        self.cut: CutNetwork | None = None
+        self.notes: list[str] = []
+        self.plans = self._taken_over(kept) or self._by_measurement()
+        if not self.plans:
+            raise self._nothing_serves()
+
+    def _taken_over(self, kept: tuple[Plan, CutNetwork | None] | None) -> list[Plan]:
+        """The plan of an earlier call or of the result file that is repeated; empty if there is none."""
+        task = self._task
+        if kept is not None:
+            plan, self.cut = kept
+            counted = with_counts(plan, task.shapes, load_method(plan.method).passes)
+            return [replace(counted, seconds=None, notes=())]
+        if task.config.repeated_plan is None:
+            return []
+        try:
+            asked = task.config.repeated_plan
+            factored = FactoredPlan.from_dict(asked["factored"]) if asked.get("factored") else None
+            sizes = int(asked["batch_size"]), int(asked["chunk_size"])
+            if factored:
+                self.cut = cut_network(task)
+                if tuple(cut.name for cut in self.cut.cuts) != factored.cuts:
+                    raise ValueError("it is cut elsewhere")
+            return [self._plan(str(asked["method"]), "as in the run that is repeated", *sizes, factored)]
+        except (KeyError, TypeError, ValueError, NotTraceableError) as failure:
+            self.notes.append(f"the plan of the run that is repeated was not taken over: {failure}")
+            return []
+
+    def _by_measurement(self) -> list[Plan]:
+        wanted = self._task.config.method
+        plans = [] if wanted == "factored" else self._plain()
+        narrow_only = self._task.config.save == "factors"
+        if wanted == "factored" or narrow_only or (wanted == "auto" and self._worth_cutting()):
+            found = self._factored()
+            plans = found if narrow_only else plans + found
+        return [
+            replace(plan, measured=tuple(self._measured), notes=tuple(self.notes))
+            for plan in sorted(plans, key=lambda plan: plan.seconds or 0.0)
+        ]
+
+    def _nothing_serves(self) -> JacliError:
+        shapes, memory = self._task.shapes, self._task.memory
+        failures = {m.method: m.failure for m in self._measured if m.failure}
+        if any(why != OUT_OF_MEMORY for why in failures.values()):
+            listed = "; ".join(f"{name}: {why}" for name, why in failures.items())
+            return MethodError(
+                "No method can serve this model.", why=listed, todo="Give --method loop to see its error."
+            )
+        least = min((m.bytes_held for m in self._measured if m.bytes_held), default=0)
+        return OutOfMemoryError(
+            "Out of memory: not even one sample with one vector a pass fits.",
+            why=f"That holds {least:,} bytes, the Jacobian of a sample {shapes.sample_bytes:,}; "
+            f"{memory.limit:,} may be held on {memory.device}.",
+            todo="Give more --memory, or differentiate fewer outputs (--classes).",
+        )
+
+    def _most_samples(self) -> int:
+        wants_values = self._task.config.singular_values != "none"
+        return self._task.memory.samples(self._task.shapes, singular_values=wants_values)
+
+    def _fits(self, measured: Measured, growth: float) -> bool:
+        """Whether a candidate so many times the size would fit beside its results."""
+        results = min(self._most_samples(), growth * measured.batch_size) * self._task.shapes.sample_bytes
+        return results + growth * measured.bytes_held <= self._task.memory.limit
+
+    def _plain(self) -> list[Plan]:
+        """The best sizes of every plain method that applies."""
+        task, best = self._task, math.inf
+        plans: list[Plan] = []
+        for name in methods_in_order(task.shapes, task.config, self._refused):
+            if plans and not self._budget.left_for(0.0):
+                break
+            sizes = list(ladder(name, task.shapes, task.config, most_samples=self._most_samples()))
+            if task.config.method == name and len(sizes) == 1 and not self._timed:
+                return [self._plan(name, "asked for", sizes[0].batch_size, sizes[0].chunk_size)]
+            tried = climb(
+                iter(sizes), self._try_plain, self._run_seconds, self._budget, fits=self._fits, best=best
+            )
+            self._measured += tried
+            fitting = [m for m in tried if m.failure is None and self._fits(m, 1)]
+            if not fitting and tried[0].failure in (None, OUT_OF_MEMORY):
+                fitting = self._descend(name, tried[0])
+            if fitting:
+                chosen = min(fitting, key=self._run_seconds)
+                best = min(best, self._run_seconds(chosen))
+                plan = self._plan(name, self._why(name), chosen.batch_size, chosen.chunk_size)
+                plans.append(replace(plan, seconds=self._run_seconds(chosen)))
+            elif task.config.method == name and tried[0].failure not in (None, OUT_OF_MEMORY):
+                # The first block meets what is wrong, and says it as an error.
+                plans.append(self._plan(name, self._why(name), tried[0].batch_size, tried[0].chunk_size))
+        return plans
+
+    def _descend(self, name: str, tried: Measured) -> list[Measured]:
+        """Smaller sizes until one fits; empty if none does."""
+        shapes, config = self._task.shapes, self._task.config
+        vectors = shapes.n_in if name == "forward" else shapes.n_selected
+        rows, measured = tried.batch_size * tried.chunk_size, tried
+        while rows > 1:
+            rows = max(1, rows // 4)
+            smaller = sized(name, rows, shapes, config, vectors=vectors, most_samples=self._most_samples())
+            measured = self._try_plain(smaller, 0.0)
+            self._measured.append(measured)
+            if measured.failure is None and self._fits(measured, 1):
+                return [measured]
+        # A share of what is free is a guess, which one may try to exceed; what was asked for is not.
+        return [] if self._task.memory.asked or measured.failure else [measured]
+
+    def _try_plain(self, candidate: Candidate, patience: float) -> Measured:
+        task = self._task
+        return measure(
+            candidate, lambda size: task.linearize(task.points(0, size)), task.memory, patience=patience
+        )
+
+    def _run_seconds(self, measured: Measured) -> float:
+        shapes = self._task.shapes
+        vectors = shapes.n_in if measured.method == "forward" else shapes.n_selected
+        return math.ceil(shapes.n_samples / measured.batch_size) * measured.block_seconds(vectors)
+
+    def _why(self, name: str) -> str:
+        if self._task.config.method == name:
+            return "asked for"
+        if name == "forward":
+            return f"{self._task.shapes.n_in} inputs, {self._task.shapes.n_selected} outputs"
+        return "the fastest measured"
+
+    def _plan(
+        self, method: str, why: str, batch_size: int, chunk_size: int, factored: FactoredPlan | None = None
+    ) -> Plan:
+        return make_plan(
+            method,
+            why,
+            self._task.shapes,
+            self._task.config,
+            batch_size=batch_size,
+            chunk_size=chunk_size,
+            passes=load_method(method).passes,
+            factored=factored,
+        )
+
+    def _worth_cutting(self) -> bool:
+        """Whether tracing takes little of what a cut may save."""
+        task = self._task
+        if self._refused["factored"] or min(task.shapes.n_in, task.shapes.n_selected) <= 2:
+            return False
+        if self.cut is not None:
+            return True
+        leaves = sum(1 for part in task.network.module.modules() if not list(part.children()))
+        seconds = 0.05 + _MODULE_SECONDS * leaves
+        most = max(2.0, 0.05 * self._budget.run_seconds)
+        if seconds < 0.5 * self._budget.run_seconds and self._budget.spent + seconds < most:
+            return True
+        self.notes.append("not cut: the run is too short to pay for tracing")
+        return False
+
+    def _factored(self) -> list[Plan]:
+        """The cut network's plan; forced, an error where there is none."""
+        try:
+            self.cut = self.cut or cut_network(self._task)
+            return [Cutting(self._task, self.cut, self._budget, self._measured).plan(self._plan)]
+        except (NotTraceableError, MethodError) as failure:
+            why = failure.why if isinstance(failure, MethodError) else f"{failure}."
+            if self._task.config.save == "factors":
+                raise UsageError(
+                    "--save factors is not possible with this model.",
+                    why=f"There are no two narrow factors: {why}",
+                    todo="Give --save full or none.",
+                ) from failure
+            if self._task.config.method == "factored":
+                raise MethodError(
+                    "The method factored cannot serve this model.",
+                    why=f"{why[0].upper()}{why[1:]}",
+                    todo="Leave --method out, or choose another.",
+                ) from failure
+            self.notes.append(f"not cut: {why}".rstrip("."))
+            return []

@@ -1,0 +1,191 @@
+"""A cut network's plan: its links measured in both directions, then bracketed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from jacli import bracketing
+from jacli.bracketing import Bracketing
+from jacli.errors import MethodError
+from jacli.network import CutLinearized, CutNetwork
+from jacli.plan import FactoredPlan, LinkPlan, Measured, Plan
+from jacli.run.measure import measure, seconds_per_multiply
+from jacli.run.memory import SPECTRUM_BYTES
+from jacli.run.task import Task
+from jacli.search import FEW_SAMPLES, Budget, Candidate, climb, ladder
+
+_WIDER = 4
+"""A link is not tried in reverse where that takes this many times more vectors."""
+
+
+class Cutting:
+    """Measures the links of a cut network and brackets them."""
+
+    def __init__(self, task: Task, cut: CutNetwork, budget: Budget, measured: list[Measured]) -> None:
+        self._task = task
+        self._cut = cut
+        self._budget = budget
+        self._all = measured
+        # Where the whole network was the fastest is where to begin with its parts.
+        batched = [m for m in measured if m.failure is None and m.method in ("vmap", "replicate")]
+        fastest = min(batched, key=lambda m: m.vector_seconds / m.batch_size, default=None)
+        self._rows = max(FEW_SAMPLES, fastest.batch_size * fastest.chunk_size // 4 if fastest else 0)
+
+    def plan(self, make: Callable[..., Plan]) -> Plan:
+        """The cheapest bracketing at the best block size.
+
+        Raises:
+            MethodError: A link can be filled in by no method.
+        """
+        task = self._task
+        plans = []
+        for size in self._block_sizes():
+            if plans and not self._budget.left_for(
+                0.2 * self._budget.run_seconds / max(1, task.shapes.n_samples)
+            ):
+                break
+            factored, seconds = self._bracketed(size)
+            blocks = math.ceil(task.shapes.n_samples / size)
+            why = f"{factored.cuts[factored.split - 1]} is {factored.width} wide"
+            if task.config.method == "factored":
+                why = f"asked for; {why}"
+            plan = make("factored", why, size, max(link.reverse_chunk for link in factored.links), factored)
+            plans.append(replace(plan, seconds=blocks * seconds))
+            self._budget.run_seconds = min(self._budget.run_seconds, blocks * seconds)
+        return min(plans, key=lambda plan: plan.seconds or 0.0)
+
+    def _block_sizes(self) -> Sequence[int]:
+        task = self._task
+        if task.config.batch_size:
+            return [min(task.config.batch_size, task.shapes.n_samples)]
+        width = min(cut.width for cut in self._cut.cuts)
+        factor_bytes = width * (task.shapes.n_in + task.shapes.n_selected) * task.shapes.itemsize
+        room = max(1, (task.memory.limit - SPECTRUM_BYTES) // 2 // factor_bytes)
+        most = min(task.shapes.n_samples, room)
+        return sorted({min(most, FEW_SAMPLES), min(most, 4 * FEW_SAMPLES), min(most, 8 * FEW_SAMPLES)})
+
+    def _bracketed(self, size: int) -> tuple[FactoredPlan, float]:
+        """The cheapest plan at one block size and its seconds a block."""
+        task, cut = self._task, self._cut
+        whole = task.linearize(task.points(0, size), cut)
+        assert isinstance(whole, CutLinearized)
+        links = [self._link(whole, at, size) for at in range(cut.n_links)]
+        spm = seconds_per_multiply(whole.dtype, whole.device) * size
+        priced = [link.priced for link in links]
+        splits = [cut.narrowest] if task.config.save == "factors" else range(1, cut.n_links)
+        best: tuple[float, int, Bracketing] | None = None
+        for split in splits:
+            tree = bracketing.cheapest(priced, seconds_per_multiply=spm, split=split)
+            seconds = bracketing.cost(tree, priced, seconds_per_multiply=spm)
+            if not task.keeps_dense:
+                width = whole.widths[split]
+                seconds -= spm * whole.n_out * width * whole.n_in
+            if best is None or seconds < best[0]:
+                best = (seconds, split, tree)
+        whole.close()
+        assert best is not None  # a cut network has a cut
+        seconds, split, tree = best
+        if math.isinf(seconds):
+            raise MethodError("", why=next(link.failure for link in links if link.failure))
+        plan = FactoredPlan(
+            cuts=tuple(c.name for c in cut.cuts),
+            widths=whole.widths,
+            split=split,
+            tree=tree,
+            links=tuple(link.plan for link in links),
+        )
+        return plan, seconds + sum(link.setup_seconds for link in links)
+
+    def _link(self, whole: CutLinearized, at: int, size: int) -> _PricedLink:
+        """Measure one link in the directions worth trying."""
+        width_in, width_out = whole.widths[at], whole.widths[at + 1]
+        reverse = (
+            [] if width_out > _WIDER * width_in else self._tried(whole, at, size, _reverse_methods(size))
+        )
+        forward = [] if width_in > _WIDER * width_out else self._tried(whole, at, size, ["forward"])
+        if not any(m.failure is None for m in (*reverse, *forward)):
+            reverse += self._tried(whole, at, size, _reverse_methods(size)) if not reverse else []
+            forward += self._tried(whole, at, size, ["forward"]) if not forward else []
+        return _PricedLink(width_in, width_out, reverse, forward)
+
+    def _tried(self, whole: CutLinearized, at: int, size: int, methods: Sequence[str]) -> list[Measured]:
+        """Sizes of the methods on a link, each climbed."""
+        width_in, width_out = whole.widths[at], whole.widths[at + 1]
+        shapes = replace(
+            self._task.shapes, n_samples=size, input_shape=(width_in,), n_selected=width_out, fixed_batch=size
+        )
+        config = replace(self._task.config, method="auto", batch_size=None)
+        blocks = math.ceil(self._task.shapes.n_samples / size)
+        found: list[Measured] = []
+
+        def seconds(measured: Measured) -> float:
+            vectors = width_in if measured.method.endswith("forward") else width_out
+            return blocks * measured.block_seconds(vectors)
+
+        def try_one(candidate: Candidate, patience: float) -> Measured:
+            name = f"link {at}: {candidate.method}"
+            return measure(
+                candidate,
+                lambda _: whole.span(at, at + 1),
+                self._task.memory,
+                patience=patience,
+                name=name,
+            )
+
+        def fits(measured: Measured, growth: float) -> bool:
+            return growth * measured.bytes_held <= self._task.memory.limit
+
+        for method in methods:
+            best = min(map(seconds, found), default=math.inf)
+            sizes = ladder(method, shapes, config, most_samples=size, rows=max(size, self._rows))
+            # Its own budget: the estimate of a link is not that of the run.
+            budget = replace(self._budget)
+            found += climb(sizes, try_one, seconds, budget, fits=fits, best=best)
+        self._all += found
+        return found
+
+
+@dataclass(frozen=True)
+class _PricedLink:
+    """What the measurements of a link come to."""
+
+    width_in: int
+    width_out: int
+    reverse: list[Measured]
+    forward: list[Measured]
+
+    @property
+    def priced(self) -> bracketing.Link:
+        return bracketing.Link(
+            self.width_in,
+            self.width_out,
+            _best(self.reverse).vector_seconds,
+            _best(self.forward).vector_seconds,
+        )
+
+    @property
+    def plan(self) -> LinkPlan:
+        reverse, forward = _best(self.reverse), _best(self.forward)
+        method = reverse.method.rpartition(" ")[2] or "vmap"
+        return LinkPlan(method, max(1, reverse.chunk_size), max(1, forward.chunk_size))
+
+    @property
+    def setup_seconds(self) -> float:
+        found = [m.setup_seconds for m in (*self.reverse, *self.forward) if m.failure is None]
+        return min(found, default=0.0)
+
+    @property
+    def failure(self) -> str:
+        return next((m.failure for m in (*self.reverse, *self.forward) if m.failure), "")
+
+
+def _best(tried: Sequence[Measured]) -> Measured:
+    """The fastest; one of infinite cost where none served."""
+    served = [m for m in tried if m.failure is None]
+    return min(served, key=lambda m: m.vector_seconds, default=Measured("", 1, 1))
+
+
+def _reverse_methods(size: int) -> list[str]:
+    return ["loop", "vmap"] if size >= FEW_SAMPLES else ["vmap", "replicate"]

@@ -1,0 +1,213 @@
+"""From a network and its points to Jacobians, block by block: what files and the Python API share."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
+from jacli.linear_map import DenseMap, Matrices
+from jacli.methods import Method, factors_of, fill, load_method
+from jacli.network import CutLinearized, CutNetwork, Linearized
+from jacli.plan import Plan
+from jacli.run.choose import Choice
+from jacli.run.task import Task
+from jacli.verify import check_alone, row_error, row_tolerance
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A method that has proved itself on the first block.
+
+    Attributes:
+        method: The method.
+        plan: Its plan.
+        row_error: Worst relative error of its checked rows; 0 for plain passes, which they are checked with.
+        passed_over: Methods tried before, with what was wrong with each.
+        cut: The cut network, for ``factored``.
+    """
+
+    method: Method
+    plan: Plan
+    row_error: float = 0.0
+    passed_over: Mapping[str, str] = field(default_factory=dict)
+    cut: CutNetwork | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """For the result file's ``plan``."""
+        return {
+            **self.plan.to_dict(),
+            "row_check_error": self.row_error,
+            "passed_over": dict(self.passed_over),
+        }
+
+
+@dataclass(frozen=True)
+class ComputedBlock:
+    """Jacobians of some consecutive samples.
+
+    Attributes:
+        start: First sample.
+        count: Samples; the linearisation and the matrices may have more, where the batch was padded.
+        linearization: The network there: outputs, selected outputs.
+        matrices: ``(>= count, n_out, n_in)``.
+    """
+
+    start: int
+    count: int
+    linearization: Linearized
+    matrices: Matrices
+
+
+class Engine:
+    """Computes the blocks of a task under the plans of a choice.
+
+    Attributes:
+        notes: What happened that the user must be told.
+        chosen: The method and plan in force, once the first block is done.
+    """
+
+    def __init__(self, task: Task, choice: Choice) -> None:
+        self._task = task
+        self._choice = choice
+        self.notes: list[str] = []
+        self.chosen: Chosen | None = None
+
+    def blocks(self) -> Iterator[ComputedBlock]:
+        """All blocks, in order; what does not fit in memory is tried again in halves.
+
+        Raises:
+            MethodError: No plan serves the first block, or the chosen one fails on a later block.
+            ModelError: A sample gives another output alone than in its block.
+            OutOfMemoryError: One sample with one vector a pass does not fit.
+        """
+        n_samples = self._task.shapes.n_samples
+        start = 0
+        while start < n_samples:
+            with self._task.memory.peak() as held:
+                block = self._first() if self.chosen is None else self._next(start)
+            self._check_alone(block)
+            yield block
+            start += block.count
+            block.linearization.close()
+            del block
+            self._stay_within(held[0], start < n_samples)
+
+    def _first(self) -> ComputedBlock:
+        """The first block by the first plan that serves it and whose rows are those of plain passes."""
+        passed_over: dict[str, str] = {}
+        last: MethodError | None = None
+        for plan in self._choice.plans:
+            try:
+                plan, block = self._fitting(plan, 0)
+                error = self._row_error(plan, block)
+            except MethodError as failure:
+                passed_over[plan.method] = f"{failure.what} {failure.why}"
+                last = failure
+                continue
+            self.chosen = Chosen(load_method(plan.method), plan, error, passed_over, self._cut_of(plan))
+            return block
+        assert last is not None  # there is a plan at least
+        raise last
+
+    def _next(self, start: int) -> ComputedBlock:
+        assert self.chosen is not None
+        plan, block = self._fitting(self.chosen.plan, start)
+        self._continue_with(plan)
+        return block
+
+    def _continue_with(self, plan: Plan) -> None:
+        assert self.chosen is not None
+        if plan is not self.chosen.plan:
+            chosen = self.chosen
+            self.chosen = Chosen(chosen.method, plan, chosen.row_error, chosen.passed_over, chosen.cut)
+
+    def _fitting(self, plan: Plan, start: int) -> tuple[Plan, ComputedBlock]:
+        """The block by the plan, or by one with half the sizes, and so on, if memory runs out."""
+        while True:
+            try:
+                return plan, self._block(plan, start)
+            except Exception as error:
+                if not means_out_of_memory(error) or isinstance(error, JacliError):
+                    raise
+                said = str(error).strip().splitlines()[0] if str(error).strip() else "the allocation failed"
+            smaller = plan.smaller(self._task.shapes, load_method(plan.method).passes)
+            self._release()
+            if smaller is None:
+                raise self._out_of_memory(plan, said)
+            self.notes.append(f"out of memory: {_sizes(plan)} did not fit, going on with {_sizes(smaller)}")
+            plan = smaller
+
+    def _block(self, plan: Plan, start: int) -> ComputedBlock:
+        count = min(plan.batch_size, self._task.shapes.n_samples - start)
+        linearization = self._task.linearize(self._task.points(start, plan.batch_size), self._cut_of(plan))
+        matrices: Matrices
+        if plan.factored:
+            assert isinstance(linearization, CutLinearized)
+            matrices = factors_of(linearization, plan.factored)
+        else:
+            method = load_method(plan.method)
+            matrices = DenseMap(fill(method, linearization, chunk_size=plan.chunk_size))
+        return ComputedBlock(start, count, linearization, matrices)
+
+    def _cut_of(self, plan: Plan) -> CutNetwork | None:
+        return self._choice.cut if plan.factored else None
+
+    def _row_error(self, plan: Plan, block: ComputedBlock) -> float:
+        if plan.method == "loop":
+            return 0.0  # it consists of the passes that the check is made with
+        error = row_error(block.linearization, block.matrices, seed=self._task.config.seed)
+        if error > row_tolerance(block.linearization.dtype):
+            raise MethodError(
+                f"The method {plan.method} is wrong on this model.",
+                why=f"Its rows differ from plain reverse passes by {error:.1e} (relative).",
+                todo="Leave --method out, or choose --method loop.",
+            )
+        return error
+
+    def _check_alone(self, block: ComputedBlock) -> None:
+        check_alone(
+            block.linearization,
+            self._task.network.module,
+            position=(self._task.config.seed + block.start + block.count // 2) % block.count,
+            fixed_batch=self._task.shapes.fixed_batch is not None,
+        )
+
+    def _stay_within(self, held: int, more: bool) -> None:
+        """Halve the blocks to come if this one held more than it may."""
+        chosen, memory = self.chosen, self._task.memory
+        assert chosen is not None
+        if not more or held <= memory.limit:
+            return
+        smaller = chosen.plan.smaller(self._task.shapes, chosen.method.passes)
+        self._release()
+        if smaller is not None:
+            self.notes.append(
+                f"{held:,} bytes were held, {memory.limit:,} are allowed: going on with {_sizes(smaller)}"
+            )
+            self._continue_with(smaller)
+
+    def _release(self) -> None:
+        gc.collect()
+        if self._task.memory.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _out_of_memory(self, plan: Plan, said: str) -> OutOfMemoryError:
+        shapes, memory = self._task.shapes, self._task.memory
+        return OutOfMemoryError(
+            f"Out of memory with {_sizes(plan)}: not even that fits.",
+            why=f"The Jacobian of a sample takes {shapes.sample_bytes:,} bytes, "
+            f"{memory.limit:,} may be held on {memory.device}; {said}.",
+            todo="Take fewer outputs (--classes), more --memory, or another device; or --save factors.",
+        )
+
+
+def _sizes(plan: Plan) -> str:
+    samples = "1 sample" if plan.batch_size == 1 else f"{plan.batch_size} samples"
+    if plan.factored:
+        chunk = max(max(link.reverse_chunk, link.forward_chunk) for link in plan.factored.links)
+        return f"{samples} a block and {chunk} vectors a pass"
+    return f"{samples} a block and {plan.chunk_size} vectors a pass"

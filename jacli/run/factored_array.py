@@ -1,0 +1,58 @@
+"""A Jacobian that is written from its factors, piece by piece, without ever being formed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from jacli.linear_map import FactoredMap
+
+
+@dataclass(frozen=True)
+class FactoredArray:
+    """``left @ right`` as an array ``(batch, *input, *output)`` of which pieces can be taken.
+
+    A piece of some pixels is one matrix product, and comes out with the classes last, as files have it:
+    no transposition, and nothing the size of a sample in memory.
+
+    Attributes:
+        factors: The factors of a block.
+        input_shape: Of a sample.
+        output_shape: Of a sample.
+    """
+
+    factors: FactoredMap
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(batch, *input, *output)``."""
+        return (self.factors.batch, *self.input_shape, *self.output_shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the pieces."""
+        numpy_dtype: np.dtype = self.factors.right[:0].cpu().numpy().dtype
+        return numpy_dtype
+
+    def __len__(self) -> int:
+        return self.factors.batch
+
+    def __getitem__(self, piece: tuple[slice, ...]) -> np.ndarray:
+        """The numbers in a box: a slice for every axis."""
+        samples, inner = piece[0], piece[1:]
+        split = len(self.input_shape)
+        right = self.factors.right[samples].unflatten(2, self.input_shape or (1,))
+        right = right[(slice(None), slice(None), *inner[:split])]
+        left = self.factors.left[samples].unflatten(1, self.output_shape or (1,))
+        left = left[(slice(None), *inner[split:])]
+        rank = right.shape[1]
+        pixels = right.reshape(len(right), rank, -1).mT
+        classes = left.reshape(len(left), -1, rank).mT
+        product: Tensor = pixels @ classes
+        box = (len(right), *right.shape[2:][:split], *left.shape[1:-1][: len(self.output_shape)])
+        numbers: np.ndarray = product.reshape(box).detach().cpu().numpy()
+        return numbers

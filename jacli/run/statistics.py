@@ -1,0 +1,67 @@
+"""Norms and singular values of a block, while it is on the device: from matrices, or from their factors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jacli.linear_map import FactoredMap, Matrices
+from jacli.plan import SINGULAR_VALUES_LIMIT, Plan
+from jacli.spectrum import (
+    Spectrum,
+    core_of_factors,
+    factored_singular_values,
+    largest_singular_values,
+    singular_values,
+)
+
+
+@dataclass(frozen=True)
+class BlockStatistics:
+    """Of every sample of a block, in float64.
+
+    Attributes:
+        class_norms: ``(batch, n_out)``, 2-norm of each row.
+        frobenius: ``(batch,)``.
+        spectrum: The singular values the plan asks for; None if it asks for none.
+    """
+
+    class_norms: Tensor
+    frobenius: Tensor
+    spectrum: Spectrum | None
+
+
+def statistics_of(matrices: Matrices, plan: Plan, *, seed: int) -> BlockStatistics:
+    """Norms and the planned singular values of a block.
+
+    All singular values come from Gram matrices, of the factors where there are factors: the product is
+    not formed.  Few of a large matrix come from products with vectors.
+
+    Args:
+        matrices: ``(batch, n_out, n_in)``.
+        plan: How many singular values.
+        seed: Starts the Lanczos vectors.
+    """
+    every = min(matrices.n_out, matrices.n_in) <= SINGULAR_VALUES_LIMIT or plan.all_singular_values
+    spectrum: Spectrum | None = None
+    if isinstance(matrices, FactoredMap):
+        core = core_of_factors(matrices.left, matrices.right)
+        class_norms = torch.linalg.vector_norm(core.matrices, dim=2)
+        if plan.singular_values and every:
+            spectrum = factored_singular_values(core, matrices.n_in)
+    else:
+        dense = matrices.dense()
+        class_norms = torch.linalg.vector_norm(dense, dim=2, dtype=torch.float64)
+        if plan.singular_values and every:
+            spectrum = singular_values(dense)
+    if plan.singular_values and spectrum is None:
+        first = matrices.rows(torch.tensor([0]))
+        spectrum = largest_singular_values(
+            matrices, plan.singular_values, seed=seed, dtype=first.dtype, device=first.device
+        )
+    if spectrum is not None:
+        k = plan.singular_values
+        spectrum = Spectrum(spectrum.values[:, :k], spectrum.errors[:, :k])
+    return BlockStatistics(class_norms, torch.linalg.vector_norm(class_norms, dim=1), spectrum)

@@ -1,0 +1,250 @@
+"""``jacli verify``: are the Jacobians in a result file those of its model at its inputs?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jacli.config import RunConfig, from_options
+from jacli.errors import InputsError, JacliError, ModelError, ResultsError, UsageError
+from jacli.inputs import RANDOM_PREFIX
+from jacli.models.loaded import sha256_of
+from jacli.network import exact_arithmetic
+from jacli.run.config_file import read_options
+from jacli.run.memory import memory_errors
+from jacli.run.prepare import Prepared, prepare
+from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
+from jacli.store import Results, open_results
+from jacli.verify import Rechecked
+
+_HASHED_BYTES = 64 * 2**20
+"""Bytes of inputs read at once."""
+
+
+@dataclass(frozen=True)
+class VerifiedSample:
+    """One sample and what the recheck found.
+
+    Attributes:
+        sample_index: Its position in INPUTS.
+        found: The recheck's findings.
+    """
+
+    sample_index: int
+    found: Rechecked
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.found.mixes:
+            return "mixes samples"
+        if self.found.failed:
+            return f"wrong: {self.found.part}"
+        return "at a kink" if self.found.near_kink else "ok"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        path: The result file.
+        samples: Those rechecked.
+        tolerance: Largest relative error of a right result.
+        notes: What the user must be told.
+    """
+
+    path: str
+    samples: tuple[VerifiedSample, ...]
+    tolerance: float
+    notes: tuple[str, ...]
+
+    @property
+    def failed(self) -> tuple[int, ...]:
+        """Positions in INPUTS of the samples that differ from the model."""
+        return tuple(sample.sample_index for sample in self.samples if sample.found.failed)
+
+    @property
+    def worst_error(self) -> float:
+        """Of samples away from kinks; of all where there are no others."""
+        away = [s.found.error for s in self.samples if not s.found.near_kink]
+        return max(away or [s.found.error for s in self.samples])
+
+    @property
+    def dtype(self) -> str:
+        """Arithmetic of the reference."""
+        return self.samples[0].found.dtype
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``; numbers that are not finite as text."""
+        return {
+            "path": self.path,
+            "tolerance": self.tolerance,
+            "verified_dtype": self.dtype,
+            "worst_error": _json_number(self.worst_error),
+            "failed": list(self.failed),
+            "samples": [
+                {
+                    "sample_index": sample.sample_index,
+                    "error": _json_number(sample.found.error),
+                    "near_kink": sample.found.near_kink,
+                    "cross_sample": _json_number(sample.found.cross_sample),
+                    "verdict": sample.verdict,
+                }
+                for sample in self.samples
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def _json_number(value: float) -> float | str:
+    return value if math.isfinite(value) else "Infinity"
+
+
+def verify(
+    path: str | Path,
+    *,
+    samples: int | None = 4,
+    seed: int = 0,
+    tolerance: float | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    **moved: Any,
+) -> Verification:
+    """Recheck samples of a result file against reverse passes through its model; the file stays as it is.
+
+    Args:
+        path: A result file, also an unfinished ``OUT.part``: only samples that are done are rechecked.
+        samples: How many, chosen at random; all of them if None.
+        seed: Of the choice of samples, rows and probes.
+        tolerance: Largest relative error; by the run's dtype if None.
+        progress: Called with samples done and samples in all.
+        **moved: ``model``, ``inputs``, ``arch``, ``allow_pickle``, ``device`` in place of those recorded.
+
+    Raises:
+        ResultsError: ``path`` is no result file, or nothing in it is done.
+        ModelError: The model is not the recorded one.
+        InputsError: Nor are the inputs.
+        UsageError: The file names code that is not the recorded code.
+    """
+    given = {name: value for name, value in moved.items() if value not in (None, False)}
+    with open_results(path) as results, exact_arithmetic():
+        config = _recorded_config(Path(path), results, given, tolerance)
+        done = np.flatnonzero(results["done"])
+        if not len(done):
+            raise ResultsError(
+                f"{path} holds no finished sample.",
+                why="The run that wrote it was stopped in its first block.",
+                todo="Compute it again.",
+            )
+        _check_model(config, results, given)
+        if not config.inputs.startswith(RANDOM_PREFIX) and not Path(config.inputs).exists():
+            raise _gone(InputsError, config.inputs, "inputs", given)
+        prepared = prepare(config)
+        with prepared.source:
+            notes = _check_what_it_is(prepared, results, len(done))
+            rows = [int(done[i]) for i in choose_rows(len(done), samples or len(done), seed)]
+            _check_inputs(prepared, results, rows)
+            index, verified = results["sample_index"], []
+            with memory_errors("rechecking"):
+                plan = json.loads(str(results.attrs["plan"]))
+                for row, found in recheck_samples(prepared, results.datasets, plan, config, rows, seed=seed):
+                    verified.append(VerifiedSample(int(index[row]), found))
+                    progress(len(verified), len(rows))
+        return Verification(str(path), tuple(verified), tolerance_of(config), tuple(notes))
+
+
+def _recorded_config(
+    path: Path, results: Results, given: Mapping[str, Any], tolerance: float | None
+) -> RunConfig:
+    try:
+        options = read_options(path, given)
+    except UsageError as error:
+        what = error.what.removeprefix("--config ")
+        todo = error.todo.replace("give it anew: ", "give it anew: --model ")
+        raise UsageError(what, why=error.why, todo=todo.replace("--model --arch", "--arch")) from error
+    # Which outputs were differentiated is in the file: the labels that said so may be gone.
+    for name in ("classes", "labels"):
+        options.pop(name, None)
+    options |= {"verify": 1, **given}
+    if tolerance is not None:
+        options["tolerance"] = tolerance
+    return from_options(options)
+
+
+def _check_model(config: RunConfig, results: Results, given: Mapping[str, Any]) -> None:
+    """Before anything of it runs: is it the recorded file?"""
+    recorded = results.attrs.get("model_sha256")
+    if recorded is None:
+        return
+    path = Path(config.model)
+    if not path.is_file():
+        raise _gone(ModelError, config.model, "model", given)
+    if sha256_of(path) != recorded:
+        raise ModelError(
+            f"{path} is not the model of {results.path}.",
+            why=f"Its sha256 is not the recorded {str(recorded)[:12]}...: the results are of another file.",
+            todo="Give the model that they were made with: --model PATH.",
+        )
+
+
+def _gone(kind: type[JacliError], path: str, option: str, given: Mapping[str, Any]) -> JacliError:
+    recorded = "Nothing is at the path given." if option in given else "It was there when the file was made."
+    return kind(f"{path}: no such file.", why=recorded, todo=f"Say where it is now: --{option} PATH.")
+
+
+def _check_what_it_is(prepared: Prepared, results: Results, done: int) -> list[str]:
+    """Shapes as recorded; and what may make right results differ."""
+    shapes, datasets = prepared.shapes, results.datasets
+    if len(results) != shapes.n_samples:
+        raise InputsError(
+            f"{prepared.source.path or 'The inputs'} are not the inputs of {results.path}.",
+            why=f"The file holds {len(results)} samples, and there are {shapes.n_samples} inputs.",
+            todo="Give the same inputs with --inputs PATH.",
+        )
+    if datasets["outputs"].shape[1:] != shapes.output_shape:
+        raise ModelError(
+            f"The model is not the one of {results.path}.",
+            why=f"Its outputs have shape {shapes.output_shape} a sample, recorded are "
+            f"{datasets['outputs'].shape[1:]}.",
+            todo="Give the same model and architecture with --model and --arch.",
+        )
+    notes = []
+    if done < len(results):
+        notes.append(f"unfinished: only the {done} of {len(results)} samples that are done are rechecked")
+    if prepared.loaded.arch_sha256 != results.attrs.get("arch_sha256"):
+        notes.append("the architecture's source file is not the recorded one")
+    computed_on = results.attrs.get("device", str(prepared.device))
+    if computed_on != str(prepared.device):
+        notes.append(
+            f"computed on {computed_on}, rechecked on {prepared.device}: samples at a kink may look wrong"
+        )
+    return notes
+
+
+def _check_inputs(prepared: Prepared, results: Results, rows: list[int]) -> None:
+    """By the sha256 of all rows as read; in an unfinished file, which has none yet, by the copies in it."""
+    source, recorded = prepared.source, results.attrs.get("inputs_sha256")
+    if recorded is not None:
+        digest, n = hashlib.sha256(), len(source)
+        row_bytes = math.prod(source.shape) * source.dtype.itemsize
+        step = max(1, _HASHED_BYTES // max(1, row_bytes))
+        for start in range(0, n, step):
+            digest.update(source.read(start, min(start + step, n)).tobytes())
+        same = digest.hexdigest() == recorded
+    elif "inputs" in results:
+        same = all(np.array_equal(results["inputs"][row], source.read(row, row + 1)[0]) for row in rows)
+    else:
+        return
+    if not same:
+        raise InputsError(
+            f"{source.path or 'The inputs'} are not the inputs of {results.path}.",
+            why="Their values are not the recorded ones (sha256): the results are of other samples.",
+            todo="Give the inputs that they were made with: --inputs PATH.",
+        )

@@ -1,0 +1,187 @@
+"""Which method, with how many samples a block and vectors a pass?  A search by measurement; no torch.
+
+No method wins everywhere, and block size alone is worth a factor of 1.6, so candidates are timed on the
+first samples: for each method that applies the number of *rows in flight* (samples a block times
+vectors a pass) is raised in steps while that pays and fits in memory.  What all this may take is
+a small part of what the run itself takes, by the best estimate so far.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from time import monotonic
+
+from jacli.config import RunConfig
+from jacli.plan import Measured, Shapes
+
+FEW_SAMPLES = 8
+"""Below this many samples a block, passes are filled with several vectors of each."""
+
+_STEP = 4
+_PAYS = 0.97
+"""A larger size must take less than this part of the time."""
+
+_SHORT = 0.01
+"""Seconds of a pass below which the calls cost more than the arithmetic."""
+
+_START = 8
+_LOOP_START = 32
+
+Measure = Callable[["Candidate", float], Measured]
+"""Tries a candidate; of a first pass of more than so many seconds no second one is timed."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method and its sizes.
+
+    Attributes:
+        method: Name in ``METHODS``.
+        batch_size: Samples a block.
+        chunk_size: Outputs (or tangents) a pass.
+    """
+
+    method: str
+    batch_size: int
+    chunk_size: int
+
+    @property
+    def rows(self) -> int:
+        """Rows in flight."""
+        return self.batch_size * self.chunk_size
+
+
+@dataclass
+class Budget:
+    """Seconds that measuring may take, given what the run will take.
+
+    A share of a short run but at most `most`, and 4 % of a long one.
+
+    Attributes:
+        share: Of a short run.
+        most: Seconds, for runs too short for the 4 % to be more.
+        run_seconds: The best estimate of the run so far.
+        started: When the search began.
+    """
+
+    share: float = 0.25
+    most: float = 1.5
+    run_seconds: float = math.inf
+    started: float = field(default_factory=monotonic)
+
+    @property
+    def spent(self) -> float:
+        """Seconds since the search began."""
+        return monotonic() - self.started
+
+    @property
+    def allowed(self) -> float:
+        """Seconds in all, by the present estimate."""
+        return max(0.04 * self.run_seconds, min(self.share * self.run_seconds, self.most))
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a candidate may take for a second pass, which is timed more truly than the first."""
+        return max(0.0, self.allowed - self.spent) / 4 if math.isfinite(self.run_seconds) else 0.3
+
+    def left_for(self, seconds: float) -> bool:
+        """Whether something that takes this long may still be tried."""
+        return self.spent + seconds <= self.allowed
+
+
+def methods_in_order(shapes: Shapes, config: RunConfig, refused: Mapping[str, str | None]) -> list[str]:
+    """Plain methods that apply, the likeliest first.
+
+    Forward mode costs n_in passes and reverse n_out; batched cotangents, or copies of the input, fill a
+    pass where there are few samples; else a plain reverse pass over many samples does.
+    """
+    if config.method not in ("auto", "factored"):
+        return [config.method]
+    n_in, n_out = shapes.n_in, shapes.n_selected
+    samples = shapes.fixed_batch or min(shapes.n_samples, config.batch_size or FEW_SAMPLES)
+    order = ["forward"] if n_in < n_out else []
+    few = samples < FEW_SAMPLES and n_out > 1
+    order += ["vmap", "replicate", "loop"] if few else ["loop", "vmap"]
+    return [name for name in order if refused.get(name) is None]
+
+
+def ladder(
+    method: str, shapes: Shapes, config: RunConfig, *, most_samples: int, rows: int | None = None
+) -> Iterator[Candidate]:
+    """A method's candidates from few rows in flight to all of them, each size once.
+
+    Args:
+        method: Name in ``METHODS``.
+        shapes: The run's shapes.
+        config: Sizes asked for are kept.
+        most_samples: Samples whose results fit in memory.
+        rows: Where to start; decided by the method if None.
+    """
+    vectors = shapes.n_in if method == "forward" else shapes.n_selected
+    rows = rows or (_LOOP_START if method == "loop" else _START)
+    last = None
+    while True:
+        candidate = sized(method, rows, shapes, config, vectors=vectors, most_samples=most_samples)
+        if candidate == last:
+            return
+        yield candidate
+        last, rows = candidate, rows * _STEP
+
+
+def sized(
+    method: str, rows: int, shapes: Shapes, config: RunConfig, *, vectors: int, most_samples: int
+) -> Candidate:
+    """The samples a block and vectors a pass that keep so many rows in flight."""
+    most = max(1, min(shapes.n_samples, most_samples))
+    fixed = shapes.fixed_batch or (config.batch_size and min(config.batch_size, shapes.n_samples))
+    if method == "loop":
+        return Candidate(method, fixed or min(most, rows), 1)
+    samples = fixed or min(most, FEW_SAMPLES, rows)
+    chunk = config.chunk_size or max(1, rows // samples)
+    if config.method == "replicate" and config.chunk_size is None:
+        chunk = vectors  # what is known by that name: one call
+    if not fixed and chunk >= vectors:
+        samples = min(most, max(samples, rows // vectors))
+    return Candidate(method, samples, min(chunk, vectors))
+
+
+def climb(
+    candidates: Iterator[Candidate],
+    measure: Measure,
+    seconds: Callable[[Measured], float],
+    budget: Budget,
+    *,
+    fits: Callable[[Measured, float], bool],
+    best: float = math.inf,
+) -> list[Measured]:
+    """Measure larger and larger candidates of one method while that pays.
+
+    Args:
+        candidates: From small to large.
+        measure: Tries one.
+        seconds: What the run would take with one.
+        budget: Ends the climb; its estimate of the run is kept up to date.
+        fits: Whether one would fit in memory with so many times its rows.
+        best: Seconds of the run with the best of other methods: a method is left where it takes half as
+            long again, unless its passes are short: then it is calls that cost, and larger sizes save them.
+    """
+    tried: list[Measured] = []
+    for candidate in candidates:
+        before = tried[-1] if tried else None
+        if before is not None:
+            growth = candidate.rows / max(1, before.batch_size * before.chunk_size)
+            expected = 2 * growth * before.vector_seconds * before.chunk_size + growth * before.setup_seconds
+            if before.failure or not fits(before, growth) or not budget.left_for(expected):
+                break
+        measured = measure(candidate, budget.patience)
+        took = seconds(measured)
+        budget.run_seconds = min(budget.run_seconds, took)
+        tried.append(measured)
+        short = measured.vector_seconds * measured.chunk_size < _SHORT
+        if measured.failure or (took > 1.5 * best and not short):
+            break
+        if before and took > _PAYS * seconds(before):
+            break
+    return tried
