@@ -1,6 +1,6 @@
 """From a module to a linear map: the network as a function of its input, traced, cut and linearised."""
 
-from jacli.network.cut import Cut, narrowest_of, useful_cuts
+from jacli.network.cut import Cut, any_cut, useful_cuts
 from jacli.network.linearize import Linearized
 from jacli.network.network import TensorNetwork, frozen_twin
 from jacli.network.settings import exact_arithmetic
@@ -15,9 +15,9 @@ __all__ = [
     "NotTraceableError",
     "TensorNetwork",
     "TracedNetwork",
+    "any_cut",
     "exact_arithmetic",
     "frozen_twin",
-    "narrowest_of",
     "trace_network",
     "useful_cuts",
 ]

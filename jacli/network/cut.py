@@ -58,6 +58,13 @@ def differentiable_nodes(traced: TracedNetwork) -> set[fx.Node]:
     return live
 
 
+def any_cut(traced: TracedNetwork) -> list[Cut]:
+    """The narrowest cut with work below it, however wide; none in a network of one layer."""
+    flow = _FlowGraph(traced, math.inf)
+    found = flow.narrowest(after=(traced.source,), before=(traced.output,), latest=True, above_work=True)
+    return [found] if found is not None else []
+
+
 def useful_cuts(traced: TracedNetwork, *, n_out: int) -> list[Cut]:
     """Cuts narrower than the output, from the input to the output, the narrowest among them.
 
@@ -96,7 +103,7 @@ def narrowest_of(cuts: Iterable[Cut]) -> Cut | None:
 class _FlowGraph:
     """The differentiable part of a network, with what a cut may and may not go through."""
 
-    def __init__(self, traced: TracedNetwork, n_out: int) -> None:
+    def __init__(self, traced: TracedNetwork, n_out: float) -> None:
         self._traced = traced
         self._n_out = n_out
         self._live = differentiable_nodes(traced)
@@ -111,7 +118,13 @@ class _FlowGraph:
         return int(value.numel()) // int(value.shape[axis])
 
     def narrowest(
-        self, *, after: tuple[fx.Node, ...], before: tuple[fx.Node, ...], latest: bool, apart: bool = False
+        self,
+        *,
+        after: tuple[fx.Node, ...],
+        before: tuple[fx.Node, ...],
+        latest: bool,
+        apart: bool = False,
+        above_work: bool = False,
     ) -> Cut | None:
         """The minimum cut between two sets of nodes, if it is narrower than the output.
 
@@ -120,10 +133,12 @@ class _FlowGraph:
             before: Nodes it lies below.
             latest: Of several equally narrow ones the one nearest to ``before``, else to ``after``.
             apart: Only where there is work between it and either end.
+            above_work: Only where there is work between ``after`` and it.
         """
         network = networkx.DiGraph()
         source, sink = "source", "sink"
-        forbidden = self._near(after, up=True) | self._near(before, up=False) if apart else set()
+        forbidden = self._near(after, up=True) if apart or above_work else set()
+        forbidden |= self._near(before, up=False) if apart else set()
         inside = self._between(after, before)
         for node in inside:
             width = math.inf if node in forbidden or node in after or node in before else self._widths[node]

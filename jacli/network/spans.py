@@ -39,18 +39,24 @@ class SpanNetwork:
             constants that cross from below; output ``(batch, width)`` (``(batch, *output)`` at its end).
         constants: Names of these constants in order, each with one row a sample.
         recurrent: As of `TensorNetwork`.
+        lone: As of `TensorNetwork`.
     """
 
     module: fx.GraphModule
     constants: tuple[str, ...]
     recurrent: bool
+    lone: bool
     fresh: bool = field(default=False, init=False)
     scripted_attention: bool = field(default=False, init=False)
 
     def __call__(self, x: Tensor, extra: Extra) -> Tensor:
+        arguments = [x, *(extra[name] for name in self.constants)]
         with batched_pass():
-            values: Tensor = self.module(x, *(extra[name] for name in self.constants))
-        return values
+            values: Tensor = self.module(*(map(_twice, arguments) if self._is_lone(x) else arguments))
+        return values[:1] if self._is_lone(x) else values
+
+    def _is_lone(self, x: Tensor) -> bool:
+        return self.lone and x.shape[0] == 1
 
     def copied(self) -> SpanNetwork:
         """Itself: a graph keeps no state."""
@@ -69,12 +75,15 @@ class CutNetwork:
         cuts: From the input to the output; at least one.
     """
 
-    def __init__(self, traced: TracedNetwork, cuts: Sequence[Cut], *, recurrent: bool = False) -> None:
+    def __init__(
+        self, traced: TracedNetwork, cuts: Sequence[Cut], *, recurrent: bool = False, lone: bool = False
+    ) -> None:
         if not cuts:
             raise ValueError("a network without cuts is not cut")
         self.traced = traced
         self.cuts = tuple(cuts)
         self._recurrent = recurrent
+        self._lone = lone
         self._live = differentiable_nodes(traced)
         self._spans: dict[tuple[int, int], SpanNetwork] = {}
         self._constants = {
@@ -116,9 +125,15 @@ class CutNetwork:
 
     def values(self, x: Tensor, extra: Extra) -> dict[fx.Node, Tensor]:
         """Every tensor at the cuts, every constant that crosses one, and the output, at a batch of points."""
+        arguments = [x, *(extra[name] for name in self.traced.extra)]
+        lone = self._lone and x.shape[0] == 1
         with torch.no_grad(), batched_pass():
-            found = self._everything(x, *(extra[name] for name in self.traced.extra))
-        return dict(zip(self._kept, found, strict=True))
+            found = self._everything(*(map(_twice, arguments) if lone else arguments))
+        values = dict(zip(self._kept, found, strict=True))
+        if lone:
+            axes = self.traced.batch_axis
+            values = {node: v.narrow(axes[node], 0, 1) for node, v in values.items()}
+        return values
 
     def point(self, at: int, x: Tensor, values: Mapping[fx.Node, Tensor]) -> Tensor:
         """The numbers of cut ``at``, ``(batch, width)``; the points themselves for 0."""
@@ -155,7 +170,7 @@ class CutNetwork:
         graph.eliminate_dead_code()
         module = fx.GraphModule(traced.graph, graph)
         names = tuple(node.name for node in self._constants[first, last])
-        return SpanNetwork(module, names, self._recurrent)
+        return SpanNetwork(module, names, self._recurrent, self._lone)
 
     def _between(self, first: int, last: int, given: set[fx.Node]) -> set[fx.Node]:
         needed: set[fx.Node] = set()
@@ -184,6 +199,11 @@ class CutNetwork:
             part = graph.call_function(aten.movedim.int, (copies[node], self.traced.batch_axis[node], 0))
             parts.append(graph.call_function(aten.flatten.using_ints, (part, 1)))
         return parts[0] if len(parts) == 1 else graph.call_function(aten.cat.default, (parts, 1))
+
+
+def _twice(value: object) -> object:
+    """A lone sample in company: the model drops the batch axis of one that is alone."""
+    return torch.cat([value, value]) if isinstance(value, Tensor) else value
 
 
 def _with_outputs(graph: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.GraphModule:

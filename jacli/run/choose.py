@@ -14,6 +14,7 @@ from jacli.run.cutting import Cutting
 from jacli.run.measure import OUT_OF_MEMORY, measure
 from jacli.run.task import Task, cut_network
 from jacli.search import Budget, Candidate, climb, ladder, methods_in_order, sized
+from jacli.verify import check_alone
 
 _MODULE_SECONDS = 0.005
 """Of the two traces a network, a module without modules inside: 0.1 to 1 s in all."""
@@ -111,6 +112,7 @@ class Choice:
         ]
 
     def _nothing_serves(self) -> JacliError:
+        self._check_first_block()
         shapes, memory = self._task.shapes, self._task.memory
         failures = {m.method: m.failure for m in self._measured if m.failure}
         if any(why != OUT_OF_MEMORY for why in failures.values()):
@@ -125,6 +127,14 @@ class Choice:
             f"{memory.limit:,} may be held on {memory.device}.",
             todo="Give more --memory, or differentiate fewer outputs (--classes).",
         )
+
+    def _check_first_block(self) -> None:
+        """Where every method fails it may be the model that does, on blocks of that size: then it says so."""
+        task = self._task
+        for size in {m.batch_size for m in self._measured if m.failure not in (None, OUT_OF_MEMORY)}:
+            block = task.linearize(task.points(0, size))
+            fixed = task.shapes.fixed_batch is not None
+            check_alone(block, task.network.module, position=size // 2, fixed_batch=fixed)
 
     def _most_samples(self) -> int:
         wants_values = self._task.config.singular_values != "none"
@@ -158,7 +168,8 @@ class Choice:
                 plan = self._plan(name, self._why(name), chosen.batch_size, chosen.chunk_size)
                 plans.append(replace(plan, seconds=self._run_seconds(chosen)))
             elif task.config.method == name and tried[0].failure not in (None, OUT_OF_MEMORY):
-                # The first block meets what is wrong, and says it as an error.
+                self._check_first_block()
+                # The first block meets what is wrong with the method, and says it as an error.
                 plans.append(self._plan(name, self._why(name), tried[0].batch_size, tried[0].chunk_size))
         return plans
 

@@ -14,6 +14,7 @@ from jacli.network import (
     Linearized,
     NotTraceableError,
     TensorNetwork,
+    any_cut,
     trace_network,
     useful_cuts,
 )
@@ -56,7 +57,7 @@ class Task:
 
 
 def cut_network(task: Task) -> CutNetwork:
-    """Trace the network and cut it where it is narrower than its output.
+    """Trace the network and cut it where it is narrower than its output; forced, at its narrowest place.
 
     Raises:
         NotTraceableError: It cannot be traced, or is nowhere narrower.
@@ -65,5 +66,9 @@ def cut_network(task: Task) -> CutNetwork:
     traced = trace_network(task.network, x, extra)
     cuts = useful_cuts(traced, n_out=task.shapes.n_selected)
     if not cuts:
-        raise NotTraceableError(f"it is nowhere narrower than its {task.shapes.n_selected} outputs")
-    return CutNetwork(traced, cuts, recurrent=task.network.recurrent)
+        wide = any_cut(traced)
+        where = f"its narrowest place is {wide[0].width} wide" if wide else "there is no place to cut it"
+        if task.config.method != "factored" or task.config.save == "factors" or not wide:
+            raise NotTraceableError(f"{where}, its outputs are {task.shapes.n_selected}")
+        cuts = wide
+    return CutNetwork(traced, cuts, recurrent=task.network.recurrent, lone=task.network.lone)

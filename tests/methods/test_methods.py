@@ -10,7 +10,16 @@ from torch import nn
 import jacli
 from jacli.errors import MethodError
 from jacli.methods import METHODS, Method, fill, load_method
-from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
+from jacli.network import (
+    CutLinearized,
+    CutNetwork,
+    Linearized,
+    TensorNetwork,
+    any_cut,
+    exact_arithmetic,
+    frozen_twin,
+    trace_network,
+)
 from tests.cases import CASES, build
 from tests.reference import reference_jacobian
 
@@ -22,6 +31,27 @@ def exact():
 
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+
+
+SERVED = [
+    (name, method)
+    for name in CASES
+    for method in METHODS
+    if method != "factored" or name not in ("linear", "stateful", "stateful_buffer")
+]
+"""A network of one layer has no place to cut it, and one that keeps state cannot be traced."""
+
+
+def linearized(name, method, device):
+    """A case's linearisation in float64; cut at its narrowest place for ``factored``."""
+    module, x, case = build(name, torch.float64, device)
+    network = TensorNetwork.of_module(
+        frozen_twin(module), select=case.select, fresh=name.startswith("stateful"), lone=True
+    )
+    if method != "factored":
+        return Linearized(network, x, {})
+    traced = trace_network(network, x, {})
+    return CutLinearized(network, x, {}, cut_network=CutNetwork(traced, any_cut(traced)))
 
 
 def selected(module, case):
@@ -51,18 +81,16 @@ def jacobian(name, dtype, device, *, wrap=lambda module, x: module, **options):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "method"), SERVED)
 def test_equals_the_reference(name, method, dtype, device):
     assert relative(jacobian(name, dtype, device, method=method), reference(name, device)) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "method"), SERVED)
 def test_same_for_every_chunk_and_batch_size(name, method, device):
     expected = reference(name, device)
     for batch_size, chunk_size in ((1, 1), (1, 3), (2, 2), (len(expected), 100)):
-        if method in ("loop", "replicate"):
+        if method == "loop":
             chunk_size = None
         found = jacobian(
             name, torch.float64, device, method=method, batch_size=batch_size, chunk_size=chunk_size
@@ -70,8 +98,7 @@ def test_same_for_every_chunk_and_batch_size(name, method, device):
         assert relative(found, expected) < 1e-10, (batch_size, chunk_size)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "method"), SERVED)
 def test_a_last_block_that_is_not_full(name, method, device):
     """Five samples in blocks of two, in float32; each sample's Jacobian is its own, whatever its block."""
     module, _, case = build(name, torch.float32, device)
@@ -83,8 +110,7 @@ def test_a_last_block_that_is_not_full(name, method, device):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # nn.LSTM checks its input's size
 @pytest.mark.parametrize("kind", ["scripted", "traced"])
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "method"), SERVED)
 def test_torchscript_four_calls_in_a_row(name, method, kind, device):
     if name == "stateful" or (kind == "traced" and not CASES[name].exportable):
         pytest.skip("TorchScript keeps no Python attribute; tracing fixes state and squeeze()")
@@ -102,14 +128,9 @@ def test_torchscript_four_calls_in_a_row(name, method, kind, device):
         assert relative(found.reshape(expected.shape), expected) < 1e-4
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "method"), SERVED)
 def test_every_entry_comes_exactly_once(name, method, device):
-    module, x, case = build(name, torch.float64, device)
-    network = TensorNetwork.of_module(
-        frozen_twin(module), select=case.select, fresh=name.startswith("stateful"), lone=True
-    )
-    linearization = Linearized(network, x, {})
+    linearization = linearized(name, method, device)
     count = torch.zeros(linearization.n_out, linearization.n_in, dtype=torch.int)
     for block in load_method(method).blocks(linearization, chunk_size=3):
         assert block.values.shape == (linearization.batch, len(block.outputs), len(block.inputs))
@@ -120,11 +141,7 @@ def test_every_entry_comes_exactly_once(name, method, device):
 @pytest.mark.parametrize("name", CASES)
 def test_adjoint_identity(name, device):
     """<u, J v> = <J' u, v>."""
-    module, x, case = build(name, torch.float64, device)
-    network = TensorNetwork.of_module(
-        frozen_twin(module), select=case.select, fresh=name.startswith("stateful"), lone=True
-    )
-    linearization = Linearized(network, x, {})
+    linearization = linearized(name, "loop", device)
     u = torch.randn(3, linearization.batch, linearization.n_out, dtype=torch.float64, device=device)
     v = torch.randn(3, linearization.batch, linearization.n_in, dtype=torch.float64, device=device)
     left, right = (u * linearization.jvp(v)).sum(2), (linearization.vjp(u) * v).sum(2)
@@ -133,11 +150,17 @@ def test_adjoint_identity(name, device):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_passes_are_what_is_run(method, device):
-    module, x, _ = build("residual", torch.float64, device)
     entry = load_method(method)
-    linearization = Linearized(TensorNetwork.of_module(frozen_twin(module)), x, {})
+    linearization = linearized("residual", method, device)
     blocks = list(entry.blocks(linearization, chunk_size=4))
     assert len(blocks) == entry.passes(n_in=linearization.n_in, n_out=linearization.n_out, chunk_size=4)
+
+
+@pytest.mark.parametrize("name", ["linear", "stateful", "stateful_buffer"])
+def test_factored_is_refused_by_name_where_there_is_no_cut(name, device):
+    with pytest.raises(MethodError, match="factored") as refused:
+        jacobian(name, torch.float64, device, method="factored")
+    assert ("no place to cut" if name == "linear" else "keeps state") in str(refused.value)
 
 
 def test_a_missing_rule_is_refused_by_name(device):

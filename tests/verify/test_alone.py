@@ -19,7 +19,7 @@ class Function(nn.Module):
 
 
 class EveryFew(nn.Module):
-    """Changes its answer after some calls."""
+    """Changes its answer with every call, after some that do not."""
 
     def __init__(self):
         super().__init__()
@@ -27,7 +27,7 @@ class EveryFew(nn.Module):
 
     def forward(self, x):
         self.calls += 1
-        return torch.tanh(x) * (1 + self.calls // 12)
+        return torch.tanh(x) * (1 + max(0, self.calls - 20))
 
 
 MIXING = {

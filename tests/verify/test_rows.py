@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from jacli.linear_map import DenseMap, FactoredMap
 from jacli.network import Linearized, TensorNetwork, frozen_twin
 from jacli.verify import row_error, row_tolerance
 from tests.cases import build
@@ -19,7 +20,7 @@ def honest():
 
 def test_the_truth_passes(honest):
     linearization, dense = honest
-    assert row_error(linearization, dense, seed=0) < row_tolerance(dense.dtype)
+    assert row_error(linearization, DenseMap(dense), seed=0) < row_tolerance(dense.dtype)
 
 
 PLANTED = {
@@ -37,7 +38,14 @@ PLANTED = {
 @pytest.mark.parametrize("seed", range(3))
 def test_a_planted_error_is_found(name, seed, honest):
     linearization, dense = honest
-    assert row_error(linearization, PLANTED[name](dense), seed=seed) > row_tolerance(dense.dtype)
+    assert row_error(linearization, DenseMap(PLANTED[name](dense)), seed=seed) > row_tolerance(dense.dtype)
+
+
+def test_factors_are_checked_as_their_product(honest):
+    linearization, dense = honest
+    identity = torch.eye(dense.shape[1], dtype=dense.dtype).expand(len(dense), -1, -1)
+    assert row_error(linearization, FactoredMap(identity, dense), seed=0) < row_tolerance(dense.dtype)
+    assert row_error(linearization, FactoredMap(identity.roll(1, 1), dense), seed=0) > 0.1
 
 
 def test_rows_that_are_not_finite_in_both_agree():
@@ -49,4 +57,4 @@ def test_rows_that_are_not_finite_in_both_agree():
     linearization = Linearized(TensorNetwork.of_module(root), torch.zeros(2, 3), {})
     dense = linearization.vjp(torch.eye(4)[:, None].expand(4, 2, 4)).transpose(0, 1)
     assert not torch.isfinite(dense).all()
-    assert row_error(linearization, dense, seed=0) == 0
+    assert row_error(linearization, DenseMap(dense), seed=0) == 0
