@@ -16,7 +16,7 @@ import logging
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from jacli.errors import means_out_of_memory, telling_line
 from jacli.linear_map import Extra
 from jacli.network.network import TensorNetwork
-from jacli.network.settings import batched_pass
+from jacli.network.settings import batched_pass, thawed
 
 _SIZES = (2, 3)
 """Batch sizes of the two traces; networks treat a lone sample specially (``squeeze()``) more often."""
@@ -109,9 +109,11 @@ def _trace_once(network: TensorNetwork, *arguments: Any, names: Sequence[str]) -
     def run(x: Tensor, *extra: Any) -> Tensor:
         return network(x, dict(zip(names, extra, strict=True)))
 
+    # A scripted attention layer would take its inference path, which has no derivative.
+    unfrozen = thawed(network.module) if network.scripted_attention else nullcontext()
     try:
-        # Parameters that require no gradient raise in fake mode unless real tensors are let in.
-        graph = _make_graph(run, arguments)
+        with unfrozen:
+            graph = _make_graph(run, arguments)
         if any(_mutates(node) for node in graph.graph.nodes):
             graph = _functional(graph, arguments)
         graph.graph.eliminate_dead_code()
@@ -130,6 +132,7 @@ def _trace_once(network: TensorNetwork, *arguments: Any, names: Sequence[str]) -
 def _make_graph(
     run: Callable[..., Any], arguments: Sequence[Any], *, pre_dispatch: bool = True
 ) -> fx.GraphModule:
+    # Parameters that require no gradient raise in fake mode unless real tensors are let in.
     make = make_fx(run, pre_dispatch=pre_dispatch, tracing_mode="fake", _allow_non_fake_inputs=True)
     with batched_pass(), _quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of code that looks at values while it is traced
@@ -182,8 +185,22 @@ def _functional(graph: fx.GraphModule, arguments: Sequence[Any]) -> fx.GraphModu
         if list(node.args[1]) == list(value_of(node.args[0]).shape):
             node.replace_all_uses_with(node.args[0])
             made.graph.erase_node(node)
+    for node in made.graph.find_nodes(op="call_function", target=torch.ops.aten.copy.default):
+        _replace_copy(made.graph, node)
     made.recompile()
     return made
+
+
+def _replace_copy(graph: fx.Graph, node: fx.Node) -> None:
+    """``copy(into, values)``, what ``into[...] = values`` leaves, has no derivative; its parts do."""
+    into, values = node.args[:2]
+    with graph.inserting_before(node):
+        cast = graph.call_function(torch.ops.aten.type_as.default, (values, into))
+        spread = graph.call_function(torch.ops.aten.expand_as.default, (cast, into))
+    assert isinstance(values, fx.Node)  # the schema says a tensor
+    cast.meta["val"], spread.meta["val"] = value_of(values), value_of(node)
+    node.replace_all_uses_with(spread)
+    graph.erase_node(node)
 
 
 def _keep_constant(graph: fx.GraphModule, name: str, value: Any) -> None:

@@ -40,7 +40,7 @@ MIXING = {
 @pytest.mark.parametrize("name", MIXING)
 def test_mixing_is_found_in_a_block(name):
     torch.manual_seed(1)
-    x = torch.randn(16, 6) + 0.5
+    x = torch.randn(64, 6) + 0.5
     with pytest.raises(ModelError, match="mixes samples"):
         jacli.jacobian(MIXING[name], x, batch_size=8)
 
