@@ -295,17 +295,17 @@ def _unsound(outcome: Outcome) -> tuple[str, str, str] | tuple[str]:
             "The model's derivative does not exist there (a square root or logarithm at 0), or it overflows. "
             f"They are NaN or infinite in {outcome.out}; leave them out with --samples.",
         )
-    if outcome.rechecked.failed:
-        listed = ", ".join(map(str, outcome.rechecked.failed))
+    if outcome.overflowed:
         return (
-            f"The recheck failed: samples {listed} differ from reverse passes through the model.",
-            f"The worst relative error is {outcome.rechecked.worst_error:.1e}, "
-            f"{outcome.rechecked.tolerance:.1e} is allowed; verified_error in {outcome.out} has each.",
-            "Compute again with --method loop, and please report it; or allow more with --tolerance.",
+            f"{outcome.overflowed} values of the Jacobian are infinite in {outcome.out}. "
+            "They are finite, but beyond the range of --save-dtype. Save as float32 or float64.",
         )
+    listed = ", ".join(map(str, outcome.rechecked.failed))
     return (
-        f"{outcome.overflowed} values of the Jacobian are infinite in {outcome.out}. "
-        "They are finite, but beyond the range of --save-dtype. Save as float32 or float64.",
+        f"The recheck failed: samples {listed} differ from reverse passes through the model.",
+        f"The worst relative error is {outcome.rechecked.worst_error:.1e}, "
+        f"{outcome.rechecked.tolerance:.1e} is allowed; verified_error in {outcome.out} has each.",
+        "Compute again with --method loop, and please report it; or allow more with --tolerance.",
     )
 
 

@@ -71,14 +71,16 @@ def checked_blocks(method: Method, linearization: Linearization, *, chunk_size: 
         yield from method.blocks(linearization, chunk_size=chunk_size)
 
 
-def fill(method: Method, linearization: Linearization, *, chunk_size: int) -> Tensor:
+def fill(
+    method: Method, linearization: Linearization, *, chunk_size: int, out: Tensor | None = None
+) -> Tensor:
     """The dense Jacobians of a batch, ``(batch, n_out, n_in)``, put together as they come (`assemble`).
 
     Raises:
         MethodError: The method has no rule for something in this model.
         MemoryError: An allocation failed, on the host or on the device.
     """
-    return assemble(checked_blocks(method, linearization, chunk_size=chunk_size), linearization)
+    return assemble(checked_blocks(method, linearization, chunk_size=chunk_size), linearization, out)
 
 
 def factors_of(linearization: CutLinearization, plan: FactoredPlan) -> FactoredMap:

@@ -12,7 +12,7 @@ from jacli.config import RunConfig, from_options
 from jacli.errors import InputsError, UsageError, means_out_of_memory
 from jacli.linear_map import FactoredMap
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
-from jacli.plan import Shapes
+from jacli.plan import Plan, Shapes
 from jacli.run.choose import Choice
 from jacli.run.engine import ComputedBlock, Engine
 from jacli.run.kept import Kept
@@ -219,14 +219,14 @@ class _Work:
         task = self.task
         with memory_errors("trying the model on the first samples"):
             choice = Choice(task, kept=self._kept.choice)
-        engine = Engine(task, choice)
-        result: Tensor | None = None
+        result = _Result(task)
+        engine = Engine(task, choice, result.place)
         with memory_errors("putting the Jacobian together"):
             for block in engine.blocks():
-                result = _put(block, result, len(self.x))
-        assert result is not None and engine.chosen is not None  # there is a sample at least
+                result.take(block)
+        assert engine.chosen is not None  # there is a sample at least
         self._kept.keep(self.network, self.probed, engine.chosen)
-        return result.mT.reshape(*self.x.shape, *self.shapes.output_shape)
+        return result.matrices.mT.reshape(*self.x.shape, *self.shapes.output_shape)
 
     def largest(self, k: int) -> Tensor | None:
         """The k largest singular values without forming J; None where they did not converge.
@@ -291,22 +291,44 @@ def _rows_of(arguments: dict[str, object], per_sample: Sequence[str], batch: int
     return found
 
 
-def _put(block: ComputedBlock, result: Tensor | None, n_samples: int) -> Tensor:
-    """A block into the whole result, ``(n_samples, n_out, n_in)``; the only block is the result."""
-    count, matrices = block.count, block.matrices
-    if count == n_samples:
-        return matrices.first(count).dense()
-    if isinstance(matrices, FactoredMap):
-        if result is None:
-            result = matrices.left.new_empty(n_samples, matrices.n_out, matrices.n_in)
-        torch.bmm(
-            matrices.left[:count], matrices.right[:count], out=result[block.start : block.start + count]
-        )
-        return result
-    dense = matrices.dense()
-    if result is None:
-        by_columns = dense.stride(1) == 1 and dense.shape[1] > 1
-        shape = (n_samples, *(reversed(dense.shape[1:]) if by_columns else dense.shape[1:]))
-        result = dense.new_empty(shape).mT if by_columns else dense.new_empty(shape)
-    result[block.start : block.start + count] = dense[:count]
-    return result
+class _Result:
+    """The whole result; blocks are computed into it.
+
+    Attributes:
+        matrices: ``(n_samples, n_out, n_in)``.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.matrices = torch.empty(0)
+
+    def place(self, plan: Plan, start: int, count: int) -> Tensor | None:
+        """The part of it that belongs to some samples; None where the only block can be the result."""
+        shapes = self._task.shapes
+        vectors = shapes.n_in if plan.method == "forward" else shapes.n_selected
+        if count == shapes.n_samples and plan.chunk_size >= vectors:
+            return None
+        if len(self.matrices) == 0:
+            x, _, _ = self._task.points(0, 1)
+            n_samples, n_out, n_in = shapes.n_samples, shapes.n_selected, shapes.n_in
+            by_columns = plan.method == "forward"
+            self.matrices = (
+                x.new_empty(n_samples, n_in, n_out).mT if by_columns else x.new_empty(n_samples, n_out, n_in)
+            )
+        return self.matrices[start : start + count]
+
+    def take(self, block: ComputedBlock) -> None:
+        """A block that was computed elsewhere; of factors, their product."""
+        matrices, stop = block.matrices, block.start + block.count
+        if isinstance(matrices, FactoredMap):
+            if len(self.matrices) == 0:
+                shape = (self._task.shapes.n_samples, matrices.n_out, matrices.n_in)
+                self.matrices = matrices.left.new_empty(shape)
+            factors = matrices.first(block.count)
+            torch.bmm(factors.left, factors.right, out=self.matrices[block.start : stop])
+            return
+        dense = matrices.first(block.count).dense()
+        if len(self.matrices) == 0:
+            self.matrices = dense
+        elif dense.data_ptr() != self.matrices[block.start : stop].data_ptr():
+            self.matrices[block.start : stop] = dense

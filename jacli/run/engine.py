@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
 from jacli.linear_map import DenseMap, Matrices
@@ -53,7 +54,7 @@ class ComputedBlock:
         start: First sample.
         count: Samples; the linearisation and the matrices may have more, where the batch was padded.
         linearization: The network there: outputs, selected outputs.
-        matrices: ``(>= count, n_out, n_in)``.
+        matrices: ``(>= count, n_out, n_in)``, written where they were to be placed.
     """
 
     start: int
@@ -62,17 +63,27 @@ class ComputedBlock:
     matrices: Matrices
 
 
+Place = Callable[[Plan, int, int], Tensor | None]
+"""Where the dense matrices of some samples go, ``(count, n_out, n_in)``: plan, first sample, count."""
+
+
 class Engine:
     """Computes the blocks of a task under the plans of a choice.
+
+    Args:
+        task: What is to be computed.
+        choice: Its plans.
+        place: Memory that dense matrices are written into; a block has its own where it is None.
 
     Attributes:
         notes: What happened that the user must be told.
         chosen: The method and plan in force, once the first block is done.
     """
 
-    def __init__(self, task: Task, choice: Choice) -> None:
+    def __init__(self, task: Task, choice: Choice, place: Place | None = None) -> None:
         self._task = task
         self._choice = choice
+        self._place = place
         self.notes: list[str] = []
         self.chosen: Chosen | None = None
 
@@ -150,7 +161,8 @@ class Engine:
             matrices = factors_of(linearization, plan.factored)
         else:
             method = load_method(plan.method)
-            matrices = DenseMap(fill(method, linearization, chunk_size=plan.chunk_size))
+            out = self._place(plan, start, count) if self._place else None
+            matrices = DenseMap(fill(method, linearization, chunk_size=plan.chunk_size, out=out))
         return ComputedBlock(start, count, linearization, matrices)
 
     def _cut_of(self, plan: Plan) -> CutNetwork | None:
