@@ -67,7 +67,7 @@ class Budget:
     """
 
     share: float = 0.25
-    most: float = 1.5
+    most: float = 1.8
     run_seconds: float = math.inf
     started: float = field(default_factory=monotonic)
 

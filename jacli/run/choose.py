@@ -11,7 +11,7 @@ from jacli.methods import METHODS, load_method
 from jacli.network import CutNetwork, NotTraceableError
 from jacli.plan import FactoredPlan, Measured, Plan, check_batch_size, make_plan, with_counts
 from jacli.run.cutting import Cutting
-from jacli.run.measure import OUT_OF_MEMORY, measure
+from jacli.run.measure import OUT_OF_MEMORY, measure, seconds_per_byte
 from jacli.run.task import Task, cut_network
 from jacli.search import Budget, Candidate, climb, ladder, methods_in_order, sized
 from jacli.verify import check_alone
@@ -71,6 +71,7 @@ class Choice:
         require_served(task.config.method, self._refused)
         self._measured: list[Measured] = []
         self._budget = Budget(task.share)
+        self._seconds_per_byte = seconds_per_byte(task.memory.device) if task.keeps_dense else 0.0
         self.cut: CutNetwork | None = None
         self.notes: list[str] = []
         self.plans = self._taken_over(kept) or self._by_measurement()
@@ -103,7 +104,7 @@ class Choice:
         wanted = self._task.config.method
         plans = [] if wanted == "factored" else self._plain()
         narrow_only = self._task.config.save == "factors"
-        if wanted == "factored" or narrow_only or (wanted == "auto" and self._worth_cutting()):
+        if wanted == "factored" or narrow_only or (wanted == "auto" and self._worth_cutting(plans)):
             found = self._factored()
             plans = found if narrow_only else plans + found
         return [
@@ -121,10 +122,11 @@ class Choice:
                 "No method can serve this model.", why=listed, todo="Give --method loop to see its error."
             )
         least = min((m.bytes_held for m in self._measured if m.bytes_held), default=0)
+        cut = "".join(f"; {note}" for note in self.notes if note.startswith("not cut"))
         return OutOfMemoryError(
             "Out of memory: not even one sample with one vector a pass fits.",
-            why=f"That holds {least:,} bytes, the Jacobian of a sample {shapes.sample_bytes:,}; "
-            f"{memory.limit:,} may be held on {memory.device}.",
+            why=f"That holds {least:,} bytes and the Jacobian of a sample {shapes.sample_bytes:,}; "
+            f"{memory.limit:,} may be held on {memory.device}{cut}.",
             todo="Give more --memory, or differentiate fewer outputs (--classes).",
         )
 
@@ -158,6 +160,7 @@ class Choice:
             tried = climb(
                 iter(sizes), self._try_plain, self._run_seconds, self._budget, fits=self._fits, best=best
             )
+            tried += self._all_at_once(name, tried)
             self._measured += tried
             fitting = [m for m in tried if m.failure is None and self._fits(m, 1)]
             if not fitting and tried[0].failure in (None, OUT_OF_MEMORY):
@@ -172,6 +175,25 @@ class Choice:
                 # The first block meets what is wrong with the method, and says it as an error.
                 plans.append(self._plan(name, self._why(name), tried[0].batch_size, tried[0].chunk_size))
         return plans
+
+    def _all_at_once(self, name: str, tried: list[Measured]) -> list[Measured]:
+        """The whole work in one pass, where it fits: then nothing is put together afterwards."""
+        task, shapes = self._task, self._task.shapes
+        size = Candidate(name, shapes.n_samples, shapes.n_selected)
+        last = tried[-1]
+        worth = name == "vmap" and task.config.batch_size is None and task.config.chunk_size is None
+        if (
+            not worth
+            or last.failure
+            or (last.batch_size, last.chunk_size) == (size.batch_size, size.chunk_size)
+        ):
+            return []
+        seconds = min(map(self._run_seconds, tried))
+        growth = size.rows / (last.batch_size * last.chunk_size)
+        fits = shapes.n_samples <= self._most_samples() and self._fits(last, growth)
+        if fits and self._budget.left_for(seconds):
+            return [self._try_plain(size, self._budget.patience)]
+        return []
 
     def _descend(self, name: str, tried: Measured) -> list[Measured]:
         """Smaller sizes until one fits; empty if none does."""
@@ -197,7 +219,10 @@ class Choice:
     def _run_seconds(self, measured: Measured) -> float:
         shapes = self._task.shapes
         vectors = shapes.n_in if measured.method == "forward" else shapes.n_selected
-        return math.ceil(shapes.n_samples / measured.batch_size) * measured.block_seconds(vectors)
+        seconds = math.ceil(shapes.n_samples / measured.batch_size) * measured.block_seconds(vectors)
+        if measured.chunk_size == vectors and measured.batch_size == shapes.n_samples:
+            return seconds  # the only pass yields the result itself
+        return seconds + shapes.n_samples * shapes.sample_bytes * self._seconds_per_byte
 
     def _why(self, name: str) -> str:
         if self._task.config.method == name:
@@ -220,12 +245,12 @@ class Choice:
             factored=factored,
         )
 
-    def _worth_cutting(self) -> bool:
-        """Whether tracing takes little of what a cut may save."""
+    def _worth_cutting(self, plans: list[Plan]) -> bool:
+        """Whether tracing takes little of what a cut may save, or nothing else fits in memory."""
         task = self._task
         if self._refused["factored"] or min(task.shapes.n_in, task.shapes.n_selected) <= 2:
             return False
-        if self.cut is not None:
+        if not plans:
             return True
         leaves = sum(1 for part in task.network.module.modules() if not list(part.children()))
         seconds = 0.05 + _MODULE_SECONDS * leaves

@@ -134,8 +134,10 @@ class Cutting:
                 name=name,
             )
 
+        room = self._task.memory.limit - self._beside(size)
+
         def fits(measured: Measured, growth: float) -> bool:
-            return growth * measured.bytes_held <= self._task.memory.limit
+            return growth * measured.bytes_held <= room
 
         for method in methods:
             best = min(map(seconds, found), default=math.inf)
@@ -143,8 +145,24 @@ class Cutting:
             # Its own budget: the estimate of a link is not that of the run.
             budget = replace(self._budget)
             found += climb(sizes, try_one, seconds, budget, fits=fits, best=best)
+        if not any(m.failure is None and fits(m, 1) for m in found):
+            for rows in (2, 1):  # what is smaller holds less
+                sizes = ladder(methods[0], shapes, config, most_samples=size, rows=rows * size)
+                found.append(try_one(next(sizes), 0.0))
         self._all += found
-        return found
+        fitting = [m for m in found if m.failure is not None or fits(m, 1)]
+        if not fitting and self._task.memory.asked:
+            raise MethodError(
+                "", why=f"with its factors it holds {found[-1].bytes_held + self._beside(size):,} bytes"
+            )
+        return fitting or found[-1:]
+
+    def _beside(self, size: int) -> int:
+        """Bytes held beside the passes: the factors of a block, and what their spectrum takes."""
+        task = self._task
+        width = min(cut.width for cut in self._cut.cuts)
+        factors = width * (task.shapes.n_in + task.shapes.n_selected) * task.shapes.itemsize
+        return size * factors + (SPECTRUM_BYTES if task.config.singular_values != "none" else 0)
 
 
 @dataclass(frozen=True)

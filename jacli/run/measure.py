@@ -119,3 +119,11 @@ def seconds_per_multiply(dtype: torch.dtype, device: torch.device) -> float:
     began = _now(device)
     a @ b
     return (_now(device) - began) / (512 * 512 * 2048)
+
+
+def seconds_per_byte(device: torch.device) -> float:
+    """Seconds of writing one byte of a result into memory that was not touched before."""
+    values = torch.ones(2**22, device=device)
+    began = _now(device)
+    torch.empty_like(values).copy_(values)
+    return (_now(device) - began) / values.nbytes
