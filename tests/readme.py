@@ -90,10 +90,24 @@ def _stable_lines(command: str, text: str) -> list[str]:
     text = "\n".join(lines)
     if command.startswith("jacli verify"):
         text = re.sub(r"\d\.\de-\d\d(?=  )|(?<=worst error )\S+(?=,)", "E", text)
+    if command.startswith("jacli compute"):
+        text = _without_choice(text)
     text = re.sub(r"\d+\.\d s$", "S s", text, flags=re.M)
     text = re.sub(r"^(free there).*", r"\1", text, flags=re.M)
     text = re.sub(r"(?<![\w/])/(?:[^\s/]+/)*(?=sample_models/)", "", text)
     return [re.sub(r"─+", "─", " ".join(line.split())) for line in text.splitlines()]
+
+
+_CHOSEN = ("method", "cut at", "in this order", "next in line", "blocks", "passes", "time", "memory")
+
+
+def _without_choice(text: str) -> str:
+    """Without what is chosen by measurement, on this machine and at this moment."""
+    text = re.sub(r"method \w+ \((?!asked for).*?\)(?=, \d)", "method M", text)
+    text = re.sub(r"relative error \S+(?=,)", "relative error E", text)
+    text = re.sub(r"^note: (not cut|passed over).*\n", "", text, flags=re.M)
+    text = re.sub(rf"^({'|'.join(_CHOSEN)})  .*\n?", "", text, flags=re.M)
+    return re.sub(r"^(measured) .*(\n  .*)*", r"\1", text, flags=re.M)
 
 
 def _same(a: str, b: str) -> bool:

@@ -53,7 +53,8 @@ class Choice:
     Attributes:
         cut: The cut network, where one was made.
         plans: The fastest first.
-        notes: What could not be tried, and why.
+        notes: What the user must be told.
+        not_cut: Why the network is not cut; None if it is, or was not to be.
 
     Raises:
         MethodError: No method can serve the model.
@@ -74,6 +75,7 @@ class Choice:
         self._seconds_per_byte = seconds_per_byte(task.memory.device) if task.keeps_dense else 0.0
         self.cut: CutNetwork | None = None
         self.notes: list[str] = []
+        self.not_cut: str | None = None
         self.plans = self._taken_over(kept) or self._by_measurement()
         if not self.plans:
             raise self._nothing_serves()
@@ -107,8 +109,11 @@ class Choice:
         if wanted == "factored" or narrow_only or (wanted == "auto" and self._worth_cutting(plans)):
             found = self._factored()
             plans = found if narrow_only else plans + found
+        notes = (f"not cut: {self.not_cut}",) if self.not_cut else ()
+        if len(plans) == 1 and len({m.method for m in self._measured}) == 1 and wanted == "auto":
+            plans = [replace(plans[0], why="the first in line; the run is too short to try others")]
         return [
-            replace(plan, measured=tuple(self._measured), notes=tuple(self.notes))
+            replace(plan, measured=tuple(self._measured), notes=notes)
             for plan in sorted(plans, key=lambda plan: plan.seconds or 0.0)
         ]
 
@@ -122,7 +127,7 @@ class Choice:
                 "No method can serve this model.", why=listed, todo="Give --method loop to see its error."
             )
         least = min((m.bytes_held for m in self._measured if m.bytes_held), default=0)
-        cut = "".join(f"; {note}" for note in self.notes if note.startswith("not cut"))
+        cut = f"; not cut: {self.not_cut}" if self.not_cut else ""
         return OutOfMemoryError(
             "Out of memory: not even one sample with one vector a pass fits.",
             why=f"That holds {least:,} bytes and the Jacobian of a sample {shapes.sample_bytes:,}; "
@@ -257,7 +262,7 @@ class Choice:
         most = max(2.0, 0.05 * self._budget.run_seconds)
         if seconds < 0.5 * self._budget.run_seconds and self._budget.spent + seconds < most:
             return True
-        self.notes.append("not cut: the run is too short to pay for tracing")
+        self.not_cut = "the run is too short to pay for tracing"
         return False
 
     def _factored(self) -> list[Plan]:
@@ -279,5 +284,5 @@ class Choice:
                     why=f"{why[0].upper()}{why[1:]}",
                     todo="Leave --method out, or choose another.",
                 ) from failure
-            self.notes.append(f"not cut: {why}".rstrip("."))
+            self.not_cut = why.rstrip(".")
             return []

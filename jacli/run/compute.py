@@ -254,5 +254,5 @@ def dry_run(config: RunConfig) -> DryRun:
             disk=bytes_on_disk(run.layout(plan)),
             free=free_bytes(Path(config.out)),
             memory=run.task().memory.limit,
-            notes=(*prepared.notes, *choice.notes, *run.notes(plan)),
+            notes=(*prepared.notes, *choice.notes, *plan.notes, *run.notes(plan)),
         )

@@ -177,7 +177,7 @@ def test_default(compute, network: nn.Module, points: np.ndarray, exact: np.ndar
     found = compute()
     assert set(found.data) == {
         "jacobian", "inputs", "outputs", "sample_index", "class_norms", "frobenius_norm", "spectral_norm",
-        "nuclear_norm", "singular_values", "singular_value_error", "done",
+        "nuclear_norm", "singular_values", "singular_value_error", "verified_error", "near_kink", "done",
     }  # fmt: skip
     assert found["jacobian"].shape == (B, *INPUT, N) and found["jacobian"].dtype == np.float32
     assert close(found["jacobian"], exact)
@@ -215,7 +215,7 @@ def test_state_dict_with_arch_and_its_arguments(compute, exact: np.ndarray, fold
     assert found.attrs["arch_sha256"] == hashlib.sha256((folder / "arch.py").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("method", ["loop", "replicate", "vmap", "forward"])
+@pytest.mark.parametrize("method", ["loop", "replicate", "vmap", "forward", "factored"])
 def test_method(compute, exact: np.ndarray, method: str) -> None:
     found = compute("--method", method, "--batch-size", 4)
     assert found.attrs["method"] == method

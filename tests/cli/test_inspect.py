@@ -64,7 +64,7 @@ def test_a_result(files: Path, jacli: Any) -> None:
 def test_a_model_on_inputs(files: Path, jacli: Any) -> None:
     found = inspected(jacli, "model.pt", "--inputs", "x.npy")
     assert (found["input"], found["output"], found["samples"]) == ([4], [3], 5)
-    assert found["methods"] == dict.fromkeys(("loop", "replicate", "vmap", "forward"), "serves")
+    assert found["methods"] == dict.fromkeys(("loop", "replicate", "vmap", "forward", "factored"), "serves")
 
 
 def test_as_text(files: Path, jacli: Any) -> None:
