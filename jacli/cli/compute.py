@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from jacli.config import RunConfig
+    from jacli.errors import UnsoundResultsError
     from jacli.run.compute import DryRun, Outcome, Recheck
 
 _MODEL, _INPUTS, _METHOD, _RESULT, _RUN = "Model", "Inputs", "Method", "Result file", "Run"
@@ -238,7 +239,6 @@ def compute(
 
 def _run(settings: RunConfig) -> None:
     from jacli.cli.progress import progress_reporter
-    from jacli.errors import UnsoundResultsError
     from jacli.run.compute import run_compute
 
     started = time.monotonic()
@@ -255,7 +255,7 @@ def _run(settings: RunConfig) -> None:
     if not settings.quiet:
         _tell(outcome, time.monotonic() - started)
     if outcome.not_finite or outcome.overflowed or outcome.rechecked.failed:
-        raise UnsoundResultsError(*_unsound(outcome))
+        raise _unsound(outcome)
 
 
 def _tell(outcome: Outcome, seconds: float) -> None:
@@ -285,27 +285,29 @@ def _recheck_line(found: Recheck) -> str:
     return line + f"relative error {found.worst_error:.1e}, {found.tolerance:.1e} allowed{kinks}"
 
 
-def _unsound(outcome: Outcome) -> tuple[str, str, str] | tuple[str]:
+def _unsound(outcome: Outcome) -> UnsoundResultsError:
+    from jacli.errors import UnsoundResultsError
+
     if outcome.not_finite:
-        listed = ", ".join(map(str, outcome.not_finite[:10])) + (
-            " ..." if len(outcome.not_finite) > 10 else ""
-        )
-        return (
-            f"{len(outcome.not_finite)} of {outcome.samples} samples are not finite: {listed}. "
-            "The model's derivative does not exist there (a square root or logarithm at 0), or it overflows. "
-            f"They are NaN or infinite in {outcome.out}; leave them out with --samples.",
+        listed = ", ".join(map(str, outcome.not_finite[:10]))
+        listed += " ..." if len(outcome.not_finite) > 10 else ""
+        return UnsoundResultsError(
+            f"{len(outcome.not_finite)} of {outcome.samples} samples are not finite: {listed}.",
+            why="The derivative does not exist there (a square root or logarithm at 0), or it overflows.",
+            todo=f"They are NaN or infinite in {outcome.out}; leave them out with --samples.",
         )
     if outcome.overflowed:
-        return (
-            f"{outcome.overflowed} values of the Jacobian are infinite in {outcome.out}. "
-            "They are finite, but beyond the range of --save-dtype. Save as float32 or float64.",
+        return UnsoundResultsError(
+            f"{outcome.overflowed} values of the Jacobian are infinite in {outcome.out}.",
+            why="They are finite, but beyond the range of --save-dtype.",
+            todo="Save as float32 or float64.",
         )
-    listed = ", ".join(map(str, outcome.rechecked.failed))
-    return (
-        f"The recheck failed: samples {listed} differ from reverse passes through the model.",
-        f"The worst relative error is {outcome.rechecked.worst_error:.1e}, "
-        f"{outcome.rechecked.tolerance:.1e} is allowed; verified_error in {outcome.out} has each.",
-        "Compute again with --method loop, and please report it; or allow more with --tolerance.",
+    found, listed = outcome.rechecked, ", ".join(map(str, outcome.rechecked.failed))
+    return UnsoundResultsError(
+        f"The recheck failed: samples {listed} differ from the model's own derivative.",
+        why=f"The worst relative error is {found.worst_error:.1e}, {found.tolerance:.1e} is allowed; "
+        f"{outcome.out} has each as verified_error.",
+        todo="Compute again with --method loop, and please report it; or allow more with --tolerance.",
     )
 
 

@@ -58,7 +58,8 @@ class TracedNetwork:
     @property
     def source(self) -> fx.Node:
         """The placeholder of the points."""
-        return next(iter(self.graph.graph.nodes))
+        first: fx.Node = next(iter(self.graph.graph.nodes))
+        return first
 
     @property
     def output(self) -> fx.Node:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from time import monotonic
 
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, UsageError
 from jacli.methods import METHODS, load_method
 from jacli.network import CutNetwork, NotTraceableError
 from jacli.plan import FactoredPlan, Measured, Plan, check_batch_size, make_plan, with_counts
 from jacli.run.cutting import Cutting
-from jacli.run.measure import OUT_OF_MEMORY, measure, seconds_per_byte
+from jacli.run.measure import OUT_OF_MEMORY, load_rules, measure, seconds_per_byte
 from jacli.run.task import Task, cut_network
 from jacli.search import Budget, Candidate, climb, ladder, methods_in_order, sized
 from jacli.verify import check_alone
@@ -159,6 +160,10 @@ class Choice:
         for name in methods_in_order(task.shapes, task.config, self._refused):
             if plans and not self._budget.left_for(0.0):
                 break
+            if name in ("vmap", "forward"):
+                began = monotonic()
+                load_rules()
+                self._budget.started += monotonic() - began  # once a process, whatever is chosen
             sizes = list(ladder(name, task.shapes, task.config, most_samples=self._most_samples()))
             if task.config.method == name and len(sizes) == 1 and not self._timed:
                 return [self._plan(name, "asked for", sizes[0].batch_size, sizes[0].chunk_size)]

@@ -40,7 +40,7 @@ class Cutting:
             MethodError: A link can be filled in by no method.
         """
         task = self._task
-        plans = []
+        plans: list[Plan] = []
         for size in self._block_sizes():
             if plans and not self._budget.left_for(
                 0.2 * self._budget.run_seconds / max(1, task.shapes.n_samples)

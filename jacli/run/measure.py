@@ -52,8 +52,8 @@ def measure(
     method, device = load_method(candidate.method), memory.device
     named = Measured(name or candidate.method, candidate.batch_size, candidate.chunk_size)
     linearization = None
-    if candidate.method == "forward":
-        _import_forward_rules()
+    if candidate.method in ("vmap", "forward"):
+        load_rules()
     try:
         with memory.peak() as held:
             linearization = linearize(candidate.batch_size)
@@ -95,9 +95,13 @@ def _again(times: list[tuple[float, int]], patience: float) -> bool:
 
 
 @cache
-def _import_forward_rules() -> None:
-    """Torch loads its forward-mode decompositions at the first use: 0.3 s that are no part of a pass."""
+def load_rules() -> None:
+    """Have torch load its batching rules and decompositions, a second that it takes at the first use.
+
+    It is no part of a pass, and must not be timed as one.
+    """
     one = torch.ones(1)
+    torch.func.vmap(torch.func.vjp(torch.sin, one)[1])(one[None])
     torch.func.jvp(torch.sin, (one,), (one,))
 
 

@@ -104,7 +104,7 @@ class MemoryLimit:
 
     def samples(self, shapes: Shapes, *, singular_values: bool) -> int:
         """Samples whose dense Jacobians take at most half of what is left beside their spectrum."""
-        room = self.limit - (SPECTRUM_BYTES if singular_values else 0)
+        room = min(self.limit, self.host) - (SPECTRUM_BYTES if singular_values else 0)
         return max(1, room // 2 // max(1, shapes.sample_bytes))
 
     @contextmanager
