@@ -8,7 +8,7 @@ PIP_INSTALL := $(PY) -m pip install --quiet -c constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format-check lint types contracts format sample-models test-slow bench-startup clean
+.PHONY: help demo test check format-check lint types contracts format sample-models test-slow bench bench-memory bench-startup clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,12 @@ format: $(VENV)/.lint ## Format the code and sort its imports
 
 sample-models: $(VENV)/.test ## Train the sample models again
 	$(PY) sample_models/train.py
+
+bench: $(VENV)/.test ## Time jacli against what a PyTorch user could write; refresh benchmarks/RESULTS.md (an hour)
+	$(PY) -m benchmarks.compare --markdown benchmarks/RESULTS.md
+
+bench-memory: $(VENV)/.jacli ## Peak memory of one ResNet-18 sample under --memory 1GiB
+	$(PY) -m benchmarks.memory
 
 bench-startup: $(VENV)/.jacli ## Time `jacli --help`
 	$(PY) benchmarks/startup.py

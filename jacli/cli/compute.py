@@ -10,213 +10,154 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jacli.cli.options import (
+    METHOD,
+    MODEL,
+    RESULT,
+    RUN,
+    AllowPickle,
+    Arch,
+    ArchArg,
+    Arg,
+    BatchSize,
+    ChunkSize,
+    Classes,
+    Debug,
+    Device,
+    Dtype,
+    Inputs,
+    InputsKey,
+    Labels,
+    Memory,
+    Model,
+    Of,
+    Samples,
+    Seed,
+    Select,
+    StripPrefix,
+    WeightsKey,
+    option,
+)
+
 if TYPE_CHECKING:
     from jacli.config import RunConfig
     from jacli.errors import UnsoundResultsError
     from jacli.run.compute import DryRun, Outcome, Recheck
 
-_MODEL, _INPUTS, _METHOD, _RESULT, _RUN = "Model", "Inputs", "Method", "Result file", "Run"
-
-
-def _option(*names: str, panel: str, help: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, show_default=False)
-
 
 def compute(
-    model: Annotated[
-        str | None, typer.Argument(help="Model file, or an architecture's name.", show_default=False)
-    ] = None,
-    inputs: Annotated[
-        str | None,
-        typer.Argument(
-            help="Inputs: .npy, .npz, .pt, .safetensors, HDF5, or random:64x3x224x224.", show_default=False
-        ),
-    ] = None,
+    model: Model = None,
+    inputs: Inputs = None,
     out: Annotated[
-        str | None, _option("-o", "--out", panel=_RESULT, help="Result file [out.h5].", metavar="FILE")
+        str | None, option("-o", "--out", panel=RESULT, help="Result file [out.h5].", metavar="FILE")
     ] = None,
-    arch: Annotated[
-        str | None,
-        _option(
-            "--arch",
-            panel=_MODEL,
-            help="For weights-only files: resnet18, timm:NAME, package.module:callable, file.py:callable.",
-            metavar="NAME",
-        ),
-    ] = None,
-    arch_arg: Annotated[
-        list[str] | None,
-        _option(
-            "--arch-arg", panel=_MODEL, help="Argument of the architecture (repeatable).", metavar="KEY=VALUE"
-        ),
-    ] = None,
-    weights_key: Annotated[
-        str | None, _option("--weights-key", panel=_MODEL, help="Which part of a checkpoint.", metavar="KEY")
-    ] = None,
-    strip_prefix: Annotated[
-        str | None,
-        _option("--strip-prefix", panel=_MODEL, help="Take the tensors below this prefix.", metavar="P"),
-    ] = None,
+    arch: Arch = None,
+    arch_arg: ArchArg = None,
+    weights_key: WeightsKey = None,
+    strip_prefix: StripPrefix = None,
     ema: Annotated[
         bool | None,
-        _option("--ema/--no-ema", panel=_MODEL, help="The averaged weights of a checkpoint, or never."),
+        option("--ema/--no-ema", panel=MODEL, help="The averaged weights of a checkpoint, or never."),
     ] = None,
-    arg: Annotated[
-        list[str] | None,
-        _option(
-            "--arg",
-            panel=_MODEL,
-            help="Argument of forward (repeatable): sr=16000, or mask=@mask.npy (one row a sample).",
-            metavar="NAME=VALUE",
-        ),
-    ] = None,
-    select: Annotated[
-        str | None,
-        _option(
-            "--select",
-            panel=_MODEL,
-            help="Which output of a tuple or dict (nested: 1.0).",
-            metavar="NAME|INDEX",
-        ),
-    ] = None,
-    allow_pickle: Annotated[
-        bool | None,
-        _option("--allow-pickle", panel=_MODEL, help="Load a pickled module: runs the file's code."),
-    ] = None,
-    inputs_key: Annotated[
-        str | None,
-        _option("--inputs-key", panel=_INPUTS, help="Which array of the inputs file.", metavar="KEY"),
-    ] = None,
-    samples: Annotated[
-        str | None, _option("--samples", panel=_INPUTS, help="Part of them: 0:100 or 0,7,9.", metavar="SPEC")
-    ] = None,
-    labels: Annotated[
-        str | None, _option("--labels", panel=_INPUTS, help="One class index a sample.", metavar="FILE")
-    ] = None,
-    classes: Annotated[
-        str | None,
-        _option(
-            "--classes",
-            panel=_METHOD,
-            help="Which outputs: all, 0,3,7, top:5 or label [all].",
-            metavar="SPEC",
-        ),
-    ] = None,
-    of: Annotated[
-        str | None,
-        _option("--of", panel=_METHOD, help="logits, probs or log-probs [logits].", metavar="WHAT"),
-    ] = None,
+    arg: Arg = None,
+    select: Select = None,
+    allow_pickle: AllowPickle = None,
+    inputs_key: InputsKey = None,
+    samples: Samples = None,
+    labels: Labels = None,
+    classes: Classes = None,
+    of: Of = None,
     method: Annotated[
         str | None,
-        _option(
+        option(
             "--method",
-            panel=_METHOD,
+            panel=METHOD,
             help="auto, loop, replicate, vmap, forward or factored [auto].",
             metavar="NAME",
         ),
     ] = None,
-    dtype: Annotated[
-        str | None, _option("--dtype", panel=_METHOD, help="float32 or float64 [float32].", metavar="DTYPE")
-    ] = None,
-    device: Annotated[
-        str | None,
-        _option("--device", panel=_METHOD, help="auto, cpu, cuda or cuda:N [auto].", metavar="DEVICE"),
-    ] = None,
-    batch_size: Annotated[
-        str | None, _option("--batch-size", panel=_METHOD, help="Samples a block [auto].", metavar="N|auto")
-    ] = None,
-    chunk_size: Annotated[
-        str | None,
-        _option("--chunk-size", panel=_METHOD, help="Outputs (or tangents) a pass [auto].", metavar="N|auto"),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        _option("--memory", panel=_METHOD, help="Never hold more than this: 4GiB [auto].", metavar="SIZE"),
-    ] = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
     verify: Annotated[
         str | None,
-        _option(
+        option(
             "--verify",
-            panel=_RUN,
+            panel=RUN,
             help="Recheck so many samples of the result against the original model; 0 = off [1].",
             metavar="N",
         ),
     ] = None,
     tolerance: Annotated[
         str | None,
-        _option(
+        option(
             "--tolerance",
-            panel=_RUN,
+            panel=RUN,
             help="Relative error allowed by the recheck [1e-4 in float32].",
             metavar="ERROR",
         ),
     ] = None,
     save: Annotated[
         str | None,
-        _option(
+        option(
             "--save",
-            panel=_RESULT,
+            panel=RESULT,
             help="full; factors: two narrow ones whose product it is; none: norms and values only [full].",
             metavar="WHAT",
         ),
     ] = None,
     save_dtype: Annotated[
         str | None,
-        _option(
-            "--save-dtype", panel=_RESULT, help="float32, float16 or float64 [as --dtype].", metavar="DTYPE"
+        option(
+            "--save-dtype", panel=RESULT, help="float32, float16 or float64 [as --dtype].", metavar="DTYPE"
         ),
     ] = None,
     compress: Annotated[
         str | None,
-        _option("--compress", panel=_RESULT, help="none, gzip, lzf or zstd [none].", metavar="FILTER"),
+        option("--compress", panel=RESULT, help="none, gzip, lzf or zstd [none].", metavar="FILTER"),
     ] = None,
     save_inputs: Annotated[
         bool | None,
-        _option("--save-inputs/--no-save-inputs", panel=_RESULT, help="Keep the inputs in the file [yes]."),
+        option("--save-inputs/--no-save-inputs", panel=RESULT, help="Keep the inputs in the file [yes]."),
     ] = None,
     singular_values: Annotated[
         str | None,
-        _option(
+        option(
             "--singular-values",
-            panel=_RESULT,
+            panel=RESULT,
             help="auto, all, none, or the K largest [auto].",
             metavar="WHICH",
         ),
     ] = None,
     overwrite: Annotated[
-        bool | None, _option("--overwrite", panel=_RESULT, help="Replace a finished file.")
+        bool | None, option("--overwrite", panel=RESULT, help="Replace a finished file.")
     ] = None,
     config: Annotated[
         str | None,
-        _option(
+        option(
             "--config",
-            panel=_RUN,
+            panel=RUN,
             help="Options from FILE.toml, or those of RESULT.h5; flags win.",
             metavar="FILE",
         ),
     ] = None,
     dry_run: Annotated[
-        bool | None, _option("--dry-run", panel=_RUN, help="Print the plan and its cost; write nothing.")
+        bool | None, option("--dry-run", panel=RUN, help="Print the plan and its cost; write nothing.")
     ] = None,
-    seed: Annotated[
-        str | None,
-        _option(
-            "--seed", panel=_RUN, help="Of random inputs, untrained weights, checked rows [0].", metavar="N"
-        ),
-    ] = None,
-    quiet: Annotated[bool | None, _option("--quiet", panel=_RUN, help="Only errors.")] = None,
+    seed: Seed = None,
+    quiet: Annotated[bool | None, option("--quiet", panel=RUN, help="Only errors.")] = None,
     json: Annotated[
-        bool | None, _option("--json", panel=_RUN, help="What was done, as JSON on stdout.")
+        bool | None, option("--json", panel=RUN, help="What was done, as JSON on stdout.")
     ] = None,
     log_every: Annotated[
         str | None,
-        _option(
-            "--log-every", panel=_RUN, help="Seconds between progress lines in a log [30].", metavar="SECONDS"
+        option(
+            "--log-every", panel=RUN, help="Seconds between progress lines in a log [30].", metavar="SECONDS"
         ),
     ] = None,
-    debug: Annotated[
-        bool | None, _option("--debug", panel=_RUN, help="Tracebacks and library warnings.")
-    ] = None,
+    debug: Debug = None,
 ) -> None:
     """Example: jacli compute model.pt inputs.npy -o out.h5.
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from jacli.cli.options import Arch, ArchArg, Arg, AsJson, InputsKey, Select
+
 
 def inspect(
     path: Annotated[str, typer.Argument(help="A model, inputs or a result file.", show_default=False)],
@@ -15,22 +17,12 @@ def inspect(
             "--inputs", metavar="FILE", help="Run the model on a few of these: shapes, state, batch sizes."
         ),
     ] = None,
-    arch: Annotated[
-        str | None, typer.Option("--arch", metavar="NAME", help="As in jacli compute; goes with --inputs.")
-    ] = None,
-    arch_arg: Annotated[
-        list[str] | None, typer.Option("--arch-arg", metavar="KEY=VALUE", help="As in jacli compute.")
-    ] = None,
-    arg: Annotated[
-        list[str] | None, typer.Option("--arg", metavar="NAME=VALUE", help="As in jacli compute.")
-    ] = None,
-    select: Annotated[
-        str | None, typer.Option("--select", metavar="NAME|INDEX", help="As in jacli compute.")
-    ] = None,
-    inputs_key: Annotated[
-        str | None, typer.Option("--inputs-key", metavar="KEY", help="Which array of an inputs file.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    arch: Arch = None,
+    arch_arg: ArchArg = None,
+    arg: Arg = None,
+    select: Select = None,
+    inputs_key: InputsKey = None,
+    as_json: AsJson = False,
 ) -> None:
     """Example: jacli inspect model.pt --inputs inputs.npy.
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jacli.cli.options import AllowPickle, Arch, AsJson
+
 if TYPE_CHECKING:
     from jacli.run.verify import Verification
 
@@ -27,16 +29,12 @@ def verify(
     inputs: Annotated[
         str | None, typer.Option(metavar="PATH", help="The inputs, where they are now.")
     ] = None,
-    arch: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The architecture, as in jacli compute.")
-    ] = None,
-    allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Load a pickled module: runs the file's code.")
-    ] = False,
+    arch: Arch = None,
+    allow_pickle: AllowPickle = None,
     device: Annotated[
         str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N [as recorded].")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Example: jacli verify out.h5 --samples 16.
 

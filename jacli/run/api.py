@@ -161,7 +161,7 @@ class _Work:
         self.extra = _rows_of(arguments, per_sample, len(x))
         self.constant = {name: value for name, value in arguments.items() if name not in per_sample}
         self.config = config
-        self._kept = Kept.of(model, self.x, config, arguments, per_sample)
+        self._kept = Kept.of(model, self.x, config, arguments, self.extra)
         self._memory = MemoryLimit.of_run(config, x.device)
         with memory_errors("running the model on the first samples"):
             self.network, self.probed = self._kept.network or self._probed(model)

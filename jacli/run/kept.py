@@ -1,21 +1,22 @@
 """What `jacli.jacobian` keeps of a call for the next one with the same model and shape.
 
 Choosing costs a part of a run; a second call with the same module, shape and options takes the plan
-over.  The probed copy of the module and the cut network hold its parameters as they were: these are
-taken over only where every parameter and buffer still is bit for bit the same.
+over.  The probed copy of the module and the cut network hold what it was: these are taken over only
+where every parameter, buffer and plain attribute still is the same, and where a fresh copy gives the same
+outputs at the first points, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from jacli.config import RunConfig
-from jacli.network import CutNetwork, TensorNetwork
+from jacli.network import CutNetwork, TensorNetwork, frozen_twin
 from jacli.plan import Plan
 from jacli.run.engine import Chosen
 from jacli.verify import Probed
@@ -32,6 +33,9 @@ class _Entry:
 _ENTRIES: WeakKeyDictionary[Callable[..., object], dict[Hashable, _Entry]] = WeakKeyDictionary()
 """Module to what is kept for each of its shapes and options."""
 
+_COMPARED = 2
+"""Points at which the kept copy is compared with a fresh one."""
+
 _MOST = 8
 """Shapes and options kept for a module: each holds a copy of its parameters."""
 
@@ -44,7 +48,13 @@ class Kept:
         network: The probed copy of the module to go on with, or None.
     """
 
-    def __init__(self, model: Callable[..., object] | None, key: Hashable) -> None:
+    def __init__(
+        self,
+        model: Callable[..., object] | None,
+        key: Hashable,
+        points: Tensor | None = None,
+        extra: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self._model = model
         self._key = key
         self.choice: tuple[Plan, CutNetwork | None] | None = None
@@ -52,7 +62,9 @@ class Kept:
         entry = _ENTRIES.get(model, {}).get(key) if model is not None else None
         if entry is None or not isinstance(model, nn.Module):
             return
-        unchanged = not entry.network.fresh and _same_state(model, entry.network.module)
+        plain = not entry.network.fresh and entry.probed.fixed_batch is None
+        unchanged = plain and _same_state(model, entry.network.module)
+        unchanged = unchanged and _same_outputs(entry.network, model, points, extra or {})
         if unchanged:
             self.network = entry.network, entry.probed
         if unchanged or entry.cut is None:
@@ -70,13 +82,13 @@ class Kept:
         x: Tensor,
         config: RunConfig,
         arguments: Mapping[str, object],
-        per_sample: Sequence[str],
+        extra: Mapping[str, Tensor],
     ) -> Kept:
         """What is kept for this call; nothing for functions, which may close over anything.
 
         Nor where an argument is not a plain value: the copy that was probed has it filled in.
         """
-        if not isinstance(model, nn.Module) or any(name not in per_sample for name in arguments):
+        if not isinstance(model, nn.Module) or set(arguments) - set(extra):
             return cls(None, ())
         options = (
             config.method,
@@ -86,8 +98,9 @@ class Kept:
             config.select,
             config.of,
         )
-        settings = (torch.get_num_threads(), tuple(sorted(per_sample)), _plain_attributes(model))
-        return cls(model, (tuple(x.shape), x.dtype, x.device, options, settings))
+        settings = (torch.get_num_threads(), tuple(sorted(extra)), _plain_attributes(model))
+        first = {name: rows[:_COMPARED] for name, rows in extra.items()}
+        return cls(model, (tuple(x.shape), x.dtype, x.device, options, settings), x[:_COMPARED], first)
 
     def keep(self, network: TensorNetwork, probed: Probed, chosen: Chosen) -> None:
         """Remember what a call ended with."""
@@ -101,14 +114,36 @@ class Kept:
 
 
 def _plain_attributes(model: nn.Module) -> Hashable:
-    """Numbers, texts and flags that the modules carry: a changed one may change the function."""
+    """What makes up the function beside its tensors: types, hooks, numbers, texts, flags, other objects."""
     return tuple(
-        (name, key, value)
+        (name, type(module), key, _identity(value))
         for name, module in model.named_modules()
         if not isinstance(module, torch.jit.ScriptModule)
         for key, value in sorted(vars(module).items())
-        if isinstance(value, (bool, int, float, str)) and key != "training"
+        if key not in ("training", "_parameters", "_buffers", "_modules")
     )
+
+
+def _identity(value: object) -> Hashable:
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if isinstance(value, Tensor):
+        return id(value), value._version
+    if isinstance(value, Mapping):
+        return tuple((str(key), _identity(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_identity, value))
+    return id(value)
+
+
+def _same_outputs(
+    network: TensorNetwork, model: nn.Module, points: Tensor | None, extra: Mapping[str, Tensor]
+) -> bool:
+    """Whether a fresh copy of the module gives what the kept one does."""
+    if points is None or len(points) == 0:
+        return False
+    with torch.no_grad():
+        return torch.equal(network(points, extra), replace(network, module=frozen_twin(model))(points, extra))
 
 
 def _same_state(model: nn.Module, twin: nn.Module) -> bool:

@@ -58,15 +58,15 @@ def measure(
         with memory.peak() as held:
             linearization = linearize(candidate.batch_size)
             times: list[tuple[float, int]] = []
-            began = _now(device)
+            began = now(device)
             for block in checked_blocks(method, linearization, chunk_size=candidate.chunk_size):
-                ended = _now(device)
+                ended = now(device)
                 n_vectors = len(block.inputs) if candidate.method == "forward" else len(block.outputs)
                 times.append((ended - began, n_vectors))
                 del block
                 if len(times) == 3 or not _again(times, patience):
                     break
-                began = _now(device)
+                began = now(device)
     except MethodError as failure:
         return _failed(named, f"{failure.what} {failure.why}")
     except Exception as error:
@@ -109,7 +109,8 @@ def _failed(named: Measured, why: str) -> Measured:
     return Measured(named.method, named.batch_size, named.chunk_size, failure=why)
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """Seconds of a clock, once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return perf_counter()
@@ -120,14 +121,14 @@ def seconds_per_multiply(dtype: torch.dtype, device: torch.device) -> float:
     a = torch.ones(512, 512, dtype=dtype, device=device)
     b = torch.ones(512, 2048, dtype=dtype, device=device)
     (a @ b).sum()  # the first product starts threads
-    began = _now(device)
+    began = now(device)
     a @ b
-    return (_now(device) - began) / (512 * 512 * 2048)
+    return (now(device) - began) / (512 * 512 * 2048)
 
 
 def seconds_per_byte(device: torch.device) -> float:
     """Seconds of writing one byte of a result into memory that was not touched before."""
     values = torch.ones(2**22, device=device)
-    began = _now(device)
+    began = now(device)
     torch.empty_like(values).copy_(values)
-    return (_now(device) - began) / values.nbytes
+    return (now(device) - began) / values.nbytes

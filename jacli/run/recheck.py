@@ -63,7 +63,7 @@ def recheck_samples(
     model accepts nothing else) in float64, and one reading of its Jacobian; where it differs, eight reverse
     passes over its block besides.  Memory: those passes' activations, and the model's parameters twice over.
     """
-    references = _References(prepared)
+    references = References(prepared)
     recorded = plan.to_dict() if isinstance(plan, Plan) else plan
     for row in rows:
         selected = _selected(datasets, row, prepared.device)
@@ -101,7 +101,7 @@ def _batch(prepared: Prepared, start: int, stop: int, size: int) -> tuple[Tensor
     return x[index], {name: rows[index] for name, rows in extra.items()}
 
 
-class _References:
+class References:
     """The original model at small batches, in float64 where it runs in it; found out at the first sample."""
 
     def __init__(self, prepared: Prepared) -> None:
