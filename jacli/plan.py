@@ -91,7 +91,8 @@ class FactoredPlan:
 
     def __post_init__(self) -> None:
         fits = len(self.widths) == len(self.links) + 1 == len(self.cuts) + 2
-        if not (fits and isinstance(self.tree, Product) and self.tree.upper.first == self.split):
+        spans = (self.tree.first, self.tree.last) == (0, len(self.links))
+        if not (fits and spans and isinstance(self.tree, Product) and self.tree.upper.first == self.split):
             raise ValueError("a factored plan is a product at one of its cuts")
 
     @property

@@ -12,6 +12,8 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+from jacli.config import METHOD_NAMES
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -87,6 +89,12 @@ def _stable_lines(command: str, text: str) -> list[str]:
     if command.startswith("jacli doctor"):  # names and verdicts
         found = (re.match(r"(\S.*?) +(ok|!!) ", line) for line in lines)
         return [f"{match[1]} {match[2]}" for match in found if match]
+    if command.startswith("jacli bench"):  # methods, in the order of this machine, and what is said of them
+        found = (
+            re.match(rf" ({'|'.join(METHOD_NAMES)}) .*?((refused|no useful cut): .*)?$", x) for x in lines
+        )
+        header = next((x for x in lines if x.startswith(" method ")), "")
+        return [header, *sorted(f"{match[1]} {match[2]}" for match in found if match)]
     text = "\n".join(lines)
     if command.startswith("jacli verify"):
         text = re.sub(r"\d\.\de-\d\d(?=  )|(?<=worst error )\S+(?=,)", "E", text)

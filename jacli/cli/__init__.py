@@ -13,12 +13,19 @@ from typing import Annotated, NoReturn
 import typer
 
 import jacli
+from jacli.cli.bench import bench
 from jacli.cli.compute import compute
 from jacli.cli.doctor import doctor
 from jacli.cli.inspect import inspect
 from jacli.cli.summarize import summarize
 from jacli.cli.verify import verify
-from jacli.errors import InterruptedRunError, JacliError, OutOfMemoryError, StoppedError
+from jacli.errors import (
+    InterruptedRunError,
+    JacliError,
+    OutOfMemoryError,
+    StoppedError,
+    means_out_of_memory,
+)
 
 app = typer.Typer(
     name="jacli",
@@ -31,6 +38,7 @@ app = typer.Typer(
 app.command(short_help="Jacobians of a model at inputs, into one HDF5 file")(compute)
 app.command(short_help="Tables of norms, ranks and condition of result files")(summarize)
 app.command(short_help="Recheck stored results against their model")(verify)
+app.command(short_help="Every method side by side: seconds, memory, error")(bench)
 app.command(short_help="What is this file: a model, inputs, a result?")(inspect)
 app.command(short_help="Versions, devices, and whether a folder can take results")(doctor)
 
@@ -77,7 +85,10 @@ def main() -> NoReturn:
     except BrokenPipeError:  # the reader has seen enough: `jacli summarize ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    except Exception:
+    except Exception as error:
+        if means_out_of_memory(error):
+            todo = "Give more --memory, or fewer --samples or --classes."
+            sys.exit(_report(OutOfMemoryError("Out of memory.", why=str(error).splitlines()[0], todo=todo)))
         traceback.print_exc()
         print(
             f"\nThis is a defect of jacli {jacli.__version__}. "

@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -271,6 +271,8 @@ def _print_plan(settings: RunConfig, plan: DryRun) -> None:
 
 
 def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
+    from jacli.cli.render import format_size
+
     chosen = plan.plan
     batched = f"{chosen.passes}, {chosen.chunk_size} vectors each"
     rows = [
@@ -293,13 +295,13 @@ def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
         ("passes", str(chosen.passes) if chosen.method in ("loop", "factored") else batched),
         ("singular values", f"{chosen.singular_values} a sample"),
         ("time", "unknown" if chosen.seconds is None else f"about {_duration(chosen.seconds)}"),
-        ("memory", f"up to {_size(plan.memory)}"),
-        ("on disk", f"{_size(total)} ({total} bytes, uncompressed)"),
-        ("free there", f"{_size(plan.free)} ({plan.free} bytes)"),
+        ("memory", f"up to {format_size(plan.memory)}"),
+        ("on disk", f"{format_size(total)} ({total} bytes, uncompressed)"),
+        ("free there", f"{format_size(plan.free)} ({plan.free} bytes)"),
         ("measured", f"{'samples':>9} {'vectors':>9} {'s a vector':>12} {'held':>10}"),
     ]
     for tried in chosen.measured:
-        took = tried.failure or f"{tried.vector_seconds:>12.2e} {_size(tried.bytes_held):>10}"
+        took = tried.failure or f"{tried.vector_seconds:>12.2e} {format_size(tried.bytes_held):>10}"
         rows.append((f"  {tried.method}", f"{tried.batch_size:>9} {tried.chunk_size:>9} {took}"))
     return rows
 
@@ -313,11 +315,3 @@ def _duration(seconds: float) -> str:
 
 def _shape(shape: list[int]) -> str:
     return " x ".join(str(n) for n in shape) or "one number"
-
-
-def _size(count: int) -> str:
-    number, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while number >= 1024 and len(units) > 1:
-        number /= 1024
-        units.pop(0)
-    return f"{number:.1f} {units[0]}" if units[0] != "B" else f"{count} B"

@@ -27,7 +27,8 @@ def inspect(
     """Example: jacli inspect model.pt --inputs inputs.npy.
 
     What is this file?  By its content: a model (format, tensors, parameters, matching architectures),
-    inputs (shape, dtype, range) or a result (provenance, what it holds).
+    inputs (shape, dtype, range) or a result (provenance, what it holds).  Options of the model go with
+    --inputs.
     """
     from jacli.run.inspect import inspect as inspect_path
 

@@ -73,6 +73,15 @@ def format_cell(cell: Cell) -> str:
     return f"{cell:.5g}" if isinstance(cell, float) else str(cell)
 
 
+def format_size(count: int) -> str:
+    """Bytes for the eye."""
+    number, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while number >= 1024 and len(units) > 1:
+        number /= 1024
+        units.pop(0)
+    return f"{number:.1f} {units[0]}" if units[0] != "B" else f"{count} B"
+
+
 def _rich_table(table: Table) -> RichTable:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable

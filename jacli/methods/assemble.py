@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from jacli.errors import means_out_of_memory
 from jacli.linear_map import Block, Linearization
 
 
@@ -40,4 +41,6 @@ def _empty(like: Tensor, batch: int, n_out: int, n_in: int, *, by_columns: bool)
     try:
         return like.new_empty(batch, n_in, n_out).mT if by_columns else like.new_empty(batch, n_out, n_in)
     except RuntimeError as error:  # torch's CPU allocator raises no MemoryError
-        raise MemoryError(str(error)) from error
+        if means_out_of_memory(error):
+            raise MemoryError(str(error)) from error
+        raise

@@ -78,12 +78,13 @@ class _Work:
             upper = self.matrix(tree.upper)
             return upper @ self.matrix(tree.lower)
         if isinstance(tree, Pull):
-            rows = self.matrix(tree.upper)
+            rows = self.matrix(tree.upper).transpose(0, 1)
             link = self._span(tree.through_first, tree.through_last)
-            chunk = self._how(tree.through_first, tree.through_last).reverse_chunk
-            return self._closing(
-                link, lambda: _in_chunks(link.vjp, rows.transpose(0, 1), chunk).transpose(0, 1)
-            )
+            how = self._how(tree.through_first, tree.through_last)
+            one_by_one = how.reverse_method == "loop"  # as its price was measured
+            pulled = (lambda vectors: link.pull(vectors[0])[None]) if one_by_one else link.vjp
+            chunk = 1 if one_by_one else how.reverse_chunk
+            return self._closing(link, lambda: _in_chunks(pulled, rows, chunk).transpose(0, 1))
         assert isinstance(tree, Push)
         columns = self.matrix(tree.lower)
         link = self._span(tree.through_first, tree.through_last)

@@ -24,8 +24,11 @@ WORTH_WIDTH = 2
 """A further cut may be this many times as wide as the narrowest.  With r vectors through everything, a wider
 cut saves something only where one direction costs more than the other, and forward costs about twice."""
 
-_NO_DERIVATIVE = ("detach", "alias_copy_detach", "zeros_like", "ones_like", "full_like", "empty_like")
-"""Operators through which no derivative flows although their result is floating."""
+_NO_DERIVATIVE = frozenset(
+    ("detach", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
+    + ("new_zeros", "new_ones", "new_full", "new_empty", "sign", "round", "floor", "ceil", "trunc")
+)
+"""Operators through which no derivative flows, or zeros only, although their result is floating."""
 
 _HEAVY = ("conv", "linear", "mm", "matmul", "einsum", "attention", "lstm", "gru", "rnn", "bilinear", "cdist")
 """Words in the names of operators that are worth cutting between; the rest is one pass over memory."""
@@ -113,7 +116,7 @@ class _FlowGraph:
     def _width(self, node: fx.Node) -> float:
         """Elements a sample; infinite where a cut may not go."""
         value, axis = value_of(node), self._traced.batch_axis.get(node)
-        if axis is None or node in (self._traced.source, self._traced.output):
+        if axis is None or value.is_complex() or node in (self._traced.source, self._traced.output):
             return math.inf
         return int(value.numel()) // int(value.shape[axis])
 
@@ -246,7 +249,7 @@ def _is_size(node: fx.Node) -> bool:
 def _is_floating(value: object) -> bool:
     if isinstance(value, (tuple, list)):
         return any(_is_floating(part) for part in value)
-    return isinstance(value, Tensor) and value.is_floating_point()
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def _operator_name(node: fx.Node) -> str:

@@ -63,7 +63,7 @@ class TensorNetwork:
                 class axis to act on.
         """
         if self.lone and x.shape[0] == 1:
-            return self._run(torch.cat([x, x]), {k: _twice(v) for k, v in extra.items()})[:1]
+            return self._run(torch.cat([x, x]), {k: twice(v) for k, v in extra.items()})[:1]
         return self._run(x, extra)
 
     def _run(self, x: Tensor, extra: Extra) -> Tensor:
@@ -141,7 +141,8 @@ def _program(module: nn.Module) -> str:
     return "".join(str(part.graph) for part in module.modules() if isinstance(part, torch.fx.GraphModule))
 
 
-def _twice(value: object) -> object:
+def twice(value: object) -> object:
+    """A lone sample in company: some models drop the batch axis of one that is alone."""
     return torch.cat([value, value]) if isinstance(value, Tensor) else value
 
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
-from jacli.errors import MethodError
+from jacli.errors import MethodError, telling_line, translating
 from jacli.linear_map import Extra
 from jacli.network.cut import Cut, crossing_constants, differentiable_nodes, narrowest_of
 from jacli.network.linearize import Linearized
-from jacli.network.network import TensorNetwork
-from jacli.network.settings import batched_pass
-from jacli.network.trace import TracedNetwork, value_of
+from jacli.network.network import TensorNetwork, twice
+from jacli.network.settings import batched_pass, forward_pass
+from jacli.network.trace import NotTraceableError, TracedNetwork, value_of
 
 OUTPUTS_AGREE = 1e-4
 """Largest relative difference between the outputs of the graph and of the model on a block: other
@@ -51,8 +51,8 @@ class SpanNetwork:
 
     def __call__(self, x: Tensor, extra: Extra) -> Tensor:
         arguments = [x, *(extra[name] for name in self.constants)]
-        with batched_pass():
-            values: Tensor = self.module(*(map(_twice, arguments) if self._is_lone(x) else arguments))
+        with batched_pass(), forward_pass(recurrent=self.recurrent, device=x.device):
+            values: Tensor = self.module(*(map(twice, arguments) if self._is_lone(x) else arguments))
         return values[:1] if self._is_lone(x) else values
 
     def _is_lone(self, x: Tensor) -> bool:
@@ -85,9 +85,10 @@ class CutNetwork:
         self._recurrent = recurrent
         self._lone = lone
         self._live = differentiable_nodes(traced)
+        self._placeholders = [node for node in traced.graph.graph.nodes if node.op == "placeholder"]
         self._spans: dict[tuple[int, int], SpanNetwork] = {}
         self._constants = {
-            (first, last): tuple(crossing_constants(traced, self._live, self._ends(first), self._ends(last)))
+            (first, last): self._crossing(first, last)
             for first in range(self.n_links)
             for last in range(first + 1, self.n_links + 1)
         }
@@ -117,6 +118,14 @@ class CutNetwork:
             return (self.traced.source,)
         return (self.traced.output,) if at == self.n_links else self.cuts[at - 1].nodes
 
+    def _crossing(self, first: int, last: int) -> tuple[fx.Node, ...]:
+        """Constants that a span needs: at the start of the chain only arguments, the rest it computes."""
+        live = self._live if first else set(self.traced.graph.graph.nodes) - set(self._placeholders[1:])
+        found = crossing_constants(self.traced, live, self._ends(first), self._ends(last))
+        if any(node not in self.traced.batch_axis for node in found):
+            raise NotTraceableError("what crosses a cut has no row a sample")
+        return tuple(found)
+
     def span(self, first: int, last: int) -> SpanNetwork:
         """Links ``first`` to ``last - 1`` as one network; built at its first use."""
         if (first, last) not in self._spans:
@@ -128,7 +137,7 @@ class CutNetwork:
         arguments = [x, *(extra[name] for name in self.traced.extra)]
         lone = self._lone and x.shape[0] == 1
         with torch.no_grad(), batched_pass():
-            found = self._everything(*(map(_twice, arguments) if lone else arguments))
+            found = self._everything(*(map(twice, arguments) if lone else arguments))
         values = dict(zip(self._kept, found, strict=True))
         if lone:
             axes = self.traced.batch_axis
@@ -201,9 +210,13 @@ class CutNetwork:
         return parts[0] if len(parts) == 1 else graph.call_function(aten.cat.default, (parts, 1))
 
 
-def _twice(value: object) -> object:
-    """A lone sample in company: the model drops the batch axis of one that is alone."""
-    return torch.cat([value, value]) if isinstance(value, Tensor) else value
+def _agree(own: Tensor, traced: Tensor) -> bool:
+    """Whether two batches of flat outputs are the same, each sample by its own scale."""
+    if not torch.equal(own.isfinite(), traced.isfinite()):
+        return False
+    gap = torch.linalg.vector_norm((own - traced).nan_to_num(0, 0, 0), ord=torch.inf, dim=1)
+    scale = torch.linalg.vector_norm(own.nan_to_num(0, 0, 0), ord=torch.inf, dim=1)
+    return bool((gap <= OUTPUTS_AGREE * scale + 1e-30).all())
 
 
 def _with_outputs(graph: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.GraphModule:
@@ -272,13 +285,19 @@ class CutLinearized(Linearized):
 
     def _checked_values(self) -> dict[fx.Node, Tensor]:
         """One forward pass of the graph, held against the model's own outputs."""
-        values = self.cut_network.values(self._x, self._extra)
-        own, traced = self.outputs.double(), values[self.cut_network.traced.output].double()
-        if own.shape == traced.shape:
-            # A sample's outputs that are not finite make its Jacobian so, which is told elsewhere.
-            gap = (own - traced).nan_to_num(0, 0, 0).abs().amax()
-            if gap <= OUTPUTS_AGREE * own.nan_to_num(0, 0, 0).abs().amax() + 1e-30:
-                return values
+
+        def failure(error: Exception) -> MethodError:
+            return MethodError(
+                "The network cannot be cut.",
+                why=f"Its traced graph fails on this block: {telling_line(error)}",
+                todo="Leave --method out, or choose --method loop.",
+            )
+
+        with translating(failure):
+            values = self.cut_network.values(self._x, self._extra)
+        own, traced = self.outputs, values[self.cut_network.traced.output]
+        if own.shape == traced.shape and _agree(own.double().flatten(1), traced.double().flatten(1)):
+            return values
         raise MethodError(
             "The network cannot be cut.",
             why="The outputs of its traced graph are not those of the model on this block.",

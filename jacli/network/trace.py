@@ -92,7 +92,10 @@ def trace_network(network: TensorNetwork, x: Tensor, extra: Extra) -> TracedNetw
     )
     _check_same(first, second)
     axes = _batch_axes(first, second)
-    _put_batch_size_back(first, second)
+    try:
+        _put_batch_size_back(first, second)
+    except (KeyError, TypeError, ValueError) as error:  # arguments of other lengths or kinds
+        raise NotTraceableError("it does other things at other batch sizes") from error
     first.recompile()
     return TracedNetwork(first, names, axes, _layer_names(first, network))
 
@@ -113,13 +116,15 @@ def _trace_once(network: TensorNetwork, *arguments: Any, names: Sequence[str]) -
     # A scripted attention layer would take its inference path, which has no derivative.
     unfrozen = thawed(network.module) if network.scripted_attention else nullcontext()
     try:
-        with unfrozen:
+        with unfrozen, _no_custom_derivatives():
             graph = _make_graph(run, arguments)
+        if any(node.target is torch._C._set_grad_enabled for node in graph.graph.nodes):
+            raise NotTraceableError("it switches gradients off inside")
         if any(_mutates(node) for node in graph.graph.nodes):
             graph = _functional(graph, arguments)
         graph.graph.eliminate_dead_code()
     except Exception as error:  # whatever a model's code does with tensors that have no values
-        if means_out_of_memory(error):
+        if means_out_of_memory(error) or isinstance(error, NotTraceableError):
             raise
         raise NotTraceableError(f"it cannot be traced: {telling_line(error)}") from error
     if any(_mutates(node) for node in graph.graph.nodes):
@@ -138,6 +143,22 @@ def _make_graph(
     with batched_pass(), _quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of code that looks at values while it is traced
         return make(*arguments)
+
+
+@contextmanager
+def _no_custom_derivatives() -> Iterator[None]:
+    """A graph keeps what an ``autograd.Function`` computes and loses the derivative that it defines."""
+    before = torch.autograd.Function.__dict__["apply"]
+
+    def refuse(cls: type, *arguments: Any, **options: Any) -> Any:
+        raise NotTraceableError(f"{cls.__name__} defines a derivative of its own")
+
+    function: Any = torch.autograd.Function
+    function.apply = classmethod(refuse)
+    try:
+        yield
+    finally:
+        function.apply = before
 
 
 @contextmanager

@@ -224,8 +224,9 @@ class _Work:
         with memory_errors("putting the Jacobian together"):
             for block in engine.blocks():
                 result.take(block)
-        assert engine.chosen is not None  # there is a sample at least
-        self._kept.keep(self.network, self.probed, engine.chosen)
+                del block
+        assert engine.accepted is not None  # there is a sample at least
+        self._kept.keep(self.network, self.probed, engine.accepted)
         return result.matrices.mT.reshape(*self.x.shape, *self.shapes.output_shape)
 
     def largest(self, k: int) -> Tensor | None:

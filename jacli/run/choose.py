@@ -54,6 +54,7 @@ class Choice:
     Attributes:
         cut: The cut network, where one was made.
         plans: The fastest first.
+        taken_over: Whether the plan is that of an earlier run or call.
         notes: What the user must be told.
         not_cut: Why the network is not cut; None if it is, or was not to be.
 
@@ -77,7 +78,10 @@ class Choice:
         self.cut: CutNetwork | None = None
         self.notes: list[str] = []
         self.not_cut: str | None = None
-        self.plans = self._taken_over(kept) or self._by_measurement()
+        self.plans = self._taken_over(kept)
+        self.taken_over = bool(self.plans)
+        if not self.plans:
+            self.plans = self._by_measurement()
         if not self.plans:
             raise self._nothing_serves()
 
@@ -94,11 +98,16 @@ class Choice:
             asked = task.config.repeated_plan
             factored = FactoredPlan.from_dict(asked["factored"]) if asked.get("factored") else None
             sizes = int(asked["batch_size"]), int(asked["chunk_size"])
+            if min(sizes) < 1 or (asked["method"] == "factored") != (factored is not None):
+                raise ValueError("its sizes are no sizes")
             if factored:
                 self.cut = cut_network(task)
-                if tuple(cut.name for cut in self.cut.cuts) != factored.cuts:
-                    raise ValueError("it is cut elsewhere")
-            return [self._plan(str(asked["method"]), "as in the run that is repeated", *sizes, factored)]
+                cuts = tuple((cut.name, cut.width) for cut in self.cut.cuts)
+                if cuts != tuple(zip(factored.cuts, factored.widths[1:-1], strict=True)):
+                    raise ValueError("the network is cut elsewhere")
+            plan = self._plan(str(asked["method"]), "as in the run that is repeated", *sizes, factored)
+            measured = tuple(Measured(**tried) for tried in asked.get("measured", ()))
+            return [replace(plan, seconds=asked.get("seconds"), measured=measured)]
         except (KeyError, TypeError, ValueError, NotTraceableError) as failure:
             self.notes.append(f"the plan of the run that is repeated was not taken over: {failure}")
             return []
@@ -122,7 +131,7 @@ class Choice:
         self._check_first_block()
         shapes, memory = self._task.shapes, self._task.memory
         failures = {m.method: m.failure for m in self._measured if m.failure}
-        if any(why != OUT_OF_MEMORY for why in failures.values()):
+        if all(m.failure not in (None, OUT_OF_MEMORY) for m in self._measured):
             listed = "; ".join(f"{name}: {why}" for name, why in failures.items())
             return MethodError(
                 "No method can serve this model.", why=listed, todo="Give --method loop to see its error."
@@ -165,7 +174,8 @@ class Choice:
                 load_rules()
                 self._budget.started += monotonic() - began  # once a process, whatever is chosen
             sizes = list(ladder(name, task.shapes, task.config, most_samples=self._most_samples()))
-            if task.config.method == name and len(sizes) == 1 and not self._timed:
+            unlimited = not (self._timed or task.memory.asked)
+            if task.config.method == name and len(sizes) == 1 and unlimited:
                 return [self._plan(name, "asked for", sizes[0].batch_size, sizes[0].chunk_size)]
             tried = climb(
                 iter(sizes), self._try_plain, self._run_seconds, self._budget, fits=self._fits, best=best
@@ -191,7 +201,12 @@ class Choice:
         task, shapes = self._task, self._task.shapes
         size = Candidate(name, shapes.n_samples, shapes.n_selected)
         last = tried[-1]
-        worth = name == "vmap" and task.config.batch_size is None and task.config.chunk_size is None
+        worth = (
+            name == "vmap"
+            and shapes.fixed_batch is None
+            and task.config.batch_size is None
+            and task.config.chunk_size is None
+        )
         if (
             not worth
             or last.failure
@@ -275,8 +290,15 @@ class Choice:
         try:
             self.cut = self.cut or cut_network(self._task)
             return [Cutting(self._task, self.cut, self._budget, self._measured).plan(self._plan)]
+        except OutOfMemoryError as failure:
+            if self._task.config.method == "factored" or self._task.config.save == "factors":
+                raise
+            self.not_cut = failure.why.rstrip(".")
+            return []
         except (NotTraceableError, MethodError) as failure:
             why = failure.why if isinstance(failure, MethodError) else f"{failure}."
+            if isinstance(failure, MethodError) and not failure.what:
+                failure.what = "The method factored cannot serve this model."
             if self._task.config.save == "factors":
                 raise UsageError(
                     "--save factors is not possible with this model.",

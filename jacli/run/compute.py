@@ -180,13 +180,14 @@ def run_compute(config: RunConfig, *, command: str, progress: Progress = lambda 
             with memory_errors(f"storing samples {block.start} to {block.start + block.count - 1}"):
                 writer.write_block(block.start, run.arrays(block, chosen.plan))
             progress(block.start + block.count, total)
+            del block  # or it would be held while the next one is computed
         assert writer is not None and engine.chosen is not None  # there is a sample at least
         rechecked = _recheck(run, writer, engine.chosen)
         writer.set_attributes(
             {
                 "inputs_sha256": run.inputs_sha256.hexdigest(),
                 "plan": engine.chosen.to_dict(),
-                "notes": [*prepared.notes, *engine.notes],
+                "notes": [*prepared.notes, *choice.notes, *engine.notes],
                 "verified_dtype": rechecked.dtype,
             }
         )
@@ -236,8 +237,9 @@ def dry_run(config: RunConfig) -> DryRun:
         prepared = prepare(config)
         stack.enter_context(prepared.source)
         run = Run(config, prepared)
+        task = run.task()
         with memory_errors("trying the model on the first samples"):
-            choice = Choice(run.task(), timed=True)
+            choice = Choice(task, timed=True)
         plan = choice.plans[0]
         shapes = {
             "samples": prepared.shapes.n_samples,
@@ -253,6 +255,6 @@ def dry_run(config: RunConfig) -> DryRun:
             ),
             disk=bytes_on_disk(run.layout(plan)),
             free=free_bytes(Path(config.out)),
-            memory=run.task().memory.limit,
+            memory=task.memory.limit,
             notes=(*prepared.notes, *choice.notes, *plan.notes, *run.notes(plan)),
         )

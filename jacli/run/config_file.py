@@ -40,20 +40,9 @@ def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
 
 
 CHANGES_PLAN = (
-    *(
-        "model",
-        "inputs",
-        "samples",
-        "classes",
-        "labels",
-        "select",
-        "of",
-        "arch",
-        "arch_arg",
-        "dtype",
-        "device",
-    ),
-    *("method", "batch_size", "chunk_size", "memory", "save", "singular_values"),
+    *("model", "arch", "arch_arg", "weights_key", "strip_prefix", "ema", "arg", "select", "of"),
+    *("inputs", "inputs_key", "samples", "classes", "labels"),
+    *("method", "dtype", "device", "batch_size", "chunk_size", "memory", "save", "singular_values"),
 )
 """Options with which the plan of an earlier run no longer fits."""
 

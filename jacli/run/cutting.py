@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 
 from jacli import bracketing
 from jacli.bracketing import Bracketing
-from jacli.errors import MethodError
+from jacli.errors import MethodError, OutOfMemoryError
 from jacli.network import CutLinearized, CutNetwork
 from jacli.plan import FactoredPlan, LinkPlan, Measured, Plan
-from jacli.run.measure import measure, seconds_per_multiply
-from jacli.run.memory import SPECTRUM_BYTES
+from jacli.run.measure import OUT_OF_MEMORY, measure, seconds_per_multiply
+from jacli.run.memory import spectrum_bytes
 from jacli.run.task import Task
 from jacli.search import FEW_SAMPLES, Budget, Candidate, climb, ladder
 
@@ -38,32 +38,40 @@ class Cutting:
 
         Raises:
             MethodError: A link can be filled in by no method.
+            OutOfMemoryError: One sample with one vector a pass is too large.
         """
-        task = self._task
         plans: list[Plan] = []
-        for size in self._block_sizes():
-            if plans and not self._budget.left_for(
-                0.2 * self._budget.run_seconds / max(1, task.shapes.n_samples)
-            ):
-                break
-            factored, seconds = self._bracketed(size)
-            blocks = math.ceil(task.shapes.n_samples / size)
-            why = f"{factored.cuts[factored.split - 1]} is {factored.width} wide"
-            if task.config.method == "factored":
-                why = f"asked for; {why}"
-            plan = make("factored", why, size, max(link.reverse_chunk for link in factored.links), factored)
-            plans.append(replace(plan, seconds=blocks * seconds))
-            self._budget.run_seconds = min(self._budget.run_seconds, blocks * seconds)
+        sizes = self._block_sizes()
+        while sizes and (not plans or self._budget.left_for(0.2 * self._budget.run_seconds / sizes[0])):
+            size = sizes.pop(0)
+            try:
+                plans.append(self._plan_of(size, make))
+            except OutOfMemoryError:
+                if size == 1 and not plans:
+                    raise
+                # What is larger does not fit either; what is smaller may.
+                sizes = [] if plans else [size // 2]
+                continue
+            self._budget.run_seconds = min(self._budget.run_seconds, plans[-1].seconds or math.inf)
         return min(plans, key=lambda plan: plan.seconds or 0.0)
 
-    def _block_sizes(self) -> Sequence[int]:
+    def _plan_of(self, size: int, make: Callable[..., Plan]) -> Plan:
+        """The plan at one block size, with the seconds of the run."""
+        task = self._task
+        factored, seconds = self._bracketed(size)
+        why = f"{factored.cuts[factored.split - 1]} is {factored.width} wide"
+        if task.config.method == "factored":
+            why = f"asked for; {why}"
+        plan = make("factored", why, size, max(link.reverse_chunk for link in factored.links), factored)
+        return replace(plan, seconds=math.ceil(task.shapes.n_samples / size) * seconds)
+
+    def _block_sizes(self) -> list[int]:
         task = self._task
         if task.config.batch_size:
             return [min(task.config.batch_size, task.shapes.n_samples)]
-        width = min(cut.width for cut in self._cut.cuts)
-        factor_bytes = width * (task.shapes.n_in + task.shapes.n_selected) * task.shapes.itemsize
-        room = max(1, (task.memory.limit - SPECTRUM_BYTES) // 2 // factor_bytes)
-        most = min(task.shapes.n_samples, room)
+        most = task.shapes.n_samples
+        while most > 1 and self._beside(most) > task.memory.limit // 2:
+            most //= 2
         return sorted({min(most, FEW_SAMPLES), min(most, 4 * FEW_SAMPLES), min(most, 8 * FEW_SAMPLES)})
 
     def _bracketed(self, size: int) -> tuple[FactoredPlan, float]:
@@ -88,7 +96,10 @@ class Cutting:
         assert best is not None  # a cut network has a cut
         seconds, split, tree = best
         if math.isinf(seconds):
-            raise MethodError("", why=next(link.failure for link in links if link.failure))
+            failures = [link.failure for link in links if link.failure]
+            if OUT_OF_MEMORY in failures:
+                raise self._too_large(size, 0)
+            raise MethodError("", why=failures[0])
         plan = FactoredPlan(
             cuts=tuple(c.name for c in cut.cuts),
             widths=whole.widths,
@@ -152,17 +163,24 @@ class Cutting:
         self._all += found
         fitting = [m for m in found if m.failure is not None or fits(m, 1)]
         if not fitting and self._task.memory.asked:
-            raise MethodError(
-                "", why=f"with its factors it holds {found[-1].bytes_held + self._beside(size):,} bytes"
-            )
+            raise self._too_large(size, found[-1].bytes_held)
         return fitting or found[-1:]
 
     def _beside(self, size: int) -> int:
-        """Bytes held beside the passes: the factors of a block, and what their spectrum takes."""
+        """Bytes held beside the passes: the factors of a block, and what norms and values take."""
         task = self._task
         width = min(cut.width for cut in self._cut.cuts)
         factors = width * (task.shapes.n_in + task.shapes.n_selected) * task.shapes.itemsize
-        return size * factors + (SPECTRUM_BYTES if task.config.singular_values != "none" else 0)
+        return size * factors + spectrum_bytes(task.shapes, rank=width)
+
+    def _too_large(self, size: int, held: int) -> OutOfMemoryError:
+        task = self._task
+        return OutOfMemoryError(
+            f"Out of memory: the cut network does not fit with {size} samples a block and one vector a pass.",
+            why=f"It holds {held:,} bytes beside {self._beside(size):,} of its factors and their norms; "
+            f"{task.memory.limit:,} may be held on {task.memory.device}.",
+            todo="Give more --memory, or differentiate fewer outputs (--classes).",
+        )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -78,6 +78,7 @@ class Engine:
     Attributes:
         notes: What happened that the user must be told.
         chosen: The method and plan in force, once the first block is done.
+        accepted: Those that the first block was computed with.
     """
 
     def __init__(self, task: Task, choice: Choice, place: Place | None = None) -> None:
@@ -86,12 +87,15 @@ class Engine:
         self._place = place
         self.notes: list[str] = []
         self.chosen: Chosen | None = None
+        self.accepted: Chosen | None = None
 
     def blocks(self) -> Iterator[ComputedBlock]:
         """All blocks, in order; what does not fit in memory is tried again in halves.
 
+        A block is to be let go before the next one is asked for, or both are held.
+
         Raises:
-            MethodError: No plan serves the first block, or the chosen one fails on a later block.
+            MethodError: No plan serves the first block, or none serves a later one.
             ModelError: A sample gives another output alone than in its block.
             OutOfMemoryError: One sample with one vector a pass does not fit.
         """
@@ -101,11 +105,15 @@ class Engine:
             with self._task.memory.peak() as held:
                 block = self._first() if self.chosen is None else self._next(start)
             self._check_alone(block)
-            yield block
-            start += block.count
             block.linearization.close()
+            start += block.count
+            yield block
             del block
-            self._stay_within(held[0], start < n_samples)
+            self._stay_within(held[0] - self._placed(start), start < n_samples)
+
+    def _placed(self, count: int) -> int:
+        """Bytes of the result of the first samples, where it is kept: it does not count as held."""
+        return count * self._task.shapes.sample_bytes if self._place else 0
 
     def _first(self) -> ComputedBlock:
         """The first block by the first plan that serves it and whose rows are those of plain passes."""
@@ -113,21 +121,41 @@ class Engine:
         last: MethodError | None = None
         for plan in self._choice.plans:
             try:
-                plan, block = self._fitting(plan, 0)
-                error = self._row_error(plan, block)
+                plan, block, error = self._fitting(plan, 0)
             except MethodError as failure:
                 passed_over[plan.method] = f"{failure.what} {failure.why}"
                 last = failure
                 continue
             self.chosen = Chosen(load_method(plan.method), plan, error, passed_over, self._cut_of(plan))
+            self.accepted = self.chosen
             return block
+        if self._choice.taken_over:
+            # The plan of an earlier run or call no longer serves: choose as if there had been none.
+            self._choice = Choice(replace(self._task, config=replace(self._task.config, repeated_plan=None)))
+            return self._first()
         assert last is not None  # there is a plan at least
         raise last
 
     def _next(self, start: int) -> ComputedBlock:
+        """A later block; by another plan where the one in force does not serve there."""
         assert self.chosen is not None
-        plan, block = self._fitting(self.chosen.plan, start)
+        try:
+            plan, block, _ = self._fitting(self.chosen.plan, start)
+        except MethodError as failure:
+            return self._instead(start, failure)
         self._continue_with(plan)
+        return block
+
+    def _instead(self, start: int, failure: MethodError) -> ComputedBlock:
+        """One block by plain passes, which are right wherever the network has a derivative."""
+        assert self.chosen is not None
+        if self.chosen.plan.method == "loop" or self._task.config.method not in ("auto", "loop"):
+            raise failure
+        plan = self.chosen.plan
+        loop = replace(plan, method="loop", chunk_size=1, factored=None)
+        _, block, _ = self._fitting(loop, start)
+        stop = start + block.count - 1
+        self.notes.append(f"samples {start} to {stop} by loop, not {plan.method}: {failure.why}")
         return block
 
     def _continue_with(self, plan: Plan) -> None:
@@ -136,11 +164,17 @@ class Engine:
             chosen = self.chosen
             self.chosen = Chosen(chosen.method, plan, chosen.row_error, chosen.passed_over, chosen.cut)
 
-    def _fitting(self, plan: Plan, start: int) -> tuple[Plan, ComputedBlock]:
-        """The block by the plan, or by one with half the sizes, and so on, if memory runs out."""
+    def _fitting(self, plan: Plan, start: int) -> tuple[Plan, ComputedBlock, float]:
+        """The block by the plan, or by one with half the sizes, and so on, if memory runs out.
+
+        And the worst error of its checked rows: four in the first block, in the later ones of a cut network
+        one, whose graph may have lost a derivative that the first samples do not reach.
+        """
+        rows = 4 if start == 0 else 1 if plan.factored else 0
         while True:
             try:
-                return plan, self._block(plan, start)
+                block = self._block(plan, start)
+                return plan, block, self._row_error(plan, block, rows) if rows else 0.0
             except Exception as error:
                 if not means_out_of_memory(error) or isinstance(error, JacliError):
                     raise
@@ -168,11 +202,17 @@ class Engine:
     def _cut_of(self, plan: Plan) -> CutNetwork | None:
         return self._choice.cut if plan.factored else None
 
-    def _row_error(self, plan: Plan, block: ComputedBlock) -> float:
+    def _row_error(self, plan: Plan, block: ComputedBlock, n_rows: int) -> float:
         if plan.method == "loop":
             return 0.0  # it consists of the passes that the check is made with
-        error = row_error(block.linearization, block.matrices, seed=self._task.config.seed)
-        if error > row_tolerance(block.linearization.dtype):
+        seed, tolerance = self._task.config.seed + block.start, row_tolerance(block.linearization.dtype)
+        error = row_error(block.linearization, block.matrices, seed=seed, n_rows=n_rows)
+        copies = _copies(plan)
+        if error > tolerance and copies > 1:
+            # Its forward pass saw a larger batch, in which a ReLU may have fallen to the other side.
+            repeated = _Repeated(block.linearization, copies)
+            error = min(error, row_error(repeated, block.matrices, seed=seed, n_rows=n_rows))
+        if error > tolerance:
             raise MethodError(
                 f"The method {plan.method} is wrong on this model.",
                 why=f"Its rows differ from plain reverse passes by {error:.1e} (relative).",
@@ -215,6 +255,34 @@ class Engine:
             f"{memory.limit:,} may be held on {memory.device}; {said}.",
             todo="Take fewer outputs (--classes), more --memory, or another device; or --save factors.",
         )
+
+
+def _copies(plan: Plan) -> int:
+    """How many copies of a sample were in the batches that a plan ran."""
+    if plan.method == "replicate":
+        return plan.chunk_size
+    links = plan.factored.links if plan.factored else ()
+    return max((link.reverse_chunk for link in links if link.reverse_method == "replicate"), default=1)
+
+
+class _Repeated:
+    """Plain passes over copies of a block, of which the first counts: it rounds as `replicate` does."""
+
+    def __init__(self, block: Linearized, copies: int) -> None:
+        self.batch, self.n_out, self.n_in = block.batch, block.n_out, block.n_in
+        self.dtype, self.device = block.dtype, block.device
+        self._repeated = block.at(torch.arange(block.batch, device=block.device).repeat(copies))
+
+    @property
+    def outputs(self) -> Tensor:
+        """Of the first copy."""
+        return self._repeated.outputs[: self.batch]
+
+    def pull(self, cotangents: Tensor) -> Tensor:
+        """``(batch, n_out) -> (batch, n_in)``."""
+        every = cotangents.new_zeros(self._repeated.batch, self.n_out)
+        every[: self.batch] = cotangents
+        return self._repeated.pull(every)[: self.batch]
 
 
 def _sizes(plan: Plan) -> str:

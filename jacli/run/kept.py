@@ -1,9 +1,9 @@
 """What `jacli.jacobian` keeps of a call for the next one with the same model and shape.
 
 Choosing costs a part of a run; a second call with the same module, shape and options takes the plan
-over.  The probed copy of the module and the cut network hold what it was: these are taken over only
-where every parameter, buffer and plain attribute still is the same, and where a fresh copy gives the same
-outputs at the first points, bit for bit.
+over, on a fresh copy of the module.  The cut network is a graph of what the module was: it is taken over
+only where every parameter, buffer and attribute still is the same, and its outputs are compared with those
+of the fresh copy on every block, as always.
 """
 
 from __future__ import annotations
@@ -26,18 +26,16 @@ from jacli.verify import Probed
 class _Entry:
     plan: Plan
     cut: CutNetwork | None
-    network: TensorNetwork
+    twin: nn.Module | None  # whose parameters the cut network holds
+    network: TensorNetwork  # without its module
     probed: Probed
 
 
 _ENTRIES: WeakKeyDictionary[Callable[..., object], dict[Hashable, _Entry]] = WeakKeyDictionary()
 """Module to what is kept for each of its shapes and options."""
 
-_COMPARED = 2
-"""Points at which the kept copy is compared with a fresh one."""
-
-_MOST = 8
-"""Shapes and options kept for a module: each holds a copy of its parameters."""
+_MOST = 4
+"""Shapes and options kept for a module: each that is cut holds a copy of its parameters."""
 
 
 class Kept:
@@ -45,16 +43,10 @@ class Kept:
 
     Attributes:
         choice: Plan and cut network to go on with, or None.
-        network: The probed copy of the module to go on with, or None.
+        network: A fresh copy of the module with what the probe learnt of the earlier one, or None.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., object] | None,
-        key: Hashable,
-        points: Tensor | None = None,
-        extra: Mapping[str, Tensor] | None = None,
-    ) -> None:
+    def __init__(self, model: Callable[..., object] | None, key: Hashable) -> None:
         self._model = model
         self._key = key
         self.choice: tuple[Plan, CutNetwork | None] | None = None
@@ -62,12 +54,8 @@ class Kept:
         entry = _ENTRIES.get(model, {}).get(key) if model is not None else None
         if entry is None or not isinstance(model, nn.Module):
             return
-        plain = not entry.network.fresh and entry.probed.fixed_batch is None
-        unchanged = plain and _same_state(model, entry.network.module)
-        unchanged = unchanged and _same_outputs(entry.network, model, points, extra or {})
-        if unchanged:
-            self.network = entry.network, entry.probed
-        if unchanged or entry.cut is None:
+        self.network = replace(entry.network, module=frozen_twin(model)), entry.probed
+        if entry.cut is None or (entry.twin is not None and _same_state(model, entry.twin)):
             self.choice = entry.plan, entry.cut
 
     @property
@@ -98,19 +86,21 @@ class Kept:
             config.select,
             config.of,
         )
-        settings = (torch.get_num_threads(), tuple(sorted(extra)), _plain_attributes(model))
-        first = {name: rows[:_COMPARED] for name, rows in extra.items()}
-        return cls(model, (tuple(x.shape), x.dtype, x.device, options, settings), x[:_COMPARED], first)
+        rows = tuple((name, extra[name].shape[1:], extra[name].dtype) for name in sorted(extra))
+        settings = (torch.get_num_threads(), rows, _plain_attributes(model))
+        return cls(model, (tuple(x.shape), x.dtype, x.device, options, settings))
 
     def keep(self, network: TensorNetwork, probed: Probed, chosen: Chosen) -> None:
-        """Remember what a call ended with."""
-        if self._model is None:
+        """Remember what a call began with; not of a module with state, which may have brought it anywhere."""
+        if self._model is None or network.fresh:
             return
         entries = _ENTRIES.setdefault(self._model, {})
         entries.pop(self._key, None)
         while len(entries) >= _MOST:
             entries.pop(next(iter(entries)))
-        entries[self._key] = _Entry(chosen.plan, chosen.cut, network, probed)
+        twin = network.module if chosen.cut is not None else None
+        bare = replace(network, module=nn.Identity())
+        entries[self._key] = _Entry(chosen.plan, chosen.cut, twin, bare, probed)
 
 
 def _plain_attributes(model: nn.Module) -> Hashable:
@@ -134,16 +124,6 @@ def _identity(value: object) -> Hashable:
     if isinstance(value, (list, tuple)):
         return tuple(map(_identity, value))
     return id(value)
-
-
-def _same_outputs(
-    network: TensorNetwork, model: nn.Module, points: Tensor | None, extra: Mapping[str, Tensor]
-) -> bool:
-    """Whether a fresh copy of the module gives what the kept one does."""
-    if points is None or len(points) == 0:
-        return False
-    with torch.no_grad():
-        return torch.equal(network(points, extra), replace(network, module=frozen_twin(model))(points, extra))
 
 
 def _same_state(model: nn.Module, twin: nn.Module) -> bool:

@@ -18,13 +18,25 @@ import torch
 
 from jacli.config import RunConfig
 from jacli.errors import JacliError, OutOfMemoryError, means_out_of_memory
-from jacli.plan import Shapes
+from jacli.plan import SINGULAR_VALUES_LIMIT, Shapes
 
 SAFE_SHARE = 0.7
 """Part of the free memory that a run takes unless told otherwise."""
 
-SPECTRUM_BYTES = 192 * 2**20
-"""Of the float64 pieces in which Gram matrices are summed (`jacli.spectrum.exact.PIECE_BYTES`, thrice)."""
+_PIECE_BYTES = 64 * 2**20
+"""Of the float64 pieces in which Gram matrices are summed (`jacli.spectrum.exact`)."""
+
+
+def spectrum_bytes(shapes: Shapes, *, rank: int | None = None) -> int:
+    """What norms and singular values take beside the matrices: two float64 pieces, and four Gram matrices.
+
+    Args:
+        shapes: Of the run.
+        rank: Width of the factors they come from; None for dense matrices.
+    """
+    small = min(shapes.n_in, shapes.n_selected) if rank is None else rank
+    piece = min(_PIECE_BYTES, 8 * small * shapes.n_in)
+    return 2 * piece + 4 * 8 * min(small, SINGULAR_VALUES_LIMIT) ** 2
 
 
 def free_memory(device: torch.device) -> int:
@@ -104,7 +116,7 @@ class MemoryLimit:
 
     def samples(self, shapes: Shapes, *, singular_values: bool) -> int:
         """Samples whose dense Jacobians take at most half of what is left beside their spectrum."""
-        room = min(self.limit, self.host) - (SPECTRUM_BYTES if singular_values else 0)
+        room = min(self.limit, self.host) - (spectrum_bytes(shapes) if singular_values else 0)
         return max(1, room // 2 // max(1, shapes.sample_bytes))
 
     @contextmanager
@@ -121,7 +133,7 @@ class MemoryLimit:
 def _held_now(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    return _status("VmRSS:") or _most_resident()
+    return max(0, _status("VmRSS:") - _status("RssFile:")) or _most_resident()
 
 
 def _reset_peak(device: torch.device) -> None:
@@ -136,7 +148,8 @@ def _reset_peak(device: torch.device) -> None:
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return _status("VmHWM:") or _most_resident()
+    # Pages of files (inputs that are memory-mapped, code) can be dropped at any time: nobody holds them.
+    return max(0, _status("VmHWM:") - _status("RssFile:")) or _most_resident()
 
 
 def _status(field: str) -> int:
@@ -167,5 +180,5 @@ def memory_errors(doing: str) -> Iterator[None]:
         raise OutOfMemoryError(
             f"Out of memory while {doing}.",
             why=str(error).strip().splitlines()[0] if str(error).strip() else "The allocation failed.",
-            todo="Give a smaller --batch-size or --chunk-size, or another device.",
+            todo="Give more --memory, a smaller --batch-size, fewer outputs (--classes), or another device.",
         ) from error

@@ -16,6 +16,7 @@ from jacli.spectrum import (
     largest_singular_values,
     singular_values,
 )
+from jacli.spectrum.exact import PIECE_BYTES
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def statistics_of(matrices: Matrices, plan: Plan, *, seed: int) -> BlockStatisti
             spectrum = factored_singular_values(core, matrices.n_in)
     else:
         dense = matrices.dense()
-        class_norms = torch.linalg.vector_norm(dense, dim=2, dtype=torch.float64)
+        class_norms = _row_norms(dense)
         if plan.singular_values and every:
             spectrum = singular_values(dense)
     if plan.singular_values and spectrum is None:
@@ -65,3 +66,10 @@ def statistics_of(matrices: Matrices, plan: Plan, *, seed: int) -> BlockStatisti
         k = plan.singular_values
         spectrum = Spectrum(spectrum.values[:, :k], spectrum.errors[:, :k])
     return BlockStatistics(class_norms, torch.linalg.vector_norm(class_norms, dim=1), spectrum)
+
+
+def _row_norms(dense: Tensor) -> Tensor:
+    """2-norms of the rows in float64, ``(batch, n_out)``; some rows at a time, since each is copied."""
+    rows = max(1, PIECE_BYTES // (8 * max(1, len(dense)) * max(1, dense.shape[2])))
+    parts = [torch.linalg.vector_norm(part, dim=2, dtype=torch.float64) for part in dense.split(rows, dim=1)]
+    return torch.cat(parts, dim=1)

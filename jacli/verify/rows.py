@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from jacli.linear_map import Linearization, Matrices
+from jacli.linear_map import Matrices
+from jacli.verify.recheck import ReversePasses
 
 N_ROWS = 4
 
@@ -18,8 +19,8 @@ def row_tolerance(dtype: torch.dtype) -> float:
     return 1e-8 if dtype == torch.float64 else 1e-3
 
 
-def row_error(linearization: Linearization, matrices: Matrices, *, seed: int) -> float:
-    """Worst relative error over the samples, on `N_ROWS` seeded rows; 0 where both are not finite.
+def row_error(linearization: ReversePasses, matrices: Matrices, *, seed: int, n_rows: int = N_ROWS) -> float:
+    """Worst relative error over the samples, on seeded rows; 0 where both are not finite.
 
     The scale is the larger of the reference rows' norm and the Jacobian's own, ``||J||_F`` as estimated by
     ``||J v||`` with a Gaussian v: rows that are zero but for cancellation (a saturated softmax) do not
@@ -29,13 +30,14 @@ def row_error(linearization: Linearization, matrices: Matrices, *, seed: int) ->
         linearization: The map at the block the method was given.
         matrices: What the method computed.
         seed: Chooses the rows.
+        n_rows: How many.
 
-    Cost: ``min(N_ROWS, n_out)`` reverse passes.
+    Cost: ``min(n_rows, n_out)`` reverse passes.
     """
     batch, n_out = matrices.batch, matrices.n_out
     dtype, device = linearization.dtype, linearization.device
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(n_out, generator=generator)[:N_ROWS]
+    rows = torch.randperm(n_out, generator=generator)[:n_rows]
     probe = torch.randn(1, 1, matrices.n_in, generator=generator, dtype=torch.float64)
     image = matrices.jvp(probe.expand(1, batch, -1).to(device, dtype))[0]
     own = image.double().square().nan_to_num(0, 0, 0).sum(1) * len(rows) / n_out

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -12,7 +15,11 @@ from torch import nn
 
 import jacli
 from jacli.errors import OutputError, UsageError
+from jacli.plan import Measured
+from jacli.run import choose, cutting
+from jacli.run.compute import Outcome, run_compute
 from jacli.run.config_file import resolve_options
+from jacli.search import Candidate
 
 ARCH = "from torch import nn\n\ndef make():\n    return nn.Linear(4, 3)\n"
 
@@ -44,10 +51,6 @@ def test_a_changed_architecture_is_not_run_because_a_result_names_it(folder: Pat
 
 @pytest.mark.parametrize(("option", "value"), [("arch", "os:system"), ("model", "subprocess:run")])
 def test_a_result_cannot_name_code_to_run(folder: Path, option: str, value: str) -> None:
-    import json
-
-    import h5py
-
     jacli.compute("weights.pt", "x.npy", arch="arch.py:make", out="a.h5")
     with h5py.File("a.h5", "r+") as file:
         options = {**json.loads(file.attrs["config"]), option: value, "allow_pickle": True}
@@ -75,3 +78,122 @@ def test_a_pipe_is_not_replaced(folder: Path) -> None:
     with pytest.raises(OutputError, match="no regular file"):
         jacli.compute("weights.pt", "x.npy", arch="arch.py:make", out="pipe", overwrite=True)
     assert (folder / "pipe").is_fifo()
+
+
+@pytest.fixture
+def measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A result ``a.h5`` of a network that can be cut; from then on, what is measured."""
+    narrow = (
+        "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3))\n"
+    )
+    (folder / "narrow.py").write_text(narrow)
+    torch.save(nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3)).state_dict(), "narrow.pt")
+    jacli.compute("narrow.pt", "x.npy", arch="narrow.py:make", method="factored", save="full", out="a.h5")
+    found: list[str] = []
+    for room in (choose, cutting):
+        real = room.measure
+
+        def noting(candidate: Candidate, *arguments: Any, real: Any = real, **options: Any) -> Measured:
+            found.append(candidate.method)
+            return real(candidate, *arguments, **options)
+
+        monkeypatch.setattr(room, "measure", noting)
+    return found
+
+
+def repeat(**flags: object) -> Outcome:
+    return run_compute(resolve_options({"config": "a.h5", "out": "b.h5", **flags}), command="")
+
+
+def plan_in(path: str) -> dict[str, Any]:
+    with h5py.File(path) as file:
+        return json.loads(file.attrs["plan"])
+
+
+def jacobians_in(path: str) -> np.ndarray:
+    with h5py.File(path) as file:
+        return file["jacobian"][...]
+
+
+def test_a_result_repeats_its_plan(measured: list[str]) -> None:
+    first = plan_in("a.h5")
+    repeat()
+    assert measured == []
+    second = plan_in("b.h5")
+    names = ("method", "batch_size", "chunk_size", "n_blocks", "passes", "factored")
+    assert [second[name] for name in names] == [first[name] for name in names]
+    assert np.array_equal(jacobians_in("a.h5"), jacobians_in("b.h5"))
+
+
+@pytest.mark.parametrize(
+    "flags", [{"seed": 3}, {"verify": 2}, {"save_dtype": "float16"}, {"compress": "gzip"}], ids=str
+)
+def test_a_flag_that_changes_no_plan_keeps_it(measured: list[str], flags: dict[str, object]) -> None:
+    repeat(**flags)
+    assert measured == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"batch_size": 2},
+        {"chunk_size": 2},
+        {"memory": "1GiB"},
+        {"samples": "0:3"},
+        {"classes": "0,1,2"},
+        {"of": "probs"},
+        {"dtype": "float64"},
+        {"device": "cpu"},
+        {"singular_values": "none"},
+        {"save": "none"},
+        {"method": "factored"},
+        {"inputs": "x.npy"},
+    ],
+    ids=str,
+)
+def test_a_flag_that_changes_it_has_it_measured_anew(measured: list[str], flags: dict[str, object]) -> None:
+    assert resolve_options({"config": "a.h5", **flags}).repeated_plan is None
+    repeat(**flags)
+    assert measured
+
+
+def test_toml_holds_no_plan(measured: list[str]) -> None:
+    Path("run.toml").write_text('model = "narrow.pt"\ninputs = "x.npy"\narch = "narrow.py:make"\n')
+    assert resolve_options({"config": "run.toml"}).repeated_plan is None
+
+
+def rewrite(change: Any) -> None:
+    """Change the plan that stands in the result."""
+    with h5py.File("a.h5", "r+") as file:
+        plan = json.loads(file.attrs["plan"])
+        changed = change(plan)
+        file.attrs["plan"] = json.dumps(plan if changed is None else changed)
+
+
+WRONG_PLANS = {
+    "another cut": lambda plan: plan["factored"].update(cuts=["elsewhere"]),
+    "more links than cuts": lambda plan: plan["factored"].update(cuts=[]),
+    "no tree": lambda plan: plan["factored"].pop("tree"),
+    "no sizes": lambda plan: plan.pop("batch_size"),
+    "no samples a block": lambda plan: plan.update(batch_size=0),
+    "no such method": lambda plan: plan.update(method="magic", factored=None),
+    "factors without a plan": lambda plan: plan.update(factored=None),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PLANS)
+def test_a_plan_that_does_not_fit_is_measured_anew_and_that_is_told(measured: list[str], name: str) -> None:
+    expected = jacobians_in("a.h5")
+    rewrite(WRONG_PLANS[name])
+    outcome = repeat()
+    assert measured
+    assert any("was not taken over" in note for note in outcome.notes)
+    np.testing.assert_allclose(jacobians_in("b.h5"), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("plan", ["[]", "no JSON", "3"])
+def test_a_plan_that_is_none_is_measured_anew(measured: list[str], plan: str) -> None:
+    with h5py.File("a.h5", "r+") as file:
+        file.attrs["plan"] = plan
+    repeat()
+    assert measured

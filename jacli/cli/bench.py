@@ -1,0 +1,178 @@
+"""The command `jacli bench`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jacli.cli.options import (
+    METHOD,
+    AllowPickle,
+    Arch,
+    ArchArg,
+    Arg,
+    AsJson,
+    BatchSize,
+    ChunkSize,
+    Classes,
+    Debug,
+    Device,
+    Dtype,
+    Inputs,
+    InputsKey,
+    Labels,
+    Memory,
+    Model,
+    Of,
+    Samples,
+    Seed,
+    Select,
+    StripPrefix,
+    WeightsKey,
+    option,
+)
+
+if TYPE_CHECKING:
+    from jacli.config import RunConfig
+    from jacli.run.bench import BenchResult, BenchRow
+    from jacli.summary import Table
+
+
+def bench(
+    model: Model = None,
+    inputs: Inputs = None,
+    arch: Arch = None,
+    arch_arg: ArchArg = None,
+    weights_key: WeightsKey = None,
+    strip_prefix: StripPrefix = None,
+    arg: Arg = None,
+    select: Select = None,
+    allow_pickle: AllowPickle = None,
+    inputs_key: InputsKey = None,
+    samples: Samples = None,
+    labels: Labels = None,
+    classes: Classes = None,
+    of: Of = None,
+    dtype: Dtype = None,
+    device: Device = None,
+    batch_size: BatchSize = None,
+    chunk_size: ChunkSize = None,
+    memory: Memory = None,
+    limit: Annotated[
+        str,
+        option(
+            "--limit", panel=METHOD, help="Seconds that a method's block may take [20].", metavar="SECONDS"
+        ),
+    ] = "20",
+    seed: Seed = None,
+    as_json: AsJson = False,
+    debug: Debug = None,
+) -> None:
+    """Example: jacli bench model.pt inputs.npy.
+
+    Every method that applies, side by side: the first block of the run that jacli compute would do,
+    with the best sizes of each; seconds, passes, memory, and the error against float64.
+    """
+    flags = dict(locals())
+    settings, seconds = _parsed(
+        {name: flags[name] for name in flags if name not in ("limit", "as_json")}, limit
+    )
+    from jacli.run.bench import bench as run_bench
+
+    # Models print; stdout is for data only.
+    with redirect_stdout(sys.stderr):
+        found = run_bench(settings, limit=seconds, progress=_say)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    from jacli.cli.render import print_table
+
+    print_table(_table(found))
+
+
+def _parsed(flags: Mapping[str, Any], limit: str) -> tuple[RunConfig, float]:
+    """The options; all that are wrong are reported at once."""
+    from jacli.config import from_options
+    from jacli.errors import JacliError, UsageError
+    from jacli.option_values import parse_seconds
+
+    problems: list[JacliError] = []
+    try:
+        seconds = parse_seconds(limit)
+    except ValueError as error:
+        problems.append(UsageError(f"--limit {limit} is wrong.", why=f"It must be {error}."))
+    try:
+        settings = from_options(flags)
+    except UsageError as error:
+        listed = error.what.splitlines()[1:]  # of several problems, a line each
+        problems += [UsageError(line.strip()) for line in listed] or [error]
+    if problems:
+        usage = UsageError.from_problems(problems)
+        usage.todo = usage.todo or "Correct it; `jacli bench --help` lists every option."
+        for part in ("what", "why", "todo"):
+            setattr(usage, part, getattr(usage, part).replace("jacli compute", "jacli bench"))
+        raise usage
+    return settings, seconds
+
+
+def _say(method: str) -> None:
+    """On a terminal, where somebody waits."""
+    if sys.stderr.isatty():
+        typer.echo(f"trying {method} ...", err=True)
+
+
+_COLUMNS = (
+    "method",
+    "samples",
+    "vectors",
+    "passes",
+    "s/sample",
+    "seconds",
+    "relative",
+    "memory",
+    "error",
+    "worst",
+    "note",
+)
+
+
+def _table(found: BenchResult) -> Table:
+    from jacli.summary import Table
+
+    notes = list(found.notes)
+    if found.auto:
+        notes.insert(
+            0, f"auto takes {found.auto.method} ({found.auto.why}); it chose in {found.auto_seconds:.1f} s"
+        )
+    if any(row.estimated for row in found.rows):
+        notes.append(
+            f"~: its block was not computed whole within {found.limit:g} s, the rest is extrapolated"
+        )
+    return Table(_COLUMNS, tuple(map(_cells, found.rows)), tuple(notes))
+
+
+def _cells(row: BenchRow) -> tuple[str | int | None, ...]:
+    from jacli.cli.render import format_size
+
+    if row.plan is None or row.seconds is None or row.seconds_a_sample is None or row.relative is None:
+        return (row.method, *[None] * (len(_COLUMNS) - 2), f"refused: {row.refused}")
+    about = "~" if row.estimated else ""
+    return (
+        row.method,
+        row.plan.batch_size,
+        row.plan.chunk_size,
+        row.plan.passes,
+        f"{about}{row.seconds_a_sample:.2e}",
+        f"{about}{row.seconds:.3g}",
+        f"{row.relative:.2f}x",
+        None if row.peak_bytes is None else format_size(row.peak_bytes),
+        None if row.error_median is None else f"{row.error_median:.1e}",
+        None if row.error_worst is None else f"{row.error_worst:.1e}",
+        "; ".join(row.notes) or None,
+    )

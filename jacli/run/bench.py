@@ -1,0 +1,484 @@
+"""``jacli bench``: every method that applies, side by side on the first block of a run."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jacli.config import RunConfig
+from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
+from jacli.linear_map import Block, DenseMap, Matrices
+from jacli.methods import METHODS, checked_blocks, factors_of, load_method
+from jacli.methods.assemble import assemble
+from jacli.network import CutLinearized, CutNetwork, Linearized, exact_arithmetic
+from jacli.plan import FactoredPlan, Plan, Shapes
+from jacli.run.blocks import Run
+from jacli.run.choose import Choice
+from jacli.run.measure import now
+from jacli.run.memory import MemoryLimit, memory_errors
+from jacli.run.prepare import Prepared, prepare
+from jacli.run.recheck import References
+from jacli.run.task import Task
+from jacli.search import FEW_SAMPLES
+from jacli.verify import recheck_tolerance, row_error, row_tolerance
+
+LIMIT = 20.0
+"""Seconds a method, unless told otherwise."""
+
+_TIMES = 3
+_REPEATED_SECONDS = 0.5
+"""A block is computed up to so many times, within so many seconds in all: short ones are timed badly."""
+
+_COMPARED_SAMPLES = 4
+_COMPARED_ROWS = 8
+"""With float64."""
+
+_PRODUCT_BYTES = 64 * 2**20
+"""Of a product of factors that is multiplied out at once."""
+
+_SHARE = 1000.0
+"""The search for a method's sizes may take its full time, however short the run: it is what is asked for."""
+
+_TRYING = "trying the model on the first samples"
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One method.
+
+    Attributes:
+        method: Its name.
+        plan: Its best sizes and its passes; None if it cannot serve.
+        seconds: Of the run's Jacobians, from the first block.
+        seconds_a_sample: Likewise.
+        relative: Seconds of the run in multiples of the fastest method's.
+        estimated: Whether the block was stopped, and the rest of its seconds extrapolated.
+        peak_bytes: Most that was held during the block beyond what was held before it.
+        error_median: Relative error of some rows (Frobenius), over the first samples; None if not compared.
+        error_worst: Likewise.
+        notes: What the user must be told.
+        refused: Why it cannot serve, or None.
+    """
+
+    method: str
+    plan: Plan | None = None
+    seconds: float | None = None
+    seconds_a_sample: float | None = None
+    relative: float | None = None
+    estimated: bool = False
+    peak_bytes: int | None = None
+    error_median: float | None = None
+    error_worst: float | None = None
+    notes: tuple[str, ...] = ()
+    refused: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; an error that is not finite as text."""
+        sizes = (
+            {
+                "samples": self.plan.batch_size,
+                "vectors": self.plan.chunk_size,
+                "passes": self.plan.passes,
+            }
+            if self.plan
+            else dict.fromkeys(("samples", "vectors", "passes"))
+        )
+        return {
+            "method": self.method,
+            **sizes,
+            "seconds_a_sample": self.seconds_a_sample,
+            "seconds": self.seconds,
+            "relative": self.relative,
+            "estimated": self.estimated,
+            "peak_bytes": self.peak_bytes,
+            "error_median": _json_number(self.error_median),
+            "error_worst": _json_number(self.error_worst),
+            "notes": list(self.notes),
+            "refused": self.refused,
+        }
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What `bench` found.
+
+    Attributes:
+        rows: The fastest method first, the refused ones last.
+        shapes: Of the run.
+        device: Where it computed.
+        dtype: Its arithmetic.
+        reference_dtype: Arithmetic of the reverse passes that the errors are against.
+        limit: Seconds a block might take.
+        auto: The plan that ``--method auto`` would choose; None if it finds none.
+        auto_seconds: How long that choice took.
+        notes: What the user must be told.
+    """
+
+    rows: tuple[BenchRow, ...]
+    shapes: Shapes
+    device: str
+    dtype: str
+    reference_dtype: str
+    limit: float
+    auto: Plan | None
+    auto_seconds: float
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "samples": self.shapes.n_samples,
+            "input": list(self.shapes.input_shape),
+            "output": list(self.shapes.output_shape),
+            "outputs_differentiated": self.shapes.n_selected,
+            "device": self.device,
+            "dtype": self.dtype,
+            "reference_dtype": self.reference_dtype,
+            "limit": self.limit,
+            "auto": self.auto and {"method": self.auto.method, "why": self.auto.why},
+            "auto_seconds": self.auto_seconds,
+            "methods": [row.to_dict() for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+
+def _json_number(value: float | None) -> float | str | None:
+    """Of an error, which is infinite where one of two numbers is not finite."""
+    return value if value is None or math.isfinite(value) else "Infinity"
+
+
+def bench(
+    config: RunConfig, *, limit: float = LIMIT, progress: Callable[[str], None] = lambda method: None
+) -> BenchResult:
+    """Time every method on the first block of a run, each with its best sizes, and compare what it gives.
+
+    Args:
+        config: As of `jacli compute`; its method does not matter.
+        limit: A block that takes more seconds is stopped, and its seconds are extrapolated.
+        progress: Called with a method before it is tried.
+
+    Raises:
+        JacliError: As the run itself would; a method that cannot serve is no error while another can.
+
+    Cost a method: the search for its sizes (`jacli.search`) and up to three blocks; and the reference, eight
+    reverse passes over four samples in float64.
+    """
+    with exact_arithmetic():
+        prepared = prepare(config)
+        with prepared.source:
+            task = replace(Run(config, prepared).task(), config=replace(config, method="auto"))
+            tried = _Bench(task, prepared, limit)
+            auto, auto_seconds = tried.choose_auto()
+            rows: list[BenchRow] = []
+            for name in METHODS:
+                progress(name)
+                rows.append(tried.row(name, rows))
+        if all(row.refused for row in rows):
+            why = "; ".join(f"{row.method}: {row.refused}" for row in rows)
+            raise tried.failure or MethodError("No method can serve this model.", why=why)
+        notes = [*prepared.notes, *(auto.notes if auto else ())]
+        reference = tried.reference.dtype or prepared.dtype
+        if reference != torch.float64:
+            notes.append(f"the model does not run in float64: errors are against {config.dtype}")
+        return BenchResult(
+            rows=_in_order(rows, auto),
+            shapes=prepared.shapes,
+            device=str(prepared.device),
+            dtype=config.dtype,
+            reference_dtype=str(reference).removeprefix("torch."),
+            limit=limit,
+            auto=auto,
+            auto_seconds=auto_seconds,
+            notes=tuple(notes),
+        )
+
+
+def _in_order(rows: Sequence[BenchRow], auto: Plan | None) -> tuple[BenchRow, ...]:
+    """The fastest first, with how many times its seconds the others take; refused ones last."""
+    served = sorted((row for row in rows if row.seconds is not None), key=lambda row: row.seconds or 0.0)
+    fastest = (served[0].seconds if served else None) or math.inf
+    ordered = [replace(row, relative=(row.seconds or 0.0) / fastest) for row in served]
+    ordered += [row for row in rows if row.seconds is None]
+    chosen = auto.method if auto else None
+    return tuple(replace(row, notes=("auto", *row.notes)) if row.method == chosen else row for row in ordered)
+
+
+class _Bench:
+    """A task, and the methods tried on its first block."""
+
+    def __init__(self, task: Task, prepared: Prepared, limit: float) -> None:
+        self._task = task
+        self._device = prepared.device
+        self._limit = limit
+        self.reference = _Reference(task, prepared)
+        self.failure: JacliError | None = None
+
+    def choose_auto(self) -> tuple[Plan | None, float]:
+        """What a run would choose, and how long that takes."""
+        began = now(self._device)
+        try:
+            with memory_errors(_TRYING):
+                plan: Plan | None = Choice(self._task).plans[0]
+        except (MethodError, OutOfMemoryError) as failure:
+            plan, self.failure = None, failure
+        return plan, now(self._device) - began
+
+    def row(self, name: str, before: Sequence[BenchRow]) -> BenchRow:
+        """One method: its best sizes, its first block, its error; or why not."""
+        notes: list[str] = []
+        config = replace(self._task.config, method=name)
+        if name == "replicate" and config.chunk_size is None:
+            config = replace(config, chunk_size=self._copies(before))
+            if config.chunk_size:
+                notes.append("in several calls: a single one would take too much")
+        task = replace(self._task, config=config, share=_SHARE)
+        _release(self._device)
+        try:
+            with memory_errors(_TRYING):
+                choice = Choice(task, timed=True)
+            return self._served(task, choice, notes)
+        except (MethodError, OutOfMemoryError) as failure:
+            return BenchRow(name, refused=failure.why or failure.what)
+
+    def _copies(self, before: Sequence[BenchRow]) -> int | None:
+        """Copies of a block that fit, by what `loop` took; None where those of all outputs do.
+
+        ``replicate`` is known as a single call, so its search begins with that, however large.
+        """
+        loop = next((row for row in before if row.method == "loop"), BenchRow("loop"))
+        if loop.plan is None or loop.peak_bytes is None or loop.seconds_a_sample is None:
+            return None
+        shapes, size = self._task.shapes, loop.plan.batch_size
+        held = max(0, loop.peak_bytes - size * shapes.sample_bytes) / size + shapes.n_in * shapes.itemsize
+        seconds = loop.seconds_a_sample / shapes.n_selected
+        rows = min(0.5 * self._task.memory.limit / held, self._limit / seconds)
+        samples = min(shapes.n_samples, self._task.config.batch_size or FEW_SAMPLES)
+        copies = max(1, int(rows / samples))
+        return copies if copies < shapes.n_selected else None
+
+    def _served(self, task: Task, choice: Choice, notes: list[str]) -> BenchRow:
+        plan = choice.plans[0]
+        count = plan.batch_size
+        if plan.factored:
+            notes.append(_narrowest(plan.factored, task.shapes))
+            # Its factors come all at once, and cannot be stopped halfway: fewer samples it is.
+            expected = (plan.seconds or 0.0) / plan.n_blocks
+            count = min(count, int(count * self._limit / max(expected, 1e-9)))
+            if count == 0:
+                notes.append("not computed: a sample would take longer than --limit")
+                return _row(plan, task.shapes, expected, notes, estimated=True)
+        with MemoryLimit.of_run(task.config, self._device).peak() as held:
+            plan, computed = self._fitting(task, plan, choice.cut, count)
+        try:
+            with memory_errors("comparing rows with float64"):
+                errors = self.reference.errors(computed)
+                notes += _doubts(plan, computed, errors, self._task.config)
+        finally:
+            computed.linearization.close()
+        row = _row(plan, task.shapes, computed.seconds, notes, estimated=computed.estimated)
+        return replace(
+            row,
+            peak_bytes=max(held[0], computed.matrices.nbytes),
+            error_median=float(errors.median()),
+            error_worst=float(errors.max()),
+        )
+
+    def _fitting(self, task: Task, plan: Plan, cut: CutNetwork | None, count: int) -> tuple[Plan, _Computed]:
+        """The block by the plan, or by one with half the sizes, and so on, if memory runs out."""
+        while True:
+            try:
+                return plan, self._fastest(task, plan, cut, min(count, plan.batch_size))
+            except Exception as error:
+                if not means_out_of_memory(error) or isinstance(error, JacliError):
+                    raise
+            smaller = plan.smaller(task.shapes, load_method(plan.method).passes)
+            _release(self._device)
+            if smaller is None:
+                raise OutOfMemoryError("", why="Out of memory with one sample and one vector a pass.")
+            plan = smaller
+
+    def _fastest(self, task: Task, plan: Plan, cut: CutNetwork | None, count: int) -> _Computed:
+        """The block, computed a few times if that is short."""
+        computed = self._once(task, plan, cut, count)
+        best = spent = computed.seconds
+        for _ in range(_TIMES - 1):
+            if computed.estimated or spent + best > min(self._limit, _REPEATED_SECONDS):
+                break
+            computed.linearization.close()
+            del computed  # before the next one takes its place in memory
+            computed = self._once(task, plan, cut, count)
+            best, spent = min(best, computed.seconds), spent + computed.seconds
+        return replace(computed, seconds=best)
+
+    def _once(self, task: Task, plan: Plan, cut: CutNetwork | None, count: int) -> _Computed:
+        if plan.factored:
+            return _factored_block(task, plan, plan.factored, cut, count)
+        return _dense_block(task, plan, self._limit)
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """The first block, as far as it was computed.
+
+    Attributes:
+        linearization: The network there.
+        matrices: Of its samples; what is beyond the rows and columns computed means nothing.
+        count: Samples, without those that pad the batch.
+        n_rows: The first so many rows are computed.
+        n_columns: Of them, the first so many columns.
+        seconds: Of a block of the plan's size.
+        estimated: Whether they are extrapolated.
+    """
+
+    linearization: Linearized
+    matrices: Matrices
+    count: int
+    n_rows: int
+    n_columns: int
+    seconds: float
+    estimated: bool
+
+
+def _dense_block(task: Task, plan: Plan, limit: float) -> _Computed:
+    """Chunk by chunk, until the limit."""
+    device = task.memory.device
+    began = now(device)
+    linearization = task.linearize(task.points(0, plan.batch_size))
+    n_out, n_in = linearization.n_out, linearization.n_in
+    chunks: list[tuple[float, int]] = []  # entries of a sample that are in place, and when they were
+    done = (0, 0)
+
+    def until_limit() -> Iterator[Block]:
+        nonlocal done
+        method = load_method(plan.method)
+        for block in checked_blocks(method, linearization, chunk_size=plan.chunk_size):
+            done = (block.outputs.stop, block.inputs.stop)
+            yield block
+            chunks.append((now(device) - began, done[0] * done[1]))
+            if chunks[-1][0] > limit:
+                return
+
+    dense = assemble(until_limit(), linearization)
+    complete = done == (n_out, n_in)
+    seconds = now(device) - began if complete else _extrapolated(chunks, n_out * n_in)
+    count = min(plan.batch_size, task.shapes.n_samples)
+    return _Computed(linearization, DenseMap(dense), count, *done, seconds, estimated=not complete)
+
+
+def _extrapolated(chunks: Sequence[tuple[float, int]], entries: int) -> float:
+    """By the chunks after the first, which includes the linearisation; by the first if there is no other."""
+    (first, n_first), (last, n_last) = chunks[0], chunks[-1]
+    if n_last == n_first:
+        return first * entries / n_first
+    return last + (entries - n_last) * (last - first) / (n_last - n_first)
+
+
+def _factored_block(
+    task: Task, plan: Plan, factored: FactoredPlan, cut: CutNetwork | None, count: int
+) -> _Computed:
+    """Some samples, and their product multiplied out in pieces as a run writes it."""
+    device = task.memory.device
+    began = now(device)
+    linearization = task.linearize(task.points(0, count), cut)
+    assert isinstance(linearization, CutLinearized)  # the choice has cut it
+    factors = factors_of(linearization, factored)
+    if task.keeps_dense:
+        step = max(1, _PRODUCT_BYTES // (count * factors.n_in * task.shapes.itemsize))
+        for start in range(0, factors.n_out, step):
+            factors.left[:, start : start + step] @ factors.right
+    seconds = (now(device) - began) * plan.batch_size / count
+    size = (factors.n_out, factors.n_in)
+    return _Computed(linearization, factors, count, *size, seconds, estimated=count < plan.batch_size)
+
+
+class _Reference:
+    """Rows of the first samples' Jacobians by plain reverse passes in float64, each computed once."""
+
+    def __init__(self, task: Task, prepared: Prepared) -> None:
+        self._references = References(prepared)
+        self._count = min(_COMPARED_SAMPLES, task.shapes.n_samples)
+        self._seed = task.config.seed
+        self._selected = task.points(0, task.shapes.fixed_batch or self._count)[2]
+        self._rows: dict[int, Tensor] = {}
+        self.dtype: torch.dtype | None = None
+
+    def errors(self, computed: _Computed) -> Tensor:
+        """Relative error of each sample compared: Frobenius norms, over some of the rows there are."""
+        generator = torch.Generator().manual_seed(self._seed)
+        index = torch.randperm(computed.n_rows, generator=generator)[:_COMPARED_ROWS]
+        count = min(self._count, computed.count)
+        matrices = computed.matrices.first(count)
+        found = matrices.rows(index.to(computed.linearization.device))[..., : computed.n_columns].double()
+        expected = self._expected(index.tolist())[:count, :, : computed.n_columns]
+        neither = ~torch.isfinite(found) & ~torch.isfinite(expected)
+        gap = (found - expected).masked_fill(neither, 0).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        norm = expected.nan_to_num(0, 0, 0).flatten(1).norm(dim=1)
+        return torch.where(gap.flatten(1).any(1), gap.flatten(1).norm(dim=1) / norm, 0.0)
+
+    def _expected(self, index: Sequence[int]) -> Tensor:
+        """Rows ``index`` of the first samples, ``(samples, k, n_in)``."""
+        missing = [i for i in index if i not in self._rows]
+        for sample in range(self._count if missing else 0):
+            selected = None if self._selected is None else self._selected[sample]
+            exact, position = self._references.at(sample, selected)
+            self.dtype = exact.dtype
+            for i in missing:
+                cotangents = torch.zeros(exact.batch, exact.n_out, dtype=exact.dtype, device=exact.device)
+                cotangents[:, i] = 1
+                row = exact.pull(cotangents)[position].double()
+                self._rows.setdefault(i, row.new_empty(self._count, exact.n_in))[sample] = row
+            exact.close()
+        return torch.stack([self._rows[i] for i in index], dim=1)
+
+
+def _row(
+    plan: Plan, shapes: Shapes, block_seconds: float, notes: Sequence[str], *, estimated: bool
+) -> BenchRow:
+    """A row from the seconds of a whole block; the last block is as long as the others only if padded."""
+    blocks = plan.n_blocks if shapes.fixed_batch else shapes.n_samples / plan.batch_size
+    seconds = blocks * block_seconds
+    return BenchRow(
+        plan.method,
+        plan=plan,
+        seconds=seconds,
+        seconds_a_sample=seconds / shapes.n_samples,
+        estimated=estimated,
+        notes=tuple(notes),
+    )
+
+
+def _narrowest(plan: FactoredPlan, shapes: Shapes) -> str:
+    """Where the network is cut, and whether that is of use."""
+    width, name = min(zip(plan.widths[1:-1], plan.cuts, strict=True))
+    useful = width < min(shapes.n_in, shapes.n_selected)
+    return f"{'' if useful else 'no useful cut: '}{width} wide at {name}"
+
+
+def _doubts(plan: Plan, computed: _Computed, errors: Tensor, config: RunConfig) -> Iterator[str]:
+    """What is wrong with the results, in the run's own arithmetic or in float64 alone."""
+    linearization, matrices = computed.linearization, computed.matrices
+    complete = (computed.n_rows, computed.n_columns) == (matrices.n_out, matrices.n_in)
+    if complete and plan.method != "loop":  # which consists of the passes of the check
+        own = row_error(linearization, matrices, seed=config.seed)
+        if own > row_tolerance(linearization.dtype):
+            yield f"wrong on this model: off by {own:.1e} from plain reverse passes in {config.dtype}"
+            return
+    if errors.max() > recheck_tolerance(config.dtype, config.dtype):
+        yield "a sample differs in float64: it lies at a kink, or is badly conditioned"
+
+
+def _release(device: torch.device) -> None:
+    """Give back what was freed, so that the next method's peak counts it anew."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # glibc alone keeps what was freed, and has this call
+        ctypes.CDLL(None).malloc_trim(0)
