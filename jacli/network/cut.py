@@ -25,8 +25,10 @@ WORTH_WIDTH = 2
 cut saves something only where one direction costs more than the other, and forward costs about twice."""
 
 _NO_DERIVATIVE = frozenset(
-    ("detach", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
-    + ("new_zeros", "new_ones", "new_full", "new_empty", "sign", "round", "floor", "ceil", "trunc")
+    (
+        *("detach", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
+        *("new_zeros", "new_ones", "new_full", "new_empty", "sign", "round", "floor", "ceil", "trunc"),
+    )
 )
 """Operators through which no derivative flows, or zeros only, although their result is floating."""
 

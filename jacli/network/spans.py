@@ -296,7 +296,7 @@ class CutLinearized(Linearized):
         with translating(failure):
             values = self.cut_network.values(self._x, self._extra)
         own, traced = self.outputs, values[self.cut_network.traced.output]
-        if own.shape == traced.shape and _agree(own.double().flatten(1), traced.double().flatten(1)):
+        if own.shape == traced.shape and _agree(*(t.double().reshape(len(t), -1) for t in (own, traced))):
             return values
         raise MethodError(
             "The network cannot be cut.",

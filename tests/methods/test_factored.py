@@ -261,11 +261,6 @@ def test_a_plan_that_is_none(wrong):
         replace(plan, **wrong)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=pytest.fail.Exception,
-    reason="FactoredPlan checks neither that its tree begins at link 0 nor that it ends at the last one",
-)
 @pytest.mark.parametrize("tree", [Product(rows(1, 2), rows(0, 1)), Product(rows(2, 4), rows(1, 2))])
 def test_a_plan_for_a_part_of_the_chain_is_none(tree):
     with pytest.raises(ValueError):

@@ -109,7 +109,7 @@ def engine_of(work: Task, *plans: Plan, place=None) -> Engine:
     """An engine that is told its plans: nothing is measured."""
     cut = cut_network(work) if any(plan.factored for plan in plans) else None
     choice = Choice(work, kept=(plans[0], cut))
-    choice.plans = list(plans)
+    choice.plans, choice.taken_over = list(plans), False
     return Engine(work, choice, place)
 
 
@@ -348,7 +348,7 @@ def test_a_block_is_closed_before_the_next():
     for block in engine_of(work, plan_of(work, "loop", 4)).blocks():
         if last is not None:
             assert last._tape is None
-        assert block.linearization._tape is not None
+        assert block.linearization._tape is None  # nor is it held while the block is stored
         last = block.linearization
     assert last._tape is None
 
@@ -451,11 +451,6 @@ def test_so_does_the_plan_of_a_method_that_was_asked_for(monkeypatch, limit, siz
     assert (plan.batch_size, plan.chunk_size) == sizes
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a method that was asked for and has one size only is not measured, whatever --memory says",
-)
 def test_even_where_its_ladder_has_one_step(monkeypatch):
     """Room for one sample: seven vectors a pass are the first candidate and the last."""
     pretend(monkeypatch, lambda rows: 1000 * rows)
@@ -466,7 +461,7 @@ def test_even_where_its_ladder_has_one_step(monkeypatch):
 def test_results_of_a_block_take_at_most_half():
     shapes = Shapes(100, (N_IN,), (N_OUT,), N_OUT, None, 8)
     assert memory(10 * SAMPLE_BYTES).samples(shapes, singular_values=False) == 5
-    assert memory(10 * SAMPLE_BYTES).samples(shapes, singular_values=True) == 1
+    assert memory(10 * SAMPLE_BYTES).samples(shapes, singular_values=True) == 2  # beside their Gram matrices
     assert memory(0).samples(shapes, singular_values=False) == 1
 
 

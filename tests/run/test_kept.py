@@ -150,7 +150,7 @@ def test_other_weights_give_other_jacobians(
     change(module)
     done.clear()
     check(module, x, method=method)
-    assert done["probed"] == 1
+    assert not done["probed"] or change is new_layer  # its shapes do not depend on values
     if method == "vmap" and change is not new_layer:
         assert not done["measured"]  # which sizes are the fastest does not depend on values
     if method == "factored":
@@ -400,7 +400,7 @@ def test_only_the_last_shapes_are_kept(done: Counter[str]) -> None:
     (entries,) = kept_module._ENTRIES.values()
     assert len(entries) == kept_module._MOST
     done.clear()
-    for x in points[2:]:
+    for x in points[-kept_module._MOST :]:
         check(module, x, method="loop")
     assert not done["probed"]
     check(module, points[0], method="loop")
