@@ -131,6 +131,7 @@ class Engine:
             return block
         if self._choice.taken_over:
             # The plan of an earlier run or call no longer serves: choose as if there had been none.
+            self.notes += [f"an earlier plan did not serve: {why}" for why in passed_over.values()]
             self._choice = Choice(replace(self._task, config=replace(self._task.config, repeated_plan=None)))
             return self._first()
         assert last is not None  # there is a plan at least
