@@ -198,7 +198,9 @@ class Plan:
         """The same with half the samples a block, or half the vectors a pass; None where both are one."""
         if self.batch_size > 1 and not shapes.fixed_batch:
             half = replace(self, batch_size=self.batch_size // 2)
-        elif self.factored and max(_chunks(self.factored)) > 1:
+        elif self.factored:
+            if max(_chunks(self.factored)) == 1:
+                return None
             links = tuple(
                 replace(
                     link,

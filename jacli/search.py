@@ -121,12 +121,13 @@ def ladder(
     """
     vectors = shapes.n_in if method == "forward" else shapes.n_selected
     rows = rows or (_LOOP_START if method == "loop" else _START)
-    last = None
+    last, most = None, min(shapes.n_samples, max(most_samples, 1)) * vectors
     while True:
         candidate = sized(method, rows, shapes, config, vectors=vectors, most_samples=most_samples)
-        if candidate == last:
+        if candidate != last:
+            yield candidate
+        if rows >= most:
             return
-        yield candidate
         last, rows = candidate, rows * _STEP
 
 

@@ -179,11 +179,6 @@ def test_a_smaller_factored_plan_has_smaller_chunks_in_every_link():
     ]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="once every link has one vector a pass, `smaller` halves chunk_size, which factored does not use",
-)
 def test_a_factored_plan_of_single_vectors_has_nothing_smaller():
     """Else the same work is tried again and again where it did not fit."""
     factored = factored_plan(PASSES["pulled"][0], reverse=1, forward=1)

@@ -71,7 +71,7 @@ def any_cut(traced: TracedNetwork) -> list[Cut]:
 
 
 def useful_cuts(traced: TracedNetwork, *, n_out: int) -> list[Cut]:
-    """Cuts narrower than the output, from the input to the output, the narrowest among them.
+    """Cuts narrower than input and output, from the input to the output, the narrowest among them.
 
     Where a network is narrow at several places with work between them, each of these is a cut; the
     links between them are then bracketed by cost (`jacli.bracketing`).
@@ -85,7 +85,8 @@ def useful_cuts(traced: TracedNetwork, *, n_out: int) -> list[Cut]:
 
     Cost: some max-flows on a graph of one node an operator, 0.01 to 0.4 s.
     """
-    flow = _FlowGraph(traced, n_out)
+    value = value_of(traced.source)
+    flow = _FlowGraph(traced, min(n_out, value[0].numel()))
     latest = flow.narrowest(after=(traced.source,), before=(traced.output,), latest=True)
     if latest is None:
         return []
@@ -108,9 +109,9 @@ def narrowest_of(cuts: Iterable[Cut]) -> Cut | None:
 class _FlowGraph:
     """The differentiable part of a network, with what a cut may and may not go through."""
 
-    def __init__(self, traced: TracedNetwork, n_out: float) -> None:
+    def __init__(self, traced: TracedNetwork, limit: float) -> None:
         self._traced = traced
-        self._n_out = n_out
+        self._limit = limit
         self._live = differentiable_nodes(traced)
         self._order = {node: i for i, node in enumerate(traced.graph.graph.nodes)}
         self._widths = {node: self._width(node) for node in self._live}
@@ -131,7 +132,7 @@ class _FlowGraph:
         apart: bool = False,
         above_work: bool = False,
     ) -> Cut | None:
-        """The minimum cut between two sets of nodes, if it is narrower than the output.
+        """The minimum cut between two sets of nodes, if it is narrower than the limit.
 
         Args:
             after: Nodes it lies above.
@@ -166,7 +167,7 @@ class _FlowGraph:
             return None
         entrance, leave = ("in", "out") if latest else ("out", "in")
         nodes = [node for node in inside if (node, entrance) in near and (node, leave) not in near]
-        if not nodes or width >= self._n_out or not self._constants_have_batch_axes(nodes):
+        if not nodes or width >= self._limit or not self._constants_have_batch_axes(nodes):
             return None
         ordered = tuple(sorted(nodes, key=self._order.__getitem__))
         return Cut(ordered, int(width), " + ".join(map(self._place, ordered)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from time import monotonic
 
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, UsageError
@@ -16,6 +17,9 @@ from jacli.run.measure import OUT_OF_MEMORY, load_rules, measure, seconds_per_by
 from jacli.run.task import Task, cut_network
 from jacli.search import Budget, Candidate, climb, ladder, methods_in_order, sized
 from jacli.verify import check_alone
+
+_CLEARLY = 0.7
+"""A cut network that takes less than this part of a first size's time is not compared with more of them."""
 
 _MODULE_SECONDS = 0.005
 """Of the two traces a network, a module without modules inside: 0.1 to 1 s in all."""
@@ -73,8 +77,8 @@ class Choice:
         self._refused = refusals(task.shapes.fixed_batch)
         require_served(task.config.method, self._refused)
         self._measured: list[Measured] = []
+        self._tried: dict[Candidate, Measured] = {}
         self._budget = Budget(task.share)
-        self._seconds_per_byte = seconds_per_byte(task.memory.device) if task.keeps_dense else 0.0
         self.cut: CutNetwork | None = None
         self.notes: list[str] = []
         self.not_cut: str | None = None
@@ -113,12 +117,21 @@ class Choice:
             return []
 
     def _by_measurement(self) -> list[Plan]:
-        wanted = self._task.config.method
-        plans = [] if wanted == "factored" else self._plain()
-        narrow_only = self._task.config.save == "factors"
-        if wanted == "factored" or narrow_only or (wanted == "auto" and self._worth_cutting(plans)):
-            found = self._factored()
-            plans = found if narrow_only else plans + found
+        wanted, narrow_only = self._task.config.method, self._task.config.save == "factors"
+        cut: list[Plan] = []
+        if wanted == "factored" or narrow_only:
+            plans = cut = self._factored()
+        elif wanted != "auto":
+            plans = self._plain()
+        else:
+            # A cut is looked for before the other sizes and methods are: it may save more than they.
+            first = self._first_estimate()
+            tried = self._worth_cutting()
+            cut = self._factored() if tried else []
+            clearly = bool(cut) and (cut[0].seconds or 0.0) < _CLEARLY * first
+            plans = self._plain(first_only=clearly) + cut
+            if not plans and not tried and not self._refused["factored"]:
+                plans = self._factored()  # nothing else fits
         notes = (f"not cut: {self.not_cut}",) if self.not_cut else ()
         if len(plans) == 1 and len({m.method for m in self._measured}) == 1 and wanted == "auto":
             plans = [replace(plans[0], why="the first in line; the run is too short to try others")]
@@ -126,6 +139,21 @@ class Choice:
             replace(plan, measured=tuple(self._measured), notes=notes)
             for plan in sorted(plans, key=lambda plan: plan.seconds or 0.0)
         ]
+
+    def _first_estimate(self) -> float:
+        """Seconds of the run with the first size of the first method; infinite where that fails."""
+        task = self._task
+        name = methods_in_order(task.shapes, task.config, self._refused)[0]
+        self._load_rules(name)
+        size = next(ladder(name, task.shapes, task.config, most_samples=self._most_samples()))
+        self._budget.run_seconds = self._run_seconds(self._try_plain(size, self._budget.patience))
+        return self._budget.run_seconds
+
+    def _load_rules(self, name: str) -> None:
+        if name in ("vmap", "forward"):
+            began = monotonic()
+            load_rules()
+            self._budget.started += monotonic() - began  # once a process, whatever is chosen
 
     def _nothing_serves(self) -> JacliError:
         self._check_first_block()
@@ -162,25 +190,27 @@ class Choice:
         results = min(self._most_samples(), growth * measured.batch_size) * self._task.shapes.sample_bytes
         return results + growth * measured.bytes_held <= self._task.memory.limit
 
-    def _plain(self) -> list[Plan]:
-        """The best sizes of every plain method that applies."""
+    def _plain(self, *, first_only: bool = False) -> list[Plan]:
+        """The best sizes of every plain method that applies; or the first size of the first that serves."""
         task, best = self._task, math.inf
         plans: list[Plan] = []
         for name in methods_in_order(task.shapes, task.config, self._refused):
-            if plans and not self._budget.left_for(0.0):
+            if plans and (first_only or not self._budget.left_for(0.0)):
                 break
-            if name in ("vmap", "forward"):
-                began = monotonic()
-                load_rules()
-                self._budget.started += monotonic() - began  # once a process, whatever is chosen
+            self._load_rules(name)
             sizes = list(ladder(name, task.shapes, task.config, most_samples=self._most_samples()))
             unlimited = not (self._timed or task.memory.asked)
             if task.config.method == name and len(sizes) == 1 and unlimited:
                 return [self._plan(name, "asked for", sizes[0].batch_size, sizes[0].chunk_size)]
             tried = climb(
-                iter(sizes), self._try_plain, self._run_seconds, self._budget, fits=self._fits, best=best
+                iter(sizes[:1] if first_only else sizes),
+                self._try_plain,
+                self._run_seconds,
+                self._budget,
+                fits=self._fits,
+                best=best,
             )
-            tried += self._all_at_once(name, tried)
+            tried += [] if first_only else self._all_at_once(name, tried)
             self._measured += tried
             fitting = [m for m in tried if m.failure is None and self._fits(m, 1)]
             if not fitting and tried[0].failure in (None, OUT_OF_MEMORY):
@@ -237,9 +267,16 @@ class Choice:
 
     def _try_plain(self, candidate: Candidate, patience: float) -> Measured:
         task = self._task
-        return measure(
-            candidate, lambda size: task.linearize(task.points(0, size)), task.memory, patience=patience
-        )
+        if candidate not in self._tried:
+            self._tried[candidate] = measure(
+                candidate, lambda size: task.linearize(task.points(0, size)), task.memory, patience=patience
+            )
+        return self._tried[candidate]
+
+    @cached_property
+    def _seconds_per_byte(self) -> float:
+        """Of putting results into place, where they are to be kept."""
+        return seconds_per_byte(self._task.memory.device) if self._task.keeps_dense else 0.0
 
     def _run_seconds(self, measured: Measured) -> float:
         shapes = self._task.shapes
@@ -270,13 +307,11 @@ class Choice:
             factored=factored,
         )
 
-    def _worth_cutting(self, plans: list[Plan]) -> bool:
-        """Whether tracing takes little of what a cut may save, or nothing else fits in memory."""
+    def _worth_cutting(self) -> bool:
+        """Whether tracing takes little of what a cut may save."""
         task = self._task
         if self._refused["factored"] or min(task.shapes.n_in, task.shapes.n_selected) <= 2:
             return False
-        if not plans:
-            return True
         leaves = sum(1 for part in task.network.module.modules() if not list(part.children()))
         seconds = 0.05 + _MODULE_SECONDS * leaves
         most = max(2.0, 0.05 * self._budget.run_seconds)

@@ -23,7 +23,7 @@ def row_error(linearization: ReversePasses, matrices: Matrices, *, seed: int, n_
     """Worst relative error over the samples, on seeded rows; 0 where both are not finite.
 
     The scale is the larger of the reference rows' norm and the Jacobian's own, ``||J||_F`` as estimated by
-    ``||J v||`` with a Gaussian v: rows that are zero but for cancellation (a saturated softmax) do not
+    ``||J' u||`` with a Gaussian u: rows that are zero but for cancellation (a saturated softmax) do not
     count as wrong.
 
     Args:
@@ -32,14 +32,14 @@ def row_error(linearization: ReversePasses, matrices: Matrices, *, seed: int, n_
         seed: Chooses the rows.
         n_rows: How many.
 
-    Cost: ``min(n_rows, n_out)`` reverse passes.
+    Cost: ``1 + min(n_rows, n_out)`` reverse passes.
     """
     batch, n_out = matrices.batch, matrices.n_out
     dtype, device = linearization.dtype, linearization.device
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(n_out, generator=generator)[:n_rows]
-    probe = torch.randn(1, 1, matrices.n_in, generator=generator, dtype=torch.float64)
-    image = matrices.jvp(probe.expand(1, batch, -1).to(device, dtype))[0]
+    probe = torch.randn(1, n_out, generator=generator, dtype=torch.float64)
+    image = linearization.pull(probe.expand(batch, -1).to(device, dtype))
     own = image.double().square().nan_to_num(0, 0, 0).sum(1) * len(rows) / n_out
     computed = matrices.rows(rows.to(device)).double()
     difference = torch.zeros(batch, dtype=torch.float64, device=device)

@@ -185,21 +185,12 @@ def test_cases_are_cut_where_they_are_narrow():
     assert useful_cuts(traced(module, *x.shape[1:]), n_out=7)[-1].width == 4
 
 
-CUT_AT_THE_INPUT = pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="useful_cuts takes the copy of the input, `clone`, for a cut: its lowest link is then an identity",
-)
-
-
-@CUT_AT_THE_INPUT
 def test_no_cut_at_the_input_where_that_is_the_narrowest():
     module = nn.Sequential(nn.Linear(3, 12), nn.Tanh(), nn.Linear(12, 20))
     assert useful_cuts(traced(module, 3), n_out=12) == []
     assert all("input" not in cut.name for cut in useful_cuts(traced(module, 3), n_out=20))
 
 
-@CUT_AT_THE_INPUT
 def test_no_further_cut_at_the_input():
     """20 numbers in, 20 after the attention, 35 out."""
     module, x, _ = build("flash_attention", torch.float32)
