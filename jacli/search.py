@@ -26,8 +26,7 @@ _PAYS = 0.97
 _SHORT = 0.01
 """Seconds of a pass below which the calls cost more than the arithmetic."""
 
-_START = 8
-_LOOP_START = 32
+_STARTS = {"loop": 32, "forward": 16}
 
 Measure = Callable[["Candidate", float], Measured]
 """Tries a candidate; of a first pass of more than so many seconds no second one is timed."""
@@ -120,7 +119,7 @@ def ladder(
         rows: Where to start; decided by the method if None.
     """
     vectors = shapes.n_in if method == "forward" else shapes.n_selected
-    rows = rows or (_LOOP_START if method == "loop" else _START)
+    rows = rows or _STARTS.get(method, FEW_SAMPLES)
     last, most = None, min(shapes.n_samples, max(most_samples, 1)) * vectors
     while True:
         candidate = sized(method, rows, shapes, config, vectors=vectors, most_samples=most_samples)
@@ -139,6 +138,10 @@ def sized(
     fixed = shapes.fixed_batch or (config.batch_size and min(config.batch_size, shapes.n_samples))
     if method == "loop":
         return Candidate(method, fixed or min(most, rows), 1)
+    if method == "forward" and not fixed:
+        # Every forward pass runs the network anew: the more tangents share it the better.
+        samples = min(most, max(1, rows // min(config.chunk_size or vectors, vectors)))
+        return Candidate(method, samples, min(config.chunk_size or max(1, rows // samples), vectors))
     samples = fixed or min(most, FEW_SAMPLES, rows)
     chunk = config.chunk_size or max(1, rows // samples)
     if config.method == "replicate" and config.chunk_size is None:

@@ -54,7 +54,7 @@ def test_a_single_sample():
 
 
 def test_forward_counts_inputs():
-    assert sizes("forward", shapes(n_samples=1, n_in=40)) == [(1, 8), (1, 32), (1, 40)]
+    assert sizes("forward", shapes(n_samples=1, n_in=40)) == [(1, 16), (1, 40)]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -71,7 +71,7 @@ def any_cut(traced: TracedNetwork) -> list[Cut]:
 
 
 def useful_cuts(traced: TracedNetwork, *, n_out: int) -> list[Cut]:
-    """Cuts narrower than input and output, from the input to the output, the narrowest among them.
+    """Cuts narrower than the output and no wider than the input, in order, the narrowest among them.
 
     Where a network is narrow at several places with work between them, each of these is a cut; the
     links between them are then bracketed by cost (`jacli.bracketing`).
@@ -85,13 +85,18 @@ def useful_cuts(traced: TracedNetwork, *, n_out: int) -> list[Cut]:
 
     Cost: some max-flows on a graph of one node an operator, 0.01 to 0.4 s.
     """
-    value = value_of(traced.source)
-    flow = _FlowGraph(traced, min(n_out, value[0].numel()))
-    latest = flow.narrowest(after=(traced.source,), before=(traced.output,), latest=True)
+    n_in = value_of(traced.source)[0].numel()
+    flow = _FlowGraph(traced, min(n_out, n_in + 1))
+    source, output = (traced.source,), (traced.output,)
+    latest = flow.narrowest(after=source, before=output, latest=True)
+    # As wide as the input it is of use only where there is work below it: not as a copy of the input.
+    above_work = latest is not None and latest.width == n_in
+    if above_work:
+        latest = flow.narrowest(after=source, before=output, latest=True, above_work=True)
     if latest is None:
         return []
-    earliest = flow.narrowest(after=(traced.source,), before=(traced.output,), latest=False)
     found = [latest]
+    earliest = flow.narrowest(after=source, before=output, latest=False, above_work=above_work)
     if earliest is not None and flow.work_between(earliest.nodes, latest.nodes):
         found.insert(0, earliest)
     # Then the narrowest place of what lies on either side, as long as it is narrower than the output.

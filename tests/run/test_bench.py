@@ -123,7 +123,7 @@ def test_what_auto_takes_is_marked(run: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("narrow_middle", "3 wide at "), ("few_inputs", "no useful cut: 3 wide at ")]
+    ("name", "words"), [("narrow_middle", "3 wide at "), ("few_inputs", "no useful cut: 6 wide at ")]
 )
 def test_where_it_is_cut_and_whether_that_is_of_use(run: Any, name: str, words: str) -> None:
     (note,) = [note for note in by_method(run(name))["factored"].notes if "wide" in note]

@@ -483,7 +483,7 @@ def test_the_fastest_plan_is_the_first(monkeypatch):
     monkeypatch.setattr(choose, "measure", measure)
     monkeypatch.setattr(cutting, "measure", measure)
     choice = Choice(replace(task(), share=1e9))
-    assert [plan.method for plan in choice.plans] == ["factored", "vmap", "loop"]
+    assert [plan.method for plan in choice.plans] == ["factored", "loop"]  # so clearly that no more are tried
     assert [plan.seconds for plan in choice.plans] == sorted(plan.seconds for plan in choice.plans)
     assert choice.plans[0].factored.width == WIDTH
 
