@@ -149,7 +149,7 @@ class Linearized:
             if self._pullback is None:
                 _, self._pullback, self._outputs = vjp(self._function, self._x, has_aux=True)  # type: ignore[misc]
             rows: Tensor = vmap(self._pullback)(cotangents)[0]
-        return rows.reshape(len(cotangents), self.batch, self.n_in)
+        return rows.detach().reshape(len(cotangents), self.batch, self.n_in)
 
     def jvp(self, tangents: Tensor) -> Tensor:
         """Batched forward-mode passes: ``(k, batch, n_in) -> (k, batch, n_out)``.

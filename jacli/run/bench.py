@@ -15,18 +15,16 @@ from torch import Tensor
 
 from jacli.config import RunConfig
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
-from jacli.linear_map import Block, DenseMap, Matrices
-from jacli.methods import METHODS, checked_blocks, factors_of, load_method
-from jacli.methods.assemble import assemble
-from jacli.network import CutLinearized, CutNetwork, Linearized, exact_arithmetic
+from jacli.methods import METHODS, load_method
+from jacli.network import CutNetwork, exact_arithmetic
 from jacli.plan import FactoredPlan, Plan, Shapes
 from jacli.run.blocks import Run
 from jacli.run.choose import Choice
 from jacli.run.measure import now
 from jacli.run.memory import MemoryLimit, memory_errors
 from jacli.run.prepare import Prepared, prepare
-from jacli.run.recheck import References
 from jacli.run.task import Task
+from jacli.run.timed_block import RowsInFloat64, TimedBlock, dense_block, factored_block
 from jacli.search import FEW_SAMPLES
 from jacli.verify import recheck_tolerance, row_error, row_tolerance
 
@@ -36,13 +34,6 @@ LIMIT = 20.0
 _TIMES = 3
 _REPEATED_SECONDS = 0.5
 """A block is computed up to so many times, within so many seconds in all: short ones are timed badly."""
-
-_COMPARED_SAMPLES = 4
-_COMPARED_ROWS = 8
-"""With float64."""
-
-_PRODUCT_BYTES = 64 * 2**20
-"""Of a product of factors that is multiplied out at once."""
 
 _SHARE = 1000.0
 """The search for a method's sizes may take its full time, however short the run: it is what is asked for."""
@@ -218,7 +209,7 @@ class _Bench:
         self._task = task
         self._device = prepared.device
         self._limit = limit
-        self.reference = _Reference(task, prepared)
+        self.reference = RowsInFloat64(task, prepared)
         self.failure: JacliError | None = None
 
     def choose_auto(self) -> tuple[Plan | None, float]:
@@ -291,7 +282,7 @@ class _Bench:
             error_worst=float(errors.max()),
         )
 
-    def _fitting(self, task: Task, plan: Plan, cut: CutNetwork | None, count: int) -> tuple[Plan, _Computed]:
+    def _fitting(self, task: Task, plan: Plan, cut: CutNetwork | None, count: int) -> tuple[Plan, TimedBlock]:
         """The block by the plan, or by one with half the sizes, and so on, if memory runs out."""
         while True:
             try:
@@ -305,7 +296,7 @@ class _Bench:
                 raise OutOfMemoryError("", why="Out of memory with one sample and one vector a pass.")
             plan = smaller
 
-    def _fastest(self, task: Task, plan: Plan, cut: CutNetwork | None, count: int) -> _Computed:
+    def _fastest(self, task: Task, plan: Plan, cut: CutNetwork | None, count: int) -> TimedBlock:
         """The block, computed a few times if that is short."""
         computed = self._once(task, plan, cut, count)
         best = spent = computed.seconds
@@ -318,125 +309,10 @@ class _Bench:
             best, spent = min(best, computed.seconds), spent + computed.seconds
         return replace(computed, seconds=best)
 
-    def _once(self, task: Task, plan: Plan, cut: CutNetwork | None, count: int) -> _Computed:
+    def _once(self, task: Task, plan: Plan, cut: CutNetwork | None, count: int) -> TimedBlock:
         if plan.factored:
-            return _factored_block(task, plan, plan.factored, cut, count)
-        return _dense_block(task, plan, self._limit)
-
-
-@dataclass(frozen=True)
-class _Computed:
-    """The first block, as far as it was computed.
-
-    Attributes:
-        linearization: The network there.
-        matrices: Of its samples; what is beyond the rows and columns computed means nothing.
-        count: Samples, without those that pad the batch.
-        n_rows: The first so many rows are computed.
-        n_columns: Of them, the first so many columns.
-        seconds: Of a block of the plan's size.
-        estimated: Whether they are extrapolated.
-    """
-
-    linearization: Linearized
-    matrices: Matrices
-    count: int
-    n_rows: int
-    n_columns: int
-    seconds: float
-    estimated: bool
-
-
-def _dense_block(task: Task, plan: Plan, limit: float) -> _Computed:
-    """Chunk by chunk, until the limit."""
-    device = task.memory.device
-    began = now(device)
-    linearization = task.linearize(task.points(0, plan.batch_size))
-    n_out, n_in = linearization.n_out, linearization.n_in
-    chunks: list[tuple[float, int]] = []  # entries of a sample that are in place, and when they were
-    done = (0, 0)
-
-    def until_limit() -> Iterator[Block]:
-        nonlocal done
-        method = load_method(plan.method)
-        for block in checked_blocks(method, linearization, chunk_size=plan.chunk_size):
-            done = (block.outputs.stop, block.inputs.stop)
-            yield block
-            chunks.append((now(device) - began, done[0] * done[1]))
-            if chunks[-1][0] > limit:
-                return
-
-    dense = assemble(until_limit(), linearization)
-    complete = done == (n_out, n_in)
-    seconds = now(device) - began if complete else _extrapolated(chunks, n_out * n_in)
-    count = min(plan.batch_size, task.shapes.n_samples)
-    return _Computed(linearization, DenseMap(dense), count, *done, seconds, estimated=not complete)
-
-
-def _extrapolated(chunks: Sequence[tuple[float, int]], entries: int) -> float:
-    """By the chunks after the first, which includes the linearisation; by the first if there is no other."""
-    (first, n_first), (last, n_last) = chunks[0], chunks[-1]
-    if n_last == n_first:
-        return first * entries / n_first
-    return last + (entries - n_last) * (last - first) / (n_last - n_first)
-
-
-def _factored_block(
-    task: Task, plan: Plan, factored: FactoredPlan, cut: CutNetwork | None, count: int
-) -> _Computed:
-    """Some samples, and their product multiplied out in pieces as a run writes it."""
-    device = task.memory.device
-    began = now(device)
-    linearization = task.linearize(task.points(0, count), cut)
-    assert isinstance(linearization, CutLinearized)  # the choice has cut it
-    factors = factors_of(linearization, factored)
-    if task.keeps_dense:
-        step = max(1, _PRODUCT_BYTES // (count * factors.n_in * task.shapes.itemsize))
-        for start in range(0, factors.n_out, step):
-            factors.left[:, start : start + step] @ factors.right
-    seconds = (now(device) - began) * plan.batch_size / count
-    size = (factors.n_out, factors.n_in)
-    return _Computed(linearization, factors, count, *size, seconds, estimated=count < plan.batch_size)
-
-
-class _Reference:
-    """Rows of the first samples' Jacobians by plain reverse passes in float64, each computed once."""
-
-    def __init__(self, task: Task, prepared: Prepared) -> None:
-        self._references = References(prepared)
-        self._count = min(_COMPARED_SAMPLES, task.shapes.n_samples)
-        self._seed = task.config.seed
-        self._selected = task.points(0, task.shapes.fixed_batch or self._count)[2]
-        self._rows: dict[int, Tensor] = {}
-        self.dtype: torch.dtype | None = None
-
-    def errors(self, computed: _Computed) -> Tensor:
-        """Relative error of each sample compared: Frobenius norms, over some of the rows there are."""
-        generator = torch.Generator().manual_seed(self._seed)
-        index = torch.randperm(computed.n_rows, generator=generator)[:_COMPARED_ROWS]
-        count = min(self._count, computed.count)
-        matrices = computed.matrices.first(count)
-        found = matrices.rows(index.to(computed.linearization.device))[..., : computed.n_columns].double()
-        expected = self._expected(index.tolist())[:count, :, : computed.n_columns]
-        neither = ~torch.isfinite(found) & ~torch.isfinite(expected)
-        gap = (found - expected).masked_fill(neither, 0).nan_to_num(nan=torch.inf, posinf=torch.inf)
-        norm = expected.nan_to_num(0, 0, 0).flatten(1).norm(dim=1)
-        return torch.where(gap.flatten(1).any(1), gap.flatten(1).norm(dim=1) / norm, 0.0)
-
-    def _expected(self, index: Sequence[int]) -> Tensor:
-        """Rows ``index`` of the first samples, ``(samples, k, n_in)``."""
-        missing = [i for i in index if i not in self._rows]
-        for sample in range(self._count if missing else 0):
-            selected = None if self._selected is None else self._selected[sample]
-            exact, position = self._references.at(sample, selected)
-            self.dtype = exact.dtype
-            for i in missing:
-                cotangents = torch.zeros(exact.batch, exact.n_out, dtype=exact.dtype, device=exact.device)
-                cotangents[:, i] = 1
-                row = exact.pull(cotangents)[position].double()
-                self._rows.setdefault(i, row.new_empty(self._count, exact.n_in))[sample] = row
-            exact.close()
-        return torch.stack([self._rows[i] for i in index], dim=1)
+            return factored_block(task, plan, plan.factored, cut, count)
+        return dense_block(task, plan, self._limit)
 
 
 def _row(
@@ -462,7 +338,7 @@ def _narrowest(plan: FactoredPlan, shapes: Shapes) -> str:
     return f"{'' if useful else 'no useful cut: '}{width} wide at {name}"
 
 
-def _doubts(plan: Plan, computed: _Computed, errors: Tensor, config: RunConfig) -> Iterator[str]:
+def _doubts(plan: Plan, computed: TimedBlock, errors: Tensor, config: RunConfig) -> Iterator[str]:
     """What is wrong with the results, in the run's own arithmetic or in float64 alone."""
     linearization, matrices = computed.linearization, computed.matrices
     complete = (computed.n_rows, computed.n_columns) == (matrices.n_out, matrices.n_in)

@@ -270,3 +270,13 @@ def test_wrong_options_are_refused() -> None:
         jacli.jacobian(torch.sin, points, of="prob")
     with pytest.raises(UsageError, match="no dry_run"):
         jacli.compute("model.pt", "x.npy", dry_run=True)
+
+
+@pytest.mark.parametrize("method", ["loop", "replicate", "vmap", "forward", "factored"])
+def test_a_function_that_closes_over_a_trainable_module(method: str) -> None:
+    """Its parameters are not frozen, and yet the result has no history, and nothing is warned of."""
+    model = nn.Sequential(nn.Linear(9, 3), nn.Tanh(), nn.Linear(3, 7)).double()
+    points = torch.randn(4, 9, dtype=torch.float64)
+    J = jacli.jacobian(lambda y: model(y), points, method=method)
+    assert not J.requires_grad
+    torch.testing.assert_close(J, reference_jacobian(model, points), rtol=1e-10, atol=1e-12)

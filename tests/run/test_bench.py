@@ -19,8 +19,10 @@ from jacli.config import METHOD_NAMES, from_options
 from jacli.errors import OutOfMemoryError
 from jacli.methods import vmap
 from jacli.run import bench as benching
-from jacli.run.bench import BenchResult, BenchRow, _extrapolated, bench
+from jacli.run import timed_block
+from jacli.run.bench import BenchResult, BenchRow, bench
 from jacli.run.choose import Choice
+from jacli.run.timed_block import _extrapolated
 from tests.cases import CASES
 
 SAMPLES = 6
@@ -175,7 +177,8 @@ def test_factors_of_fewer_samples_where_a_block_takes_too_long(
 
     clock = count()
     monkeypatch.setattr(benching, "Choice", Slow)
-    monkeypatch.setattr(benching, "now", lambda device: float(next(clock)))  # a second from call to call
+    for place in (benching, timed_block):
+        monkeypatch.setattr(place, "now", lambda device: float(next(clock)))  # a second from call to call
     row = by_method(run("narrow_middle", limit=2.0, batch_size=4))["factored"]
     assert row.plan.batch_size == 4 and row.estimated
     assert row.seconds == 1.5 * (4 / 2) * 1.0  # blocks, of four samples by two, in a second
@@ -254,14 +257,14 @@ def test_a_fixed_batch(run: Any) -> None:
 
 
 def test_a_block_that_runs_out_of_memory_is_halved(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = benching._dense_block
+    real = benching.dense_block
 
     def tight(task: Any, plan: Any, limit: float) -> Any:
         if plan.batch_size > 2:
             raise MemoryError("DefaultCPUAllocator: can't allocate memory")
         return real(task, plan, limit)
 
-    monkeypatch.setattr(benching, "_dense_block", tight)
+    monkeypatch.setattr(benching, "dense_block", tight)
     row = by_method(run("residual", batch_size=4))["loop"]
     assert row.plan.batch_size == 2 and row.plan.n_blocks == 3 and row.plan.passes == 21
     assert row.error_worst < 1e-5
