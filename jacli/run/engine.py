@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,7 +17,7 @@ from jacli.network import CutLinearized, CutNetwork, Linearized
 from jacli.plan import Plan
 from jacli.run.choose import Choice
 from jacli.run.task import Task
-from jacli.verify import check_alone, row_error, row_tolerance
+from jacli.verify import check_alone, cotangent_error, row_error, row_tolerance
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,12 @@ class Engine:
             OutOfMemoryError: One sample with one vector a pass does not fit.
         """
         n_samples = self._task.shapes.n_samples
-        start = 0
+        start = number = 0
         while start < n_samples:
-            with self._task.memory.peak() as held:
+            # What a block holds does not change from one to the next: it is looked at now and then.
+            number += 1
+            watch = self._task.memory.peak() if number & (number - 1) == 0 else nullcontext([0])
+            with watch as held:
                 block = self._first() if self.chosen is None else self._next(start)
             self._check_alone(block)
             block.linearization.close()
@@ -168,14 +172,14 @@ class Engine:
     def _fitting(self, plan: Plan, start: int) -> tuple[Plan, ComputedBlock, float]:
         """The block by the plan, or by one with half the sizes, and so on, if memory runs out.
 
-        And the worst error of its checked rows: four in the first block, in the later ones of a cut network
-        one, whose graph may have lost a derivative that the first samples do not reach.
+        And the worst error found: of checked rows in the first block, and in the later ones of a cut network,
+        whose graph may have lost a derivative that the first samples do not reach, of one random cotangent.
         """
-        rows = 4 if start == 0 else 1 if plan.factored else 0
         while True:
             try:
                 block = self._block(plan, start)
-                return plan, block, self._row_error(plan, block, rows) if rows else 0.0
+                checked = start == 0 or plan.factored is not None
+                return plan, block, self._error(plan, block) if checked else 0.0
             except Exception as error:
                 if not means_out_of_memory(error) or isinstance(error, JacliError):
                     raise
@@ -203,16 +207,17 @@ class Engine:
     def _cut_of(self, plan: Plan) -> CutNetwork | None:
         return self._choice.cut if plan.factored else None
 
-    def _row_error(self, plan: Plan, block: ComputedBlock, n_rows: int) -> float:
+    def _error(self, plan: Plan, block: ComputedBlock) -> float:
         if plan.method == "loop":
             return 0.0  # it consists of the passes that the check is made with
         seed, tolerance = self._task.config.seed + block.start, row_tolerance(block.linearization.dtype)
-        error = row_error(block.linearization, block.matrices, seed=seed, n_rows=n_rows)
+        against = row_error if block.start == 0 else cotangent_error
+        error = against(block.linearization, block.matrices, seed=seed)
         copies = _copies(plan)
         if error > tolerance and copies > 1:
             # Its forward pass saw a larger batch, in which a ReLU may have fallen to the other side.
             repeated = _Repeated(block.linearization, copies)
-            error = min(error, row_error(repeated, block.matrices, seed=seed, n_rows=n_rows))
+            error = min(error, against(repeated, block.matrices, seed=seed))
         if error > tolerance:
             raise MethodError(
                 f"The method {plan.method} is wrong on this model.",

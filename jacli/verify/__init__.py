@@ -3,7 +3,7 @@
 from jacli.verify.alone import check_alone
 from jacli.verify.probe import BATCH_SIZES, Probed, probe
 from jacli.verify.recheck import Rechecked, StoredProducts, StoredSample, recheck, recheck_tolerance
-from jacli.verify.rows import row_error, row_tolerance
+from jacli.verify.rows import cotangent_error, row_error, row_tolerance
 
 __all__ = [
     "BATCH_SIZES",
@@ -12,6 +12,7 @@ __all__ = [
     "StoredProducts",
     "StoredSample",
     "check_alone",
+    "cotangent_error",
     "probe",
     "recheck",
     "recheck_tolerance",

@@ -33,6 +33,8 @@ def check_alone(linearization: Linearization, module: nn.Module, *, position: in
     Cost: one forward pass of one sample (of the block, if fixed).
     """
     size = linearization.batch
+    if size == 1:
+        return  # it is on its own
     everyone = torch.arange(size, device=linearization.device)
     index, where = (everyone.roll(1), (position + 1) % size) if fixed_batch else (everyone[position, None], 0)
 
@@ -45,7 +47,7 @@ def check_alone(linearization: Linearization, module: nn.Module, *, position: in
 
     with translating(failure):
         among = linearization.outputs[position]
-        again = linearization.at(index).outputs[where] if size > 1 else among
+        again = linearization.at(index).outputs[where]
     if moved(among, again, eps=TOLERANCE):
         how = "in another order" if fixed_batch else "on its own"
         raise mixing_error(module, f"sample {position} of a block of {size} gives another output {how}")

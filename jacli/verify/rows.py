@@ -7,6 +7,7 @@ method, rows of the first block are compared with what `Linearization.pull` give
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from jacli.linear_map import Matrices
 from jacli.verify.recheck import ReversePasses
@@ -19,7 +20,7 @@ def row_tolerance(dtype: torch.dtype) -> float:
     return 1e-8 if dtype == torch.float64 else 1e-3
 
 
-def row_error(linearization: ReversePasses, matrices: Matrices, *, seed: int, n_rows: int = N_ROWS) -> float:
+def row_error(linearization: ReversePasses, matrices: Matrices, *, seed: int) -> float:
     """Worst relative error over the samples, on seeded rows; 0 where both are not finite.
 
     The scale is the larger of the reference rows' norm and the Jacobian's own, ``||J||_F`` as estimated by
@@ -30,16 +31,14 @@ def row_error(linearization: ReversePasses, matrices: Matrices, *, seed: int, n_
         linearization: The map at the block the method was given.
         matrices: What the method computed.
         seed: Chooses the rows.
-        n_rows: How many.
 
-    Cost: ``1 + min(n_rows, n_out)`` reverse passes.
+    Cost: ``1 + min(N_ROWS, n_out)`` reverse passes.
     """
     batch, n_out = matrices.batch, matrices.n_out
     dtype, device = linearization.dtype, linearization.device
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(n_out, generator=generator)[:n_rows]
-    probe = torch.randn(1, n_out, generator=generator, dtype=torch.float64)
-    image = linearization.pull(probe.expand(batch, -1).to(device, dtype))
+    rows = torch.randperm(n_out, generator=generator)[:N_ROWS]
+    image = linearization.pull(_gaussian(linearization, generator))
     own = image.double().square().nan_to_num(0, 0, 0).sum(1) * len(rows) / n_out
     computed = matrices.rows(rows.to(device)).double()
     difference = torch.zeros(batch, dtype=torch.float64, device=device)
@@ -55,3 +54,32 @@ def row_error(linearization: ReversePasses, matrices: Matrices, *, seed: int, n_
     scale = torch.maximum(reference, own)
     errors = torch.where(difference > 0, (difference / scale.clamp(min=1e-300)).sqrt(), 0.0)
     return float(errors.max())
+
+
+def cotangent_error(linearization: ReversePasses, matrices: Matrices, *, seed: int) -> float:
+    """Worst relative error over the samples of ``u'J``, u Gaussian; 0 where both are not finite.
+
+    ``E ||u'E||^2 = ||E||_F^2`` for whatever error E, so that all rows are looked at in one pass; an error of
+    one direction is seen a tenth as large as it is in 8 % of cases, and a wrong derivative is never so small.
+
+    Args:
+        linearization: The map at the block the method was given.
+        matrices: What the method computed.
+        seed: Of u.
+
+    Cost: one reverse pass, and one product with the matrices.
+    """
+    cotangent = _gaussian(linearization, torch.Generator().manual_seed(seed))
+    plain = linearization.pull(cotangent).double()
+    computed = matrices.vjp(cotangent[None])[0].double()
+    both = ~torch.isfinite(plain) & ~torch.isfinite(computed)
+    gap = (plain - computed).masked_fill(both, 0).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    scale = torch.linalg.vector_norm(plain.masked_fill(both, 0), dim=1)
+    difference = torch.linalg.vector_norm(gap, dim=1)
+    return float(torch.where(difference > 0, difference / scale.clamp(min=1e-300), 0.0).max())
+
+
+def _gaussian(linearization: ReversePasses, generator: torch.Generator) -> Tensor:
+    """The same random cotangent for every sample, ``(batch, n_out)``."""
+    cotangent = torch.randn(1, linearization.n_out, generator=generator, dtype=torch.float64)
+    return cotangent.expand(linearization.batch, -1).to(linearization.device, linearization.dtype)

@@ -397,3 +397,41 @@ def test_the_process_stays_as_it_is(fails):
         assert fails
     assert process_wide() == before
     assert [p.requires_grad for p in network.module.parameters()] == flags
+
+
+def refusal(module: nn.Module, x: Tensor) -> str:
+    network = TensorNetwork.of_module(frozen_twin(module))
+    with exact_arithmetic(), pytest.raises(NotTraceableError) as refused:
+        trace_network(network, x, {})
+    return str(refused.value)
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clamp(-1, 1)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Clamped(nn.Linear):
+    def forward(self, x):
+        return StraightThrough.apply(super().forward(x))
+
+
+class GateWithoutGradient(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x)
+        with torch.no_grad():
+            gate = 1 + y.abs().mean(1, keepdim=True)
+        return y * gate
+
+
+def test_a_derivative_that_a_graph_would_lose_is_not_traced():
+    x = torch.randn(2, 5)
+    assert "derivative of its own" in refusal(Clamped(5, 3), x)
+    assert "gradients off" in refusal(GateWithoutGradient(5, 3), x)
+    y = torch.randn(3, requires_grad=True)
+    assert torch.equal(torch.autograd.grad(StraightThrough.apply(9 * y).sum(), y)[0], torch.full((3,), 9.0))

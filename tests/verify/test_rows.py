@@ -5,7 +5,7 @@ import torch
 
 from jacli.linear_map import DenseMap, FactoredMap
 from jacli.network import Linearized, TensorNetwork, frozen_twin
-from jacli.verify import row_error, row_tolerance
+from jacli.verify import cotangent_error, row_error, row_tolerance
 from tests.cases import build
 from tests.reference import reference_jacobian
 
@@ -20,7 +20,8 @@ def honest():
 
 def test_the_truth_passes(honest):
     linearization, dense = honest
-    assert row_error(linearization, DenseMap(dense), seed=0) < row_tolerance(dense.dtype)
+    for error in (row_error, cotangent_error):
+        assert error(linearization, DenseMap(dense), seed=0) < row_tolerance(dense.dtype)
 
 
 PLANTED = {
@@ -38,7 +39,8 @@ PLANTED = {
 @pytest.mark.parametrize("seed", range(3))
 def test_a_planted_error_is_found(name, seed, honest):
     linearization, dense = honest
-    assert row_error(linearization, DenseMap(PLANTED[name](dense)), seed=seed) > row_tolerance(dense.dtype)
+    for error in (row_error, cotangent_error):
+        assert error(linearization, DenseMap(PLANTED[name](dense)), seed=seed) > row_tolerance(dense.dtype)
 
 
 def test_factors_are_checked_as_their_product(honest):
