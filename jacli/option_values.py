@@ -189,3 +189,30 @@ def parse_assignments(value: Any) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             pairs[name.strip()] = {"true": True, "false": False, "none": None}.get(text.lower(), text)
     return pairs
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of ``count`` contiguous parts of the samples.
+
+    Attributes:
+        index: From 1 to ``count``.
+        count: Parts in all.
+    """
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        """As it is typed on the command line."""
+        return f"{self.index}/{self.count}"
+
+
+def parse_shard(value: Any) -> Shard | str:
+    """``I/N``, or ``auto``, which the environment decides."""
+    if value == "auto":
+        return "auto"
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", str(value).strip())
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError("auto, or I/N with I from 1 to N")
+    return Shard(int(match[1]), int(match[2]))

@@ -45,7 +45,7 @@ def check_place(out: Path, *, overwrite: bool) -> None:
         if part_path(out).exists():
             raise _part_exists(out)
     except OSError as error:
-        raise _cannot_write(out, error) from error
+        raise cannot_write(out, error) from error
 
 
 def free_bytes(out: Path) -> int:
@@ -53,7 +53,7 @@ def free_bytes(out: Path) -> int:
     try:
         return shutil.disk_usage(out.absolute().parent).free
     except OSError as error:
-        raise _cannot_write(out, error) from error
+        raise cannot_write(out, error) from error
 
 
 def check_room(out: Path, layout: ResultLayout) -> None:
@@ -82,7 +82,7 @@ def create_part(out: Path) -> FileSink:
     except FileExistsError:
         raise _part_exists(out) from None
     except OSError as error:
-        raise _cannot_write(out, error) from error
+        raise cannot_write(out, error) from error
 
 
 def publish(part: Path, out: Path, *, overwrite: bool) -> None:
@@ -119,7 +119,8 @@ def _link_or_rename(part: Path, out: Path) -> None:
         os.replace(part, out)
 
 
-def _cannot_write(out: Path, error: OSError) -> OutputError:
+def cannot_write(out: Path, error: OSError) -> OutputError:
+    """What to tell of a place that the system does not let be written."""
     return OutputError(
         f"{out} cannot be written.",
         why=f"{error.strerror or error}.",

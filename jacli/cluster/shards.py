@@ -1,0 +1,145 @@
+"""Shards: which part of the samples is whose, where it is written, and which one this process is.
+
+The parts are contiguous and follow from the number of samples alone, so that every process, today or
+after a requeue, agrees on them without talking to another.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jacli.errors import UsageError
+from jacli.option_values import Shard
+
+
+def shard_rows(shard: Shard, n_samples: int) -> range:
+    """The samples of a shard, among those that the run takes; the parts differ by one sample at most.
+
+    Raises:
+        UsageError: There are more shards than samples.
+    """
+    if shard.count > n_samples:
+        raise UsageError(
+            f"--shard {shard} is not possible.",
+            why=f"There are {n_samples} samples for {shard.count} shards, and a shard has one at least.",
+            todo=f"Give --shard I/N with N up to {n_samples}.",
+        )
+    start, stop = (n_samples * i // shard.count for i in (shard.index - 1, shard.index))
+    return range(start, stop)
+
+
+def shard_path(out: Path, shard: Shard) -> Path:
+    """``out.h5`` -> ``out.00003-of-00016.h5``."""
+    return out.with_name(f"{out.stem}.{shard.index:05d}-of-{shard.count:05d}{out.suffix}")
+
+
+_NAME = re.compile(r"(?P<stem>.+)\.(?P<index>\d{5,})-of-(?P<count>\d{5,})(?P<suffix>\.[^.]*)?")
+
+
+@dataclass(frozen=True)
+class ShardName:
+    """What the name of a shard's file says.
+
+    Attributes:
+        out: The file of the whole run.
+        shard: Which part.
+    """
+
+    out: Path
+    shard: Shard
+
+
+def name_of_shard(path: Path) -> ShardName | None:
+    """Back from `shard_path`; None for another name."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        return None
+    index, count = int(match["index"]), int(match["count"])
+    if not 1 <= index <= count:
+        return None
+    return ShardName(path.with_name(match["stem"] + (match["suffix"] or "")), Shard(index, count))
+
+
+def shards_beside(out: Path) -> dict[int, set[int]]:
+    """Shards of ``out`` in its folder, finished or under way: count -> their indices."""
+    found: dict[int, set[int]] = {}
+    if not out.parent.is_dir():
+        return found
+    for path in out.parent.iterdir():
+        name = name_of_shard(path.with_name(path.name.removesuffix(".part")))
+        if name is not None and name.out.name == out.name:
+            found.setdefault(name.shard.count, set()).add(name.shard.index)
+    return found
+
+
+def shard_of_environment(environ: Mapping[str, str]) -> Shard:
+    """The shard that ``--shard auto`` means.
+
+    A Slurm array is a shard a task; inside an srun step of several tasks each of them is one, and both
+    multiply.  torchrun's ``RANK`` counts where torchrun started the process: under srun there is one
+    torchrun a node, whose ``SLURM_PROCID`` is not the worker's.
+
+    Raises:
+        UsageError: Neither started the process; or the array has gaps or does not start at 0 or 1, and then
+            its size is not the number of shards (some tasks were submitted again).
+    """
+    index, count = _array(environ)
+    if "TORCHELASTIC_RUN_ID" in environ or not _in_step(environ):
+        rank, size = _number(environ, "RANK"), _number(environ, "WORLD_SIZE")
+    else:
+        rank = _number(environ, "SLURM_PROCID")
+        size = _number(environ, "SLURM_STEP_NUM_TASKS") or _number(environ, "SLURM_NTASKS")
+    if rank is None or size is None:
+        if count == 0:
+            raise UsageError(
+                "--shard auto: there is nothing to take the shard from.",
+                why="This is no task of a Slurm array, no srun step and no torchrun worker.",
+                todo="Give --shard I/N, I from 1 to N.",
+            )
+        rank, size = 0, 1
+    count = max(1, count)
+    return Shard(index * size + rank + 1, count * size)
+
+
+def _array(environ: Mapping[str, str]) -> tuple[int, int]:
+    """This task's number from 0, and how many tasks the array has; 0 of 0 outside of an array."""
+    task = _number(environ, "SLURM_ARRAY_TASK_ID")
+    if task is None:
+        return 0, 0
+    first, last = _number(environ, "SLURM_ARRAY_TASK_MIN"), _number(environ, "SLURM_ARRAY_TASK_MAX")
+    size = _number(environ, "SLURM_ARRAY_TASK_COUNT")
+    if first is None or last is None or size is None:
+        raise _not_whole(f"Slurm tells the task ({task}) but not the array's first, last and count")
+    if first not in (0, 1) or last - first + 1 != size:
+        raise _not_whole(f"the array has {size} tasks from {first} to {last}")
+    return task - first, size
+
+
+def _not_whole(what: str) -> UsageError:
+    return UsageError(
+        "--shard auto: this array does not say how many shards there are.",
+        why=f"Here {what}; tasks that were submitted again make such an array.",
+        todo="Give --shard $SLURM_ARRAY_TASK_ID/N, with N of the first submission.",
+    )
+
+
+def _in_step(environ: Mapping[str, str]) -> bool:
+    """Whether srun started the process; a batch script has a SLURM_PROCID too, but is no step of tasks."""
+    return (_number(environ, "SLURM_STEP_ID") or 0) >= 0 and "SLURM_STEP_ID" in environ
+
+
+def local_rank(environ: Mapping[str, str]) -> int:
+    """Which of a node's processes this one is, and so which of several visible GPUs is its own."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        number = _number(environ, name)
+        if number is not None and (name == "LOCAL_RANK" or _in_step(environ)):
+            return number
+    return 0
+
+
+def _number(environ: Mapping[str, str], name: str) -> int | None:
+    text = environ.get(name, "")
+    return int(text) if text.isdigit() else None

@@ -1,0 +1,209 @@
+"""One writer a result: a lock file beside ``OUT.part`` that names host, process and job.
+
+The kernel's lock (flock) is what keeps a second process out, and it goes with its process, however that
+ends.  Some network file systems keep such locks to each host, though: there the file's time of change is
+a sign of life, renewed by a thread, and a lock of another host is taken over only when that has stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from jacli.errors import OutputError
+from jacli.store.place import cannot_write, part_path
+
+RENEWED_EVERY = 15.0
+"""Seconds between signs of life."""
+GONE_AFTER = 90.0
+"""Seconds without one after which a process on another host is gone."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who writes a result.
+
+    Attributes:
+        host: Name of the machine.
+        pid: Process there.
+        began: When that process began, in clock ticks of ``/proc``; 0 if unknown. Numbers are used again.
+        space: Its space of process numbers: containers have their own; 0 where the system tells none.
+        job: The batch system's name of its job, or None.
+        restarts: How often the batch system has started that job again.
+    """
+
+    host: str
+    pid: int
+    began: int
+    space: int
+    job: str | None
+    restarts: int
+
+    @classmethod
+    def me(cls) -> Holder:
+        """This process."""
+        return cls(socket.gethostname(), os.getpid(), _began(os.getpid()), _space(), *_job())
+
+    def __str__(self) -> str:
+        job = f", job {self.job}" if self.job else ""
+        return f"process {self.pid} on {self.host}{job}"
+
+    @property
+    def is_neighbour(self) -> bool:
+        """Whether its process number means something here."""
+        return (self.host, self.space) == (socket.gethostname(), _space())
+
+    @property
+    def was_requeued(self) -> bool:
+        """Whether this process is its successor: the same job, started again."""
+        job, restarts = _job()
+        return job is not None and job == self.job and restarts > self.restarts
+
+
+def lock_path(out: Path) -> Path:
+    """``out.h5`` -> ``out.h5.part.lock``."""
+    part = part_path(out)
+    return part.with_name(part.name + ".lock")
+
+
+def read_holder(out: Path) -> Holder | None:
+    """Who is writing ``out`` now; None if nobody is, as far as can be told without touching the lock."""
+    path = lock_path(out)
+    holder = _read(path)
+    return holder if holder is not None and _lives(path, holder) else None
+
+
+class RunLock:
+    """The right to write a result, until `release`.
+
+    Args:
+        out: The result's final path.
+        waiting: Called once with what is waited for, where a sign of life of another host must run out first.
+
+    Raises:
+        OutputError: Another process is writing it; or the folder cannot be written.
+    """
+
+    def __init__(self, out: Path, waiting: Callable[[str], None] = lambda what: None) -> None:
+        self._path = lock_path(out)
+        self._out = out
+        try:
+            self._descriptor = self._locked()
+            self._take_over(waiting)
+            text = json.dumps(asdict(Holder.me())).encode()
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, text, 0)
+        except OSError as error:
+            raise cannot_write(out, error) from error
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
+        self._thread.start()
+
+    def _locked(self) -> int:
+        """The lock file, open and locked: that file which the name still stands for."""
+        while True:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = _read(self._path)
+                os.close(descriptor)
+                raise self._held(holder) from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    os.close(descriptor)
+                    raise
+                holder = _read(self._path)
+                if holder is not None and _lives(self._path, holder):
+                    os.close(descriptor)
+                    raise self._held(holder) from None
+            with contextlib.suppress(FileNotFoundError):
+                if os.fstat(descriptor).st_ino == self._path.stat().st_ino:
+                    return descriptor
+            os.close(descriptor)  # its last holder removed it between our opening and our locking
+
+    def _take_over(self, waiting: Callable[[str], None]) -> None:
+        """An earlier holder that the file names is gone; on another host that must be seen first."""
+        holder = _read(self._path)
+        if holder is None or holder.is_neighbour or holder.was_requeued:
+            return  # its lock is free, and it was on this machine; or the batch system started the job again
+        said = False
+        seen = self._path.stat().st_mtime
+        while (left := GONE_AFTER - (time.time() - seen)) > 0:
+            if not said:
+                waiting(
+                    f"{holder} gave a sign of life {GONE_AFTER - left:.0f} s ago: waiting up to {left:.0f} s"
+                )
+                said = True
+            time.sleep(min(left, 1.0))
+            if self._path.stat().st_mtime != seen:
+                os.close(self._descriptor)
+                raise self._held(holder)
+
+    def _held(self, holder: Holder | None) -> OutputError:
+        return OutputError(
+            f"Another process is writing {self._out}.",
+            why=f"It is {holder or 'unknown'}, by {self._path.name}.",
+            todo=f"Wait for it (`jacli status {self._out}` says how far it is), or choose another -o.",
+        )
+
+    def _renew(self) -> None:
+        while not self._released.wait(RENEWED_EVERY):
+            with contextlib.suppress(OSError):
+                os.utime(self._descriptor)
+
+    def release(self) -> None:
+        """Let others write; does nothing the second time."""
+        if self._released.is_set():
+            return
+        self._released.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        os.close(self._descriptor)
+
+
+def _read(path: Path) -> Holder | None:
+    try:
+        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _lives(path: Path, holder: Holder) -> bool:
+    if holder.is_neighbour and holder.began:
+        return _began(holder.pid) == holder.began
+    try:
+        return time.time() - path.stat().st_mtime < GONE_AFTER
+    except OSError:
+        return False
+
+
+def _began(pid: int) -> int:
+    """When a process began, in clock ticks since the system did; 0 if there is none, or no way to know."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def _space() -> int:
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0
+
+
+def _job() -> tuple[str | None, int]:
+    """Slurm's number of the job, which a job that is requeued keeps, and how often it was."""
+    restarts = os.environ.get("SLURM_RESTART_COUNT", "")
+    return os.environ.get("SLURM_JOB_ID"), int(restarts) if restarts.isdigit() else 0

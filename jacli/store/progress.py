@@ -1,0 +1,103 @@
+"""How far a run is: a small JSON file beside ``OUT.part``, replaced atomically.
+
+Whoever wants to know reads this file and never the open HDF5 file.  It goes when the run is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from jacli.store.place import part_path
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, as its own process says.
+
+    Attributes:
+        state: ``running``; ``stopped`` (by a signal or the keyboard, saved), ``failed`` (see ``reason``).
+            A process that was killed leaves ``running`` behind: whether it lives, its lock tells.
+        samples: In this file.
+        done: Of these, on disk.
+        done_before: On disk when this process began; the rate is that of the others.
+        started: When this process began its first block, seconds since 1970.
+        updated: When this was written.
+        command: What continues the run: program and arguments.
+        folder: Where that was typed.
+        shard: ``I/N``; None where the run has no shards.
+        reason: Why it stopped.
+    """
+
+    state: str
+    samples: int
+    done: int
+    done_before: int = 0
+    started: float = 0.0
+    updated: float = 0.0
+    command: tuple[str, ...] = ()
+    folder: str = ""
+    shard: str | None = None
+    reason: str = ""
+
+    @property
+    def rate(self) -> float | None:
+        """Samples a second of this process; None before its first block."""
+        seconds = self.updated - self.started
+        return (
+            (self.done - self.done_before) / seconds if self.done > self.done_before and seconds > 0 else None
+        )
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At that rate."""
+        return None if self.rate is None else (self.samples - self.done) / self.rate
+
+
+def progress_path(out: Path) -> Path:
+    """``out.h5`` -> ``out.h5.part.json``."""
+    part = part_path(out)
+    return part.with_name(part.name + ".json")
+
+
+def write_progress(out: Path, progress: Progress) -> None:
+    """Replace the file; on a full disk the last one stays, since a run is not to fail for its report."""
+    path = progress_path(out)
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    values = {**asdict(progress), "updated": time.time()}
+    with contextlib.suppress(OSError):
+        try:
+            new.write_text(json.dumps(values), encoding="utf-8")
+            os.replace(new, path)
+        finally:
+            new.unlink(missing_ok=True)
+
+
+def read_progress(out: Path) -> Progress | None:
+    """What the run that writes ``out`` last said; None where there is nothing to be understood."""
+    try:
+        values: Any = json.loads(progress_path(out).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return _from_json(values) if isinstance(values, Mapping) else None
+
+
+def _from_json(values: Mapping[str, Any]) -> Progress | None:
+    known = {f.name for f in fields(Progress)}
+    try:
+        found = Progress(**{name: value for name, value in values.items() if name in known})
+        numbers = (found.samples, found.done, found.done_before, found.started, found.updated)
+        if (
+            not all(isinstance(number, int | float) for number in numbers)
+            or not 0 <= found.done <= found.samples
+        ):
+            return None
+        return Progress(**{**asdict(found), "command": tuple(map(str, found.command))})
+    except TypeError:
+        return None
