@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from jacli.store.place import check_place, check_room, free_bytes, part_path
+from jacli.store.lock import Holder, RunLock, read_holder
+from jacli.store.place import check_place, check_room, free_bytes, part_path, remove_part, tidy
+from jacli.store.progress import Progress, progress_path, read_progress, write_progress
 from jacli.store.reader import Results, describe_results, open_results
 from jacli.store.schema import SCHEMA, ResultLayout, bytes_on_disk, dimension_names
-from jacli.store.writer import ResultWriter
+from jacli.store.writer import BlockGivenUp, ResultWriter
 
 __all__ = [
     "SCHEMA",
+    "BlockGivenUp",
+    "Holder",
+    "Progress",
     "ResultLayout",
     "ResultWriter",
     "Results",
+    "RunLock",
     "bytes_on_disk",
     "check_place",
     "check_room",
@@ -20,4 +26,10 @@ __all__ = [
     "free_bytes",
     "open_results",
     "part_path",
+    "progress_path",
+    "read_holder",
+    "read_progress",
+    "remove_part",
+    "tidy",
+    "write_progress",
 ]

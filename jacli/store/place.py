@@ -1,4 +1,8 @@
-"""The place of a result file: may it be written, is there room, and how it gets its final name."""
+"""The place of a result file: may it be written, is there room, and how it gets its final name.
+
+``OUT`` is written as ``OUT.part``; while that is laid out it is ``OUT.part.new``, so that a ``.part`` is
+always a file that can be continued.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ import shutil
 from pathlib import Path
 
 from jacli.errors import OutputError
+from jacli.store.journal import journal_path
 from jacli.store.schema import ResultLayout, bytes_on_disk
-from jacli.store.sink import FileSink
 
 
 def part_path(out: Path) -> Path:
@@ -17,11 +21,16 @@ def part_path(out: Path) -> Path:
     return out.with_name(out.name + ".part")
 
 
+def new_part_path(out: Path) -> Path:
+    """Where ``OUT.part`` is laid out."""
+    return out.with_name(out.name + ".part.new")
+
+
 def check_place(out: Path, *, overwrite: bool) -> None:
     """Refuse a place that cannot be written, before any work.
 
     Raises:
-        OutputError: It exists (without ``overwrite``), its ``.part`` exists, or its folder is missing.
+        OutputError: It exists (without ``overwrite``), or its folder is missing.
     """
     try:
         if out.is_dir():
@@ -42,8 +51,6 @@ def check_place(out: Path, *, overwrite: bool) -> None:
             )
         if (out.exists() or out.is_symlink()) and not overwrite:
             raise _exists(out)
-        if part_path(out).exists():
-            raise _part_exists(out)
     except OSError as error:
         raise cannot_write(out, error) from error
 
@@ -59,10 +66,14 @@ def free_bytes(out: Path) -> int:
 def check_room(out: Path, layout: ResultLayout) -> None:
     """Refuse a disk with less room than the values need; under compression nobody knows before.
 
+    What an unfinished file has taken already counts as there.
+
     Raises:
         OutputError: Naming both figures.
     """
-    needed, free = sum(bytes_on_disk(layout).values()), free_bytes(out)
+    part = part_path(out)
+    taken = part.stat().st_blocks * 512 if part.exists() else 0
+    needed, free = max(0, sum(bytes_on_disk(layout).values()) - taken), free_bytes(out)
     if layout.compress == "none" and free < needed:
         raise OutputError(
             f"{out} does not fit on its disk.",
@@ -71,18 +82,34 @@ def check_room(out: Path, layout: ResultLayout) -> None:
         )
 
 
-def create_part(out: Path) -> FileSink:
-    """Create ``OUT.part``, which must not exist.
+def tidy(out: Path) -> None:
+    """Remove what a run that was killed as it began or as it ended left behind; the caller holds the lock.
 
     Raises:
-        OutputError: It exists, or the folder cannot be written.
+        OutputError: The folder cannot be written.
     """
+    part = part_path(out)
     try:
-        return FileSink(part_path(out))
-    except FileExistsError:
-        raise _part_exists(out) from None
+        new_part_path(out).unlink(missing_ok=True)
+        if part.exists() and out.exists() and part.samefile(out):
+            part.unlink()  # it has its final name already
+        if not part.exists():
+            journal_path(part).unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(out, error) from error
+
+
+def remove_part(out: Path) -> None:
+    """Throw an unfinished file away; the caller holds the lock.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    try:
+        part_path(out).unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    tidy(out)
 
 
 def publish(part: Path, out: Path, *, overwrite: bool) -> None:
@@ -91,8 +118,7 @@ def publish(part: Path, out: Path, *, overwrite: bool) -> None:
         if overwrite:
             os.replace(part, out)
         else:
-            _link_or_rename(part, out)
-            part.unlink(missing_ok=True)
+            rename_to_new(part, out)
     except FileExistsError:
         raise OutputError(
             f"{out} exists already.",
@@ -107,16 +133,25 @@ def publish(part: Path, out: Path, *, overwrite: bool) -> None:
         ) from error
 
 
-def _link_or_rename(part: Path, out: Path) -> None:
-    """A hard link refuses an existing name, a rename does not; some file systems know no hard links."""
+def rename_to_new(old: Path, new: Path) -> None:
+    """Rename, but never over another file.
+
+    A hard link refuses an existing name, a rename does not; some file systems know no hard links.
+
+    Raises:
+        FileExistsError: ``new`` is in use.
+        OSError: The folder cannot be written.
+    """
     try:
-        os.link(part, out)
+        os.link(old, new)
     except FileExistsError:
         raise
     except OSError:
-        if out.exists():
-            raise FileExistsError(errno.EEXIST, "exists", str(out)) from None
-        os.replace(part, out)
+        if new.exists():
+            raise FileExistsError(errno.EEXIST, "exists", str(new)) from None
+        os.replace(old, new)
+    else:
+        old.unlink(missing_ok=True)
 
 
 def cannot_write(out: Path, error: OSError) -> OutputError:
@@ -136,25 +171,28 @@ def _exists(out: Path) -> OutputError:
     )
 
 
-def _part_exists(out: Path) -> OutputError:
+def part_exists(out: Path) -> OutputError:
+    """What to tell of a ``.part`` that is not to be continued."""
     part = part_path(out)
     return OutputError(
         f"{part} exists.",
-        why="Another process may be writing it, or a run was killed.",
-        todo="If none is running, remove that file and run again.",
+        why="It is the unfinished file of another run.",
+        todo="Continue that run, remove the file, or choose another name with -o.",
     )
 
 
-def disk_error(out: Path, error: OSError) -> OutputError:
-    """What to tell of a write that failed."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def disk_error(out: Path, error: OSError, *, kept: int) -> OutputError:
+    """What to tell of a write that failed, with so many finished samples kept."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    said = f"{error.strerror or error}" + (f" in {out.parent}" if full else "")
+    why = (
+        f"{said}; the {kept} samples that were finished are kept in {part_path(out)}." if kept else f"{said}."
+    )
+    again = "then run the same command again, and it goes on." if kept else "then run it again."
+    if full:
         return OutputError(
-            f"The disk is full: {out} was not written.",
-            why=f"{error.strerror} in {out.parent}; the unfinished file was removed.",
-            todo="Free space, write elsewhere with -o, or store less: --save none, --save-dtype float16.",
+            f"The disk is full: {out} is not finished.",
+            why=why,
+            todo=f"Free space, {again} Or store less: --save none, --save-dtype float16.",
         )
-    return OutputError(
-        f"Writing {out} failed.",
-        why=f"{error.strerror or error}; the unfinished file was removed.",
-        todo="Check that disk, or write elsewhere with -o.",
-    )
+    return OutputError(f"Writing {out} failed.", why=why, todo=f"Check that disk, {again}")

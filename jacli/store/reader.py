@@ -12,7 +12,9 @@ import numpy as np
 
 from jacli.errors import ResultsError
 from jacli.store.dimensions import is_bare_dimension
+from jacli.store.indexed import IndexedDataset, Shards
 from jacli.store.schema import SCHEMA
+from jacli.store.sources import attributes_of, lost_sources, sources_of
 
 with contextlib.suppress(ImportError):
     # Registers zstd for `--compress zstd`; files without it open all the same.
@@ -26,7 +28,8 @@ class Results:
     """A result file, open for reading: ``results.jacobian[3]``, ``results["factors/left"]``.
 
     Small datasets come as NumPy arrays, read at each access; ``jacobian``, ``inputs`` and factors as
-    `h5py.Dataset`, which reads what is sliced out of it.
+    `h5py.Dataset`, which reads what is sliced out of it.  Of a merged index, what lies in the shards comes as
+    `IndexedDataset`, which is sliced alike.
 
     Attributes:
         path: As it was given.
@@ -37,18 +40,17 @@ class Results:
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path = path
         self._file = file
-        self.attrs: Mapping[str, object] = MappingProxyType(
-            {name: _as_python(file.attrs[name]) for name in file.attrs}
-        )
+        self.attrs: Mapping[str, object] = MappingProxyType(attributes_of(file))
         self.names: tuple[str, ...] = tuple(_list_datasets(file))
+        self._shards = Shards(path, self.attrs)
 
-    def __getitem__(self, name: str) -> np.ndarray | h5py.Dataset:
+    def __getitem__(self, name: str) -> np.ndarray | h5py.Dataset | IndexedDataset:
         if name not in self.names:
             raise KeyError(f"{self.path} holds no dataset {name!r}; it holds {', '.join(self.names)}")
-        dataset = self._file[name]
+        dataset = self._shards.dataset(self._file[name])
         return dataset[...] if dataset.ndim == 1 or name in _READ_WHOLE else dataset
 
-    def __getattr__(self, name: str) -> np.ndarray | h5py.Dataset:
+    def __getattr__(self, name: str) -> np.ndarray | h5py.Dataset | IndexedDataset:
         if name.startswith("_"):
             raise AttributeError(name)
         try:
@@ -67,9 +69,9 @@ class Results:
         return int(self._file["done"].shape[0])
 
     @property
-    def datasets(self) -> Mapping[str, h5py.Dataset]:
-        """Name -> dataset as it lies in the file, nothing read."""
-        return MappingProxyType({name: self._file[name] for name in self.names})
+    def datasets(self) -> Mapping[str, h5py.Dataset | IndexedDataset]:
+        """Name -> dataset as it lies in the file or its shards, nothing read."""
+        return MappingProxyType({name: self._shards.dataset(self._file[name]) for name in self.names})
 
     @property
     def complete(self) -> bool:
@@ -78,6 +80,7 @@ class Results:
 
     def close(self) -> None:
         """Close the file; datasets taken from it cannot be read afterwards."""
+        self._shards.close()
         self._file.close()
 
     def __enter__(self) -> Results:
@@ -129,20 +132,31 @@ def describe_results(path: str | Path) -> dict[str, object]:
 
     Returns:
         ``path``, ``schema``, ``complete``, ``samples``, ``samples_done``, ``datasets`` (name -> shape, dtype,
-        dims, bytes uncompressed, bytes_stored) and ``attributes`` (the provenance).
+        dims, bytes uncompressed, bytes_stored) and ``attributes`` (the provenance).  Of a merged file also
+        ``shards`` (how many), and of an index ``in_shards`` (which datasets) and ``lost_shards``.
     """
     with open_results(path) as results:
         datasets = {name: _describe_dataset(results._file[name]) for name in results.names}
-        told = {"schema", "complete"}
+        told = {"schema", "complete", "sources"}
         return {
             "path": str(path),
             "schema": str(results.attrs["schema"]),
             "complete": results.complete,
             "samples": len(results),
             "samples_done": int(np.count_nonzero(results["done"])),
+            **_describe_sources(results),
             "datasets": datasets,
             "attributes": {name: value for name, value in results.attrs.items() if name not in told},
         }
+
+
+def _describe_sources(results: Results) -> dict[str, object]:
+    sources = sources_of(results.path, results.attrs)
+    if not sources:
+        return {}
+    indexed = [name for name in results.names if results._file[name].is_virtual]
+    lost = lost_sources(results.path, sources) if indexed else []
+    return {"shards": len(sources), "in_shards": indexed, "lost_shards": lost}
 
 
 def _describe_dataset(dataset: h5py.Dataset) -> dict[str, object]:
@@ -187,9 +201,3 @@ def _list_datasets(file: h5py.File) -> list[str]:
 
     file.visititems(note)
     return names
-
-
-def _as_python(value: object) -> object:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

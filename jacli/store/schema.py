@@ -46,6 +46,10 @@ class DatasetLayout:
         """Bytes of the values, uncompressed."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def nbytes_of(self, count: int) -> int:
+        """Bytes of so many samples."""
+        return count * math.prod(self.shape[1:]) * self.dtype.itemsize
+
 
 @dataclass(frozen=True)
 class ResultLayout:

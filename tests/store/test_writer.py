@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jacli.errors import OutputError, UsageError
-from jacli.store import ResultLayout, ResultWriter, open_results, part_path
+from jacli.store import BlockGivenUp, ResultLayout, ResultWriter, open_results, part_path
 from jacli.store.sink import FileSink
 from tests.store.layouts import IMAGES, random_block, write_file
 
@@ -237,14 +237,82 @@ def test_a_block_that_is_not_whole_is_refused(tmp_path: Path) -> None:
             writer.write_block(8, block)
 
 
-def test_an_exception_removes_the_unfinished_file(tmp_path: Path) -> None:
+def test_an_exception_before_the_first_block_leaves_nothing(tmp_path: Path) -> None:
     with (
         pytest.raises(KeyboardInterrupt),
-        ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=False) as writer,
+        ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=False),
     ):
-        writer.write_block(0, random_block(IMAGES, 0, 4))
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
+
+
+def test_an_exception_keeps_what_is_finished(tmp_path: Path) -> None:
+    out = tmp_path / "out.h5"
+    with (
+        pytest.raises(KeyboardInterrupt),
+        ResultWriter.create(out, IMAGES, {"command": "test"}, overwrite=False) as writer,
+    ):
+        writer.write_block(0, random_block(IMAGES, 0, 4), inputs_sha256="ab" * 32)
+        raise KeyboardInterrupt
+    assert not out.exists()
+    with ResultWriter.reopen(out, overwrite=False) as writer:
+        assert (writer.committed, writer.inputs_sha256) == (4, "ab" * 32)
+        assert writer.attributes["command"] == "test"
+        writer.expect(IMAGES)
+        for start in (4, 8):
+            writer.write_block(start, random_block(IMAGES, start, min(10, start + 4)))
+        writer.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["out.h5"]
+    with open_results(out) as results:
+        assert results.complete
+        assert results.done.all()
+        for start in (0, 4, 8):
+            for name, values in random_block(IMAGES, start, min(10, start + 4)).items():
+                np.testing.assert_array_equal(results[name][start : start + 4], values)
+
+
+def test_what_is_not_an_unfinished_result_is_left_alone(tmp_path: Path) -> None:
+    part = part_path(tmp_path / "out.h5")
+    part.write_bytes(b"somebody's own")
+    with pytest.raises(OutputError, match="cannot be continued"):
+        ResultWriter.reopen(tmp_path / "out.h5", overwrite=False)
+    with pytest.raises(OutputError, match="unfinished file of another run"):
+        ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=True)
+    assert part.read_bytes() == b"somebody's own"
+    with h5py.File(part, "w") as file:
+        file["x"] = 1
+    before = part.read_bytes()
+    with pytest.raises(OutputError, match="no schema"):
+        ResultWriter.reopen(tmp_path / "out.h5", overwrite=False)
+    assert part.read_bytes() == before
+
+
+def test_a_file_of_other_shapes_is_not_continued(tmp_path: Path) -> None:
+    with ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=False) as writer:
+        writer.write_block(0, random_block(IMAGES, 0, 4))
+    with ResultWriter.reopen(tmp_path / "out.h5", overwrite=False) as writer:
+        with pytest.raises(OutputError, match="jacobian"):
+            writer.expect(replace(IMAGES, save_dtype="float64"))
+        writer.expect(IMAGES)
+
+
+def test_a_large_block_can_be_given_up_halfway(tmp_path: Path) -> None:
+    layout = ResultLayout(4, (3, 128, 128), (200,), batch_size=2)  # 79 MB a block
+    asked = []
+
+    def later() -> bool:
+        asked.append(1)
+        return len(asked) > 10
+
+    block = {**random_block(layout, 0, 2), "jacobian": np.broadcast_to(np.float32(1), (2, 3, 128, 128, 200))}
+    with (
+        pytest.raises(BlockGivenUp),
+        ResultWriter.create(tmp_path / "out.h5", layout, {}, overwrite=False) as writer,
+    ):
+        writer.write_block(0, block)
+        writer.write_block(2, {**random_block(layout, 2, 4), "jacobian": block["jacobian"]}, given_up=later)
+    with ResultWriter.reopen(tmp_path / "out.h5", overwrite=False) as writer:
+        assert writer.committed == 2
 
 
 KILLED = """
@@ -255,6 +323,8 @@ from tests.store.layouts import IMAGES, random_block
 writer = ResultWriter.create(Path(sys.argv[1]), IMAGES, {"command": "test"}, overwrite=False)
 for start in (0, 4):
     writer.write_block(start, random_block(IMAGES, start, start + 4))
+    writer.commit()
+writer.write_block(8, random_block(IMAGES, 8, 10))  # not committed
 os._exit(9)
 """
 
@@ -272,7 +342,7 @@ def test_killed_after_two_blocks_the_part_says_so(tmp_path: Path) -> None:
         assert results.done.tolist() == [1] * 8 + [0] * 2
         np.testing.assert_array_equal(results.jacobian[4:8], random_block(IMAGES, 4, 8)["jacobian"])
         assert np.isnan(results.jacobian[8:]).all()  # never zeros for what is not there
-    with pytest.raises(OutputError, match="remove that file"):
+    with pytest.raises(OutputError, match="unfinished file of another run"):
         ResultWriter.create(out, IMAGES, {}, overwrite=True)
     assert part_path(out).exists()
 
@@ -339,10 +409,10 @@ def test_too_little_room_is_said_with_both_figures(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OutputError, match=r"need 21,580 bytes, and 1,000 are free"):
         ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=False)
-    ResultWriter.create(tmp_path / "out.h5", replace(IMAGES, compress="gzip"), {}, overwrite=False).abort()
+    ResultWriter.create(tmp_path / "out.h5", replace(IMAGES, compress="gzip"), {}, overwrite=False).close()
 
 
-@pytest.mark.parametrize("call", ["pwrite", "ftruncate", "fsync"])
+@pytest.mark.parametrize("call", ["pwrite", "ftruncate", "fsync", "fdatasync", "replace"])
 def test_an_error_of_the_system_ends_in_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -350,12 +420,23 @@ def test_an_error_of_the_system_ends_in_a_message(
         raise OSError(errno.EIO, "Input/output error")
 
     writer = ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=False)
-    monkeypatch.setattr(os, call, fail)
-    with pytest.raises(OutputError, match="Input/output error"), writer:
-        writer.write_block(0, random_block(IMAGES, 0, 4))
-        writer.finish()
-    assert not list(tmp_path.iterdir())
+    writer.write_block(0, random_block(IMAGES, 0, 4))
+    writer.commit()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, call, fail)
+        with pytest.raises(OutputError, match="4 samples that were finished are kept"), writer:
+            writer.write_block(4, random_block(IMAGES, 4, 8))
+            writer.finish()
+    with ResultWriter.reopen(tmp_path / "out.h5", overwrite=False) as again:
+        # Once the journal is there the commit stands, even if the pages could not be put in place.
+        assert again.committed == (8 if call == "pwrite" else 4)
+        again.expect(IMAGES)
+        for start in range(0, again.committed, 4):
+            expected = random_block(IMAGES, start, start + 4)["jacobian"]
+            np.testing.assert_array_equal(again.datasets["jacobian"][start : start + 4], expected)
 
+
+SMALL_DISK = ResultLayout(1000, (3, 32, 32), (10,), batch_size=4, compress="gzip")
 
 FULL = """
 import sys
@@ -369,6 +450,7 @@ try:
     with ResultWriter.create(Path(sys.argv[1]), layout, {}, overwrite=False) as writer:
         for start in range(0, 1000, 4):
             writer.write_block(start, random_block(layout, start, start + 4))
+            writer.commit()
         writer.finish()
 except OutputError as error:
     print(error)
@@ -390,19 +472,33 @@ def small_disk(tmp_path: Path):
     subprocess.run(["umount", tmp_path], check=True)
 
 
-@pytest.mark.parametrize(("compress", "message"), [("gzip", "disk is full"), ("none", "does not fit")])
-def test_a_full_disk_ends_in_a_message_and_leaves_nothing(
-    small_disk: Path, compress: str, message: str
-) -> None:
+def _write_until_full(small_disk: Path, compress: str) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[2]
-    full = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-W", "error", "-c", FULL, small_disk / "out.h5", compress],
         cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True,
     )  # fmt: skip
-    assert full.returncode == 4, full.stderr  # HDF5's own driver ends in a segmentation fault here
-    assert message in full.stdout
-    assert not full.stderr
+
+
+def test_what_does_not_fit_is_not_begun(small_disk: Path) -> None:
+    full = _write_until_full(small_disk, "none")
+    assert full.returncode == 4
+    assert "does not fit" in full.stdout
     assert not list(small_disk.iterdir())
+
+
+def test_a_full_disk_ends_in_a_message_and_keeps_what_is_finished(small_disk: Path) -> None:
+    full = _write_until_full(small_disk, "gzip")
+    assert full.returncode == 4, full.stderr  # HDF5's own driver ends in a segmentation fault here
+    assert "disk is full" in full.stdout
+    assert not full.stderr
+    with ResultWriter.reopen(small_disk / "out.h5", overwrite=False) as writer:
+        assert writer.committed % 4 == 0
+        assert 0 < writer.committed < 1000
+        writer.expect(SMALL_DISK)
+        for start in range(0, writer.committed, 4):
+            expected = random_block(SMALL_DISK, start, start + 4)["jacobian"]
+            np.testing.assert_array_equal(writer.datasets["jacobian"][start : start + 4], expected)
 
 
 def test_the_sink_is_a_file_for_hdf5(tmp_path: Path) -> None:
