@@ -10,6 +10,9 @@ import zipfile
 from enum import StrEnum
 from pathlib import Path
 
+MAX_EXPANSION = 2**30
+"""What a file holds may take this many bytes of memory more than the file itself: a bomb declares terabytes."""
+
 _HEAD = 4096
 
 

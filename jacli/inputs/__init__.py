@@ -134,9 +134,9 @@ def _check_array(source: str, stored: StoredArray) -> int:
             why="It holds a single number (shape ()).",
             todo="Save an array of shape (batch, ...), one sample a row.",
         )
-    if 0 in stored.shape:
+    if min(stored.shape) <= 0:
         raise InputsError(
-            f"{name} holds no samples." if stored.shape[0] == 0 else f"{name} holds samples without values.",
+            f"{name} holds no samples." if stored.shape[0] <= 0 else f"{name} holds samples without values.",
             why=f"Its shape is {stored.shape}.",
             todo="Save at least one sample, shape (batch, ...).",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import IO
 
 import numpy as np
 
+from jacli.errors import InputsError
 from jacli.inputs.source import StoredArray, choose_key, refuse_key
+from jacli.zip_archive import check_zip
 
 
 def load_npy(path: Path, key: str | None) -> StoredArray:
@@ -26,13 +29,22 @@ def load_npy(path: Path, key: str | None) -> StoredArray:
 
 def load_npz(path: Path, key: str | None) -> StoredArray:
     """One member of a .npz file; only that member is read, whole, when its first rows are."""
-    with zipfile.ZipFile(path) as archive:
+    with path.open("rb") as file:
+        members = check_zip(file, checksums=False)  # reading a member compares its checksum
         headers = {}
-        for name in archive.namelist():
-            with archive.open(name) as member:
-                headers[name.removesuffix(".npy")] = _read_header(member)
+        with zipfile.ZipFile(file) as archive:
+            for name in members:
+                with archive.open(name) as member:
+                    headers[name.removesuffix(".npy")] = _read_header(member)
     chosen = choose_key(path, {name: shape for name, (shape, _) in headers.items()}, key)
     shape, dtype = headers[chosen]
+    declared, there = math.prod(shape) * dtype.itemsize, members[f"{chosen}.npy"].file_size
+    if declared > there and not dtype.hasobject:  # objects are refused by `open_inputs`
+        raise InputsError(
+            f"{path}[{chosen}] is damaged.",
+            why=f"Its header says {declared:,} bytes of shape {shape}, and it has {there:,}.",
+            todo="Copy it again.",
+        )
 
     @cache
     def read_member() -> np.ndarray:

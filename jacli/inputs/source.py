@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import TracebackType
 
@@ -73,6 +73,15 @@ class InputSource:
                 at = int(positions[first])
                 rows[first:last] = self._stored.read_slice(at, at + last - first)
         return rows
+
+    def part(self, rows: range) -> InputSource:
+        """Only these of the chosen samples; the file stays this source's to close."""
+        return InputSource(
+            path=self.path,
+            format=self.format,
+            stored=replace(self._stored, close=_close_nothing),
+            index=self.index[rows.start : rows.stop],
+        )
 
     def close(self) -> None:
         """Release the file."""

@@ -12,6 +12,7 @@ import torch
 
 from jacli.errors import InputsError
 from jacli.inputs.source import StoredArray, choose_key, refuse_key
+from jacli.torch_archive import NoTorchSaveError, scan_torch_save
 
 
 def load_torch_zip(path: Path, key: str | None) -> StoredArray:
@@ -25,6 +26,15 @@ def load_legacy_pickle(path: Path, key: str | None) -> StoredArray:
 
 
 def _load(path: Path, key: str | None, *, mmap: bool) -> StoredArray:
+    with path.open("rb") as file:
+        try:
+            scan_torch_save(file, is_zip=mmap, checksums=False)
+        except NoTorchSaveError as error:
+            raise InputsError(
+                f"{path} is a pickle, but not one written by torch.save.",
+                why="Unpickling it would run code that the file brings.",
+                todo="Load it where it was made and save the tensor of inputs with torch.save.",
+            ) from error
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:

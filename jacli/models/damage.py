@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jacli import zip_archive
 from jacli.errors import JacliError, ModelError
 
 COPY_AGAIN = "Copy or download it again."
 
 
-def check_zip(path: Path) -> None:
-    """Compare every member of a zip archive with its checksum; torch itself does not.
+def check_zip(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The members of a zip archive, each compared with its checksum; torch itself does not.
 
     Costs one read of the file.
 
     Raises:
-        ModelError: A member is damaged, or a name occurs twice (readers would disagree on which counts).
+        ModelError: A member is damaged, or the table of contents is: two members of one name, of which
+            readers would disagree which counts; sizes that are not true.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            bad = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
-        raise ModelError(
-            f"{path} is damaged.", why=f"Its zip archive is corrupt: {last_line(error)}", todo=COPY_AGAIN
-        ) from error
-    if bad is not None:
-        why = f"The checksum of its member {bad} does not hold."
-        raise ModelError(f"{path} is damaged.", why=why, todo=COPY_AGAIN)
-    if len(set(names)) < len(names):
-        raise ModelError(
-            f"{path} is damaged.", why="Its zip archive holds two members of one name.", todo=COPY_AGAIN
-        )
+        with path.open("rb") as file:
+            return zip_archive.check_zip(file)
+    except zip_archive.ArchiveError as error:
+        raise ModelError(f"{path} is damaged.", why=str(error), todo=COPY_AGAIN) from error
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +10,16 @@ import torch
 
 from jacli.content import Content, recognise_content
 from jacli.errors import ModelError
-from jacli.models.damage import check_zip, last_line, reading
+from jacli.models.damage import COPY_AGAIN, last_line, reading
 from jacli.models.describe import describe_weights
 from jacli.models.fit import load_weights
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
-from jacli.models.pickle_scan import Made, PickleScan, scan_pickle
 from jacli.models.stand_ins import Inert, load_with_stand_ins, stand_in
 from jacli.models.weights import Selection, select_weights
+from jacli.pickle_scan import Made, PickleScan
+from jacli.torch_archive import NoTorchSaveError, scan_torch_save
 
 _KIND = "torch.save file"
-_MAGIC = 0x1950A86A20F9469CFC6C  # first of the four pickles of a file written before PyTorch 1.6
 _RAN = "ran the code of the file's pickle (--allow-pickle)"
 _TODO = "Save only its state_dict(), or, if you trust the file, add --allow-pickle: it runs the file's code."
 _DATA = ("torch._utils._rebuild", "torch._tensor.", "collections.", "torch.storage.")
@@ -90,7 +88,7 @@ def _read_safely(path: Path) -> Any:
     except Exception as error:
         if _is_truncation(error):
             why = f"It is truncated or incomplete: {last_line(error)}"
-            raise ModelError(f"{path} is damaged.", why=why, todo="Copy or download it again.") from error
+            raise ModelError(f"{path} is damaged.", why=why, todo=COPY_AGAIN) from error
         raise _NeedsItsCode(
             f"{path} cannot be loaded without running its code.",
             why=last_line(error),
@@ -113,25 +111,17 @@ def _is_truncation(error: Exception) -> bool:
 
 def _scan(path: Path) -> PickleScan:
     """Follow the pickle that holds the object; check the file on the way."""
-    if recognise_content(path) is Content.TORCH_ZIP:
-        check_zip(path)
-        with reading(path, _KIND), zipfile.ZipFile(path) as archive:
-            name = min((n for n in archive.namelist() if n.endswith("/data.pkl")), key=len)
-            return scan_pickle(io.BytesIO(archive.read(name)))
-    with path.open("rb") as file:
-        try:
-            if scan_pickle(file).root != _MAGIC:
-                raise ModelError(
-                    f"{path} is a pickle, but not one written by torch.save.",
-                    why="Unpickling it would run code that the file brings.",
-                    todo="Load it where it was made and save it with torch.save(model.state_dict(), ...).",
-                )
-            for _ in ("protocol version", "system information"):
-                scan_pickle(file)
-            return scan_pickle(file)
-        except ValueError as error:
-            why = f"It is a {Content.LEGACY_PICKLE} that is truncated or incomplete: {last_line(error)}"
-            raise ModelError(f"{path} is damaged.", why=why, todo="Copy or download it again.") from error
+    try:
+        with path.open("rb") as file:
+            return scan_torch_save(file, is_zip=recognise_content(path) is Content.TORCH_ZIP)
+    except NoTorchSaveError as error:
+        raise ModelError(
+            f"{path} is a pickle, but not one written by torch.save.",
+            why="Unpickling it would run code that the file brings.",
+            todo="Load it where it was made and save it with torch.save(model.state_dict(), ...).",
+        ) from error
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged.", why=str(error), todo=COPY_AGAIN) from error
 
 
 def _read_running_its_code(path: Path) -> Any:

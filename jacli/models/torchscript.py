@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from jacli.models.damage import check_zip, reading
+from jacli.errors import ModelError
+from jacli.models.damage import COPY_AGAIN, reading
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
+from jacli.torch_archive import check_torchscript
+from jacli.zip_archive import ArchiveError
 
 _KIND = "TorchScript archive"
+_TOUCHES_FILES = re.compile(r"\b(torch|ops\.\w+)\s*\.\s*(save|from_file|load_tensor)\s*\(")
+_BRACKETS = re.compile(r"[()\[\]{}]")
+_UNARY = re.compile(r"(?:(?:[-~+]|\bnot\b)\s*){200}")
+_NESTING = 200
 
 
 def load_torchscript(path: Path, request: ModelRequest) -> LoadedModel:
@@ -40,8 +49,38 @@ def describe_torchscript(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
-    check_zip(path)
+    try:
+        with path.open("rb") as file:
+            members = check_torchscript(file)
+            with zipfile.ZipFile(file) as archive:
+                for name in members:
+                    if "/code/" in name and name.endswith(".py"):
+                        _check_code(path, archive.read(name).decode("utf-8", "replace"))
+    except ArchiveError as error:
+        raise ModelError(f"{path} is damaged.", why=str(error), todo=COPY_AGAIN) from error
     with reading(path, _KIND), warnings.catch_warnings():
         # Loading TorchScript is what this module is for; its deprecation is no news to the user.
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
         return torch.jit.load(str(path), map_location="cpu")
+
+
+def _check_code(path: Path, code: str) -> None:
+    """Refuse operators that touch files, and nesting that would overflow the stack of torch's parser."""
+    found = _TOUCHES_FILES.search(code)
+    if found:
+        raise ModelError(
+            f"{path} reads or writes files.",
+            why=f"Its code calls {found[0].strip()}, which no network needs.",
+            todo="Look at what it does before you run it; jacli does not.",
+        )
+    depth = deepest = 0
+    for bracket in _BRACKETS.findall(code):
+        depth += 1 if bracket in "([{" else -1
+        deepest = max(deepest, depth)
+    indent = max((len(line) - len(line.lstrip(" ")) for line in code.splitlines()), default=0)
+    if max(deepest, indent // 2) > _NESTING or _UNARY.search(code):
+        raise ModelError(
+            f"{path} is damaged.",
+            why=f"Its code is nested more than {_NESTING} levels deep.",
+            todo=COPY_AGAIN,
+        )

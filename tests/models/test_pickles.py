@@ -23,7 +23,7 @@ from torch import nn
 
 from jacli.errors import ModelError
 from jacli.models import load_model
-from jacli.models.pickle_scan import Made, scan_pickle
+from jacli.pickle_scan import Made, scan_pickle
 
 from .networks import Net, saved, write_arch
 

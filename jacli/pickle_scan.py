@@ -9,8 +9,17 @@ from __future__ import annotations
 
 import _compat_pickle
 import pickletools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, cast
+
+STORAGE_BYTES = {
+    "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2,
+    "LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1,
+    "BoolStorage": 1, "ComplexDoubleStorage": 16, "ComplexFloatStorage": 8, "UntypedStorage": 1,
+    "QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1, "QUInt2x4Storage": 1,
+}  # fmt: skip
+"""Bytes an element of torch's storages, by the class that a pickle names."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +44,19 @@ class PickleScan:
         globals: Every class and function named, as ``module.name``, Python 2 names translated.
         dict_like: Those whose instances have items set, like a dict.
         list_like: Those whose instances are appended to, like a list.
+        storages: Bytes that each storage of numbers is said to have, by its key.
         root: The object pickled: ``Global``, ``Made``, a string, a number, a tuple, or None for the rest.
     """
 
     globals: set[str] = field(default_factory=set)
     dict_like: set[str] = field(default_factory=set)
     list_like: set[str] = field(default_factory=set)
+    storages: dict[str, int] = field(default_factory=dict)
     root: object = None
 
 
 _MARK = object()
+_SMALL = 2**16
 
 
 def scan_pickle(file: IO[bytes]) -> PickleScan:
@@ -55,11 +67,48 @@ def scan_pickle(file: IO[bytes]) -> PickleScan:
     """
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(file):
+        for opcode, argument, _ in pickletools.genops(cast(IO[bytes], _Bounded(file))):
             machine.step(opcode, argument)
     except (IndexError, KeyError, AttributeError, UnicodeError) as error:
         raise ValueError(f"malformed pickle: {error}") from error
     return machine.scan
+
+
+def lying_storage(scan: PickleScan, records: Mapping[str, int]) -> str | None:
+    """A storage that is said to be larger than its record, as a sentence; None where all are honest.
+
+    torch believes the pickle and would read memory beyond the record's end.
+
+    Args:
+        scan: Of the pickle.
+        records: Key -> bytes that are there.
+    """
+    for key, size in scan.storages.items():
+        there = records.get(key, 0)
+        if size > there:
+            return f"Its record {key} is said to have {size:,} bytes, and has {there:,}: it is truncated."
+    return None
+
+
+class _Bounded:
+    """A file of which no more is asked than it has: a length in a pickle may say terabytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        at = file.tell()
+        self._end = file.seek(0, 2)
+        file.seek(at)
+
+    def read(self, size: int) -> bytes:
+        if size > _SMALL:
+            size = min(size, self._end - self._file.tell())
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        return self._file.readline()
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 class _Machine:
@@ -78,7 +127,9 @@ class _Machine:
             stack.append(self._named(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
             attribute, module = stack.pop(), stack.pop()
-            stack.append(self._named(str(module), str(attribute)))
+            if not (isinstance(module, str) and isinstance(attribute, str)):
+                raise ValueError("malformed pickle: a class whose name is no text")
+            stack.append(self._named(module, attribute))
         elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
             self.memo[int(argument)] = stack[-1]
         elif name == "MEMOIZE":
@@ -100,6 +151,8 @@ class _Machine:
         elif name == "BINPERSID":
             # Before PyTorch 1.6 a module's class was a "persistent id": ("module", class, file, source).
             pid = stack.pop()
+            if isinstance(pid, tuple) and pid[:1] == ("storage",):
+                self._note_storage(pid)
             stack.append(pid[1] if isinstance(pid, tuple) and pid[:1] == ("module",) else None)
         elif name == "STOP":
             self.scan.root = stack.pop()
@@ -119,6 +172,14 @@ class _Machine:
             self.stack.append(argument if isinstance(argument, (str, int)) else None)
         else:
             self.stack.extend(kept[:1] * after)
+
+    def _note_storage(self, pid: tuple[Any, ...]) -> None:
+        """("storage", class, key, device, number of elements, ...)."""
+        _, kind, key, _, count = pid[:5] if len(pid) >= 5 else (None,) * 5
+        itemsize = STORAGE_BYTES.get(kind.name.rpartition(".")[2]) if isinstance(kind, Global) else None
+        if itemsize is None or not isinstance(key, (str, int)) or not isinstance(count, int) or count < 0:
+            raise ValueError("malformed pickle: a storage without class, key or size")
+        self.scan.storages[str(key)] = max(count * itemsize, self.scan.storages.get(str(key), 0))
 
     def _named(self, module: str, name: str) -> Global:
         # As torch's unpickler and pickle itself do, so that the names agree.

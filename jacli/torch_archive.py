@@ -1,0 +1,105 @@
+"""Files of torch.save, examined before torch reads them: no pickle is run, nothing is allocated."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable, Mapping
+from typing import IO
+
+from jacli.pickle_scan import PickleScan, lying_storage, scan_pickle
+from jacli.zip_archive import ArchiveError, check_zip
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # first of the four pickles of a file written before PyTorch 1.6
+
+
+class NoTorchSaveError(ValueError):
+    """A pickle, but not one that torch.save wrote."""
+
+
+def scan_torch_save(file: IO[bytes], *, is_zip: bool, checksums: bool = True) -> PickleScan:
+    """Follow the pickle that holds the object, and compare the sizes it names with what is there.
+
+    Args:
+        file: Seekable.
+        is_zip: An archive; else a pickle of the time before PyTorch 1.6.
+        checksums: Of an archive's members, which costs one read of the file.
+
+    Raises:
+        NoTorchSaveError: It is a pickle of another program.
+        ValueError: It is damaged or made to mislead its reader; a sentence says how.
+    """
+    return _scan_zip(file, checksums) if is_zip else _scan_legacy(file)
+
+
+def _scan_zip(file: IO[bytes], checksums: bool) -> PickleScan:
+    members = check_zip(file, checksums=checksums)
+    _check_one_root(members)
+    names = [name for name in members if name.endswith("/data.pkl")]
+    if not names:
+        raise ArchiveError("Its zip archive has no pickle data.pkl.")
+    return _scan_member(file, members, min(names, key=len))
+
+
+def check_torchscript(file: IO[bytes]) -> dict[str, zipfile.ZipInfo]:
+    """The members of a TorchScript archive, once its pickles are found to say true sizes.
+
+    Raises:
+        ArchiveError: It is damaged or made to mislead its reader; a sentence says how.
+    """
+    members = check_zip(file)
+    _check_one_root(members)
+    for name in members:
+        if name.endswith(".pkl") and name.count("/") == 1:
+            _scan_member(file, members, name)
+    return members
+
+
+def _check_one_root(members: Iterable[str]) -> None:
+    """All members lie in one folder: torch takes the first member's, whatever others hold."""
+    roots = {name.partition("/")[0] for name in members}
+    if len(roots) > 1:
+        raise ArchiveError(f"Its members lie in {len(roots)} folders, and torch writes one.")
+
+
+def _scan_member(file: IO[bytes], members: Mapping[str, zipfile.ZipInfo], name: str) -> PickleScan:
+    """Follow one pickle, ``FOLDER/NAME.pkl``, whose storages are the members of ``FOLDER/NAME/``."""
+    records = name.removesuffix(".pkl") + "/"
+    there = {
+        member.removeprefix(records): info.file_size
+        for member, info in members.items()
+        # torch maps a stored record into memory and would take a deflated one as it lies there.
+        if member.startswith(records) and info.compress_type == zipfile.ZIP_STORED
+    }
+    try:
+        with zipfile.ZipFile(file) as archive:
+            scan = scan_pickle(io.BytesIO(archive.read(name)))
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ArchiveError(f"Its pickle {name} is damaged: {error}.") from error
+    problem = lying_storage(scan, there)
+    if problem is not None:
+        raise ArchiveError(problem)
+    return scan
+
+
+def _scan_legacy(file: IO[bytes]) -> PickleScan:
+    size = file.seek(0, 2)
+    file.seek(0)
+    try:
+        if scan_pickle(file).root != _MAGIC:
+            raise NoTorchSaveError
+        for _ in ("protocol version", "system information"):
+            scan_pickle(file)
+        scan = scan_pickle(file)
+    except NoTorchSaveError:
+        raise
+    except ValueError as error:
+        raise ValueError(
+            f"It is a pickle (torch.save before PyTorch 1.6) that is truncated or incomplete: {error}"
+        ) from error
+    declared = sum(scan.storages.values())
+    if declared > size:
+        raise ValueError(
+            f"It is said to hold {declared:,} bytes of numbers, and has {size:,}: it is truncated."
+        )
+    return scan
