@@ -1,0 +1,97 @@
+"""What a finished shard's file says of itself, before it is merged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from jacli.errors import ResultsError
+from jacli.store.reader import open_results
+from jacli.store.schema import DatasetLayout
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """What a finished shard's file says of itself; nothing large is held.
+
+    Attributes:
+        path: As it was given.
+        attributes: Root attributes as Python values.
+        layouts: Name -> how that dataset lies in the shard.
+        sample_index: ``(b,)`` positions in the inputs.
+        done: How many of its samples are done.
+        complete: Whether its run ended.
+        size: Bytes.
+        modified: Time of its last change, in nanoseconds since 1970.
+    """
+
+    path: Path
+    attributes: Mapping[str, object]
+    layouts: Mapping[str, DatasetLayout]
+    sample_index: np.ndarray
+    done: int
+    complete: bool
+    size: int
+    modified: int
+
+    @property
+    def samples(self) -> int:
+        """In this file."""
+        return len(self.sample_index)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def read_shard(path: Path) -> ShardFile:
+    """Look into a shard.
+
+    Raises:
+        ResultsError: It is no result file.
+    """
+    status = path.stat()
+    with open_results(path) as results:
+        layouts = {name: _layout_of(dataset) for name, dataset in results.datasets.items()}
+        return ShardFile(
+            path=path,
+            attributes=dict(results.attrs),
+            layouts=layouts,
+            sample_index=np.asarray(results["sample_index"]),
+            done=int(np.count_nonzero(results["done"])),
+            complete=results.complete,
+            size=status.st_size,
+            modified=status.st_mtime_ns,
+        )
+
+
+def _layout_of(dataset: h5py.Dataset) -> DatasetLayout:
+    return DatasetLayout(
+        shape=dataset.shape,
+        dtype=dataset.dtype,
+        dims=tuple(axis.label for axis in dataset.dims),
+        long_name=str(dataset.attrs.get("long_name", "")),
+        units=str(dataset.attrs.get("units", "")),
+        chunks=dataset.chunks,
+    )
+
+
+def count_samples(path: Path) -> int:
+    """Samples of a finished result; a fifth of the time that `open_results` takes, for a thousand of them.
+
+    Raises:
+        ResultsError: It is no result file.
+    """
+    try:
+        file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY)
+        try:
+            (samples,) = h5py.h5d.open(file, b"done").shape
+        finally:
+            file.close()
+    except (OSError, KeyError, ValueError) as error:
+        raise ResultsError(f"{path} cannot be read.", why=f"{str(error).splitlines()[-1]}.") from error
+    return int(samples)
