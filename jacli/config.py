@@ -14,6 +14,7 @@ from typing import Any
 from jacli.errors import JacliError, UsageError
 from jacli.option_values import (
     Classes,
+    Shard,
     joined,
     one_of,
     parse_assignments,
@@ -22,6 +23,7 @@ from jacli.option_values import (
     parse_flag,
     parse_fraction,
     parse_seconds,
+    parse_shard,
     parse_singular_values,
     parse_size,
     parse_text,
@@ -38,7 +40,8 @@ class RunConfig:
 
     Attributes are named as the options.  ``batch_size`` and ``chunk_size`` of ``None`` mean
     ``auto``; ``singular_values`` is ``"auto"``, ``"all"``, ``"none"`` or a number K; ``memory`` is in
-    bytes, a safe share of what is free if None; ``tolerance`` of None follows the dtype.
+    bytes, a safe share of what is free if None; ``tolerance`` of None follows the dtype; ``shard`` is
+    ``"auto"`` until the environment has been asked.
 
     ``repeated_plan`` is no option: the plan of the result file that ``--config RESULT.h5`` repeats, whose
     choice is then taken over and not measured again.
@@ -73,7 +76,9 @@ class RunConfig:
     singular_values: str | int = "auto"
     verify: int = 1
     tolerance: float | None = None
+    resume: bool = True
     overwrite: bool = False
+    shard: Shard | str | None = None
     seed: int = 0
     quiet: bool = False
     json: bool = False
@@ -87,13 +92,14 @@ class RunConfig:
         values = asdict(self)
         del values["repeated_plan"]
         values["classes"] = str(self.classes)
+        values["shard"] = None if self.shard is None else str(self.shard)
         return values
 
 
 COMMAND_LINE_ONLY = ("quiet", "json", "log_every", "debug", "dry_run")
 """Options about what the command prints; `jacli.compute` prints nothing."""
 
-NOT_REPEATED = ("out", "overwrite", *COMMAND_LINE_ONLY, "allow_pickle")
+NOT_REPEATED = ("out", "resume", "overwrite", *COMMAND_LINE_ONLY, "allow_pickle")
 """Options that ``--config RESULT.h5`` does not take over: they say where and how loudly, not what, or
 would run code because a file says so."""
 
@@ -238,7 +244,9 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "singular_values": parse_singular_values,
     "verify": whole(0),
     "tolerance": parse_fraction,
+    "resume": parse_flag,
     "overwrite": parse_flag,
+    "shard": parse_shard,
     "seed": whole(0),
     "quiet": parse_flag,
     "json": parse_flag,

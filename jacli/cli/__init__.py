@@ -67,8 +67,8 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries; what a user must know, jacli says itself
-    signal.signal(signal.SIGTERM, _on_signal)
-    signal.signal(signal.SIGINT, _on_signal)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, _on_signal)
     code: int | str | None
     try:
         app()
@@ -101,15 +101,25 @@ def main() -> NoReturn:
 
 
 class _Stopped(BaseException):
-    """Unwinds the run, which removes its unfinished file; no ``except Exception`` on the way keeps it."""
+    """Unwinds the run, which saves what is finished; no ``except Exception`` on the way keeps it."""
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> NoReturn:
+    # What follows is saving: it is not to be stopped in turn, except by an impatient second Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, _at_once)
     raise _Stopped(signum)
 
 
+def _at_once(signum: int, frame: FrameType | None) -> NoReturn:
+    """As ``kill -9``, after which a run goes on all the same."""
+    os._exit(InterruptedRunError.exit_code)
+
+
 def _stop_error(stop: _Stopped) -> JacliError:
-    kept, again = "Nothing was kept of the unfinished run.", "Run the same command again."
+    kept = " ".join(getattr(stop, "__notes__", ())) or "Nothing had been finished."
+    again = "Run the same command again: it goes on." if hasattr(stop, "__notes__") else ""
     signum = stop.args[0]
     if signum == signal.SIGINT:
         return InterruptedRunError("Interrupted from the keyboard.", why=kept, todo=again)

@@ -42,7 +42,8 @@ from jacli.cli.options import (
 if TYPE_CHECKING:
     from jacli.config import RunConfig
     from jacli.errors import UnsoundResultsError
-    from jacli.run.compute import DryRun, Outcome, Recheck
+    from jacli.run.compute import Outcome, Recheck
+    from jacli.run.dry_run import DryRun
 
 
 def compute(
@@ -131,6 +132,23 @@ def compute(
             metavar="WHICH",
         ),
     ] = None,
+    resume: Annotated[
+        bool | None,
+        option(
+            "--resume/--no-resume",
+            panel=RUN,
+            help="Go on with an unfinished file of the same run; or remove it and start anew [go on].",
+        ),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        option(
+            "--shard",
+            panel=RUN,
+            help="Only this part of the samples, into a file of its own; auto: as Slurm or torchrun says.",
+            metavar="I/N|auto",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool | None, option("--overwrite", panel=RESULT, help="Replace a finished file.")
     ] = None,
@@ -169,7 +187,7 @@ def compute(
 
     settings = resolve_options(flags)
     if settings.dry_run:
-        from jacli.run.compute import dry_run as plan_run
+        from jacli.run.dry_run import dry_run as plan_run
 
         with redirect_stdout(sys.stderr):
             plan = plan_run(settings)
@@ -188,7 +206,8 @@ def _run(settings: RunConfig) -> None:
         redirect_stdout(sys.stderr),
         progress_reporter(quiet=settings.quiet, every=settings.log_every) as progress,
     ):
-        outcome = run_compute(settings, command=shlex.join(["jacli", *sys.argv[1:]]), progress=progress)
+        command = shlex.join(["jacli", *sys.argv[1:]])
+        outcome = run_compute(settings, command=command, progress=progress, waiting=_tell_waiting)
     if settings.json:
         import json
 
@@ -199,6 +218,10 @@ def _run(settings: RunConfig) -> None:
         raise _unsound(outcome)
 
 
+def _tell_waiting(what: str) -> None:
+    typer.echo(f"waiting: {what}", err=True)
+
+
 def _tell(outcome: Outcome, seconds: float) -> None:
     plan = outcome.chosen.plan
     for note in outcome.notes:
@@ -206,6 +229,8 @@ def _tell(outcome: Outcome, seconds: float) -> None:
     for name, why in outcome.chosen.passed_over.items():
         typer.echo(f"note: passed over {name}: {why}", err=True)
     shape = " x ".join(str(n) for n in outcome.shape)
+    if outcome.continued:
+        typer.echo(f"went on after {outcome.continued} samples that were done before", err=True)
     typer.echo(
         f"wrote {outcome.out}: {outcome.samples} samples, Jacobian {shape} a sample, "
         f"method {plan.method} ({plan.why}), {seconds:.1f} s",

@@ -40,28 +40,41 @@ def _bar() -> Iterator[Progress]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    started = time.monotonic()
+    rate = _Rate()
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None, rate="")
 
         def update(done: int, total: int) -> None:
-            rate = done / max(time.monotonic() - started, 1e-9)
-            bar.update(task, completed=done, total=total, rate=f"{rate:.3g} samples/s")
+            bar.update(task, completed=done, total=total, rate=f"{rate.at(done):.3g} samples/s")
 
         yield update
 
 
 def _lines(every: float) -> Progress:
-    started = last = time.monotonic()
+    last, rate = time.monotonic(), _Rate()
 
     def update(done: int, total: int) -> None:
         nonlocal last
-        now = time.monotonic()
-        if now - last < every:
+        now, per_second = time.monotonic(), rate.at(done)
+        if now - last < every or per_second == 0:
             return
         last = now
-        rate = done / (now - started)
-        left = (total - done) / rate
-        print(f"{done}/{total} samples, {rate:.3g} samples/s, {left:.0f} s left", file=sys.stderr, flush=True)
+        left = (total - done) / per_second
+        line = f"{done}/{total} samples, {per_second:.3g} samples/s, {left:.0f} s left"
+        print(line, file=sys.stderr, flush=True)
 
     return update
+
+
+class _Rate:
+    """Samples a second since the first report, which tells what was done before."""
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+        self._began = 0.0
+
+    def at(self, done: int) -> float:
+        """Now, with so many samples done; 0 at the first report."""
+        if self._first is None:
+            self._first, self._began = done, time.monotonic()
+        return (done - self._first) / max(time.monotonic() - self._began, 1e-9)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
 
@@ -27,6 +28,7 @@ class StoredArray:
         dtype: As read: native byte order; bfloat16, which NumPy lacks, as float32.
         read_slice: (start, stop) -> rows of the array, as anything that `numpy.asarray` takes.
         close: Releases the file.
+        file_bytes: Of the file, and of others that it draws from; None for the file alone.
     """
 
     key: str | None
@@ -34,6 +36,7 @@ class StoredArray:
     dtype: np.dtype
     read_slice: Callable[[int, int], np.ndarray]
     close: Callable[[], None] = _close_nothing
+    file_bytes: int | None = None
 
 
 class InputSource:
@@ -48,7 +51,15 @@ class InputSource:
         index: int64, positions of the chosen samples in the file.
     """
 
-    def __init__(self, *, path: str | None, format: str, stored: StoredArray, index: np.ndarray) -> None:
+    def __init__(
+        self,
+        *,
+        path: str | None,
+        format: str,
+        stored: StoredArray,
+        index: np.ndarray,
+        room: int | None = None,
+    ) -> None:
         self.path = path
         self.format = format
         self.key = stored.key
@@ -56,6 +67,7 @@ class InputSource:
         self.dtype = stored.dtype
         self.index = index
         self._stored = stored
+        self._room = room
 
     def __len__(self) -> int:
         return len(self.index)
@@ -67,6 +79,13 @@ class InputSource:
             InputsError: The file turns out to be damaged there.
         """
         positions = self.index[start:stop]
+        wanted = len(positions) * math.prod(self.shape) * self.dtype.itemsize
+        if self._room is not None and wanted > self._room:
+            raise InputsError(
+                f"{self.path} declares {wanted:,} bytes in {len(positions)} samples.",
+                why=f"Their shape is {self.shape}; the file, unpacked, may take {self._room:,} bytes.",
+                todo="Check where it came from; what is real can be saved as .npy.",
+            )
         rows = np.empty((len(positions), *self.shape), self.dtype)
         with reading(self.path or self.format, self.format):
             for first, last in _runs(positions):
@@ -75,12 +94,13 @@ class InputSource:
         return rows
 
     def part(self, rows: range) -> InputSource:
-        """Only these of the chosen samples; the file stays this source's to close."""
+        """Only these of the chosen samples, in place of this source: they share the open file."""
         return InputSource(
             path=self.path,
             format=self.format,
-            stored=replace(self._stored, close=_close_nothing),
+            stored=self._stored,
             index=self.index[rows.start : rows.stop],
+            room=self._room,
         )
 
     def close(self) -> None:

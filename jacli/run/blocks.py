@@ -15,6 +15,7 @@ from jacli.network import Linearized
 from jacli.plan import SINGULAR_VALUES_LIMIT, Plan
 from jacli.run.engine import ComputedBlock
 from jacli.run.factored_array import FactoredArray
+from jacli.run.host_copies import ArrivingArray, HostCopies
 from jacli.run.memory import MemoryLimit
 from jacli.run.prepare import Prepared
 from jacli.run.probed import padded
@@ -22,7 +23,7 @@ from jacli.run.statistics import statistics_of
 from jacli.run.task import Points, Task
 from jacli.store import ResultLayout
 
-StoredArray = np.ndarray | FactoredArray
+StoredArray = np.ndarray | FactoredArray | ArrivingArray
 
 
 class Run:
@@ -31,6 +32,7 @@ class Run:
     Attributes:
         inputs_sha256: Of the rows read so far.
         not_finite: Positions in INPUTS of the samples so far whose Jacobian or outputs are not finite.
+        memory: What may be held.
     """
 
     def __init__(self, config: RunConfig, prepared: Prepared) -> None:
@@ -38,6 +40,20 @@ class Run:
         self.prepared = prepared
         self.inputs_sha256 = hashlib.sha256()
         self.not_finite: list[int] = []
+        self.memory = MemoryLimit.of_run(config, prepared.device)
+        self._host = HostCopies(prepared.device)
+
+    def go_on(self, inputs_sha256: hashlib._Hash, not_finite: list[int]) -> None:
+        """Begin after the samples that an earlier process has done: what it knew of them."""
+        self.inputs_sha256 = inputs_sha256
+        self.not_finite = not_finite
+
+    def result_bytes(self, count: int, plan: Plan) -> int:
+        """Bytes of what waits to be written of so many samples: matrices, or their factors."""
+        shapes = self.prepared.shapes
+        if plan.factored:
+            return count * plan.factored.width * (shapes.n_in + shapes.n_selected) * shapes.itemsize
+        return count * shapes.sample_bytes if self.config.save == "full" else 0
 
     @property
     def jacobian_shape(self) -> tuple[int, ...]:
@@ -89,7 +105,7 @@ class Run:
             shapes=prepared.shapes,
             config=self.config,
             points=self._points,
-            memory=MemoryLimit.of_run(self.config, prepared.device),
+            memory=self.memory,
             keeps_dense=self.config.save == "full",
         )
 
@@ -155,15 +171,15 @@ class Run:
         input_shape = self.prepared.shapes.input_shape
         if self.config.save == "factors":
             assert isinstance(matrices, FactoredMap)  # the choice sees to it
-            left, right = matrices.left.cpu().numpy(), matrices.right.cpu().numpy()
+            left, right = matrices.left, matrices.right
             width = left.shape[2]
             return {
-                "factors/left": left.reshape(count, *output_shape, width),
-                "factors/right": right.reshape(count, width, *input_shape),
+                "factors/left": self._host.copy("left", left.reshape(count, *output_shape, width)),
+                "factors/right": self._host.copy("right", right.reshape(count, width, *input_shape)),
             }
         if self.config.save != "full":
             return {}
         if isinstance(matrices, FactoredMap):
             return {"jacobian": FactoredArray(matrices, input_shape, output_shape)}
         dense = matrices.dense().mT.reshape(count, *self.jacobian_shape)
-        return {"jacobian": dense.detach().cpu().numpy()}
+        return {"jacobian": self._host.copy("jacobian", dense)}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from time import monotonic
 
-from jacli.errors import JacliError, MethodError, OutOfMemoryError, UsageError
+from jacli.errors import JacliError, MethodError, OutOfMemoryError, OutputError, UsageError
 from jacli.methods import METHODS, load_method
 from jacli.network import CutNetwork, NotTraceableError
 from jacli.plan import FactoredPlan, Measured, Plan, check_batch_size, make_plan, with_counts
@@ -54,6 +54,7 @@ class Choice:
         kept: A plan and, for ``factored``, the cut network of an earlier run of the same task: taken over
             without measuring.
         timed: Measure even where there is nothing to choose: somebody wants to know the seconds.
+        continued: The plan to be repeated is that of the unfinished file: nothing else will do.
 
     Attributes:
         cut: The cut network, where one was made.
@@ -65,15 +66,22 @@ class Choice:
     Raises:
         MethodError: No method can serve the model.
         OutOfMemoryError: One sample with one vector a pass is too large.
+        OutputError: The plan of the unfinished file cannot be followed.
         UsageError: The batch size asked for is not possible.
     """
 
     def __init__(
-        self, task: Task, *, kept: tuple[Plan, CutNetwork | None] | None = None, timed: bool = False
+        self,
+        task: Task,
+        *,
+        kept: tuple[Plan, CutNetwork | None] | None = None,
+        timed: bool = False,
+        continued: bool = False,
     ) -> None:
         check_batch_size(task.shapes, task.config)
         self._task = task
         self._timed = timed
+        self._continued = continued
         self._refused = refusals(task.shapes.fixed_batch)
         require_served(task.config.method, self._refused)
         self._measured: list[Measured] = []
@@ -109,10 +117,18 @@ class Choice:
                 cuts = tuple((cut.name, cut.width) for cut in self.cut.cuts)
                 if cuts != tuple(zip(factored.cuts, factored.widths[1:-1], strict=True)):
                     raise ValueError("the network is cut elsewhere")
-            plan = self._plan(str(asked["method"]), "as in the run that is repeated", *sizes, factored)
+            why = str(asked["why"]) if self._continued else "as in the run that is repeated"
+            plan = self._plan(str(asked["method"]), why, *sizes, factored)
             measured = tuple(Measured(**tried) for tried in asked.get("measured", ()))
-            return [replace(plan, seconds=asked.get("seconds"), measured=measured)]
+            notes = tuple(map(str, asked.get("notes", ()))) if self._continued else ()
+            return [replace(plan, seconds=asked.get("seconds"), measured=measured, notes=notes)]
         except (KeyError, TypeError, ValueError, NotTraceableError) as failure:
+            if self._continued:
+                raise OutputError(
+                    "The plan of the unfinished run cannot be followed here.",
+                    why=f"{failure}.",
+                    todo="Go on where it began (the same versions), or start anew with --no-resume.",
+                ) from failure
             self.notes.append(f"the plan of the run that is repeated was not taken over: {failure}")
             return []
 

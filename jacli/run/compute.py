@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,16 @@ from jacli.network import exact_arithmetic
 from jacli.plan import Plan
 from jacli.run.blocks import Run
 from jacli.run.choose import Choice
-from jacli.run.config_file import resolve_options
+from jacli.run.config_file import resolve_options, result_path
 from jacli.run.engine import Chosen, Engine
 from jacli.run.memory import memory_errors
+from jacli.run.pipeline import Pipeline, WrittenBlock
 from jacli.run.prepare import prepare
 from jacli.run.provenance import provenance
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
-from jacli.store import ResultWriter, bytes_on_disk, check_place, check_room, free_bytes
-
-Progress = Callable[[int, int], None]
-"""Called with samples done and samples in all."""
+from jacli.run.report import ProgressCall, Report
+from jacli.run.resume import Unfinished
+from jacli.store import ResultWriter, RunLock, check_place, check_room, tidy
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Outcome:
     Attributes:
         out: The result file.
         samples: Number of samples in it.
+        continued: How many of them an earlier process had done.
         shape: Of one sample's Jacobian as stored, ``(*input, *output)``.
         chosen: Method and plan.
         not_finite: Positions in INPUTS of samples whose Jacobian or outputs are not finite.
@@ -66,6 +67,7 @@ class Outcome:
 
     out: Path
     samples: int
+    continued: int
     shape: tuple[int, ...]
     chosen: Chosen
     not_finite: tuple[int, ...]
@@ -78,47 +80,12 @@ class Outcome:
         return {
             "out": str(self.out),
             "samples": self.samples,
+            "continued": self.continued,
             "jacobian_shape": list(self.shape),
             "plan": self.chosen.to_dict(),
             "not_finite": list(self.not_finite),
             "overflowed": self.overflowed,
             "rechecked": asdict(self.rechecked),
-            "notes": list(self.notes),
-        }
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What a run would do: nothing was written, and only the first samples were tried.
-
-    Attributes:
-        shapes: Name to shape, in words.
-        plan: The fastest plan, with the seconds of the whole run and what was measured.
-        alternatives: Methods that come next should the first block refuse it, with the run's seconds.
-        disk: Dataset to bytes, uncompressed.
-        free: Bytes free where the file would go.
-        memory: Bytes that may be held.
-        notes: What the user must be told.
-    """
-
-    shapes: Mapping[str, Any]
-    plan: Plan
-    alternatives: tuple[tuple[str, float], ...]
-    disk: Mapping[str, int]
-    free: int
-    memory: int
-    notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return {
-            "shapes": dict(self.shapes),
-            "plan": self.plan.to_dict(),
-            "alternatives": dict(self.alternatives),
-            "bytes_on_disk": dict(self.disk),
-            "bytes_on_disk_total": sum(self.disk.values()),
-            "bytes_free": self.free,
-            "bytes_of_memory": self.memory,
             "notes": list(self.notes),
         }
 
@@ -147,60 +114,144 @@ def compute(model: str, inputs: str, out: str = "out.h5", **options: Any) -> Out
     return run_compute(config, command="jacli.compute(...)")
 
 
-def run_compute(config: RunConfig, *, command: str, progress: Progress = lambda done, total: None) -> Outcome:
-    """Run from checked options to the finished file.
+def run_compute(
+    config: RunConfig,
+    *,
+    command: str,
+    progress: ProgressCall = lambda done, total: None,
+    waiting: Callable[[str], None] = lambda what: None,
+) -> Outcome:
+    """Run from checked options to the finished file, or go on with the unfinished one of the same run.
+
+    Args:
+        config: The options.
+        command: As it was typed, for the file.
+        progress: Called with the samples that are in the file for good, and all; in another thread.
+        waiting: Called with what is waited for, where another host may still be writing.
 
     Raises:
         JacliError: See `compute`.
     """
     with exact_arithmetic(), ExitStack() as stack:
-        out = Path(config.out)
+        out = result_path(config)
         check_place(out, overwrite=config.overwrite)
+        stack.callback(RunLock(out, waiting).release)
+        tidy(out)
+        unfinished = Unfinished.of(out, config)
+        if unfinished is not None:
+            stack.enter_context(unfinished.writer)
         prepared = prepare(config)
         stack.enter_context(prepared.source)
-        run = Run(config, prepared)
-        task = run.task()
+        if unfinished is not None:
+            unfinished.check_model(prepared)
+            config = replace(config, repeated_plan=unfinished.plan)
+        report = Report(
+            out,
+            samples=prepared.shapes.n_samples,
+            done=unfinished.done if unfinished else 0,
+            command=command,
+            shard=None if config.shard is None else str(config.shard),
+            tell=progress,
+        )
+        stack.enter_context(report)
+        work = _Work(Run(config, prepared), out, command, unfinished, report)
+        return work.do(stack)
+
+
+class _Work:
+    """One run: its blocks, the file they go to, and what is told in the end."""
+
+    def __init__(
+        self, run: Run, out: Path, command: str, unfinished: Unfinished | None, report: Report
+    ) -> None:
+        self._run = run
+        self._out = out
+        self._command = command
+        self._report = report
+        self._unfinished = unfinished
+        self._writer = unfinished.writer if unfinished else None
         with memory_errors("trying the model on the first samples"):
-            choice = Choice(task)
-        engine = Engine(task, choice)
-        check_room(out, run.layout(choice.plans[0]))
-        total = prepared.shapes.n_samples
-        writer: ResultWriter | None = None
+            self._choice = Choice(run.task(), continued=unfinished is not None)
+        self._engine = self._engine_at_start()
+
+    def _engine_at_start(self) -> Engine:
+        """The engine, where the earlier process stopped, after a look whether what it left is right."""
+        run, choice, earlier = self._run, self._choice, self._unfinished
+        check_room(self._out, run.layout(choice.plans[0]))
+        if earlier is None:
+            return Engine(run.task(), choice)
+        earlier.writer.expect(run.layout(choice.plans[0]))
+        run.go_on(earlier.rows_hash(run.prepared), earlier.not_finite(run.prepared))
+        earlier.check_a_sample(run, choice.plans[0])
+        proven = earlier.chosen(choice) if earlier.done else None
+        return Engine(run.task(), choice, start=earlier.done, proven=proven)
+
+    def do(self, stack: ExitStack) -> Outcome:
+        """Compute what is missing, recheck, and give the file its name."""
+        run, engine = self._run, self._engine
+        pipeline: Pipeline | None = None
+        written_plan: Plan | None = None
         for block in engine.blocks():
             chosen = engine.chosen
             assert chosen is not None  # a block was computed
-            if writer is None:
-                attributes = provenance(config, prepared, chosen, command)
-                created = ResultWriter.create(
-                    out, run.layout(chosen.plan), attributes, overwrite=config.overwrite
-                )
-                writer = stack.enter_context(created)
-                if config.classes.kind == "indices":
-                    writer.write_static("class_index", np.array(config.classes.indices, dtype=np.int64))
+            if self._writer is None:
+                self._writer = stack.enter_context(self._created(chosen))
+                written_plan = chosen.plan
+            if pipeline is None:
+                self._write_classes(self._writer)
+                pipeline = stack.enter_context(Pipeline(self._writer, self._report.written))
             with memory_errors(f"storing samples {block.start} to {block.start + block.count - 1}"):
-                writer.write_block(block.start, run.arrays(block, chosen.plan))
-            progress(block.start + block.count, total)
-            del block  # or it would be held while the next one is computed
-        assert writer is not None and engine.chosen is not None  # there is a sample at least
-        rechecked = _recheck(run, writer, engine.chosen)
+                arrays = run.arrays(block, chosen.plan)
+            changed = {} if chosen.plan is written_plan else {"plan": chosen.to_dict()}
+            written_plan = chosen.plan
+            ready = WrittenBlock(block.start, arrays, run.inputs_sha256.hexdigest(), changed)
+            # Two blocks are held at once only where both fit.
+            alone = engine.held + run.result_bytes(block.count, chosen.plan) > run.memory.limit
+            del block, arrays  # or they would be held while the next one is computed
+            pipeline.put(ready, wait=alone)
+            del ready
+        if pipeline is not None:
+            pipeline.finish()
+        return self._finished()
+
+    def _created(self, chosen: Chosen) -> ResultWriter:
+        run = self._run
+        attributes = provenance(run.config, run.prepared, chosen, self._command)
+        return ResultWriter.create(
+            self._out, run.layout(chosen.plan), attributes, overwrite=run.config.overwrite
+        )
+
+    def _write_classes(self, writer: ResultWriter) -> None:
+        classes = self._run.config.classes
+        if classes.kind == "indices":
+            writer.write_static("class_index", np.array(classes.indices, dtype=np.int64))
+
+    def _finished(self) -> Outcome:
+        run, engine, writer, prepared = self._run, self._engine, self._writer, self._run.prepared
+        chosen = engine.chosen
+        assert writer is not None and chosen is not None  # there is a sample at least
+        rechecked = _recheck(run, writer, chosen)
+        told = [*prepared.notes, *self._choice.notes, *engine.notes]
+        notes = list(dict.fromkeys([*(self._unfinished.notes if self._unfinished else []), *told]))
         writer.set_attributes(
             {
                 "inputs_sha256": run.inputs_sha256.hexdigest(),
-                "plan": engine.chosen.to_dict(),
-                "notes": [*prepared.notes, *choice.notes, *engine.notes],
+                "plan": chosen.to_dict(),
+                "notes": notes,
                 "verified_dtype": rechecked.dtype,
             }
         )
         writer.finish()
         return Outcome(
-            out=out,
-            samples=total,
+            out=self._out,
+            samples=prepared.shapes.n_samples,
+            continued=self._unfinished.done if self._unfinished else 0,
             shape=run.jacobian_shape,
-            chosen=engine.chosen,
+            chosen=chosen,
             not_finite=tuple(run.not_finite),
             overflowed=writer.overflowed,
             rechecked=rechecked,
-            notes=(*prepared.notes, *choice.notes, *engine.notes, *run.notes(engine.chosen.plan)),
+            notes=(*notes, *run.notes(chosen.plan)),
         )
 
 
@@ -224,37 +275,3 @@ def _recheck(run: Run, writer: ResultWriter, chosen: Chosen) -> Recheck:
                 failed.append(position)
     worst = max(errors, default=None)
     return Recheck(len(rows), worst, tolerance_of(config), dtype, tuple(at_kinks), tuple(failed))
-
-
-def dry_run(config: RunConfig) -> DryRun:
-    """The plan of a run: shapes, method, passes, seconds, bytes.
-
-    Raises:
-        JacliError: As the run itself would, up to its first block.
-    """
-    with exact_arithmetic(), ExitStack() as stack:
-        check_place(Path(config.out), overwrite=config.overwrite)
-        prepared = prepare(config)
-        stack.enter_context(prepared.source)
-        run = Run(config, prepared)
-        task = run.task()
-        with memory_errors("trying the model on the first samples"):
-            choice = Choice(task, timed=True)
-        plan = choice.plans[0]
-        shapes = {
-            "samples": prepared.shapes.n_samples,
-            "input": list(prepared.shapes.input_shape),
-            "output": list(prepared.shapes.output_shape),
-            "jacobian_of_a_sample": list(run.jacobian_shape),
-        }
-        return DryRun(
-            shapes=shapes,
-            plan=plan,
-            alternatives=tuple(
-                (other.method, other.seconds) for other in choice.plans[1:] if other.seconds is not None
-            ),
-            disk=bytes_on_disk(run.layout(plan)),
-            free=free_bytes(Path(config.out)),
-            memory=task.memory.limit,
-            notes=(*prepared.notes, *choice.notes, *plan.notes, *run.notes(plan)),
-        )

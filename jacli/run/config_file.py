@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from jacli.cluster import shard_of_environment, shard_path
 from jacli.config import NOT_REPEATED, RunConfig, from_options
 from jacli.content import Content, recognise_content
 from jacli.errors import UsageError
+from jacli.option_values import Shard
 
 
 def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
@@ -24,11 +27,13 @@ def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
     given = {name: value for name, value in flags.items() if value is not None and name != "config"}
     path = Path(flags["config"]) if flags.get("config") else None
     config = from_options({**(read_options(path, given) if path else {}), **given})
+    if config.shard == "auto":
+        config = replace(config, shard=shard_of_environment(os.environ))
     if path and not set(given) & set(CHANGES_PLAN):
         config = replace(config, repeated_plan=_recorded_plan(path))
     read = [config.model, config.inputs, config.labels, path, (config.arch or "").partition(":")[0]]
     read += [value[1:] for value in config.arg.values() if isinstance(value, str) and value.startswith("@")]
-    out = Path(config.out)
+    out = result_path(config)
     for file in read:
         if file and out.exists() and Path(file).exists() and out.samefile(file):
             raise UsageError(
@@ -37,6 +42,12 @@ def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
                 todo="Give --out another name.",
             )
     return config
+
+
+def result_path(config: RunConfig) -> Path:
+    """The file that a run writes: OUT, or its shard's."""
+    out = Path(config.out)
+    return shard_path(out, config.shard) if isinstance(config.shard, Shard) else out
 
 
 CHANGES_PLAN = (

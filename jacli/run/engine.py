@@ -75,20 +75,32 @@ class Engine:
         task: What is to be computed.
         choice: Its plans.
         place: Memory that dense matrices are written into; a block has its own where it is None.
+        start: First sample; those before it are done.
+        proven: The method and plan they were done with, which is gone on with.
 
     Attributes:
         notes: What happened that the user must be told.
+        held: Most that was held beside results that are kept, in bytes, as far as it was looked at.
         chosen: The method and plan in force, once the first block is done.
         accepted: Those that the first block was computed with.
     """
 
-    def __init__(self, task: Task, choice: Choice, place: Place | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        choice: Choice,
+        place: Place | None = None,
+        *,
+        start: int = 0,
+        proven: Chosen | None = None,
+    ) -> None:
         self._task = task
         self._choice = choice
         self._place = place
+        self._start = start
         self.notes: list[str] = []
-        self.chosen: Chosen | None = None
-        self.accepted: Chosen | None = None
+        self.held = 0
+        self.chosen = self.accepted = proven
 
     def blocks(self) -> Iterator[ComputedBlock]:
         """All blocks, in order; what does not fit in memory is tried again in halves.
@@ -101,7 +113,7 @@ class Engine:
             OutOfMemoryError: One sample with one vector a pass does not fit.
         """
         n_samples = self._task.shapes.n_samples
-        start = number = 0
+        start, number = self._start, 0
         while start < n_samples:
             # What a block holds does not change from one to the next: it is looked at now and then.
             number += 1
@@ -111,9 +123,11 @@ class Engine:
             self._check_alone(block)
             block.linearization.close()
             start += block.count
+            beside = held[0] - self._placed(start)
+            self.held = max(self.held, beside)
             yield block
             del block
-            self._stay_within(held[0] - self._placed(start), start < n_samples)
+            self._stay_within(beside, start < n_samples)
 
     def _placed(self, count: int) -> int:
         """Bytes of the result of the first samples, where it is kept: it does not count as held."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jacli.cluster import local_rank, shard_rows
 from jacli.config import RunConfig
 from jacli.content import Content, recognise_content
 from jacli.errors import InputsError, UsageError
 from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs
 from jacli.models import LoadedModel, load_model
 from jacli.network import TensorNetwork
-from jacli.option_values import Classes
+from jacli.option_values import Classes, Shard
 from jacli.plan import Shapes
 from jacli.run.memory import memory_errors
 from jacli.run.probed import probed_network
@@ -39,6 +42,7 @@ class Prepared:
         shapes: Learnt by the probe.
         device: Where the run computes.
         dtype: Of the run's arithmetic.
+        arguments_sha256: Of the labels and of the arguments that have a row a sample; None without any.
         notes: What the user must be told.
     """
 
@@ -50,6 +54,7 @@ class Prepared:
     shapes: Shapes
     device: torch.device
     dtype: torch.dtype
+    arguments_sha256: str | None
     notes: tuple[str, ...]
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, Tensor, dict[str, Tensor]]:
@@ -72,9 +77,11 @@ def prepare(config: RunConfig) -> Prepared:
         ModelError: The model is unreadable or has no per-sample Jacobian.
         UsageError: Options that do not fit this model or these inputs.
     """
-    device = pick_device(config.device)
+    device = pick_device(config.device, local_rank(os.environ) if config.shard else 0)
     source = open_inputs(config.inputs, key=config.inputs_key, samples=config.samples, seed=config.seed)
     try:
+        if isinstance(config.shard, Shard):
+            source = source.part(shard_rows(config.shard, len(source)))
         with memory_errors("loading the model and running it on the first samples"):
             return _prepare(config, source, device)
     except BaseException:
@@ -120,7 +127,17 @@ def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Pr
         itemsize=dtype.itemsize,
     )
     notes = (*loaded.notes, *_probe_notes(probed))
-    return Prepared(loaded, network, source, extra, labels, shapes, device, dtype, notes)
+    arguments = _sha256_of_arguments(labels, extra)
+    return Prepared(loaded, network, source, extra, labels, shapes, device, dtype, arguments, notes)
+
+
+def _sha256_of_arguments(labels: np.ndarray | None, extra: Mapping[str, Tensor]) -> str | None:
+    if labels is None and not extra:
+        return None
+    found = hashlib.sha256(b"" if labels is None else labels.tobytes())
+    for name, rows in sorted(extra.items()):
+        found.update(name.encode() + rows.numpy().tobytes())
+    return found.hexdigest()
 
 
 def _probe_notes(probed: Probed) -> Iterator[str]:
@@ -130,14 +147,20 @@ def _probe_notes(probed: Probed) -> Iterator[str]:
         yield f"the model runs in batches of {probed.fixed_batch}, not of any size: the last block is padded"
 
 
-def pick_device(asked: str) -> torch.device:
+def pick_device(asked: str, rank: int = 0) -> torch.device:
     """``auto`` is the GPU where there is one.
+
+    Args:
+        asked: ``--device``.
+        rank: Which of the node's processes this is: where they see several GPUs, each takes its own.
 
     Raises:
         UsageError: A GPU was asked for that is not there.
     """
     if asked == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", rank % torch.cuda.device_count())
     device = torch.device(asked)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(

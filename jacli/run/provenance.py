@@ -37,6 +37,8 @@ def provenance(config: RunConfig, prepared: Prepared, chosen: Chosen, command: s
         "model_format": loaded.format,
         "arch": loaded.arch,
         "arch_sha256": loaded.arch_sha256,
+        "arguments_sha256": prepared.arguments_sha256,
+        "shard": None if config.shard is None else str(config.shard),
         "inputs_path": source.path or config.inputs,
         "torch_version": torch.__version__,
         "device": str(prepared.device),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jacli.store.lock import Holder, RunLock, read_holder
 from jacli.store.place import check_place, check_room, free_bytes, part_path, remove_part, tidy
-from jacli.store.progress import Progress, progress_path, read_progress, write_progress
+from jacli.store.progress import Progress, progress_path, read_progress, remove_progress, write_progress
 from jacli.store.reader import Results, describe_results, open_results
 from jacli.store.schema import SCHEMA, ResultLayout, bytes_on_disk, dimension_names
 from jacli.store.writer import BlockGivenUp, ResultWriter
@@ -30,6 +30,7 @@ __all__ = [
     "read_holder",
     "read_progress",
     "remove_part",
+    "remove_progress",
     "tidy",
     "write_progress",
 ]

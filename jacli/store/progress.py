@@ -79,6 +79,12 @@ def write_progress(out: Path, progress: Progress) -> None:
             new.unlink(missing_ok=True)
 
 
+def remove_progress(out: Path) -> None:
+    """The run is complete, or nothing of it was kept."""
+    with contextlib.suppress(OSError):
+        progress_path(out).unlink(missing_ok=True)
+
+
 def read_progress(out: Path) -> Progress | None:
     """What the run that writes ``out`` last said; None where there is nothing to be understood."""
     try:

@@ -1,0 +1,71 @@
+"""Large arrays on their way from the device to the host, while the device goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ArrivingArray:
+    """An array that a GPU is still sending: whoever takes a piece of it waits.
+
+    Args:
+        values: Pinned memory that it arrives in.
+        arrived: Happens when it is all there.
+    """
+
+    def __init__(self, values: Tensor, arrived: torch.cuda.Event) -> None:
+        self._values: np.ndarray = values.numpy()
+        self._arrived = arrived
+        self.shape: tuple[int, ...] = self._values.shape
+        self.dtype: np.dtype = self._values.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, piece: Any) -> np.ndarray:
+        self._arrived.synchronize()
+        values: np.ndarray = self._values[piece]
+        return values
+
+
+class HostCopies:
+    """Copies from a GPU on a stream of their own, into pinned memory; on a CPU the tensors themselves.
+
+    Each name has two buffers in turn: a copy may be read until the one after the next is begun.
+
+    Args:
+        device: Where the tensors are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._buffers: dict[str, list[Tensor]] = {}
+
+    def copy(self, name: str, tensor: Tensor) -> np.ndarray | ArrivingArray:
+        """``tensor`` on the host, in the order of its axes on a GPU and with any strides on a CPU."""
+        tensor = tensor.detach()
+        if self._stream is None:
+            values: np.ndarray = tensor.cpu().numpy()
+            return values
+        tensor = tensor.contiguous()  # the class axis becomes the last one where memory is fastest
+        buffer = self._buffer(name, tensor)
+        self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
+        with torch.cuda.stream(self._stream):
+            buffer.copy_(tensor, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record(self._stream)
+        tensor.record_stream(self._stream)
+        return ArrivingArray(buffer, arrived)
+
+    def _buffer(self, name: str, tensor: Tensor) -> Tensor:
+        """Pinned memory for ``tensor``: the older of the two of that name."""
+        pair = self._buffers.setdefault(name, [])
+        held = pair.pop(0) if len(pair) == 2 else None
+        if held is None or held.numel() < tensor.numel() or held.dtype != tensor.dtype:
+            held = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=True)
+        pair.append(held)
+        return held[: tensor.numel()].view(tensor.shape)

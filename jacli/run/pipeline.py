@@ -1,0 +1,163 @@
+"""A thread that writes a block while the next one is computed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from jacli.store import BlockGivenUp, ResultWriter
+
+PATIENCE = 3.0
+"""Seconds that a run which is stopped waits for the block being written; then that is given up."""
+
+
+@dataclass(frozen=True)
+class WrittenBlock:
+    """A block for the file.
+
+    Attributes:
+        start: First sample.
+        arrays: Name -> rows, as `ResultWriter.write_block` takes them.
+        inputs_sha256: Of the rows up to its last.
+        attributes: Root attributes that changed with it.
+    """
+
+    start: int
+    arrays: Mapping[str, Any]
+    inputs_sha256: str
+    attributes: Mapping[str, object] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Writes blocks in a thread of its own, one at a time; whoever brings the next one waits for it.
+
+    So two blocks are held at most, and a slow disk slows the computation instead of filling the memory.
+    The thread commits when it has nothing else to do, or when that takes little of its time.  On CPUs it
+    uses one of the cores: products of factors are multiplied out here.
+
+    As a context manager: an exception ends it after the block being written, which is given up if that
+    takes longer than `PATIENCE`.
+
+    Args:
+        writer: The file; nobody else may use it until `finish`.
+        written: Called in the thread with the number of samples that are in the file for good.
+    """
+
+    def __init__(self, writer: ResultWriter, written: Callable[[int], None]) -> None:
+        self._writer = writer
+        self._written = written
+        self._condition = threading.Condition()
+        self._block: WrittenBlock | None = None
+        self._error: BaseException | None = None
+        self._wanted = False  # somebody waits to bring the next block
+        self._ending = False
+        self._deadline = float("inf")
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._thread.start()
+
+    def put(self, block: WrittenBlock, *, wait: bool = False) -> None:
+        """Have a block written, after the one before it; with ``wait``, return when it is.
+
+        Raises:
+            JacliError: As the writer did, of this block or an earlier one.
+        """
+        with self._condition:
+            self._wait()
+            self._block = block
+            self._condition.notify_all()
+        del block
+        if wait:
+            with self._condition:
+                self._wait()
+
+    def _wait(self) -> None:
+        self._wanted = True
+        try:
+            self._condition.wait_for(lambda: self._block is None)
+        finally:
+            self._wanted = False
+        if self._error is not None:
+            raise self._error
+
+    def finish(self) -> None:
+        """Wait until everything is written; the writer is then free again.
+
+        Raises:
+            JacliError: As the writer did.
+        """
+        self._end()
+        if self._error is not None:
+            raise self._error
+
+    def _end(self) -> None:
+        with self._condition:
+            self._ending = True
+            self._condition.notify_all()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with torch.inference_mode(), _one_thread():
+            while True:
+                with self._condition:
+                    self._condition.wait_for(lambda: self._block is not None or self._ending)
+                    block = self._block
+                try:
+                    if block is None:
+                        self._commit()
+                        return
+                    self._write(block)
+                except BaseException as error:
+                    self._error = error
+                del block
+                with self._condition:
+                    self._block = None
+                    self._condition.notify_all()
+                if self._error is not None:
+                    return
+
+    def _write(self, block: WrittenBlock) -> None:
+        writer = self._writer
+        writer.set_attributes(block.attributes)
+        writer.write_block(
+            block.start,
+            block.arrays,
+            inputs_sha256=block.inputs_sha256,
+            given_up=lambda: time.monotonic() > self._deadline,
+        )
+        if not self._wanted or writer.commit_is_due:
+            self._commit()
+
+    def _commit(self) -> None:
+        self._writer.commit()
+        self._written(self._writer.committed)
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread.is_alive():
+            self._deadline = time.monotonic() + PATIENCE
+            self._end()
+        if error is not None and self._error is not None and self._error is not error:
+            if isinstance(self._error, BlockGivenUp):
+                return
+            raise self._error from error
+
+
+class _one_thread:
+    """torch in this thread on one core, and in the others as before."""
+
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_num_threads(self._before)

@@ -1,0 +1,88 @@
+"""What a run tells while it is under way: to its caller, and in the small file beside ``OUT.part``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from jacli.errors import JacliError
+from jacli.store import Progress, part_path, remove_progress, write_progress
+
+ProgressCall = Callable[[int, int], None]
+"""Called with samples done and samples in all."""
+
+_EVERY = 0.5
+"""Seconds between two writings of the file."""
+
+
+class Report:
+    """The progress of one run, from its first block to its end.
+
+    As a context manager: an exception is told in the file, and what was kept is noted on the exception
+    (its ``__notes__``), for whoever tells the user.
+
+    Args:
+        out: The result file.
+        samples: In all.
+        done: Done by an earlier process.
+        command: As it was typed.
+        shard: ``I/N``, or None.
+        tell: Called with samples done and in all.
+    """
+
+    def __init__(
+        self, out: Path, *, samples: int, done: int, command: str, shard: str | None, tell: ProgressCall
+    ) -> None:
+        self._out = out
+        self._samples = samples
+        self._before = self._done = done
+        self._command = tuple(shlex.split(command)) if command.startswith("jacli ") else ()
+        self._shard = shard
+        self._tell = tell
+        self._started = time.time()
+        self._last = 0.0
+
+    def written(self, done: int) -> None:
+        """So many samples are in the file for good."""
+        self._done = done
+        self._tell(done, self._samples)
+        if time.monotonic() - self._last >= _EVERY:
+            self._last = time.monotonic()
+            self._write("running")
+
+    def _write(self, state: str, reason: str = "") -> None:
+        progress = Progress(
+            state=state,
+            samples=self._samples,
+            done=self._done,
+            done_before=self._before,
+            started=self._started,
+            command=self._command,
+            folder=os.getcwd(),
+            shard=self._shard,
+            reason=reason,
+        )
+        write_progress(self._out, progress)
+
+    def __enter__(self) -> Report:
+        self._tell(self._before, self._samples)
+        self._write("running")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        part = part_path(self._out)
+        if not part.exists():
+            remove_progress(self._out)
+        elif isinstance(error, Exception):
+            what = error.what if isinstance(error, JacliError) else f"{type(error).__name__}: {error}"
+            self._write("failed", what)
+        elif error is not None:
+            self._write("stopped", "by a signal or from the keyboard")
+        if error is not None and part.exists():
+            error.add_note(f"{self._done} of {self._samples} samples are finished and kept in {part}.")

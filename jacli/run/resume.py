@@ -1,0 +1,198 @@
+"""An unfinished file of an earlier process: is it of the same run, and is it right?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jacli.config import NOT_REPEATED, RunConfig
+from jacli.errors import OutputError
+from jacli.methods import load_method
+from jacli.plan import Plan
+from jacli.run.blocks import Run
+from jacli.run.choose import Choice
+from jacli.run.engine import Chosen
+from jacli.run.memory import memory_errors
+from jacli.run.prepare import Prepared
+from jacli.run.recheck import recheck_samples
+from jacli.store import ResultWriter, part_path, remove_part
+
+_FREE = (*NOT_REPEATED, "verify", "tolerance", "memory", "device")
+"""Options that may differ from the run's beginning: they do not change its numbers, or are compared else."""
+
+_HASHED = ("model", "arch", "inputs", "labels", "arg")
+"""Options that are compared by the content of what they name, which may have moved."""
+
+_ROW_BYTES = 64 * 2**20
+"""Of inputs read at once."""
+
+
+class Unfinished:
+    """The ``.part`` of an earlier process, reopened.
+
+    Attributes:
+        writer: The file; whoever has this closes it.
+        done: Samples in it.
+        plan: How they were computed, as JSON.
+        notes: Of the earlier process, and of what is different now.
+    """
+
+    def __init__(self, writer: ResultWriter) -> None:
+        self.writer = writer
+        self.done = writer.committed
+        self._recorded = writer.attributes
+        self._config: Mapping[str, Any] = _json(self._recorded.get("config"), dict)
+        self.plan: Mapping[str, Any] = _json(self._recorded.get("plan"), dict)
+        self.notes: list[str] = _json(self._recorded.get("notes"), list)
+        self._not_finite: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, out: Path, config: RunConfig) -> Unfinished | None:
+        """What there is to go on with; None if nothing, or if the run is to start anew.
+
+        The caller holds the lock.
+
+        Raises:
+            OutputError: The ``.part`` is not an unfinished result, or that of a run with other options.
+        """
+        if not part_path(out).exists():
+            return None
+        if not config.resume:
+            remove_part(out)
+            return None
+        writer = ResultWriter.reopen(out, overwrite=config.overwrite)
+        try:
+            found = cls(writer)
+            found._refuse(found._other_options(config))
+        except BaseException:
+            writer.close()
+            raise
+        return found
+
+    def _refuse(self, differences: list[str]) -> None:
+        if not differences:
+            return
+        command = str(self._recorded.get("command", ""))
+        raise OutputError(
+            f"{self.writer.part} is the unfinished file of another run.",
+            why="Different are: " + "; ".join(differences) + f". It was begun by: {command}",
+            todo="Run that command to finish it, choose another name with -o, or start anew with "
+            "--no-resume, which removes it.",
+        )
+
+    def _other_options(self, config: RunConfig) -> list[str]:
+        """Options that change the numbers and are not what they were."""
+        now = json.loads(json.dumps(config.to_dict()))
+        compared = [name for name in now if name not in (*_FREE, *_HASHED)]
+        return [
+            f"--{name.replace('_', '-')} was {_shown(self._config.get(name))}, is {_shown(now[name])}"
+            for name in compared
+            if self._config.get(name) != now[name]
+        ]
+
+    def check_model(self, prepared: Prepared) -> None:
+        """Compare what the run reads, by content.
+
+        Raises:
+            OutputError: The model, its architecture, its arguments or the kind of device is another.
+        """
+        loaded, recorded = prepared.loaded, self._recorded
+        now = {
+            "model_sha256": loaded.sha256,
+            "arch": loaded.arch,
+            "arch_sha256": loaded.arch_sha256,
+            "arguments_sha256": prepared.arguments_sha256,
+        }
+        words = {
+            "model_sha256": "the content of MODEL",
+            "arch": "the architecture",
+            "arch_sha256": "the code of the architecture",
+            "arguments_sha256": "the labels or the arguments with a row a sample",
+        }
+        different = [words[name] for name, value in now.items() if recorded.get(name) != value]
+        kind = str(recorded.get("device", "")).partition(":")[0]
+        if kind != prepared.device.type:
+            different.append(f"--device was {kind}, is {prepared.device.type}")
+        self._refuse(different)
+
+    def rows_hash(self, prepared: Prepared) -> hashlib._Hash:
+        """The hash of the rows that are done, which must be the recorded one.
+
+        Raises:
+            OutputError: These rows have changed.
+        """
+        found = hashlib.sha256()
+        step = _rows_at_once(prepared.source.shape, prepared.source.dtype)
+        for start in range(0, self.done, step):
+            found.update(prepared.source.read(start, min(self.done, start + step)).tobytes())
+        if self.done and found.hexdigest() != self.writer.inputs_sha256:
+            self._refuse(["the content of INPUTS"])
+        return found
+
+    def chosen(self, choice: Choice) -> Chosen:
+        """The method and plan of the earlier process, as this one follows them."""
+        plan = choice.plans[0]
+        cut = choice.cut if plan.factored else None
+        error = float(self.plan.get("row_check_error", 0.0))
+        return Chosen(load_method(plan.method), plan, error, dict(self.plan.get("passed_over", {})), cut)
+
+    def check_a_sample(self, run: Run, plan: Plan) -> None:
+        """Compute one of the finished samples again and compare, as the recheck does.
+
+        Raises:
+            OutputError: It differs from what the model gives now.
+        """
+        sound = [row for row in range(self.done) if row not in self._not_finite]
+        if not sound:
+            return
+        row = random.Random(run.config.seed + self.done).choice(sound)
+        prepared, datasets = run.prepared, self.writer.datasets
+        with memory_errors("computing a finished sample again"):
+            for _, found in recheck_samples(prepared, datasets, plan, run.config, [row]):
+                if found.failed:
+                    raise OutputError(
+                        f"{self.writer.part} is not what this run computes.",
+                        why=f"Sample {prepared.source.index[row]} of it differs from the model's own "
+                        f"derivative by {found.error:.1e} (relative).",
+                        todo="Start anew with --no-resume, which removes it; and check that disk.",
+                    )
+
+    def not_finite(self, prepared: Prepared) -> list[int]:
+        """Positions in INPUTS of the finished samples whose Jacobian or outputs are not finite."""
+        self._not_finite = frozenset(_rows_not_finite(self.writer, self.done))
+        return [int(prepared.source.index[row]) for row in sorted(self._not_finite)]
+
+
+def _rows_not_finite(writer: ResultWriter, done: int) -> Iterator[int]:
+    outputs, norms = writer.datasets["outputs"], writer.datasets["frobenius_norm"]
+    step = _rows_at_once(outputs.shape[1:], outputs.dtype)
+    for start in range(0, done, step):
+        stop = min(done, start + step)
+        finite = np.isfinite(norms[start:stop]) & np.isfinite(
+            outputs[start:stop].reshape(stop - start, -1)
+        ).all(1)
+        yield from (start + np.flatnonzero(~finite)).tolist()
+
+
+def _rows_at_once(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    return max(1, _ROW_BYTES // max(1, math.prod(shape) * dtype.itemsize))
+
+
+def _json(text: object, kind: type) -> Any:
+    try:
+        value = json.loads(str(text))
+    except ValueError:
+        value = None
+    return value if isinstance(value, kind) else kind()
+
+
+def _shown(value: object) -> str:
+    return shlex.quote(value) if isinstance(value, str) else json.dumps(value)
