@@ -10,7 +10,9 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-from jacli.content import WHAT_TO_DO, Content, recognise_content
+import numpy as np
+
+from jacli.content import MAX_EXPANSION, WHAT_TO_DO, Content, recognise_content
 from jacli.errors import InputsError
 from jacli.inputs.check import check_dtype, check_rows
 from jacli.inputs.samples import sample_positions
@@ -60,19 +62,27 @@ def open_inputs(
         from jacli.inputs.random_normal import make_random
 
         stored, path, format_name = make_random(source, key=key, seed=seed), None, "random"
+        room = None
     else:
         absolute = Path(source).absolute()
         content = _recognise(source)
         with reading(source, content):
             stored = _find_loader(content)(absolute, key)
         path, format_name = str(absolute), content.value
+        room = (stored.file_bytes or absolute.stat().st_size) + MAX_EXPANSION
     try:
         n_samples = _check_array(source, stored)
+        if room is not None and n_samples * np.dtype(np.int64).itemsize > room:
+            raise InputsError(
+                f"{source} declares {n_samples:,} samples.",
+                why="That is far more than a file of its size can hold.",
+                todo="Check where it came from; what is real can be saved as .npy.",
+            )
         index = sample_positions(samples, n_samples)
     except BaseException:
         stored.close()
         raise
-    return InputSource(path=path, format=format_name, stored=stored, index=index)
+    return InputSource(path=path, format=format_name, stored=stored, index=index, room=room)
 
 
 def _find_loader(content: Content) -> Callable[[Path, str | None], StoredArray]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import h5py
 
+from jacli.errors import InputsError
+from jacli.hdf5_guard import examine_hdf5
 from jacli.inputs.source import StoredArray, choose_key
 
 with contextlib.suppress(ImportError):
@@ -16,6 +18,11 @@ with contextlib.suppress(ImportError):
 
 def load_hdf5(path: Path, key: str | None) -> StoredArray:
     """One dataset of an HDF5 file, read in slices."""
+    found = examine_hdf5(path)
+    if found.problem is not None:
+        raise InputsError(
+            f"{path} is damaged, or made to do harm.", why=found.problem, todo="Copy or download it again."
+        )
     file = h5py.File(path, "r")
     try:
         shapes = _list_datasets(file)
@@ -30,6 +37,7 @@ def load_hdf5(path: Path, key: str | None) -> StoredArray:
             dataset.dtype.newbyteorder("="),
             lambda start, stop: dataset[start:stop],
             file.close,
+            file_bytes=found.bytes,
         )
     except BaseException:
         file.close()

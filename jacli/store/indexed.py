@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from jacli.errors import ResultsError
+from jacli.store.guarded import open_guarded
 from jacli.store.sources import Source, check_sources, path_of, sources_of
 
 
@@ -90,7 +91,7 @@ class IndexedDataset:
             self.close()
             path = path_of(self._index, self._sources[number])
             try:
-                self._opened = number, h5py.File(path, "r")
+                self._opened = number, open_guarded(path)
             except OSError as error:
                 raise ResultsError(
                     f"{path} cannot be read.",

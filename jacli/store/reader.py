@@ -12,6 +12,7 @@ import numpy as np
 
 from jacli.errors import ResultsError
 from jacli.store.dimensions import is_bare_dimension
+from jacli.store.guarded import open_guarded, read_whole
 from jacli.store.indexed import IndexedDataset, Shards
 from jacli.store.schema import SCHEMA
 from jacli.store.sources import attributes_of, lost_sources, sources_of
@@ -48,7 +49,7 @@ class Results:
         if name not in self.names:
             raise KeyError(f"{self.path} holds no dataset {name!r}; it holds {', '.join(self.names)}")
         dataset = self._shards.dataset(self._file[name])
-        return dataset[...] if dataset.ndim == 1 or name in _READ_WHOLE else dataset
+        return read_whole(self.path, dataset) if dataset.ndim == 1 or name in _READ_WHOLE else dataset
 
     def __getattr__(self, name: str) -> np.ndarray | h5py.Dataset | IndexedDataset:
         if name.startswith("_"):
@@ -103,7 +104,7 @@ def open_results(path: str | Path) -> Results:
         what = "is a folder" if path.is_dir() else "no such file"
         raise ResultsError(f"{path}: {what}.", todo="Give a result file of `jacli compute`.")
     try:
-        file = h5py.File(path, "r")
+        file = open_guarded(path)
     except OSError as error:
         if not h5py.is_hdf5(path):
             raise _not_results(path, "It is not an HDF5 file.") from error

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from jacli.errors import ResultsError
+from jacli.store.guarded import open_guarded
 
 SHOWN = 5
 """Files named in a message; of the others their number."""
@@ -134,7 +135,7 @@ def check_sources(index: Path, attributes: Mapping[str, object]) -> None:
 
 def _identity(path: Path) -> str | None:
     try:
-        with h5py.File(path, "r") as file:
+        with open_guarded(path) as file:
             return identity_of(attributes_of(file))
-    except (OSError, RuntimeError, KeyError, ValueError):
+    except (ResultsError, OSError, RuntimeError, KeyError, ValueError):
         return None

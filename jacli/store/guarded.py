@@ -1,0 +1,52 @@
+"""Opening a result file that nobody vouches for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import h5py
+
+from jacli.content import MAX_EXPANSION
+from jacli.errors import ResultsError
+from jacli.hdf5_guard import examine_hdf5, examine_many
+
+
+def open_guarded(path: Path) -> h5py.File:
+    """Open it for reading, once a child process has walked it unharmed.
+
+    Raises:
+        ResultsError: It would crash, mislead or exhaust whoever reads it.
+        OSError: HDF5 refuses it, or it is not there.
+    """
+    if path.is_file():
+        found = examine_hdf5(path)
+        why = found.problem
+        if why is None and found.external_link is not None:
+            why = f"It holds a link to another file, {found.external_link!r}, which results never do."
+        if why is not None:
+            raise ResultsError(
+                f"{path} is damaged, or made to do harm.", why=why, todo="Copy it again, or compute it again."
+            )
+    return h5py.File(path, "r")
+
+
+def examine_together(paths: Iterable[Path]) -> None:
+    """Have many files walked by one child before each is opened; what is wrong is told when it is."""
+    examine_many(path for path in paths if path.is_file())
+
+
+def read_whole(path: Path, dataset: h5py.Dataset) -> object:
+    """All of a dataset that is small beside a Jacobian, if that is true.
+
+    Raises:
+        ResultsError: It declares more than the file can hold.
+    """
+    room = examine_hdf5(path).bytes + MAX_EXPANSION
+    if dataset.nbytes > room:
+        raise ResultsError(
+            f"{path} is damaged, or made to do harm.",
+            why=f"Its dataset {dataset.name} declares {dataset.nbytes:,} bytes, far more than the file has.",
+            todo="Copy it again, or compute it again.",
+        )
+    return dataset[...]
