@@ -29,9 +29,10 @@ class JacliError(Exception):
 
 
 class UsageError(JacliError):
-    """Wrong options or arguments; all of them are reported at once."""
+    """Wrong options or arguments; all of them are reported at once, each among ``problems``."""
 
     exit_code = 2
+    problems: tuple[JacliError, ...] = ()
 
     @classmethod
     def from_problems(cls, problems: Sequence[JacliError]) -> UsageError:
@@ -40,10 +41,12 @@ class UsageError(JacliError):
             only = problems[0]
             return cls(only.what, why=only.why, todo=only.todo)
         lines = [f"  {p.what} {p.why} {p.todo}".rstrip() for p in problems]
-        return cls(
+        several = cls(
             f"{len(problems)} options are wrong:\n" + "\n".join(lines),
             todo="Correct them together; `jacli compute --help` lists every option.",
         )
+        several.problems = tuple(problems)
+        return several
 
 
 class ModelError(JacliError):
