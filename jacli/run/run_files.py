@@ -1,0 +1,214 @@
+"""The files of a run, whole or in shards: how far each one is, and what command goes on with it.
+
+Told by the small files beside an unfinished result, which is itself never opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+from jacli.cluster import shard_path
+from jacli.errors import ResultsError
+from jacli.option_values import Shard
+from jacli.store.lock import read_holder
+from jacli.store.place import part_path
+from jacli.store.progress import read_progress
+from jacli.store.reader import open_results
+from jacli.store.shard_file import count_samples
+
+UNFINISHED = ("stopped", "killed", "failed", "missing")
+"""States of a file that nobody works on."""
+
+
+@dataclass(frozen=True)
+class RunCommand:
+    """What computes a run.
+
+    Attributes:
+        words: Program and arguments.
+        folder: Where that was typed; empty if unknown.
+    """
+
+    words: tuple[str, ...]
+    folder: str = ""
+
+    def with_shard(self, text: str | None) -> RunCommand:
+        """The same with another ``--shard``, or without one."""
+        words: list[str] = []
+        old = iter(self.words)
+        for word in old:
+            if word == "--shard":
+                next(old, None)
+            elif not word.startswith("--shard="):
+                words.append(word)
+        return replace(self, words=(*words, *(("--shard", text) if text else ())))
+
+    def __str__(self) -> str:
+        """For a shell, from the current folder."""
+        there = self.folder and Path(self.folder) != Path.cwd()
+        return (f"cd {shlex.quote(self.folder)} && " if there else "") + shlex.join(self.words)
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """How far a file is.
+
+    Attributes:
+        path: Its final name.
+        shard: Which part of its run; None for the whole.
+        state: ``complete``; ``running``; ``waiting`` (a process has it, and no block yet); ``stopped`` (by
+            a signal, saved); ``failed`` (see ``reason``); ``killed`` (it says running, but its process is
+            gone); ``missing``.
+        samples: In the file; None if unknown.
+        done: Of these, on disk.
+        rate: Samples a second, while it is running.
+        seconds_left: At that rate.
+        where: Host, process and job, of one that has a process.
+        reason: Why it stopped.
+        command: What goes on with it; None if that is not known.
+    """
+
+    path: Path
+    shard: Shard | None
+    state: str
+    samples: int | None = None
+    done: int | None = None
+    rate: float | None = None
+    seconds_left: float | None = None
+    where: str = ""
+    reason: str = ""
+    command: RunCommand | None = None
+
+
+def look_at(path: Path, shard: Shard | None = None) -> FileStatus:
+    """How far one file is."""
+    # The lock goes last when a run ends: who has no holder has its final name by now.
+    holder, progress = read_holder(path), read_progress(path)
+    if holder is None and path.exists():
+        return _finished(path, shard)
+    if progress is None:
+        begun = holder is not None or part_path(path).exists()
+        state = "waiting" if holder is not None else "killed" if begun else "missing"
+        return FileStatus(path, shard, state, where=str(holder or ""))
+    state = progress.state
+    if holder is not None:
+        state = "running" if progress.state == "running" and progress.rate is not None else "waiting"
+    elif progress.state == "running":
+        state = "killed"
+    running = state == "running"
+    return FileStatus(
+        path,
+        shard,
+        state,
+        samples=progress.samples,
+        done=progress.done,
+        rate=progress.rate if running else None,
+        seconds_left=progress.seconds_left if running else None,
+        where=str(holder or ""),
+        reason="" if holder is not None else progress.reason,
+        command=RunCommand(progress.command, progress.folder) if progress.command else None,
+    )
+
+
+def _finished(path: Path, shard: Shard | None) -> FileStatus:
+    try:
+        samples = count_samples(path)
+    except ResultsError as error:
+        return FileStatus(path, shard, "failed", reason=f"{error.what} {error.why}".strip())
+    return FileStatus(path, shard, "complete", samples, samples)
+
+
+def look_at_shards(out: Path, count: int) -> list[FileStatus]:
+    """How far each shard of a run is; none is left out."""
+    shards = (Shard(index, count) for index in range(1, count + 1))
+    return [look_at(shard_path(out, shard), shard) for shard in shards]
+
+
+def command_recorded(path: Path, out: Path) -> RunCommand:
+    """What made a finished shard, as typed; where its folder is not certain, what repeats it from anywhere.
+
+    Args:
+        path: The shard.
+        out: The whole run's name.
+
+    Raises:
+        ResultsError: The shard cannot be read.
+    """
+    with open_results(path) as results:
+        words, folder = _typed(results.attrs, out)
+    if words:
+        return RunCommand(words, folder)
+    return RunCommand(("jacli", "compute", "--config", str(path), "-o", str(out)))
+
+
+def command_of_another(out: Path, files: Sequence[FileStatus]) -> RunCommand | None:
+    """What computes a shard of this run, as far as any of its files tells."""
+    for file in files:
+        if file.command is not None:
+            return file.command
+    for file in files:
+        if file.state == "complete":
+            with contextlib.suppress(ResultsError):
+                return command_recorded(file.path, out)
+    return None
+
+
+def _typed(attributes: Mapping[str, object], out: Path) -> tuple[tuple[str, ...], str]:
+    """The recorded command and its folder, from which its relative -o leads to ``out``; else nothing."""
+    try:
+        words = tuple(shlex.split(str(attributes.get("command", ""))))
+        asked = Path(json.loads(str(attributes.get("config")))["out"])
+    except (ValueError, KeyError, TypeError):
+        return (), ""
+    here = out.resolve().parts
+    if words[:2] != ("jacli", "compute") or asked.is_absolute() or here[-len(asked.parts) :] != asked.parts:
+        return (), ""
+    return words, str(Path(*here[: -len(asked.parts)]))
+
+
+def commands_for(files: Iterable[FileStatus], other: RunCommand | None) -> list[str]:
+    """Lines for a shell that go on with these files, or make them; loops, where many differ by --shard only.
+
+    Args:
+        files: Unfinished ones.
+        other: What makes another shard of their run: for those that know no command themselves.
+    """
+    shards: dict[RunCommand, list[Shard | None]] = {}
+    for file in files:
+        command = file.command or other
+        if command is not None:
+            shards.setdefault(command.with_shard(None), []).append(file.shard)
+    return [_line(command, alike) for command, alike in shards.items()]
+
+
+def _line(command: RunCommand, shards: Sequence[Shard | None]) -> str:
+    first = shards[0]
+    if first is None or len(shards) == 1:
+        return str(command.with_shard(None if first is None else str(first)))
+    there = str(replace(command, words=("true",))).removesuffix("true")
+    each = shlex.join(command.words)
+    ranges = ranges_of(shard.index for shard in shards if shard is not None)
+    listed = " ".join(str(low) if low == high else f"{{{low}..{high}}}" for low, high in ranges)
+    return f"{there}for i in {listed}; do {each} --shard $i/{first.count}; done"
+
+
+def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Runs of successive numbers: 3 7 8 9 -> (3, 3) (7, 9)."""
+    runs = []
+    for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
+        members = [number for _, number in run]
+        runs.append((members[0], members[-1]))
+    return runs
+
+
+def shown_shards(indices: Iterable[int], count: int) -> str:
+    """For the eye: ``3, 7-9 of 16``."""
+    ranges = ranges_of(indices)
+    listed = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:20]]
+    return f"{', '.join(listed)}{', ...' * (len(ranges) > 20)} of {count}"

@@ -1,0 +1,174 @@
+"""``jacli status``: how far runs are, from the small files beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jacli.cluster import name_of_shard, shards_beside
+from jacli.errors import ResultsError, UsageError
+from jacli.option_values import Shard
+from jacli.run.run_files import (
+    UNFINISHED,
+    FileStatus,
+    RunCommand,
+    command_of_another,
+    commands_for,
+    look_at,
+    look_at_shards,
+)
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run is, in one file or in shards.
+
+    Attributes:
+        out: The file of the whole run, as it was asked for.
+        files: That file alone, or each of its shards.
+        next: Lines for a shell: what is to be run next; none where nothing is.
+        notes: What must be known beside them.
+    """
+
+    out: Path
+    files: tuple[FileStatus, ...]
+    next: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> int:
+        """Samples on disk."""
+        return sum(file.done or 0 for file in self.files)
+
+    @property
+    def samples(self) -> int | None:
+        """In all files; where some are not known yet, about as many as in the others. None if none is."""
+        known = [file.samples for file in self.files if file.samples is not None]
+        if not known:
+            return None
+        return sum(known) if self.samples_are_known else round(sum(known) / len(known) * len(self.files))
+
+    @property
+    def samples_are_known(self) -> bool:
+        """Whether each file has said how many it will hold; shards differ by one sample at most."""
+        return all(file.samples is not None for file in self.files)
+
+    @property
+    def rate(self) -> float | None:
+        """Samples a second of all that are running."""
+        return sum(file.rate or 0.0 for file in self.files) or None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the last of those running ends; where others are to be computed as well, at this rate."""
+        if self.rate is None or self.samples is None:
+            return None
+        if all(file.state in ("complete", "running") for file in self.files):
+            return max((file.seconds_left or 0.0 for file in self.files), default=0.0)
+        return (self.samples - self.done) / self.rate
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "out": str(self.out),
+            "files": [_as_json(file) for file in self.files],
+            "done": self.done,
+            "samples": self.samples,
+            "samples_are_known": self.samples_are_known,
+            "samples_a_second": self.rate,
+            "seconds_left": self.seconds_left,
+            "next": list(self.next),
+            "notes": list(self.notes),
+        }
+
+
+def _as_json(file: FileStatus) -> dict[str, Any]:
+    return {
+        "path": str(file.path),
+        "shard": None if file.shard is None else str(file.shard),
+        "state": file.state,
+        "done": file.done,
+        "samples": file.samples,
+        "samples_a_second": file.rate,
+        "seconds_left": file.seconds_left,
+        "where": file.where or None,
+        "reason": file.reason or None,
+    }
+
+
+def status(files: Sequence[str | os.PathLike[str]]) -> list[RunStatus]:
+    """How far each of these runs is.
+
+    Args:
+        files: Results, finished or not; of a run in shards its whole name, which stands for all of them,
+            or the shards.
+
+    Raises:
+        UsageError: No file was named.
+        ResultsError: There is nothing of such a name.
+    """
+    if not files:
+        raise UsageError("No file was named.", todo="Name a run's file: `jacli status out.h5`.")
+    runs: list[RunStatus] = []
+    named: dict[tuple[Path, int], list[Shard]] = {}
+    for file in files:
+        path = _final(Path(file))
+        name = name_of_shard(path)
+        if name is None:
+            runs += _runs_of(path)
+        else:
+            named.setdefault((name.out, name.shard.count), []).append(name.shard)
+    for (out, count), shards in named.items():
+        every = look_at_shards(out, count)
+        asked = [every[shard.index - 1] for shard in dict.fromkeys(shards)]
+        _refuse_nothing(asked, asked[0].path)
+        runs.append(_in_shards(out, asked if len(asked) < count else every, every))
+    return runs
+
+
+def _final(path: Path) -> Path:
+    """A ``.part`` stands for what it becomes."""
+    return path.with_name(path.name.removesuffix(".part"))
+
+
+def _runs_of(out: Path) -> list[RunStatus]:
+    """What there is of this name: the file itself, and sets of shards, of which there is one as a rule."""
+    whole = look_at(out)
+    beside = shards_beside(out)
+    if whole.state != "missing" or not beside:
+        _refuse_nothing([whole], out)
+    if whole.state == "complete":  # merged, or never in shards
+        return [RunStatus(out, (whole,), ())]
+    found = [] if whole.state == "missing" else [_with_next(out, (whole,), None)]
+    for count in sorted(beside):
+        every = look_at_shards(out, count)
+        found.append(_in_shards(out, every, every))
+    return found
+
+
+def _in_shards(out: Path, files: Sequence[FileStatus], every: Sequence[FileStatus]) -> RunStatus:
+    """Some shards of a run, or all of them."""
+    if all(file.state == "complete" for file in every):
+        merge = () if out.exists() else (str(RunCommand(("jacli", "merge", str(out)))),)
+        return RunStatus(out, tuple(files), merge)
+    return _with_next(out, files, command_of_another(out, every))
+
+
+def _with_next(out: Path, files: Sequence[FileStatus], other: RunCommand | None) -> RunStatus:
+    idle = [file for file in files if file.state in UNFINISHED]
+    todo, notes = commands_for(idle, other), []
+    if idle and not todo:
+        notes.append("it was begun from Python: call jacli.compute again as before, and it goes on")
+    return RunStatus(out, tuple(files), tuple(todo), tuple(notes))
+
+
+def _refuse_nothing(files: Sequence[FileStatus], path: Path) -> None:
+    if all(file.state == "missing" for file in files):
+        raise ResultsError(
+            f"There is nothing of the name {path}.",
+            why="Neither a result, nor an unfinished one, nor shards of one.",
+            todo="Check the path; a run writes to its -o, and that is out.h5 if it is not said.",
+        )
