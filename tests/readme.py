@@ -100,6 +100,9 @@ def _stable_lines(command: str, text: str) -> list[str]:
         text = re.sub(r"\d\.\de-\d\d(?=  )|(?<=worst error )\S+(?=,)", "E", text)
     if command.startswith("jacli compute"):
         text = _without_choice(text)
+    if command.startswith("jacli submit"):  # the folder, and where Python is
+        text = re.sub(r"^cd -- .*", "cd", text, flags=re.M)
+        text = re.sub(r"(?<![\w.])/(?:[^\s/]+/)+", "", text)
     text = re.sub(r"\d+\.\d s$", "S s", text, flags=re.M)
     text = re.sub(r"^(free there).*", r"\1", text, flags=re.M)
     text = re.sub(r"(?<![\w/])/(?:[^\s/]+/)*(?=sample_models/)", "", text)
