@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ _MODELS = (
 )
 _INPUTS = (Content.NPY, Content.NPZ)
 _ROWS = 1024
+_BYTES = 64 * 2**20
+"""Of rows examined."""
 
 
 def inspect(
@@ -96,7 +99,8 @@ def _inputs(path: str, key: str | None) -> dict[str, Any]:
     from jacli.inputs import open_inputs
 
     with open_inputs(path, key=key) as source:
-        rows = source.read(0, min(len(source), _ROWS))
+        row_bytes = math.prod(source.shape) * source.dtype.itemsize
+        rows = source.read(0, max(1, min(len(source), _ROWS, _BYTES // max(1, row_bytes))))
         numbers = rows.dtype.kind in "fiub"
         finite = np.isfinite(rows) if rows.dtype.kind == "f" else np.ones(rows.shape, bool)
         values = rows[finite].astype(np.float64) if numbers else np.empty(0)

@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jacli import summary
+from jacli.content import MAX_EXPANSION
 from jacli.errors import ResultsError, UsageError
+from jacli.hdf5_guard import examine_hdf5
+from jacli.store.guarded import examine_together, open_guarded
 from jacli.summary import COLUMNS, Array, FileSummary, Statistics, Table
 
 if TYPE_CHECKING:
@@ -88,6 +91,7 @@ def summarize(
         columns, table = summary.columns_per_class, summary.table_per_class
     summary.check_order(columns(len(files) > 1), sort, limit)
     paths = [Path(file) for file in files]
+    examine_together(paths)
     short = [path.name for path in paths]
     names = short if len(set(short)) == len(short) else [str(path) for path in paths]
     found = [
@@ -104,7 +108,7 @@ def _summarize_file(
 ) -> tuple[FileSummary, list[str]]:
     """One file's columns, block by block, and remarks about it."""
     try:
-        with h5py.File(path, "r") as file:
+        with open_guarded(path) as file:
             return _summarize_open(file, path, name, dataset, output_axes, per_class)
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -125,9 +129,12 @@ def _summarize_open(
             why=f"The file has {batch} samples.",
             todo="The file is damaged or was edited; compute it again.",
         )
+    _check_declared(path, batch, stored)
     done, notes = _done(file, batch)
     complete, source, more = _what_to_compute(jacobian, axes, stored)
     notes += more
+    if source is not None:
+        _check_work(path, jacobian, done)
     blocks: list[dict[str, Array | None]] = []
     norms: list[NDArray[np.float32]] = []
     for start in range(0, batch, step := _samples_at_once(source, stored)):
@@ -153,6 +160,29 @@ def _summarize_open(
             classes = file["class_index"][:]
             classes = classes[done] if classes.ndim == 2 else classes
     return FileSummary(name, index[done], joined, classes, class_norms), notes
+
+
+def _check_declared(path: Path, batch: int, stored: dict[str, h5py.Dataset]) -> None:
+    """Refuse more samples, or longer rows, than the file can hold: HDF5 gives fill values without end."""
+    there = examine_hdf5(path).bytes
+    if batch > there // 4 + 2**20:  # a sample has at least a number
+        raise _bomb(path, f"It declares {batch:,} samples in {there:,} bytes.")
+    for key, values in stored.items():
+        row = math.prod(values.shape[1:]) * np.dtype(np.float64).itemsize
+        if row > there + MAX_EXPANSION:
+            raise _bomb(path, f"Its {key} declares {row:,} bytes a sample; the file has {there:,}.")
+
+
+def _check_work(path: Path, jacobian: h5py.Dataset, done: NDArray[np.bool_]) -> None:
+    """Refuse to compute from numbers that are not there: gzip packs at most 1,032 bytes into one."""
+    there = examine_hdf5(path).bytes
+    declared = jacobian.nbytes // max(1, len(done)) * int(done.sum())
+    if declared > 1032 * (there + 2**20):
+        raise _bomb(path, f"Its Jacobians declare {declared:,} bytes; the file has {there:,}.")
+
+
+def _bomb(path: Path, why: str) -> ResultsError:
+    return ResultsError(f"{path} is damaged, or made to do harm.", why=why, todo="Compute it again.")
 
 
 def _find_jacobian(
