@@ -57,10 +57,11 @@ def name_of_shard(path: Path) -> ShardName | None:
     match = _NAME.fullmatch(path.name)
     if match is None:
         return None
-    index, count = int(match["index"]), int(match["count"])
-    if not 1 <= index <= count:
+    out = path.with_name(match["stem"] + (match["suffix"] or ""))
+    shard = Shard(int(match["index"]), int(match["count"]))
+    if not 1 <= shard.index <= shard.count or shard_path(out, shard) != path:  # such as another padding
         return None
-    return ShardName(path.with_name(match["stem"] + (match["suffix"] or "")), Shard(index, count))
+    return ShardName(out, shard)
 
 
 def shards_beside(out: Path) -> dict[int, set[int]]:
@@ -126,9 +127,14 @@ def _not_whole(what: str) -> UsageError:
     )
 
 
+_SPECIAL_STEPS = 0xFFFFFFF0
+"""From here on Slurm numbers steps that are not srun's: the batch script, the shell of salloc."""
+
+
 def _in_step(environ: Mapping[str, str]) -> bool:
     """Whether srun started the process; a batch script has a SLURM_PROCID too, but is no step of tasks."""
-    return (_number(environ, "SLURM_STEP_ID") or 0) >= 0 and "SLURM_STEP_ID" in environ
+    step = _number(environ, "SLURM_STEP_ID")
+    return step is not None and step < _SPECIAL_STEPS
 
 
 def local_rank(environ: Mapping[str, str]) -> int:
@@ -142,4 +148,4 @@ def local_rank(environ: Mapping[str, str]) -> int:
 
 def _number(environ: Mapping[str, str], name: str) -> int | None:
     text = environ.get(name, "")
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() else None
