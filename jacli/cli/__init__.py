@@ -17,8 +17,9 @@ from jacli.cli.bench import bench
 from jacli.cli.compute import compute
 from jacli.cli.doctor import doctor
 from jacli.cli.inspect import inspect
-from jacli.cli.submit import submit
+from jacli.cli.merge import merge
 from jacli.cli.status import status
+from jacli.cli.submit import submit
 from jacli.cli.summarize import summarize
 from jacli.cli.verify import verify
 from jacli.errors import (
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command(short_help="Jacobians of a model at inputs, into one HDF5 file")(compute)
 app.command(short_help="Tables of norms, ranks and condition of result files")(summarize)
 app.command(short_help="Recheck stored results against their model")(verify)
+app.command(short_help="Shards of one run into one file")(merge)
 app.command(short_help="How far a run or its shards are, and what to run next")(status)
 app.command(short_help="Every method side by side: seconds, memory, error")(bench)
 app.command(short_help="What is this file: a model, inputs, a result?")(inspect)

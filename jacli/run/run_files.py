@@ -173,16 +173,16 @@ def _typed(attributes: Mapping[str, object], out: Path) -> tuple[tuple[str, ...]
 
 
 def commands_for(files: Iterable[FileStatus], other: RunCommand | None) -> list[str]:
-    """Lines for a shell that go on with these files, or make them; loops, where many differ by --shard only.
+    """Lines for a shell that go on with files, or make them; loops, where many differ by --shard only.
 
     Args:
-        files: Unfinished ones.
+        files: Of which those count that nobody works on, and that are not complete.
         other: What makes another shard of their run: for those that know no command themselves.
     """
     shards: dict[RunCommand, list[Shard | None]] = {}
     for file in files:
         command = file.command or other
-        if command is not None:
+        if command is not None and file.state in UNFINISHED:
             shards.setdefault(command.with_shard(None), []).append(file.shard)
     return [_line(command, alike) for command, alike in shards.items()]
 

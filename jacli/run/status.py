@@ -158,9 +158,8 @@ def _in_shards(out: Path, files: Sequence[FileStatus], every: Sequence[FileStatu
 
 
 def _with_next(out: Path, files: Sequence[FileStatus], other: RunCommand | None) -> RunStatus:
-    idle = [file for file in files if file.state in UNFINISHED]
-    todo, notes = commands_for(idle, other), []
-    if idle and not todo:
+    todo, notes = commands_for(files, other), []
+    if not todo and any(file.state in UNFINISHED for file in files):
         notes.append("it was begun from Python: call jacli.compute again as before, and it goes on")
     return RunStatus(out, tuple(files), tuple(todo), tuple(notes))
 

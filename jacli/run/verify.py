@@ -14,7 +14,7 @@ import numpy as np
 
 from jacli.config import RunConfig, from_options
 from jacli.errors import InputsError, JacliError, ModelError, ResultsError, UsageError
-from jacli.inputs import RANDOM_PREFIX
+from jacli.inputs import RANDOM_PREFIX, InputSource
 from jacli.models.loaded import sha256_of
 from jacli.network import exact_arithmetic
 from jacli.run.config_file import read_options
@@ -22,6 +22,7 @@ from jacli.run.memory import memory_errors
 from jacli.run.prepare import Prepared, prepare
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
 from jacli.store import Results, open_results
+from jacli.store.sources import sources_of
 from jacli.verify import Rechecked
 
 _HASHED_BYTES = 64 * 2**20
@@ -229,15 +230,16 @@ def _check_what_it_is(prepared: Prepared, results: Results, done: int) -> list[s
 
 
 def _check_inputs(prepared: Prepared, results: Results, rows: list[int]) -> None:
-    """By the sha256 of all rows as read; in an unfinished file, which has none yet, by the copies in it."""
+    """By the sha256 of all rows as read; in an unfinished file, which has none yet, by the copies in it.
+
+    Of a merged file, by the sha256 of the rows of each shard.
+    """
     source, recorded = prepared.source, results.attrs.get("inputs_sha256")
+    parts = [(part.start, part.stop, part.inputs_sha256) for part in sources_of(results.path, results.attrs)]
     if recorded is not None:
-        digest, n = hashlib.sha256(), len(source)
-        row_bytes = math.prod(source.shape) * source.dtype.itemsize
-        step = max(1, _HASHED_BYTES // max(1, row_bytes))
-        for start in range(0, n, step):
-            digest.update(source.read(start, min(start + step, n)).tobytes())
-        same = digest.hexdigest() == recorded
+        parts = [(0, len(source), str(recorded))]
+    if parts and all(digest is not None for _, _, digest in parts):
+        same = all(_sha256_of_rows(source, start, stop) == digest for start, stop, digest in parts)
     elif "inputs" in results:
         same = all(np.array_equal(results["inputs"][row], source.read(row, row + 1)[0]) for row in rows)
     else:
@@ -248,3 +250,11 @@ def _check_inputs(prepared: Prepared, results: Results, rows: list[int]) -> None
             why="Their values are not the recorded ones (sha256): the results are of other samples.",
             todo="Give the inputs that they were made with: --inputs PATH.",
         )
+
+
+def _sha256_of_rows(source: InputSource, start: int, stop: int) -> str:
+    digest = hashlib.sha256()
+    step = max(1, _HASHED_BYTES // max(1, math.prod(source.shape) * source.dtype.itemsize))
+    for first in range(start, stop, step):
+        digest.update(source.read(first, min(first + step, stop)).tobytes())
+    return digest.hexdigest()

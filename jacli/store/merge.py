@@ -81,7 +81,7 @@ def write_merged(
         attributes: Root attributes; ``sources`` and ``complete`` are added.
         virtual: Leave large datasets in the shards (`is_indexed`), or copy everything.
         overwrite: Replace ``out`` if it is there.
-        progress: Called with shards done and shards in all.
+        progress: Called with samples merged and samples in all.
 
     Raises:
         OutputError: ``out`` exists, the disk is full, or it cannot be written; nothing is left of it then.
@@ -108,7 +108,7 @@ def write_merged(
                     dataset.attrs["units"] = layout.units
         check()
         copied = [name for name in layouts if name not in indexed]
-        for number, (shard, source) in enumerate(zip(shards, sources, strict=True)):
+        for shard, source in zip(shards, sources, strict=True):
             try:
                 with h5py.File(shard.path, "r", rdcc_nbytes=_CACHE_BYTES) as opened:
                     for name in copied:
@@ -121,7 +121,7 @@ def write_merged(
                     todo="It is damaged, or changes at this moment: compute it again, and merge again.",
                 ) from error
             check()
-            progress(number + 1, len(shards))
+            progress(source.stop, sources[-1].stop)
         told = {**attributes, "sources": [asdict(source) for source in sources], "complete": True}
         for name, value in told.items():
             file.attrs[name] = json.dumps(value) if isinstance(value, list | dict) else value

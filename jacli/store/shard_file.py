@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import h5py
 import numpy as np
 
 from jacli.errors import ResultsError
+from jacli.store.guarded import open_guarded
 from jacli.store.reader import open_results
 from jacli.store.schema import DatasetLayout
 
@@ -81,17 +81,13 @@ def _layout_of(dataset: h5py.Dataset) -> DatasetLayout:
 
 
 def count_samples(path: Path) -> int:
-    """Samples of a finished result; a fifth of the time that `open_results` takes, for a thousand of them.
+    """Samples of a finished result, without a look at anything else: there may be a thousand of them.
 
     Raises:
         ResultsError: It is no result file.
     """
     try:
-        file = h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY)
-        try:
-            (samples,) = h5py.h5d.open(file, b"done").shape
-        finally:
-            file.close()
-    except (OSError, KeyError, ValueError) as error:
+        with open_guarded(path) as file:
+            return int(file["done"].shape[0])
+    except (OSError, KeyError, AttributeError) as error:
         raise ResultsError(f"{path} cannot be read.", why=f"{str(error).splitlines()[-1]}.") from error
-    return int(samples)

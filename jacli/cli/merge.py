@@ -1,0 +1,80 @@
+"""The command `jacli merge`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from jacli.cli.options import AsJson
+
+if TYPE_CHECKING:
+    from jacli.run.merge import Merged
+
+
+def merge(
+    shards: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Every shard of a run; or the run's -o, for the shards beside it.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", metavar="FILE", help="The merged file [the -o of the run]."),
+    ] = None,
+    virtual: Annotated[
+        bool,
+        typer.Option(
+            "--virtual/--copy",
+            help="An index that leaves large datasets in the shards; or a file of its own.",
+        ),
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE if it exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Example: jacli merge out.h5, for the shards out.00001-of-00016.h5 and so on.
+
+    Shards of one run -> one file, once every shard is there, finished, and of the same run.  Exits
+    with 6 where one is missing, and says what makes it.
+    """
+    from jacli.cli.progress import progress_reporter
+    from jacli.run.merge import merge as merge_shards
+
+    command = shlex.join(["jacli", *sys.argv[1:]])
+    with progress_reporter(quiet=False, every=30.0) as progress:
+        merged = merge_shards(
+            shards,
+            out,
+            virtual=virtual,
+            overwrite=overwrite,
+            command=command,
+            progress=progress,
+            waiting=_tell,
+        )
+    for note in merged.notes:
+        typer.echo(f"note: {note}", err=True)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(merged.to_dict(), indent=2))
+    else:
+        _print(merged)
+
+
+def _tell(what: str) -> None:
+    typer.echo(f"waiting: {what}", err=True)
+
+
+def _print(merged: Merged) -> None:
+    from jacli.cli.render import format_size
+
+    kind = "an index of" if merged.in_shards else "merged from"
+    what = f"{merged.samples} samples, {kind} {merged.shards} shards, {format_size(merged.size)}"
+    typer.echo(f"wrote {merged.out}: {what}", err=True)
+    if merged.in_shards:
+        typer.echo(f"keep the shards: {', '.join(merged.in_shards)} stay in them", err=True)
+    typer.echo(f"look at it: jacli summarize {merged.out}", err=True)
