@@ -6,9 +6,11 @@ that neither many samples nor one huge sample is ever in memory as a whole.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,8 @@ from jacli.content import MAX_EXPANSION
 from jacli.errors import ResultsError, UsageError
 from jacli.hdf5_guard import examine_hdf5
 from jacli.store.guarded import examine_together, open_guarded
+from jacli.store.indexed import IndexedDataset, Shards
+from jacli.store.sources import as_python
 from jacli.summary import COLUMNS, Array, FileSummary, Statistics, Table
 
 if TYPE_CHECKING:
@@ -109,13 +113,21 @@ def _summarize_file(
     """One file's columns, block by block, and remarks about it."""
     try:
         with open_guarded(path) as file:
-            return _summarize_open(file, path, name, dataset, output_axes, per_class)
+            merged = {"sources": as_python(file.attrs["sources"])} if "sources" in file.attrs else {}
+            with contextlib.closing(Shards(path, merged)) as shards:
+                return _summarize_open(file, shards, path, name, dataset, output_axes, per_class)
     except OSError as error:
         raise _unreadable(path, error) from error
 
 
 def _summarize_open(
-    file: h5py.File, path: Path, name: str, dataset: str | None, output_axes: int, per_class: bool
+    file: h5py.File,
+    shards: Shards,
+    path: Path,
+    name: str,
+    dataset: str | None,
+    output_axes: int,
+    per_class: bool,
 ) -> tuple[FileSummary, list[str]]:
     jacobian, axes = _find_jacobian(file, path, dataset, output_axes)
     stored = {} if dataset else {key: file[key] for key in STORED if _is_dataset(file, key)}
@@ -132,6 +144,10 @@ def _summarize_open(
     _check_declared(path, batch, stored)
     done, notes = _done(file, batch)
     complete, source, more = _what_to_compute(jacobian, axes, stored)
+    # Only now: what is not read may lie in shards that are gone.
+    stored = {key: shards.dataset(values) for key, values in stored.items()}
+    if source is not None:
+        source = replace(source, array=shards.dataset(source.array))
     notes += more
     if source is not None:
         _check_work(path, jacobian, done)
@@ -162,7 +178,7 @@ def _summarize_open(
     return FileSummary(name, index[done], joined, classes, class_norms), notes
 
 
-def _check_declared(path: Path, batch: int, stored: dict[str, h5py.Dataset]) -> None:
+def _check_declared(path: Path, batch: int, stored: dict[str, h5py.Dataset | IndexedDataset]) -> None:
     """Refuse more samples, or longer rows, than the file can hold: HDF5 gives fill values without end."""
     there = examine_hdf5(path).bytes
     if batch > there // 4 + 2**20:  # a sample has at least a number
@@ -215,7 +231,7 @@ def _find_jacobian(
 
 
 def _what_to_compute(
-    jacobian: h5py.Dataset | None, output_axes: int, stored: dict[str, h5py.Dataset]
+    jacobian: h5py.Dataset | None, output_axes: int, stored: dict[str, h5py.Dataset | IndexedDataset]
 ) -> tuple[bool, StoredJacobian | None, list[str]]:
     """What must be computed is what ``stored`` lacks; entries that do not serve are dropped from it.
 
@@ -249,7 +265,7 @@ def _what_to_compute(
     return complete, StoredJacobian(jacobian, output_axes), [*notes, f"computed here: {', '.join(lacking)}"]
 
 
-def _samples_at_once(source: StoredJacobian | None, stored: dict[str, h5py.Dataset]) -> int:
+def _samples_at_once(source: StoredJacobian | None, stored: dict[str, h5py.Dataset | IndexedDataset]) -> int:
     """Samples of which everything needed is held at once."""
     numbers = sum(math.prod(values.shape[1:]) for values in stored.values())
     step: int = max(1, BLOCK_NUMBERS // max(1, numbers))
@@ -259,7 +275,12 @@ def _samples_at_once(source: StoredJacobian | None, stored: dict[str, h5py.Datas
 
 
 def _block_statistics(
-    source: StoredJacobian | None, stored: dict[str, h5py.Dataset], start: int, stop: int, *, complete: bool
+    source: StoredJacobian | None,
+    stored: dict[str, h5py.Dataset | IndexedDataset],
+    start: int,
+    stop: int,
+    *,
+    complete: bool,
 ) -> Statistics:
     """Statistics of some samples: those stored, and from the Jacobian those that are not."""
     known: dict[str, Array] = {}
