@@ -50,7 +50,7 @@ def check_torchscript(file: IO[bytes]) -> dict[str, zipfile.ZipInfo]:
     members = check_zip(file)
     _check_one_root(members)
     for name in members:
-        if name.endswith(".pkl") and name.count("/") == 1:
+        if name.partition("/")[2] in ("data.pkl", "constants.pkl"):  # of other pickles torch reads no numbers
             _scan_member(file, members, name)
     return members
 

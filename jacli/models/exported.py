@@ -4,8 +4,8 @@
 ``use_pickle``, or for opaque constants, it unpickles and so runs code that the file brings.  Every such
 member is therefore tried with ``weights_only`` first.
 
-This keeps pickles out, no more: an exported program, like a TorchScript archive, is a program.  Loading
-evaluates the guards and symbolic shapes that are written in it, and running it calls what its graph names.
+Loading also evaluates the guards and symbolic shapes that are written in the program, and running it calls
+what its graph names: `jacli.models.exported_program` looks at those before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ import torch
 
 from jacli.errors import ModelError
 from jacli.models.damage import check_zip, last_line, reading
+from jacli.models.exported_program import problem_of_program
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
+from jacli.torch_archive import scan_torch_save
 
 _KIND = "torch.export archive"
 _TODO = (
@@ -106,6 +108,9 @@ def _read(path: Path, *, allow_pickle: bool) -> torch.export.ExportedProgram:
             _require_no_hidden_code(path, archive.namelist())
             for member in _unpickled_members(path, archive):
                 _require_plain(path, member, archive.read(member))
+            for member in archive.namelist():
+                if member.endswith(".json") or PurePosixPath(member).parent.name == "models":
+                    _require_no_expressions(path, member, archive.read(member))
     # A file object, because torch warns about every name that does not end in .pt2.
     with (
         reading(path, _KIND),
@@ -147,9 +152,18 @@ def _unpickled_members(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
 def _require_plain(path: Path, member: str, content: bytes) -> None:
     """Refuse a member that is more than tensors and plain containers."""
     try:
+        scan_torch_save(io.BytesIO(content), is_zip=content[:2] == b"PK")
         torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:
         raise _refuse(path, f"Its member {member} is more than tensors: {last_line(error)}") from error
+
+
+def _require_no_expressions(path: Path, member: str, content: bytes) -> None:
+    """Refuse a program that would have torch evaluate more than arithmetic, or call more than operators."""
+    with reading(path, _KIND):
+        problem = problem_of_program(content)
+    if problem is not None:
+        raise _refuse(path, f"Its member {member} is more than a graph of operators. {problem}")
 
 
 def _require_no_hidden_code(path: Path, names: list[str]) -> None:
