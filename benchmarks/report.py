@@ -164,11 +164,12 @@ def about(device: torch.device, rate: float, jax: str) -> str:
     )
 
 
-def refresh(path: Path, key: str, section: str) -> None:
+def refresh(path: Path, key: str, section: str, *, title: str | None = None) -> None:
     """Replace the section ``key`` of the file, between its marks; add it, or the file, where missing."""
     start, end = f"<!-- {key}: begin -->", f"<!-- {key}: end -->"
     old = path.read_text() if path.exists() else "# Results of the benchmarks\n"
-    body = f"{start}\n## Against what a PyTorch user could write ({key.split()[-1]})\n\n{section}{end}"
+    title = title or f"Against what a PyTorch user could write ({key.split()[-1]})"
+    body = f"{start}\n## {title}\n\n{section}{end}"
     if start in old and end in old:
         before, rest = old.split(start, 1)
         path.write_text(before + body + rest.split(end, 1)[1])
