@@ -98,7 +98,7 @@ def test_an_array_disturbed_in_every_way_ends_as_the_single_run(cluster: Cluster
     job = first["array_job"]
     assert (first["submitted"], first["queued"]) == ([1, 2, 3, 4], [])
     for index in (1, 2, 3):
-        wait_until(under_way(shard(cluster, index)), f"blocks of shard {index}", seconds=60)
+        wait_until(under_way(shard(cluster, index)), f"blocks of shard {index}", seconds=100)
     # Killed; preempted, as Slurm does it; and told that its time is over, as Slurm tells its batch script.
     os.kill(read_holder(shard(cluster, 1)).pid, signal.SIGKILL)
     cluster("scontrol", "requeue", f"{job}_2")
@@ -111,7 +111,7 @@ def test_an_array_disturbed_in_every_way_ends_as_the_single_run(cluster: Cluster
     assert {2, 3} <= set(second["queued"])
     assert first["merge_job"] not in cluster.queued(first["merge_job"])
 
-    wait_until((cluster.folder / "out.h5").exists, "the merged file", seconds=100)
+    wait_until((cluster.folder / "out.h5").exists, "the merged file", seconds=200)
     again = second["array_job"]
     assert "Killed" in log(cluster, job, 1) and "went on after" in log(cluster, again, 1)
     assert "Stopped by SIGTERM" in log(cluster, job, 2) and "went on after" in log(cluster, job, 2)
@@ -125,7 +125,7 @@ def test_an_array_disturbed_in_every_way_ends_as_the_single_run(cluster: Cluster
 
 def test_what_is_cancelled_stays_cancelled(cluster: Cluster) -> None:
     job = cluster.submit("--shards", "2")["array_job"]
-    wait_until(under_way(shard(cluster, 1, 2)), "blocks of shard 1", seconds=60)
+    wait_until(under_way(shard(cluster, 1, 2)), "blocks of shard 1", seconds=100)
     cluster("scancel", job)
     wait_until(lambda: not cluster.queued(job), "the end of the tasks")
     assert "Stopped by SIGTERM" in log(cluster, job, 1)
