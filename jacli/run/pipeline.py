@@ -46,10 +46,11 @@ class Pipeline:
 
     Args:
         writer: The file; nobody else may use it until `finish`.
-        written: Called in the thread with the number of samples that are in the file for good.
+        written: Called in the thread with the number of samples that are written, and of those that are in
+            the file for good.
     """
 
-    def __init__(self, writer: ResultWriter, written: Callable[[int], None]) -> None:
+    def __init__(self, writer: ResultWriter, written: Callable[[int, int], None]) -> None:
         self._writer = writer
         self._written = written
         self._condition = threading.Condition()
@@ -109,7 +110,8 @@ class Pipeline:
                     block = self._block
                 try:
                     if block is None:
-                        self._commit()
+                        self._writer.commit()
+                        self._written(self._writer.written, self._writer.committed)
                         return
                     self._write(block)
                 except BaseException as error:
@@ -131,11 +133,8 @@ class Pipeline:
             given_up=lambda: time.monotonic() > self._deadline,
         )
         if not self._wanted or writer.commit_is_due:
-            self._commit()
-
-    def _commit(self) -> None:
-        self._writer.commit()
-        self._written(self._writer.committed)
+            writer.commit()
+        self._written(writer.written, writer.committed)
 
     def __enter__(self) -> Pipeline:
         return self

@@ -46,10 +46,10 @@ class Report:
         self._started = time.time()
         self._last = 0.0
 
-    def written(self, done: int) -> None:
-        """So many samples are in the file for good."""
-        self._done = done
-        self._tell(done, self._samples)
+    def written(self, written: int, committed: int) -> None:
+        """So many samples are in the file, and so many of them for good."""
+        self._done = committed
+        self._tell(written, self._samples)
         if time.monotonic() - self._last >= _EVERY:
             self._last = time.monotonic()
             self._write("running")

@@ -52,13 +52,15 @@ class ResultWriter:
         out: The final path.
         part: The path until then.
         overflowed: Finite values that a narrower dtype in the file turned into infinity so far.
-        committed: Samples that are in the file for good.
+        written: Samples that are in the file, up to the last block.
+        committed: Of these, how many are there for good.
     """
 
     def __init__(self, out: Path, sink: FileSink, file: h5py.File, *, overwrite: bool, created: bool) -> None:
         self.out = out
         self.part = part_path(out)
         self.overflowed = 0
+        self.written = 0
         self.committed = 0
         self._layouts: dict[str, DatasetLayout] = {}
         self._overwrite = overwrite
@@ -67,7 +69,6 @@ class ResultWriter:
         self._file = file
         self._open = True
         self._whole = True  # no block is half written
-        self._written = 0  # samples, committed or not
         self._commit_took, self._commit_ended = 0.0, 0.0
 
     @classmethod
@@ -226,7 +227,7 @@ class ResultWriter:
             done.attrs.modify("inputs_sha256", np.bytes_(inputs_sha256.ljust(64).encode()))
             self._file.flush()
             self._whole = True
-        self._written = stop
+        self.written = stop
 
     def _write_rows(self, name: str, start: int, array: Rows, given_up: Callable[[], bool]) -> None:
         layout = self._layouts[name]
@@ -256,14 +257,14 @@ class ResultWriter:
         Raises:
             OutputError: The disk is full, or failed.
         """
-        if self.committed == self._written:
+        if self.committed == self.written:
             return
         began = time.monotonic()
         with self._watching():
             self._sink.commit()
         self._commit_ended = time.monotonic()
         self._commit_took = self._commit_ended - began
-        self.committed = self._written
+        self.committed = self.written
 
     @property
     def commit_is_due(self) -> bool:
@@ -327,7 +328,7 @@ class ResultWriter:
         if self._whole and self._sink.error is None:
             self._sink.commit()
             if self._sink.error is None:
-                self.committed = self._written
+                self.committed = self.written
         self._sink.close()
         if self._created and self.committed == 0:
             with contextlib.suppress(OutputError):

@@ -25,7 +25,7 @@ class Ran:
 
 def _run(*arguments: object) -> Ran:
     out, err = io.StringIO(), io.StringIO()
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
     try:
         with (
             mock.patch.object(sys, "argv", ["jacli", *map(str, arguments)]),
@@ -36,7 +36,8 @@ def _run(*arguments: object) -> Ran:
         ):
             main()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, action in before.items():
+            signal.signal(number, action)
     return Ran(int(stop.value.code or 0), out.getvalue(), err.getvalue())
 
 

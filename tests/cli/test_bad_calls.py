@@ -426,7 +426,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     ("options", "words"),
     [
         ((), ("does not fit", "bytes", "--save none")),  # seen before any work
-        (("--compress", "gzip"), ("disk is full", "removed", "--save none")),  # seen by a write
+        (("--compress", "gzip"), ("disk is full", "run it again", "--save none")),  # seen by a write
     ],
     ids=["known before", "while writing"],
 )

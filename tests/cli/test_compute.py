@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import xarray
 from torch import Tensor, nn
 
 import jacli as package
+from jacli.store import open_results, read_progress
 from tests.reference import reference_jacobian
 
 B, INPUT, N = 6, (3, 5, 4), 7
@@ -537,9 +539,13 @@ def test_xarray_sees_the_names(compute) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["Ctrl-C", "SIGTERM"]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR2, 75)],
+    ids=["Ctrl-C", "SIGTERM", "SIGUSR2"],
 )
-def test_stopped_by_a_signal(folder: Path, tmp_path: Path, number: int, code: int) -> None:
+def test_stopped_by_a_signal_it_keeps_what_is_finished(
+    folder: Path, tmp_path: Path, number: int, code: int
+) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "jacli", "compute", str(folder / "slow.pt"), "random:2000x200",
          "-o", "out.h5", "--batch-size", "4", "--method", "loop", "--log-every", "0.001"],
@@ -553,9 +559,19 @@ def test_stopped_by_a_signal(folder: Path, tmp_path: Path, number: int, code: in
         assert (tmp_path / "out.h5.part").exists()
         time.sleep(0.05)
         process.send_signal(number)
+        stopped = time.monotonic()
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
+    assert time.monotonic() - stopped < 10
     assert process.returncode == code, err
-    assert "Traceback" not in err and "again" in err
-    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in err and "it goes on" in err
+    kept = re.search(r"(\d+) of 2000 samples are finished and kept in out.h5.part", err)
+    assert kept is not None
+    progress = read_progress(tmp_path / "out.h5")
+    assert progress is not None
+    assert (progress.state, progress.done, progress.samples) == ("stopped", int(kept[1]), 2000)
+    assert progress.command[:2] == ("jacli", "compute")
+    with open_results(tmp_path / "out.h5.part") as results:
+        assert int(results.done.sum()) == int(kept[1]) > 0
+    assert not (tmp_path / "out.h5.part.lock").exists()
