@@ -145,7 +145,7 @@ class ResultWriter:
             if file.attrs.get("schema") != SCHEMA or "done" not in file or "complete" not in file.attrs:
                 raise _not_continued(part, f"it has no schema {SCHEMA}")
             done = file["done"][:] == 1
-            writer.committed = writer._written = len(done) if done.all() else int(np.argmin(done))
+            writer.committed = writer.written = len(done) if done.all() else int(np.argmin(done))
             writer.overflowed = int(file["done"].attrs.get("overflowed", 0))
         except BaseException:
             writer.close()
