@@ -30,8 +30,9 @@ from jacli.store.sources import Source, identity_of
 COPIED_BYTES = 8 * 2**10
 """Statistics of a sample up to this size are copied into an index, and tables never need the shards.
 
-It takes ImageNet's: 1,000 numbers in float64, three times. Read through 1,000 virtual pieces, a dataset costs
-opening 1,000 files; copied, it costs its bytes once more, here at most 28 KB beside a Jacobian of 602 MB.
+It takes ImageNet's: 1,000 numbers in float64, three times, at most 28 KB beside a Jacobian of 602 MB.
+Measured at 1,000 shards with a million samples of 10 classes, on a local disk: a table takes 0.3 s from
+copies (322 MB), 2.3 s from the shards, which with copies may as well be on tape.
 """
 
 _NEVER_COPIED = ("jacobian", "inputs", "factors/", "parameters/")
