@@ -8,7 +8,7 @@ PIP_INSTALL := $(PY) -m pip install --quiet -c constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format-check lint types contracts format sample-models test-slow bench bench-memory bench-scale bench-startup clean
+.PHONY: help demo test check format-check lint types contracts format sample-models test-slow bench bench-memory bench-store bench-scale bench-startup clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench-memory: $(VENV)/.jacli ## Peak memory of one ResNet-18 sample under --memo
 
 bench-scale: $(VENV)/.jacli ## A thousand shards: seconds and memory of merge, status and summarize; refresh benchmarks/RESULTS.md
 	$(PY) -m benchmarks.scale --markdown benchmarks/RESULTS.md
+
+bench-store: $(VENV)/.jacli ## Writing and reading results beside np.save and raw writes
+	$(PY) -m benchmarks.store --markdown benchmarks/RESULTS.md
 
 bench-startup: $(VENV)/.jacli ## Time `jacli --help`
 	$(PY) benchmarks/startup.py
