@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jacli.cli.compute import compute
 from jacli.cli.options import option
-from jacli.cluster.slurm import NOT_OF_TASKS
+from jacli.cluster.slurm import NOT_OF_TASKS, compress
 
 if TYPE_CHECKING:
     from jacli.run.submit import Handed, Submission
@@ -101,57 +101,49 @@ def submit(**flags: Any) -> None:
     from jacli.run.submit import submit as hand_over
 
     submission = plan_submission(flags)
-    if not flags["quiet"]:
-        for note in submission.notes:
-            typer.echo(f"note: {note}", err=True)
+    lines = list(_left_out(submission))
     if print_only:
-        _tell_left_out(submission, quiet=bool(flags["quiet"]))
         typer.echo("\n".join(filter(None, (submission.array, submission.merge))), nl=False)
-        return
-    handed = hand_over(submission)
-    if flags["json"]:
-        import json
+    else:
+        handed = hand_over(submission)
+        lines += _handed_over(submission, handed)
+        if flags["json"]:
+            import json
 
-        typer.echo(json.dumps(_as_json(submission, handed), indent=2))
-    _tell_left_out(submission, quiet=bool(flags["quiet"]))
+            typer.echo(json.dumps(_as_json(submission, handed), indent=2))
     if not flags["quiet"]:
-        _tell(submission, handed)
+        for line in lines:
+            typer.echo(line, err=True)
 
 
-def _tell_left_out(submission: Submission, *, quiet: bool) -> None:
-    from jacli.cluster.slurm import compress
-
-    if quiet:
-        return
-    for numbers, what in (
-        (submission.complete, "complete"),
-        (submission.queued, "in the queue already"),
-    ):
-        if numbers:
-            typer.echo(f"{what}: {_shards(compress(numbers))}", err=True)
+def _left_out(submission: Submission) -> Iterator[str]:
+    for note in submission.notes:
+        yield f"note: {note}"
+    if submission.complete:
+        yield f"complete: {_shards(submission.complete)}"
+    if submission.queued:
+        yield f"in the queue already: {_shards(submission.queued)}"
     for number, holder in submission.written.items():
-        typer.echo(f"being written: shard {number}, by {holder}", err=True)
+        yield f"being written: shard {number}, by {holder}"
 
 
-def _tell(submission: Submission, handed: Handed) -> None:
-    from jacli.cluster.slurm import compress
-
+def _handed_over(submission: Submission, handed: Handed) -> Iterator[str]:
     job = submission.job
     if handed.array is not None:
-        typer.echo(f"submitted job {handed.array}: {_shards(compress(job.shards))} of {job.count}", err=True)
+        yield f"submitted job {handed.array}: {_shards(job.shards)} of {job.count}"
     if submission.superseded is not None:
-        typer.echo(f"cancelled job {submission.superseded}, an earlier merge", err=True)
+        yield f"cancelled job {submission.superseded}, an earlier merge"
     if handed.merge is not None:
-        typer.echo(f"submitted job {handed.merge}: merges them into {job.out} at the end", err=True)
+        yield f"submitted job {handed.merge}: merges them into {job.out} at the end"
     if handed.array is None and handed.merge is None:
-        typer.echo("nothing was submitted", err=True)
+        yield "nothing was submitted"
     else:
-        typer.echo(f"scripts and logs: {job.logs}", err=True)
-    typer.echo(f"look at it: jacli status {shlex.quote(str(job.out))}", err=True)
+        yield f"scripts and logs: {job.logs}"
+        yield f"once a task has begun: jacli status {shlex.quote(str(job.out))}"
 
 
-def _shards(listed: str) -> str:
-    return f"shard {listed}" if listed.isdigit() else f"shards {listed}"
+def _shards(numbers: Sequence[int]) -> str:
+    return f"shard{'s' * (len(numbers) > 1)} {compress(numbers)}"
 
 
 def _as_json(submission: Submission, handed: Handed) -> dict[str, Any]:

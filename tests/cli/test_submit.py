@@ -305,7 +305,7 @@ def test_what_was_done_is_told_in_words(place: Place) -> None:
     assert (ran.code, ran.out) == (0, "")
     assert "submitted job 101: shards 1-4 of 4" in ran.err
     assert f"submitted job 102: merges them into {place.folder}/out.h5" in ran.err
-    assert f"look at it: jacli status {place.folder}/out.h5" in ran.err
+    assert f"once a task has begun: jacli status {place.folder}/out.h5" in ran.err
     assert place.jacli("submit", "model.pt", "inputs.npy", "--shards", "4", "--quiet").err == ""
 
 
