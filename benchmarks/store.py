@@ -91,7 +91,7 @@ def write_result(path: Path, shape: Shape, block: np.ndarray) -> None:
         for number in range(shape.blocks):
             start = number * shape.samples
             writer.write_block(start, arrays_of(shape, block, start))
-            if writer.commit_is_due:
+            if writer.seconds_to_commit == 0:
                 writer.commit()
         writer.finish()
 
@@ -100,7 +100,7 @@ def write_raw(path: Path, shape: Shape, block: np.ndarray) -> None:
     """The bytes, in one system call a block."""
     with path.open("wb", buffering=0) as file:
         for _ in range(shape.blocks):
-            left = memoryview(block).cast("B")
+            left = block.data.cast("B")
             while len(left):
                 left = left[file.write(left) :]
         os.fsync(file.fileno())

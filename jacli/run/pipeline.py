@@ -38,8 +38,8 @@ class Pipeline:
     """Writes blocks in a thread of its own, one at a time; whoever brings the next one waits for it.
 
     So two blocks are held at most, and a slow disk slows the computation instead of filling the memory.
-    The thread commits when it has nothing else to do, or when that takes little of its time.  On CPUs it
-    uses one of the cores: products of factors are multiplied out here.
+    The thread commits as soon as that takes little of the time.  On CPUs it uses one of the cores: products
+    of factors are multiplied out here.
 
     As a context manager: an exception ends it after the block being written, which is given up if that
     takes longer than `PATIENCE`.
@@ -56,7 +56,6 @@ class Pipeline:
         self._condition = threading.Condition()
         self._block: WrittenBlock | None = None
         self._error: BaseException | None = None
-        self._wanted = False  # somebody waits to bring the next block
         self._ending = False
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
@@ -78,11 +77,7 @@ class Pipeline:
                 self._wait()
 
     def _wait(self) -> None:
-        self._wanted = True
-        try:
-            self._condition.wait_for(lambda: self._block is None)
-        finally:
-            self._wanted = False
+        self._condition.wait_for(lambda: self._block is None)
         if self._error is not None:
             raise self._error
 
@@ -106,22 +101,28 @@ class Pipeline:
         with torch.inference_mode(), _one_thread():
             while True:
                 with self._condition:
-                    self._condition.wait_for(lambda: self._block is not None or self._ending)
-                    block = self._block
+                    self._condition.wait_for(
+                        lambda: self._block is not None or self._ending, self._writer.seconds_to_commit
+                    )
+                    block, ending = self._block, self._ending
                 try:
-                    if block is None:
-                        self._writer.commit()
-                        self._written(self._writer.written, self._writer.committed)
-                        return
-                    self._write(block)
+                    if block is not None:
+                        self._write(block)
+                    else:  # nothing came while a commit was waited for, or nothing will
+                        self._commit()
                 except BaseException as error:
                     self._error = error
-                del block
-                with self._condition:
-                    self._block = None
-                    self._condition.notify_all()
-                if self._error is not None:
+                if self._error is not None or (ending and block is None):
+                    self._make_room()
                     return
+                if block is not None:
+                    del block
+                    self._make_room()
+
+    def _make_room(self) -> None:
+        with self._condition:
+            self._block = None
+            self._condition.notify_all()
 
     def _write(self, block: WrittenBlock) -> None:
         writer = self._writer
@@ -132,9 +133,14 @@ class Pipeline:
             inputs_sha256=block.inputs_sha256,
             given_up=lambda: time.monotonic() > self._deadline,
         )
-        if not self._wanted or writer.commit_is_due:
-            writer.commit()
-        self._written(writer.written, writer.committed)
+        if writer.seconds_to_commit == 0:
+            self._commit()
+        else:
+            self._written(writer.written, writer.committed)
+
+    def _commit(self) -> None:
+        self._writer.commit()
+        self._written(self._writer.written, self._writer.committed)
 
     def __enter__(self) -> Pipeline:
         return self

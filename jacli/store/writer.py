@@ -33,7 +33,7 @@ from jacli.store.schema import AFTERWARDS, SCHEMA, DatasetLayout, ResultLayout
 from jacli.store.sink import FileSink
 
 _COMMIT_SHARE = 0.1
-"""Part of the time that commits may take while blocks are waiting: each waits for the disk three times."""
+"""Part of the time that commits may take: each waits for the disk three times."""
 _GIVEN_UP_BYTES = 64 * 2**20
 """A block beyond this may be given up halfway; what came before is committed first."""
 
@@ -267,9 +267,12 @@ class ResultWriter:
         self.committed = self.written
 
     @property
-    def commit_is_due(self) -> bool:
-        """Whether a commit would take little of the time, as long as the last one did."""
-        return time.monotonic() - self._commit_ended >= self._commit_took / _COMMIT_SHARE
+    def seconds_to_commit(self) -> float | None:
+        """When a commit would take little of the time, as long as the last one did; None: nothing to commit."""
+        if self.committed == self.written:
+            return None
+        passed = time.monotonic() - self._commit_ended
+        return max(0.0, self._commit_took / _COMMIT_SHARE - passed)
 
     def write_static(self, name: str, array: np.ndarray) -> None:
         """Write a dataset that belongs to the whole run: ``class_index`` (k,), the same for all samples."""
