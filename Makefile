@@ -22,7 +22,7 @@ test: $(VENV)/.test ## Run the tests, but not the slow ones
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
 
 test-slow: $(VENV)/.test ## Run the slow tests: memory on files of 2 GB, an array on a real Slurm
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadgroup -m slow --timeout 900
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m slow --timeout 900
 
 check: format-check lint types contracts test ## Format, lint, types, import contracts, tests
 

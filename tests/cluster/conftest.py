@@ -1,4 +1,4 @@
-"""One Slurm for all tests that need one."""
+"""One Slurm for all tests of a process that need one: it starts in seconds, and several are no matter."""
 
 from __future__ import annotations
 

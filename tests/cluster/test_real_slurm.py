@@ -22,10 +22,7 @@ from jacli.store import read_holder, read_progress
 from tests.cluster.one_node_slurm import wait_until
 from tests.cluster.same_results import assert_same_datasets
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.xdist_group("slurm"),  # so that one Slurm is started and not one a worker
-]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = ["--method", "loop", "--batch-size", "1", "--device", "cpu", "--verify", "0"]
