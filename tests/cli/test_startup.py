@@ -12,7 +12,7 @@ from jacli.cli import app
 from jacli.cli.compute import compute
 from jacli.config import OPTIONS, RunConfig
 
-COMMANDS = ("compute", "summarize", "verify", "bench", "inspect", "submit", "doctor")
+COMMANDS = ("compute", "summarize", "verify", "merge", "status", "bench", "inspect", "submit", "doctor")
 HEAVY = {
     "torch",
     "torchvision",
