@@ -70,11 +70,8 @@ def _tell(what: str) -> None:
 
 
 def _print(merged: Merged) -> None:
-    from jacli.cli.render import format_size
-
     kind = "an index of" if merged.in_shards else "merged from"
-    what = f"{merged.samples} samples, {kind} {merged.shards} shards, {format_size(merged.size)}"
-    typer.echo(f"wrote {merged.out}: {what}", err=True)
+    typer.echo(f"wrote {merged.out}: {merged.samples} samples, {kind} {merged.shards} shards", err=True)
     if merged.in_shards:
         typer.echo(f"keep the shards: {', '.join(merged.in_shards)} stay in them", err=True)
     typer.echo(f"look at it: jacli summarize {merged.out}", err=True)

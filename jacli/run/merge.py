@@ -163,7 +163,7 @@ def _refuse_unfinished(out: Path, states: Sequence[FileStatus]) -> None:
     if not lacking:
         return
     count = len(states)
-    listed = "; ".join(f"{state}: {shown_shards(found, count)}" for state, found in lacking.items())
+    listed = "; ".join(f"{state}: {shown_shards(found)}" for state, found in lacking.items())
     commands = commands_for(states, command_of_another(out, states))
     if commands:
         more = len(commands) - _SHOWN_COMMANDS

@@ -207,8 +207,9 @@ def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
     return runs
 
 
-def shown_shards(indices: Iterable[int], count: int) -> str:
-    """For the eye: ``3, 7-9 of 16``."""
+def shown_shards(indices: Iterable[int]) -> str:
+    """For the eye: ``shard 3``, ``shards 3, 7-9``."""
     ranges = ranges_of(indices)
     listed = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:20]]
-    return f"{', '.join(listed)}{', ...' * (len(ranges) > 20)} of {count}"
+    several = len(ranges) > 1 or ranges[0][0] < ranges[0][1]
+    return f"shard{'s' * several} {', '.join(listed)}{', ...' * (len(ranges) > 20)}"

@@ -80,7 +80,7 @@ def test_a_missing_shard_is_named_with_its_command(out: Path) -> None:
         merge([out])
     assert raised.value.exit_code == 6
     assert raised.value.what == "2 of 4 shards of out.h5 are not complete."
-    assert raised.value.why == "Missing: 2-3 of 4."
+    assert raised.value.why == "Missing: shards 2-3."
     assert "for i in {2..3}; do jacli compute m.pt x.npy -o out.h5 --shard $i/4; done" in raised.value.todo
     assert not out.exists() and not list(Path().glob("out.h5.*"))
 
@@ -109,7 +109,7 @@ def test_unfinished_shards_are_told_apart(out: Path, tmp_path: Path) -> None:
     lock = RunLock(shard_path(out, Shard(3, 4)))
     with pytest.raises(UnsoundResultsError) as raised:
         merge([out])
-    assert raised.value.why == "Stopped: 2 of 4; waiting: 3 of 4; missing: 4 of 4."
+    assert raised.value.why == "Stopped: shard 2; waiting: shard 3; missing: shard 4."
     assert f"cd {tmp_path / 'there'} && for i in 2 4; do jacli compute" in raised.value.todo
     for index in (2, 4):
         part_path(shard_path(out, Shard(index, 4))).unlink(missing_ok=True)
