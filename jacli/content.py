@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 MAX_EXPANSION = 2**30
-"""What a file holds may take this many bytes of memory more than the file itself: a bomb declares terabytes."""
+"""What a file holds may take this many bytes of memory more than the file: a bomb declares terabytes."""
 
 _HEAD = 4096
 

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping
 from typing import IO
 
 from jacli.pickle_scan import PickleScan, lying_storage, scan_pickle
-from jacli.zip_archive import ArchiveError, check_zip
+from jacli.zip_archive import ArchiveError, check_zip, read_member
 
+UNPACKED = 64 * 2**20
+"""Bytes that an archive may unpack to beyond its own: torch stores all but code as it is."""
 _MAGIC = 0x1950A86A20F9469CFC6C  # first of the four pickles of a file written before PyTorch 1.6
 
 
@@ -17,28 +19,29 @@ class NoTorchSaveError(ValueError):
     """A pickle, but not one that torch.save wrote."""
 
 
-def scan_torch_save(file: IO[bytes], *, is_zip: bool, checksums: bool = True) -> PickleScan:
+def scan_torch_save(file: IO[bytes], *, is_zip: bool, mapped: bool = False) -> PickleScan:
     """Follow the pickle that holds the object, and compare the sizes it names with what is there.
 
     Args:
         file: Seekable.
         is_zip: An archive; else a pickle of the time before PyTorch 1.6.
-        checksums: Of an archive's members, which costs one read of the file.
+        mapped: torch will map the archive into memory: it takes a deflated storage as it lies there.  The
+            members are not compared with their checksums then, which would cost one read of the file.
 
     Raises:
         NoTorchSaveError: It is a pickle of another program.
         ValueError: It is damaged or made to mislead its reader; a sentence says how.
     """
-    return _scan_zip(file, checksums) if is_zip else _scan_legacy(file)
+    return _scan_zip(file, mapped) if is_zip else _scan_legacy(file)
 
 
-def _scan_zip(file: IO[bytes], checksums: bool) -> PickleScan:
-    members = check_zip(file, checksums=checksums)
+def _scan_zip(file: IO[bytes], mapped: bool) -> PickleScan:
+    members = check_zip(file, checksums=not mapped, expansion=UNPACKED)
     _check_one_root(members)
     names = [name for name in members if name.endswith("/data.pkl")]
     if not names:
         raise ArchiveError("Its zip archive has no pickle data.pkl.")
-    return _scan_member(file, members, min(names, key=len))
+    return _scan_member(file, members, min(names, key=len), mapped=mapped)
 
 
 def check_torchscript(file: IO[bytes]) -> dict[str, zipfile.ZipInfo]:
@@ -47,11 +50,12 @@ def check_torchscript(file: IO[bytes]) -> dict[str, zipfile.ZipInfo]:
     Raises:
         ArchiveError: It is damaged or made to mislead its reader; a sentence says how.
     """
-    members = check_zip(file)
+    members = check_zip(file, expansion=UNPACKED)
     _check_one_root(members)
     for name in members:
-        if name.partition("/")[2] in ("data.pkl", "constants.pkl"):  # of other pickles torch reads no numbers
-            _scan_member(file, members, name)
+        if name.endswith((".pkl", ".debug_pkl")):
+            # Of the inputs it was traced with, torch writes the pickle without the numbers.
+            _scan_member(file, members, name, numbers=not name.endswith("traced_inputs.pkl"))
     return members
 
 
@@ -62,21 +66,40 @@ def _check_one_root(members: Iterable[str]) -> None:
         raise ArchiveError(f"Its members lie in {len(roots)} folders, and torch writes one.")
 
 
-def _scan_member(file: IO[bytes], members: Mapping[str, zipfile.ZipInfo], name: str) -> PickleScan:
-    """Follow one pickle, ``FOLDER/NAME.pkl``, whose storages are the members of ``FOLDER/NAME/``."""
+def _scan_member(
+    file: IO[bytes],
+    members: Mapping[str, zipfile.ZipInfo],
+    name: str,
+    *,
+    numbers: bool = True,
+    mapped: bool = False,
+) -> PickleScan:
+    """Follow one pickle, ``FOLDER/NAME.pkl``, whose storages are the members of ``FOLDER/NAME/``.
+
+    Args:
+        file: The archive.
+        members: What `check_zip` found in it.
+        name: The pickle.
+        numbers: Whether the storages are there.
+        mapped: As for `scan_torch_save`.
+    """
     records = name.removesuffix(".pkl") + "/"
     there = {
         member.removeprefix(records): info.file_size
         for member, info in members.items()
-        # torch maps a stored record into memory and would take a deflated one as it lies there.
-        if member.startswith(records) and info.compress_type == zipfile.ZIP_STORED
+        if member.startswith(records) and (not mapped or info.compress_type == zipfile.ZIP_STORED)
     }
     try:
         with zipfile.ZipFile(file) as archive:
-            scan = scan_pickle(io.BytesIO(archive.read(name)))
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+            content = read_member(archive, name)
+        if content[:1] != b"\x80":
+            raise ValueError("no pickle of torch's")
+        scan = scan_pickle(io.BytesIO(content))
+    except ArchiveError:
+        raise
+    except ValueError as error:
         raise ArchiveError(f"Its pickle {name} is damaged: {error}.") from error
-    problem = lying_storage(scan, there)
+    problem = lying_storage(scan, there) if numbers else None
     if problem is not None:
         raise ArchiveError(problem)
     return scan

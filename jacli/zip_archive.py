@@ -25,19 +25,22 @@ class ArchiveError(ValueError):
     """Why an archive is not read, as a sentence."""
 
 
-def check_zip(file: IO[bytes], *, checksums: bool = True) -> dict[str, zipfile.ZipInfo]:
+def check_zip(
+    file: IO[bytes], *, checksums: bool = True, expansion: int = MAX_EXPANSION
+) -> dict[str, zipfile.ZipInfo]:
     """The members of an archive, once its table of contents is found to be honest.
 
     Args:
         file: Seekable; its position is lost.
         checksums: Compare every member with its checksum, which costs one read of the file.
+        expansion: Bytes that all members together may unpack to beyond the file's own.
 
     Raises:
         ArchiveError: It is damaged, or made to mislead its reader.
     """
     try:
         with zipfile.ZipFile(file) as archive:
-            members = _check_contents(archive, file)
+            members = _check_contents(archive, file, expansion)
             bad = archive.testzip() if checksums else None
     except ArchiveError:
         raise
@@ -58,7 +61,21 @@ def check_zip(file: IO[bytes], *, checksums: bool = True) -> dict[str, zipfile.Z
     return members
 
 
-def _check_contents(archive: zipfile.ZipFile, file: IO[bytes]) -> dict[str, zipfile.ZipInfo]:
+def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A member, of which no more is unpacked than its declared size: ``ZipFile.read`` unpacks all there is.
+
+    Raises:
+        ArchiveError: It is damaged.
+    """
+    info = archive.getinfo(name)
+    try:
+        with archive.open(info) as member:
+            return member.read(info.file_size)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ArchiveError(f"Its member {name} is damaged: {error}.") from error
+
+
+def _check_contents(archive: zipfile.ZipFile, file: IO[bytes], expansion: int) -> dict[str, zipfile.ZipInfo]:
     infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
     size = file.seek(0, 2)
     file.seek(max(0, size - _END_BYTES))
@@ -68,7 +85,7 @@ def _check_contents(archive: zipfile.ZipFile, file: IO[bytes]) -> dict[str, zipf
     if len(names) < len(infos):
         raise ArchiveError("Its zip archive holds two members of one name.")
     unpacked = sum(info.file_size for info in infos)
-    if unpacked > size + MAX_EXPANSION:
+    if unpacked > size + expansion:
         raise ArchiveError(f"It unpacks to {unpacked:,} bytes, and has {size:,} itself.")
     # Behind the last member lies the table of contents.
     ends = [*(info.header_offset for info in infos[1:]), archive.start_dir]

@@ -28,7 +28,7 @@ def load_legacy_pickle(path: Path, key: str | None) -> StoredArray:
 def _load(path: Path, key: str | None, *, mmap: bool) -> StoredArray:
     with path.open("rb") as file:
         try:
-            scan_torch_save(file, is_zip=mmap, checksums=False)
+            scan_torch_save(file, is_zip=mmap, mapped=mmap)
         except NoTorchSaveError as error:
             raise InputsError(
                 f"{path} is a pickle, but not one written by torch.save.",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jacli import zip_archive
 from jacli.errors import JacliError, ModelError
+from jacli.torch_archive import UNPACKED
 
 COPY_AGAIN = "Copy or download it again."
 
@@ -24,7 +25,7 @@ def check_zip(path: Path) -> dict[str, zipfile.ZipInfo]:
     """
     try:
         with path.open("rb") as file:
-            return zip_archive.check_zip(file)
+            return zip_archive.check_zip(file, expansion=UNPACKED)
     except zip_archive.ArchiveError as error:
         raise ModelError(f"{path} is damaged.", why=str(error), todo=COPY_AGAIN) from error
 

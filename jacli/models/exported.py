@@ -27,6 +27,7 @@ from jacli.models.damage import check_zip, last_line, reading
 from jacli.models.exported_program import problem_of_program
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
 from jacli.torch_archive import scan_torch_save
+from jacli.zip_archive import read_member
 
 _KIND = "torch.export archive"
 _TODO = (
@@ -104,13 +105,13 @@ def describe_exported(path: Path) -> dict[str, Any]:
 def _read(path: Path, *, allow_pickle: bool) -> torch.export.ExportedProgram:
     check_zip(path)
     if not allow_pickle:
-        with zipfile.ZipFile(path) as archive:
+        with reading(path, _KIND), zipfile.ZipFile(path) as archive:
             _require_no_hidden_code(path, archive.namelist())
             for member in _unpickled_members(path, archive):
-                _require_plain(path, member, archive.read(member))
+                _require_plain(path, member, read_member(archive, member))
             for member in archive.namelist():
                 if member.endswith(".json") or PurePosixPath(member).parent.name == "models":
-                    _require_no_expressions(path, member, archive.read(member))
+                    _require_no_expressions(path, member, read_member(archive, member))
     # A file object, because torch warns about every name that does not end in .pt2.
     with (
         reading(path, _KIND),
@@ -132,7 +133,7 @@ def _unpickled_members(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
         if not name.endswith("_config.json") or PurePosixPath(name).parent.name not in _PAYLOADS:
             continue
         with reading(path, _KIND):
-            entries = json.loads(archive.read(name))["config"].values()
+            entries = json.loads(read_member(archive, name))["config"].values()
             folder = str(PurePosixPath(name).parent)
             for entry in entries:
                 if entry["path_name"].startswith("opaque_obj"):

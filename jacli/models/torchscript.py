@@ -14,7 +14,7 @@ from jacli.errors import ModelError
 from jacli.models.damage import COPY_AGAIN, reading
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
 from jacli.torch_archive import check_torchscript
-from jacli.zip_archive import ArchiveError
+from jacli.zip_archive import ArchiveError, read_member
 
 _KIND = "TorchScript archive"
 _TOUCHES_FILES = re.compile(r"\b(torch|ops\.\w+)\s*\.\s*(save|from_file|load_tensor)\s*\(")
@@ -55,7 +55,7 @@ def _read(path: Path) -> Any:
             with zipfile.ZipFile(file) as archive:
                 for name in members:
                     if "/code/" in name and name.endswith(".py"):
-                        _check_code(path, archive.read(name).decode("utf-8", "replace"))
+                        _check_code(path, read_member(archive, name).decode("utf-8", "replace"))
     except ArchiveError as error:
         raise ModelError(f"{path} is damaged.", why=str(error), todo=COPY_AGAIN) from error
     with reading(path, _KIND), warnings.catch_warnings():

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jacli.errors import ModelError
+from jacli.errors import ModelError, telling_line
 from jacli.linear_map import Extra
 from jacli.network.settings import forward_pass
 
@@ -137,7 +137,14 @@ def _no_exit() -> Iterator[None]:
 def _program(module: nn.Module) -> str:
     """The operators of a TorchScript or exported program, as text; empty for Python code."""
     if isinstance(module, torch.jit.ScriptModule):
-        return str(module.inlined_graph)
+        try:
+            return str(module.inlined_graph)
+        except (RuntimeError, AttributeError) as error:  # no forward, or damaged notes on its sources
+            raise ModelError(
+                "The program's operators cannot be listed.",
+                why=telling_line(error),
+                todo="Save it again with torch.jit.save.",
+            ) from error
     return "".join(str(part.graph) for part in module.modules() if isinstance(part, torch.fx.GraphModule))
 
 
