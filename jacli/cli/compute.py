@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import time
 from contextlib import redirect_stdout
@@ -208,6 +209,8 @@ def _run(settings: RunConfig) -> None:
     ):
         command = shlex.join(["jacli", *sys.argv[1:]])
         outcome = run_compute(settings, command=command, progress=progress, waiting=_tell_waiting)
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # it is done: nobody is to run it again
     if settings.json:
         import json
 

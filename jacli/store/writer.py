@@ -31,6 +31,7 @@ from jacli.store.place import (
 )
 from jacli.store.schema import AFTERWARDS, SCHEMA, DatasetLayout, ResultLayout
 from jacli.store.sink import FileSink
+from jacli.store.uninterrupted import UninterruptedDataset, uninterrupted
 
 _COMMIT_SHARE = 0.1
 """Part of the time that commits may take: each waits for the disk three times."""
@@ -72,6 +73,7 @@ class ResultWriter:
         self._commit_took, self._commit_ended = 0.0, 0.0
 
     @classmethod
+    @uninterrupted()
     def create(
         cls, out: Path, layout: ResultLayout, attributes: Mapping[str, object], *, overwrite: bool
     ) -> ResultWriter:
@@ -124,6 +126,7 @@ class ResultWriter:
                 dataset.attrs["units"] = layout.units
 
     @classmethod
+    @uninterrupted()
     def reopen(cls, out: Path, *, overwrite: bool) -> ResultWriter:
         """The unfinished file of an earlier run as its last commit left it; `expect` says what it must hold.
 
@@ -152,6 +155,7 @@ class ResultWriter:
             raise
         return writer
 
+    @uninterrupted()
     def expect(self, layout: ResultLayout) -> None:
         """Check that a reopened file holds just these datasets.
 
@@ -169,11 +173,13 @@ class ResultWriter:
             self._layouts[name] = replace(expected, chunks=found.chunks)
 
     @property
+    @uninterrupted()
     def attributes(self) -> Mapping[str, object]:
         """Root attributes; JSON stays text."""
         return MappingProxyType(dict(self._file.attrs))
 
     @property
+    @uninterrupted()
     def inputs_sha256(self) -> str:
         """Of the rows of the finished samples, as given to `write_block`; empty where there are none."""
         return bytes(self._file["done"].attrs.get("inputs_sha256", b"")).decode().strip()
@@ -268,12 +274,13 @@ class ResultWriter:
 
     @property
     def seconds_to_commit(self) -> float | None:
-        """When a commit would take little of the time, as long as the last one did; None: nothing to commit."""
+        """When a commit would take little of the time, if it is as long as the last; None: nothing to commit."""
         if self.committed == self.written:
             return None
         passed = time.monotonic() - self._commit_ended
         return max(0.0, self._commit_took / _COMMIT_SHARE - passed)
 
+    @uninterrupted()
     def write_static(self, name: str, array: np.ndarray) -> None:
         """Write a dataset that belongs to the whole run: ``class_index`` (k,), the same for all samples."""
         with self._watching():
@@ -281,10 +288,12 @@ class ResultWriter:
             self._file.flush()
 
     @property
-    def datasets(self) -> Mapping[str, h5py.Dataset]:
+    def datasets(self) -> Mapping[str, UninterruptedDataset]:
         """Name -> dataset of the open file, so that it can be read back before it is published."""
-        return MappingProxyType({name: self._file[name] for name in self._layouts})
+        with uninterrupted():
+            return MappingProxyType({name: UninterruptedDataset(self._file[name]) for name in self._layouts})
 
+    @uninterrupted()
     def write_recheck(self, row: int, error: float, near_kink: bool) -> None:
         """Write what the recheck found of one sample; NaN and 0 where it is never called."""
         with self._watching():
@@ -292,6 +301,7 @@ class ResultWriter:
             self._file["near_kink"][row] = near_kink
             self._file.flush()
 
+    @uninterrupted()
     def set_attributes(self, attributes: Mapping[str, object]) -> None:
         """Set root attributes; dicts, lists and tuples become JSON text, None is left out."""
         with self._watching():
@@ -300,8 +310,11 @@ class ResultWriter:
                     self._file.attrs[name] = _as_attribute(value)
             self._file.flush()
 
+    @uninterrupted(forget=True)
     def finish(self) -> None:
         """Mark the file complete, wait for the disk, and give it its final name.
+
+        A signal that comes meanwhile comes too late to stop anything.
 
         Raises:
             OutputError: The disk is full; or ``out`` appeared meanwhile: the finished file stays in ``part``.
@@ -317,6 +330,7 @@ class ResultWriter:
         self._sink.close()
         publish(self.part, self.out, overwrite=self._overwrite)
 
+    @uninterrupted()
     def close(self) -> None:
         """Close the unfinished file with the samples that are finished; without one, remove it.
 
