@@ -99,7 +99,7 @@ def merge(
         stack.callback(RunLock(target, waiting).release)
         if part_path(target).exists():
             raise part_exists(target)
-        states = look_at_shards(whole, count)
+        states = look_at_shards(whole, count, counted=False)
         _refuse_unfinished(whole, states)
         shards = [read_shard(state.path) for state in states]
         check_samples(whole, shards)

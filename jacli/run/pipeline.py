@@ -126,6 +126,8 @@ class Pipeline:
 
     def _write(self, block: WrittenBlock) -> None:
         writer = self._writer
+        if block.start != writer.written:
+            raise RuntimeError(f"the block of sample {block.start} came after {writer.written} samples")
         writer.set_attributes(block.attributes)
         writer.write_block(
             block.start,

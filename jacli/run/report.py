@@ -39,7 +39,7 @@ class Report:
     ) -> None:
         self._out = out
         self._samples = samples
-        self._before = self._done = done
+        self._before = self._done = self._told = done
         self._command = tuple(shlex.split(command)) if command.startswith("jacli ") else ()
         self._shard = shard
         self._tell = tell
@@ -49,7 +49,9 @@ class Report:
     def written(self, written: int, committed: int) -> None:
         """So many samples are in the file, and so many of them for good."""
         self._done = committed
-        self._tell(written, self._samples)
+        if written != self._told:
+            self._told = written
+            self._tell(written, self._samples)
         if time.monotonic() - self._last >= _EVERY:
             self._last = time.monotonic()
             self._write("running")

@@ -86,12 +86,18 @@ class FileStatus:
     command: RunCommand | None = None
 
 
-def look_at(path: Path, shard: Shard | None = None) -> FileStatus:
-    """How far one file is."""
+def look_at(path: Path, shard: Shard | None = None, *, counted: bool = True) -> FileStatus:
+    """How far one file is.
+
+    Args:
+        path: Its final name.
+        shard: Which part of a run it is.
+        counted: Whether a finished file is opened for its number of samples.
+    """
     # The lock goes last when a run ends: who has no holder has its final name by now.
     holder, progress = read_holder(path), read_progress(path)
     if holder is None and path.exists():
-        return _finished(path, shard)
+        return _finished(path, shard) if counted else FileStatus(path, shard, "complete")
     if progress is None:
         begun = holder is not None or part_path(path).exists()
         state = "waiting" if holder is not None else "killed" if begun else "missing"
@@ -124,10 +130,10 @@ def _finished(path: Path, shard: Shard | None) -> FileStatus:
     return FileStatus(path, shard, "complete", samples, samples)
 
 
-def look_at_shards(out: Path, count: int) -> list[FileStatus]:
+def look_at_shards(out: Path, count: int, *, counted: bool = True) -> list[FileStatus]:
     """How far each shard of a run is; none is left out."""
     shards = (Shard(index, count) for index in range(1, count + 1))
-    return [look_at(shard_path(out, shard), shard) for shard in shards]
+    return [look_at(shard_path(out, shard), shard, counted=counted) for shard in shards]
 
 
 def command_recorded(path: Path, out: Path) -> RunCommand:

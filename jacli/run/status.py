@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jacli.cluster import name_of_shard, shards_beside
+import numpy as np
+
+from jacli.cluster import name_of_shard, shard_rows, shards_beside
 from jacli.errors import ResultsError, UsageError
 from jacli.option_values import Shard
 from jacli.run.run_files import (
@@ -20,6 +22,10 @@ from jacli.run.run_files import (
     look_at,
     look_at_shards,
 )
+from jacli.store import open_results
+
+EACH_OPENED = 64
+"""Shards of which each finished one is opened for its number of samples; of more, only one is."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,14 @@ class RunStatus:
         files: That file alone, or each of its shards.
         next: Lines for a shell: what is to be run next; none where nothing is.
         notes: What must be known beside them.
+        estimated: Numbers of samples of finished shards may be one off.
     """
 
     out: Path
     files: tuple[FileStatus, ...]
     next: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    estimated: bool = False
 
     @property
     def done(self) -> int:
@@ -49,12 +57,14 @@ class RunStatus:
         known = [file.samples for file in self.files if file.samples is not None]
         if not known:
             return None
-        return sum(known) if self.samples_are_known else round(sum(known) / len(known) * len(self.files))
+        if len(known) == len(self.files):
+            return sum(known)
+        return round(sum(known) / len(known) * len(self.files))
 
     @property
     def samples_are_known(self) -> bool:
         """Whether each file has said how many it will hold; shards differ by one sample at most."""
-        return all(file.samples is not None for file in self.files)
+        return not self.estimated and all(file.samples is not None for file in self.files)
 
     @property
     def rate(self) -> float | None:
@@ -122,10 +132,10 @@ def status(files: Sequence[str | os.PathLike[str]]) -> list[RunStatus]:
         else:
             named.setdefault((name.out, name.shard.count), []).append(name.shard)
     for (out, count), shards in named.items():
-        every = look_at_shards(out, count)
+        every, estimated = _shards(out, count)
         asked = [every[shard.index - 1] for shard in dict.fromkeys(shards)]
         _refuse_nothing(asked, asked[0].path)
-        runs.append(_in_shards(out, asked if len(asked) < count else every, every))
+        runs.append(_in_shards(out, asked if len(asked) < count else every, every, estimated))
     return runs
 
 
@@ -144,17 +154,59 @@ def _runs_of(out: Path) -> list[RunStatus]:
         return [RunStatus(out, (whole,), ())]
     found = [] if whole.state == "missing" else [_with_next(out, (whole,), None)]
     for count in sorted(beside):
-        every = look_at_shards(out, count)
-        found.append(_in_shards(out, every, every))
+        every, estimated = _shards(out, count)
+        found.append(_in_shards(out, every, every, estimated))
     return found
 
 
-def _in_shards(out: Path, files: Sequence[FileStatus], every: Sequence[FileStatus]) -> RunStatus:
+def _shards(out: Path, count: int) -> tuple[list[FileStatus], bool]:
+    """How far the shards of a run are, and whether their numbers of samples are estimates.
+
+    Of many, one finished shard is opened: the last.  Where in the inputs it ends tells how many samples there
+    are, exactly if it is the last of all.
+    """
+    if count <= EACH_OPENED:
+        return look_at_shards(out, count), False
+    files = look_at_shards(out, count, counted=False)
+    complete = [file for file in files if file.state == "complete"]
+    if not complete:
+        return files, False
+    last = complete[-1]
+    try:
+        samples, known = _samples_of_run(last.path, last.shard or Shard(1, 1))
+    except ResultsError as error:
+        reason = f"{error.what} {error.why}".strip()
+        return [
+            replace(file, state="failed", reason=reason) if file is last else file for file in files
+        ], True
+    return [_with_samples(file, samples) if file.state == "complete" else file for file in files], not known
+
+
+def _with_samples(file: FileStatus, samples: int) -> FileStatus:
+    count = len(shard_rows(file.shard or Shard(1, 1), samples))
+    return replace(file, samples=count, done=count)
+
+
+def _samples_of_run(path: Path, shard: Shard) -> tuple[int, bool]:
+    """Samples of all shards, by one of them; and whether no other number is possible."""
+    with open_results(path) as results:
+        count, index = len(results), results["sample_index"]
+        in_order = bool((index[:] == np.arange(index[0], index[0] + count)).all())
+        stop = int(index[-1]) + 1
+    least, most = -(-stop * shard.count // shard.index), ((stop + 1) * shard.count - 1) // shard.index
+    if in_order and len(shard_rows(shard, max(least, shard.count))) == count:
+        return least, least == most
+    return count * shard.count, False  # --samples: its place in the inputs tells nothing
+
+
+def _in_shards(
+    out: Path, files: Sequence[FileStatus], every: Sequence[FileStatus], estimated: bool
+) -> RunStatus:
     """Some shards of a run, or all of them."""
     if all(file.state == "complete" for file in every):
         merge = () if out.exists() else (str(RunCommand(("jacli", "merge", str(out)))),)
-        return RunStatus(out, tuple(files), merge)
-    return _with_next(out, files, command_of_another(out, every))
+        return RunStatus(out, tuple(files), merge, estimated=estimated)
+    return replace(_with_next(out, files, command_of_another(out, every)), estimated=estimated)
 
 
 def _with_next(out: Path, files: Sequence[FileStatus], other: RunCommand | None) -> RunStatus:

@@ -274,7 +274,7 @@ class ResultWriter:
 
     @property
     def seconds_to_commit(self) -> float | None:
-        """When a commit would take little of the time, if it is as long as the last; None: nothing to commit."""
+        """When a commit would take little of the time, if it takes as long as the last one; None: no need."""
         if self.committed == self.written:
             return None
         passed = time.monotonic() - self._commit_ended

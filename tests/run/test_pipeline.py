@@ -124,6 +124,13 @@ def test_an_error_of_the_last_block_is_not_overlooked() -> None:
         pipeline.finish()
 
 
+def test_a_block_that_is_lost_on_the_way_is_noticed() -> None:
+    with pytest.raises(RuntimeError, match="sample 2 came after 1"), Pipeline(Writer(), ignore) as pipeline:
+        pipeline.put(block(0))
+        pipeline.put(block(2))
+        pipeline.finish()
+
+
 def test_stopped_it_finishes_the_block_being_written() -> None:
     writer = Writer(seconds=0.05)
     with pytest.raises(KeyboardInterrupt), Pipeline(writer, ignore) as pipeline:
