@@ -13,8 +13,8 @@ from types import MappingProxyType, TracebackType
 import h5py
 import numpy as np
 
-from jacli.errors import OutputError, UsageError
-from jacli.store.dimensions import attach_scales, create_scales
+from jacli.errors import OutputError
+from jacli.store.lay_out import filters_of, lay_out
 from jacli.store.pieces import Rows, contiguous, pieces
 from jacli.store.place import (
     cannot_write,
@@ -84,7 +84,7 @@ class ResultWriter:
                 or cannot be written, or the disk has less room than the values need.
             UsageError: zstd without hdf5plugin.
         """
-        filters = _filters(layout.compress)
+        filters = filters_of(layout.compress)
         check_place(out, overwrite=overwrite)
         part = part_path(out)
         if part.exists():
@@ -100,7 +100,7 @@ class ResultWriter:
         try:
             writer._layouts = layout.datasets()
             with writer._watching():
-                writer._lay_out(filters)
+                lay_out(writer._file, writer._layouts, filters)
             writer.set_attributes({"schema": SCHEMA, **attributes, "complete": False})
             with writer._watching():
                 sink.first_commit(part, rename_to_new)
@@ -108,22 +108,6 @@ class ResultWriter:
             writer.close()
             raise
         return writer
-
-    def _lay_out(self, filters: Mapping[str, object]) -> None:
-        create_scales(self._file, self._layouts)
-        for name, layout in self._layouts.items():
-            dataset = self._file.create_dataset(
-                name,
-                layout.shape,
-                layout.dtype,
-                chunks=layout.chunks,
-                fillvalue=np.nan if layout.dtype.kind == "f" else 0,
-                **(filters if layout.chunks else {}),
-            )
-            attach_scales(self._file, dataset, layout.dims)
-            dataset.attrs["long_name"] = layout.long_name
-            if layout.units:
-                dataset.attrs["units"] = layout.units
 
     @classmethod
     @uninterrupted()
@@ -162,7 +146,7 @@ class ResultWriter:
         Raises:
             OutputError: It does not.
         """
-        _filters(layout.compress)
+        filters_of(layout.compress)
         for name, expected in layout.datasets().items():
             found = self._file.get(name)
             if not isinstance(found, h5py.Dataset) or (found.shape, found.dtype) != (
@@ -379,23 +363,6 @@ def _not_continued(part: Path, why: str) -> OutputError:
         why=f"It is no unfinished result of jacli, or damaged: {why.rstrip('.')}.",
         todo="Move it away, start anew with --no-resume (which removes it), or choose another name with -o.",
     )
-
-
-def _filters(compress: str) -> Mapping[str, object]:
-    """Arguments of `h5py.Group.create_dataset`; shuffled bytes are what makes floats compress at all."""
-    if compress == "none":
-        return {}
-    if compress == "zstd":
-        try:
-            import hdf5plugin
-        except ImportError:
-            raise UsageError(
-                "--compress zstd needs the package hdf5plugin.",
-                why="HDF5 has no zstd of its own.",
-                todo="pip install 'jacli[compress]'",
-            ) from None
-        return {**hdf5plugin.Zstd(), "shuffle": True}
-    return {"compression": compress, "shuffle": True}
 
 
 def _as_attribute(value: object) -> object:

@@ -1,0 +1,57 @@
+"""A new file's datasets, empty: what is not written reads as NaN, or 0 for whole numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import h5py
+import numpy as np
+
+from jacli.errors import UsageError
+from jacli.store.dimensions import attach_scales, create_scales
+from jacli.store.schema import DatasetLayout
+
+
+def lay_out(file: h5py.File, layouts: Mapping[str, DatasetLayout], filters: Mapping[str, object]) -> None:
+    """Create every dataset, with its dimensions' names and scales.
+
+    Args:
+        file: An empty file.
+        layouts: Name -> layout.
+        filters: Of the chunked ones, see `filters_of`.
+    """
+    create_scales(file, layouts)
+    for name, layout in layouts.items():
+        dataset = file.create_dataset(
+            name,
+            layout.shape,
+            layout.dtype,
+            chunks=layout.chunks,
+            fillvalue=np.nan if layout.dtype.kind == "f" else 0,
+            **(filters if layout.chunks else {}),
+        )
+        attach_scales(file, dataset, layout.dims)
+        dataset.attrs["long_name"] = layout.long_name
+        if layout.units:
+            dataset.attrs["units"] = layout.units
+
+
+def filters_of(compress: str) -> Mapping[str, object]:
+    """Arguments of `h5py.Group.create_dataset`; shuffled bytes are what makes floats compress at all.
+
+    Raises:
+        UsageError: zstd without hdf5plugin.
+    """
+    if compress == "none":
+        return {}
+    if compress == "zstd":
+        try:
+            import hdf5plugin
+        except ImportError:
+            raise UsageError(
+                "--compress zstd needs the package hdf5plugin.",
+                why="HDF5 has no zstd of its own.",
+                todo="pip install 'jacli[compress]'",
+            ) from None
+        return {**hdf5plugin.Zstd(), "shuffle": True}
+    return {"compression": compress, "shuffle": True}
