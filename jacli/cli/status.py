@@ -90,7 +90,8 @@ def _sums(run: RunStatus) -> str:
     if samples is None:
         return "no sample is done yet"
     about = "" if run.samples_are_known else "about "
-    parts = [f"{run.done} of {about}{samples} samples are done"]
+    done = f"{'about ' * run.estimated}{run.done}"
+    parts = [f"{done} of {about}{samples} samples are done"]
     if run.rate is not None and run.seconds_left is not None:
         parts += [f"{run.rate:.3g} samples/s", f"{duration(run.seconds_left)} left"]
     return ", ".join(parts)

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jacli.cluster import name_of_shard, shard_rows, shards_beside
 from jacli.errors import ResultsError, UsageError
 from jacli.option_values import Shard
@@ -190,13 +188,12 @@ def _with_samples(file: FileStatus, samples: int) -> FileStatus:
 def _samples_of_run(path: Path, shard: Shard) -> tuple[int, bool]:
     """Samples of all shards, by one of them; and whether no other number is possible."""
     with open_results(path) as results:
-        count, index = len(results), results["sample_index"]
-        in_order = bool((index[:] == np.arange(index[0], index[0] + count)).all())
-        stop = int(index[-1]) + 1
+        index, chosen = results["sample_index"][:], '"samples": null' not in str(results.attrs.get("config"))
+    start, stop = int(index[0]), int(index[-1]) + 1
     least, most = -(-stop * shard.count // shard.index), ((stop + 1) * shard.count - 1) // shard.index
-    if in_order and len(shard_rows(shard, max(least, shard.count))) == count:
+    if not chosen and shard_rows(shard, max(least, shard.count)) == range(start, stop):
         return least, least == most
-    return count * shard.count, False  # --samples: its place in the inputs tells nothing
+    return len(index) * shard.count, False  # --samples: its place in the inputs tells nothing
 
 
 def _in_shards(

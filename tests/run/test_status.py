@@ -10,12 +10,12 @@ from pathlib import Path
 import h5py
 import pytest
 
-from jacli.cluster import shard_path
+from jacli.cluster import shard_path, shard_rows
 from jacli.errors import ResultsError, UsageError
 from jacli.option_values import Shard
 from jacli.run.run_files import FileStatus, RunCommand, commands_for, look_at, ranges_of, shown_shards
 from jacli.run.status import RunStatus, status
-from jacli.store import RunLock, part_path
+from jacli.store import ResultLayout, RunLock, part_path
 from tests.run.shard_files import unfinished, write_shard, write_shards
 
 COMMAND = ("jacli", "compute", "m.pt", "x.npy", "--shard", "2/3")
@@ -131,6 +131,37 @@ def test_several_runs_and_several_counts(tmp_path: Path) -> None:
         write_shards(tmp_path / name, count)
     runs = status([tmp_path / "a.h5", tmp_path / "b.h5"])
     assert [(run.out.name, len(run.files)) for run in runs] == [("a.h5", 2), ("b.h5", 1), ("b.h5", 3)]
+
+
+@pytest.mark.parametrize("samples", [100, 109, 199])
+@pytest.mark.parametrize("options", [{}, {"samples": "::-1"}], ids=["all", "chosen"])
+def test_of_many_shards_one_is_opened(
+    tmp_path: Path, samples: int, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, layout = tmp_path / "out.h5", ResultLayout(1, (2,), (3,), batch_size=4)
+    for index in range(1, 71):
+        write_shard(out, Shard(index, 70), samples=samples, layout=layout, options=options)
+
+    def refuse(path: Path) -> None:
+        raise AssertionError(f"opened {path}")
+
+    monkeypatch.setattr("jacli.run.run_files.count_samples", refuse)
+    [run] = status([out])
+    assert run.next and states(run) == ["complete"] * 70
+    exact = not options
+    assert run.samples_are_known == exact
+    if exact:
+        assert [file.samples for file in run.files] == [
+            len(shard_rows(Shard(index, 70), samples)) for index in range(1, 71)
+        ]
+        assert (run.done, run.samples) == (samples, samples)
+    for index in (69, 70):
+        shard_path(out, Shard(index, 70)).unlink()
+    [run] = status([out])
+    assert run.samples is not None and run.samples == pytest.approx(samples, abs=70)
+    assert states(run)[-2:] == ["missing"] * 2
+    shard_path(out, Shard(68, 70)).write_text("damaged")
+    assert states(status([out])[0])[66:68] == ["complete", "failed"]
 
 
 @pytest.mark.parametrize("name", ["out.h5", "out.h5.part", "out.00001-of-00002.h5", "no/out.h5"])
