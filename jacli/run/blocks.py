@@ -180,6 +180,6 @@ class Run:
         if self.config.save != "full":
             return {}
         if isinstance(matrices, FactoredMap):
-            return {"jacobian": FactoredArray(matrices, input_shape, output_shape)}
+            return {"jacobian": FactoredArray.of(matrices, input_shape, output_shape)}
         dense = matrices.dense().mT.reshape(count, *self.jacobian_shape)
         return {"jacobian": self._host.copy("jacobian", dense)}

@@ -199,7 +199,9 @@ class _Work:
                 written_plan = chosen.plan
             if pipeline is None:
                 self._write_classes(self._writer)
-                pipeline = stack.enter_context(Pipeline(self._writer, self._report.written))
+                pipeline = stack.enter_context(
+                    Pipeline(self._writer, run.prepared.device, self._report.written)
+                )
             with memory_errors(f"storing samples {block.start} to {block.start + block.count - 1}"):
                 arrays = run.arrays(block, chosen.plan)
             changed = {} if chosen.plan is written_plan else {"plan": chosen.to_dict()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from jacli.linear_map import FactoredMap
@@ -21,11 +22,24 @@ class FactoredArray:
         factors: The factors of a block.
         input_shape: Of a sample.
         output_shape: Of a sample.
+        ready: On a GPU: when the factors are there.
     """
 
     factors: FactoredMap
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    ready: torch.cuda.Event | None = None
+
+    @classmethod
+    def of(
+        cls, factors: FactoredMap, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+    ) -> FactoredArray:
+        """The product of factors that the current stream computes; pieces may be taken on another one."""
+        ready = None
+        if factors.left.is_cuda:
+            ready = torch.cuda.Event()
+            ready.record(torch.cuda.current_stream(factors.left.device))
+        return cls(factors, input_shape, output_shape, ready)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -43,6 +57,8 @@ class FactoredArray:
 
     def __getitem__(self, piece: tuple[slice, ...]) -> np.ndarray:
         """The numbers in a box: a slice for every axis."""
+        if self.ready is not None:
+            self.ready.wait(torch.cuda.current_stream(self.factors.left.device))
         samples, inner = piece[0], piece[1:]
         split = len(self.input_shape)
         right = self.factors.right[samples].unflatten(2, self.input_shape or (1,))

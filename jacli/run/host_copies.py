@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -69,3 +71,19 @@ class HostCopies:
             held = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=True)
         pair.append(held)
         return held[: tensor.numel()].view(tensor.shape)
+
+
+@contextmanager
+def beside(device: torch.device) -> Iterator[None]:
+    """For a thread that works beside the computation: one core, and on a GPU a stream of its own.
+
+    On the stream of the computation every piece would wait for all passes that are queued there.
+    """
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)  # of this thread; of the others once they begin, so it is set back
+    stream = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
+    try:
+        with torch.inference_mode(), stream:
+            yield
+    finally:
+        torch.set_num_threads(cores)

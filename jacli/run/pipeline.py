@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from jacli.run.host_copies import beside
 from jacli.store import BlockGivenUp, ResultWriter
 
 PATIENCE = 3.0
@@ -46,12 +47,16 @@ class Pipeline:
 
     Args:
         writer: The file; nobody else may use it until `finish`.
+        device: Where the arrays come from.
         written: Called in the thread with the number of samples that are written, and of those that are in
             the file for good.
     """
 
-    def __init__(self, writer: ResultWriter, written: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, writer: ResultWriter, device: torch.device, written: Callable[[int, int], None]
+    ) -> None:
         self._writer = writer
+        self._device = device
         self._written = written
         self._condition = threading.Condition()
         self._block: WrittenBlock | None = None
@@ -98,7 +103,7 @@ class Pipeline:
         self._thread.join()
 
     def _run(self) -> None:
-        with torch.inference_mode(), _one_thread():
+        with beside(self._device):
             while True:
                 with self._condition:
                     self._condition.wait_for(
@@ -157,14 +162,3 @@ class Pipeline:
             if isinstance(self._error, BlockGivenUp):
                 return
             raise self._error from error
-
-
-class _one_thread:
-    """torch in this thread on one core, and in the others as before."""
-
-    def __enter__(self) -> None:
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(1)
-
-    def __exit__(self, *exception: object) -> None:
-        torch.set_num_threads(self._before)

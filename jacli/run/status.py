@@ -172,11 +172,9 @@ def _shards(out: Path, count: int) -> tuple[list[FileStatus], bool]:
     last = complete[-1]
     try:
         samples, known = _samples_of_run(last.path, last.shard or Shard(1, 1))
-    except ResultsError as error:
-        reason = f"{error.what} {error.why}".strip()
-        return [
-            replace(file, state="failed", reason=reason) if file is last else file for file in files
-        ], True
+    except (ResultsError, KeyError, IndexError) as error:
+        files[files.index(last)] = replace(last, state="failed", reason=f"cannot be read: {error}")
+        return files, True
     return [_with_samples(file, samples) if file.state == "complete" else file for file in files], not known
 
 

@@ -16,6 +16,8 @@ from jacli.run.pipeline import Pipeline, WrittenBlock
 from jacli.store import BlockGivenUp, ResultWriter, open_results
 from tests.store.layouts import IMAGES, random_block
 
+CPU = torch.device("cpu")
+
 
 class Writer:
     """Notes what is asked of it; each block takes a while."""
@@ -68,7 +70,7 @@ def ignore(written: int, committed: int) -> None:
 
 def test_blocks_are_written_in_order_by_one_thread_and_all_of_them_for_good() -> None:
     writer, told = Writer(seconds=0.002), []
-    with Pipeline(writer, lambda written, committed: told.append((written, committed))) as pipeline:
+    with Pipeline(writer, CPU, lambda written, committed: told.append((written, committed))) as pipeline:
         for start in range(20):
             pipeline.put(block(start))
         pipeline.finish()
@@ -80,7 +82,7 @@ def test_blocks_are_written_in_order_by_one_thread_and_all_of_them_for_good() ->
 
 def test_the_next_block_waits_for_the_one_before() -> None:
     writer = Writer(seconds=0.1)
-    with Pipeline(writer, ignore) as pipeline:
+    with Pipeline(writer, CPU, ignore) as pipeline:
         began = time.monotonic()
         pipeline.put(block(0))
         assert time.monotonic() - began < 0.08  # one is taken at once
@@ -93,7 +95,7 @@ def test_the_next_block_waits_for_the_one_before() -> None:
 
 def test_commits_take_little_of_the_time_and_none_is_forgotten() -> None:
     writer = Writer(commit_takes=0.02)
-    with Pipeline(writer, ignore) as pipeline:
+    with Pipeline(writer, CPU, ignore) as pipeline:
         for start in range(100):
             pipeline.put(block(start))
             time.sleep(0.004)  # 0.4 s in all
@@ -110,7 +112,7 @@ def test_commits_take_little_of_the_time_and_none_is_forgotten() -> None:
 
 def test_an_error_of_the_writer_is_the_runs() -> None:
     writer = Writer(fails_at=3)
-    with pytest.raises(OutputError, match="disk is full"), Pipeline(writer, ignore) as pipeline:
+    with pytest.raises(OutputError, match="disk is full"), Pipeline(writer, CPU, ignore) as pipeline:
         for start in range(20):
             pipeline.put(block(start))
             time.sleep(0.001)
@@ -119,13 +121,19 @@ def test_an_error_of_the_writer_is_the_runs() -> None:
 
 
 def test_an_error_of_the_last_block_is_not_overlooked() -> None:
-    with pytest.raises(OutputError, match="disk is full"), Pipeline(Writer(fails_at=0), ignore) as pipeline:
+    with (
+        pytest.raises(OutputError, match="disk is full"),
+        Pipeline(Writer(fails_at=0), CPU, ignore) as pipeline,
+    ):
         pipeline.put(block(0))
         pipeline.finish()
 
 
 def test_a_block_that_is_lost_on_the_way_is_noticed() -> None:
-    with pytest.raises(RuntimeError, match="sample 2 came after 1"), Pipeline(Writer(), ignore) as pipeline:
+    with (
+        pytest.raises(RuntimeError, match="sample 2 came after 1"),
+        Pipeline(Writer(), CPU, ignore) as pipeline,
+    ):
         pipeline.put(block(0))
         pipeline.put(block(2))
         pipeline.finish()
@@ -133,7 +141,7 @@ def test_a_block_that_is_lost_on_the_way_is_noticed() -> None:
 
 def test_stopped_it_finishes_the_block_being_written() -> None:
     writer = Writer(seconds=0.05)
-    with pytest.raises(KeyboardInterrupt), Pipeline(writer, ignore) as pipeline:
+    with pytest.raises(KeyboardInterrupt), Pipeline(writer, CPU, ignore) as pipeline:
         pipeline.put(block(0))
         raise KeyboardInterrupt
     assert (writer.starts, writer.committed) == ([0], 1)
@@ -142,7 +150,7 @@ def test_stopped_it_finishes_the_block_being_written() -> None:
 def test_stopped_it_gives_up_a_block_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jacli.run.pipeline.PATIENCE", 0.05)
     writer = Writer(seconds=60)
-    with pytest.raises(KeyboardInterrupt), Pipeline(writer, ignore) as pipeline:
+    with pytest.raises(KeyboardInterrupt), Pipeline(writer, CPU, ignore) as pipeline:
         pipeline.put(block(0))
         raise KeyboardInterrupt
     assert writer.starts == []
@@ -152,7 +160,7 @@ def test_torch_uses_as_many_cores_as_before() -> None:
     usual = torch.get_num_threads()
     torch.set_num_threads(2)
     seen: list[int] = []
-    with Pipeline(Writer(), lambda written, committed: seen.append(torch.get_num_threads())) as pipeline:
+    with Pipeline(Writer(), CPU, lambda written, committed: seen.append(torch.get_num_threads())) as pipeline:
         pipeline.put(block(0))
         assert torch.get_num_threads() == 2
         torch.ones(500, 500) @ torch.ones(500, 500)
@@ -165,7 +173,7 @@ def test_torch_uses_as_many_cores_as_before() -> None:
 
 def test_into_a_real_file(tmp_path: Path) -> None:
     with ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=False) as writer:
-        with Pipeline(writer, ignore) as pipeline:
+        with Pipeline(writer, CPU, ignore) as pipeline:
             for start in range(0, 10, 4):
                 arrays = random_block(IMAGES, start, min(10, start + 4))
                 pipeline.put(WrittenBlock(start, arrays, "", {"plan": {"start": start}}))
