@@ -51,8 +51,9 @@ bench: $(VENV)/.test ## Time jacli against what a PyTorch user could write; refr
 bench-memory: $(VENV)/.jacli ## Peak memory of one ResNet-18 sample under --memory 1GiB
 	$(PY) -m benchmarks.memory
 
-bench-scale: $(VENV)/.jacli ## A thousand shards: seconds and memory of merge, status and summarize; refresh benchmarks/RESULTS.md
-	$(PY) -m benchmarks.scale --markdown benchmarks/RESULTS.md
+bench-scale: $(VENV)/.jacli ## A thousand shards: seconds and memory of merge, status and summarize; refresh docs/scale.md
+	$(PY) -m benchmarks.scale --markdown benchmarks/RESULTS.md --markdown docs/scale.md
+	$(PY) -m benchmarks.planning --markdown docs/scale.md
 
 bench-store: $(VENV)/.jacli ## Writing and reading results beside np.save and raw writes
 	$(PY) -m benchmarks.store --markdown benchmarks/RESULTS.md

@@ -1,6 +1,6 @@
 """A thousand shards and a million samples: are merge, status and summarize quick, and small?
 
-    python -m benchmarks.scale [--shards 1000] [--samples 1000000] [--markdown benchmarks/RESULTS.md]
+    python -m benchmarks.scale [--shards 1000] [--samples 1000000] [--markdown FILE]...
 
 The shards hold random numbers of the shape that a small run has (16 inputs, 10 outputs, all singular
 values), written by the writer of the runs themselves into a temporary folder.  Each command is a process of
@@ -60,7 +60,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--shards", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=1_000_000)
-    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--markdown", type=Path, action="append", default=[])
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="jacli-scale-") as name:
         out = Path(name) / "out.h5"
@@ -75,8 +75,8 @@ def main() -> int:
     ]
     lines += [f"{f.what:<44} {f.seconds:>6.1f} s {f.peak / 2**20:>6.0f} MiB" for f in figures]
     print("\n".join(lines))
-    if asked.markdown:
-        report.refresh(asked.markdown, "scale", markdown(lines[0], figures), title="At scale")
+    for page in asked.markdown:
+        report.refresh(page, "scale", markdown(lines[0], figures), title="A thousand shards")
     return 0 if all(figure.held for figure in figures) else 1
 
 

@@ -56,11 +56,16 @@ def read_shard(path: Path) -> ShardFile:
     """
     status = path.stat()
     with open_results(path) as results:
-        layouts = {name: _layout_of(dataset) for name, dataset in results.datasets.items()}
+        if "sample_index" not in results:
+            raise ResultsError(
+                f"{path} is no shard.",
+                why="It has no dataset sample_index, which says whose its samples are.",
+                todo="Compute it again.",
+            )
         return ShardFile(
             path=path,
             attributes=dict(results.attrs),
-            layouts=layouts,
+            layouts={name: _layout_of(dataset) for name, dataset in results.datasets.items()},
             sample_index=np.asarray(results["sample_index"]),
             done=int(np.count_nonzero(results["done"])),
             complete=results.complete,
