@@ -150,10 +150,9 @@ class Unfinished:
         Raises:
             OutputError: It differs from what the model gives now.
         """
-        sound = [row for row in range(self.done) if row not in self._not_finite]
-        if not sound:
+        row = self._a_sound_row(run.config.seed)
+        if row is None:
             return
-        row = random.Random(run.config.seed + self.done).choice(sound)
         prepared, datasets = run.prepared, self.writer.datasets
         with memory_errors("computing a finished sample again"):
             for _, found in recheck_samples(prepared, datasets, plan, run.config, [row]):
@@ -164,6 +163,15 @@ class Unfinished:
                         f"derivative by {found.error:.1e} (relative).",
                         todo="Start anew with --no-resume, which removes it; and check that disk.",
                     )
+
+    def _a_sound_row(self, seed: int) -> int | None:
+        """One of the finished samples whose numbers are finite; None if there is none."""
+        if self.done == len(self._not_finite):
+            return None
+        draw = random.Random(seed + self.done)
+        while (row := draw.randrange(self.done)) in self._not_finite:
+            pass
+        return row
 
     def not_finite(self, prepared: Prepared) -> list[int]:
         """Positions in INPUTS of the finished samples whose Jacobian or outputs are not finite."""

@@ -159,7 +159,7 @@ class FileSink:
         """Make everything written so far part of the file, for good: a power cut does not take it away."""
         try:
             if self.error is None:
-                os.fdatasync(self._descriptor)
+                _sync_data(self._descriptor)
                 commit = Commit(self._size, self._pages)
                 write_journal(self._path, commit)
                 self._put_in_place(commit)
@@ -182,3 +182,8 @@ class FileSink:
         """The file is whole, and waits for the disk; its journal is of no more use."""
         os.fsync(self._descriptor)
         journal_path(self._path).unlink(missing_ok=True)
+
+
+def _sync_data(descriptor: int) -> None:
+    """Wait for the bytes and what is needed to find them; macOS knows the whole only."""
+    getattr(os, "fdatasync", os.fsync)(descriptor)
