@@ -306,3 +306,30 @@ def test_memory_is_that_of_some_chunks(tmp_path: Path, virtual: bool) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 24 * 2**20  # a shard has 72 MiB
+
+
+@VIRTUAL
+def test_whoever_stops_it_leaves_nothing_behind(tmp_path: Path, virtual: bool) -> None:
+    shards = write_shards(tmp_path, IMAGES)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_merged(
+            tmp_path / "out.h5",
+            shards,
+            {"schema": "jacli/1"},
+            virtual=virtual,
+            overwrite=False,
+            progress=stop,
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"shard{number}.h5" for number in range(3)]
+
+
+def test_a_file_without_positions_is_no_shard(tmp_path: Path) -> None:
+    [shard, *_] = write_shards(tmp_path, IMAGES)
+    with h5py.File(shard.path, "r+") as file:
+        del file["sample_index"]
+    with pytest.raises(ResultsError, match="is no shard"):
+        read_shard(shard.path)
