@@ -128,23 +128,33 @@ class _Walk:
     def _walk_links(self, file: h5py.File) -> None:
         seen: set[int] = set()
         count = 0
+        failed: list[Exception] = []
 
-        def visit(name: bytes, info: Any) -> None:
+        def visit(name: bytes, info: Any) -> bool | None:
             nonlocal count
             count += 1
-            if count > MAX_OBJECTS:
-                raise RefusedError(f"It holds more than {MAX_OBJECTS:,} objects.")
-            if info.type == h5py.h5l.TYPE_EXTERNAL and self.external_link is None:
-                self.external_link = name.decode("utf-8", "replace")
-            if info.type != h5py.h5l.TYPE_HARD:
-                return
-            found = h5py.h5o.open(file.id, name)
-            address = h5py.h5o.get_info(found).addr
-            if address not in seen and isinstance(found, h5py.h5d.DatasetID):
-                self._check_dataset(h5py.Dataset(found), name.decode("utf-8", "replace"), file.filename)
-            seen.add(address)
+            try:
+                if count > MAX_OBJECTS:
+                    raise RefusedError(f"It holds more than {MAX_OBJECTS:,} objects.")
+                if info.type == h5py.h5l.TYPE_EXTERNAL and self.external_link is None:
+                    self.external_link = name.decode("utf-8", "replace")
+                if info.type == h5py.h5l.TYPE_HARD:
+                    self._examine_object(file, name, seen)
+            except Exception as error:
+                failed.append(error)  # h5py does not carry it out of a callback
+                return True
+            return None
 
         file.id.links.visit(visit, info=True)
+        if failed:
+            raise failed[0]
+
+    def _examine_object(self, file: h5py.File, name: bytes, seen: set[int]) -> None:
+        found = h5py.h5o.open(file.id, name)
+        address = h5py.h5o.get_info(found).addr
+        if address not in seen and isinstance(found, h5py.h5d.DatasetID):
+            self._check_dataset(h5py.Dataset(found), name.decode("utf-8", "replace"), file.filename)
+        seen.add(address)
 
     def _check_dataset(self, dataset: h5py.Dataset, name: str, path: str) -> None:
         plist = dataset.id.get_create_plist()
@@ -190,6 +200,8 @@ class _Walk:
         if suspects and filters - set(_RATIO):
             with contextlib.suppress(ImportError):
                 import hdf5plugin  # noqa: F401
+        if not all(h5py.h5z.filter_avail(code) for code in filters):
+            return  # nobody can unpack them
         for offset in suspects:
             if time.monotonic() > self._tried_until:
                 return
@@ -201,9 +213,8 @@ class _Walk:
         try:
             dataset[offset]
         except (OSError, MemoryError) as error:
-            if isinstance(error, MemoryError) or "memory" in str(error).lower():
-                raise RefusedError(f"A chunk of its dataset {name} unpacks to more than it may.") from error
-            # Damaged in another way, or of a filter that is not installed: whoever reads it meets the same.
+            why = "is damaged, or unpacks to more than it may"
+            raise RefusedError(f"A chunk of its dataset {name} {why}.") from error
         if time.monotonic() - started > TRIED_SECONDS:
             raise RefusedError(f"A chunk of its dataset {name} takes seconds to unpack.")
 

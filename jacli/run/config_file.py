@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from jacli.cluster import shard_of_environment, shard_path
 from jacli.config import NOT_REPEATED, RunConfig, from_options
 from jacli.content import Content, recognise_content
-from jacli.errors import UsageError
+from jacli.errors import ResultsError, UsageError
 from jacli.option_values import Shard
 
 
@@ -59,17 +59,14 @@ CHANGES_PLAN = (
 
 
 def _recorded_plan(path: Path) -> Mapping[str, Any] | None:
-    """The plan of a result file, to be repeated without measuring; None for TOML."""
+    """The plan of a result file, to be repeated without measuring; None for TOML, and where none is readable."""
     if recognise_content(path) is not Content.HDF5:
         return None
     from jacli.store import open_results
 
-    with open_results(path) as results:
-        try:
-            plan = json.loads(str(results.attrs.get("plan")))
-        except ValueError:
-            return None
-    return plan if isinstance(plan, dict) else None
+    with open_results(path) as results, suppress(ResultsError):
+        return results.json("plan")
+    return None
 
 
 def read_options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,16 +109,22 @@ def _options_of_result(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     from jacli.store import open_results
 
     with open_results(path) as results:
-        text, recorded = results.attrs.get("config"), results.attrs.get("arch_sha256")
-    if text is None:
-        raise UsageError(
-            f"--config {path} holds no options.",
-            why="The result has no attribute 'config'.",
-            todo="Give a TOML file.",
-        )
-    options = {name: value for name, value in json.loads(str(text)).items() if name not in NOT_REPEATED}
+        if "config" not in results.attrs:
+            raise UsageError(
+                f"--config {path} holds no options.",
+                why="The result has no attribute 'config'.",
+                todo="Give a TOML file.",
+            )
+        recorded, said = results.attrs.get("arch_sha256"), results.json("config")
+    options = {name: value for name, value in said.items() if name not in NOT_REPEATED}
     for name in ("arch", "model"):
         architecture = options.get(name)
+        if not isinstance(architecture, str | None):
+            raise UsageError(
+                f"--config {path}: {name} is no text.",
+                why=f"The result says {architecture!r:.60}.",
+                todo=f"Give --{name}, or another file.",
+            )
         if name not in given and architecture and _runs_other_code(architecture, recorded):
             raise UsageError(
                 f"--config {path}: {name} {architecture} is not taken from a result file.",

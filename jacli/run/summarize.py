@@ -315,7 +315,7 @@ def _done(file: h5py.File, batch: int) -> tuple[NDArray[np.bool_], list[str]]:
         return done, [
             f"incomplete: only the {int(done.sum())} of {batch} samples that are done are summarised"
         ]
-    if not bool(file.attrs.get("complete", True)):
+    if not np.all(file.attrs.get("complete", True)):
         return done, ["the run that wrote this file did not finish"]
     return done, []
 

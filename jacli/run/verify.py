@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -154,7 +153,7 @@ def verify(
             _check_inputs(prepared, results, rows)
             index, verified = results["sample_index"], []
             with memory_errors("rechecking"):
-                plan = json.loads(str(results.attrs["plan"]))
+                plan = results.json("plan")
                 for row, found in recheck_samples(prepared, results.datasets, plan, config, rows, seed=seed):
                     verified.append(VerifiedSample(int(index[row]), found))
                     progress(len(verified), len(rows))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
+from typing import Any
 
 import h5py
 import numpy as np
@@ -78,6 +80,20 @@ class Results:
     def complete(self) -> bool:
         """Whether the run that wrote the file ended."""
         return bool(self.attrs["complete"])
+
+    def json(self, name: str) -> dict[str, Any]:
+        """What a root attribute says in JSON: ``config``, ``plan``.
+
+        Raises:
+            ResultsError: It is damaged or not there.
+        """
+        try:
+            found = json.loads(str(self.attrs[name]))
+        except (KeyError, ValueError, RecursionError) as error:
+            raise _damaged_attribute(self.path, name, str(error) or type(error).__name__) from error
+        if not isinstance(found, dict):
+            raise _damaged_attribute(self.path, name, "it is no JSON object")
+        return found
 
     def close(self) -> None:
         """Close the file; datasets taken from it cannot be read afterwards."""
@@ -185,6 +201,14 @@ def _check_schema(path: Path, file: h5py.File) -> None:
     ]
     if missing:
         raise _not_results(path, f"It claims schema {schema} but lacks {', '.join(missing)}.")
+
+
+def _damaged_attribute(path: Path, name: str, why: str) -> ResultsError:
+    return ResultsError(
+        f"{path} cannot be read.",
+        why=f"Its attribute `{name}` is damaged: {why}.",
+        todo="Copy it again, or compute it again.",
+    )
 
 
 def _not_results(path: Path, why: str) -> ResultsError:

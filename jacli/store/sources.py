@@ -62,7 +62,7 @@ def sources_of(index: Path, attributes: Mapping[str, object]) -> tuple[Source, .
         return ()
     try:
         return tuple(Source(**entry) for entry in json.loads(str(text)))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ResultsError(
             f"{index} cannot be read.",
             why=f"Its attribute `sources` is damaged: {error}.",

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -106,7 +107,8 @@ def _members(content: bytes) -> list[tuple[str, bytes]]:
 def _archive(members: list[tuple[str, bytes]], *, deflated: frozenset[int] = frozenset()) -> bytes:
     """An archive with true checksums, so that what is inside is looked at."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zipfile.ZipFile(buffer, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two members of one name
         for number, (name, member) in enumerate(members):
             kind = zipfile.ZIP_DEFLATED if number in deflated else zipfile.ZIP_STORED
             info = zipfile.ZipInfo("entry")
@@ -209,7 +211,7 @@ def plant_a_bomb(content: bytes, random: Random) -> bytes:
     start = mutated.index(b"?" * len(packed))
     mutated[start : start + len(packed)] = packed
     local = start - len(name.encode()) - 30
-    (central,) = [
+    *_, central = [
         found.start() for found in re.finditer(b"PK\x01\x02", mutated)
         if struct.unpack_from("<I", mutated, found.start() + 42) == (local,)
     ]  # fmt: skip

@@ -36,7 +36,7 @@ def chosen(specimens: dict[str, Specimen], seed: int) -> tuple[str, str, Random]
 
 
 def main() -> None:
-    """Answer jobs: ``{"seed": n}``, or ``{"specimen", "content" in hex}`` for a file made by hand."""
+    """Answer jobs: ``{"seed": n}``; ``{"specimen", "file", "command"}``, made by hand; ``{"sound"}``."""
     folder = Path(sys.argv[1]).resolve()
     torch.set_num_threads(1)
     specimens = make_corpus(folder / "corpus")
@@ -44,6 +44,9 @@ def main() -> None:
     print(json.dumps({"specimens": sorted(specimens)}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
+        if "sound" in job:
+            print(json.dumps(_sound(folder, specimens[job["sound"]])), flush=True)
+            continue
         if "seed" in job:
             name, mutator, random = chosen(specimens, job["seed"])
             content = mutators_of(specimens[name].content)[mutator](specimens[name].content, random)
@@ -60,23 +63,18 @@ def main() -> None:
         print(json.dumps(found), flush=True)
 
 
+def _sound(folder: Path, specimen: Specimen) -> dict[str, Any]:
+    """The specimen itself, and what every command makes of it."""
+    ran = [_run(folder, specimen.content, command) | {"command": command} for command in specimen.commands]
+    (folder / "sound").write_bytes(specimen.content)
+    return {"ran": ran, "file": str(folder / "sound")}
+
+
 def _import_everything() -> None:
     """What a command would import in its child, each time anew."""
     import sympy  # noqa: F401
     import torch.export.pt2_archive._package
 
-    import jacli.inputs.hdf5_file
-    import jacli.inputs.numpy_files
-    import jacli.inputs.safetensors_file
-    import jacli.inputs.torch_file
-    import jacli.models.exported
-    import jacli.models.safetensors_file
-    import jacli.models.torch_save
-    import jacli.models.torchscript
-    import jacli.run.compute
-    import jacli.run.inspect
-    import jacli.run.summarize
-    import jacli.run.verify
     from jacli.models.registry import matching_architectures
 
     matching_architectures({"x": torch.zeros(1)})
