@@ -59,7 +59,7 @@ CHANGES_PLAN = (
 
 
 def _recorded_plan(path: Path) -> Mapping[str, Any] | None:
-    """The plan of a result file, to be repeated without measuring; None for TOML, and where none is readable."""
+    """The plan of a result file, to be repeated without measuring; None for TOML, or an unreadable one."""
     if recognise_content(path) is not Content.HDF5:
         return None
     from jacli.store import open_results
