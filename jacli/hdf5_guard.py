@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+WALKER = Path(__file__).with_name("hdf5_walk.py")
 SECONDS = 20.0
 """For one file; the walk looks at a table of contents, not at the numbers."""
 
@@ -67,11 +68,10 @@ class _Child:
     """A running walker; it ends by itself when nothing is asked for a few seconds, or when we end."""
 
     def __init__(self) -> None:
-        walker = Path(__file__).with_name("hdf5_walk.py")
         self.owner = os.getpid()  # after a fork, two processes would talk to the same child
         # -P: the walker's folder, this package's, must not shadow the standard library.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(walker)],
+            [sys.executable, "-P", str(WALKER)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -90,16 +90,28 @@ def _parsed(expression: Any) -> ast.Expression | None:
         tree = ast.parse(expression, mode="eval")
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
-    powers = [
-        node
-        for node in ast.walk(tree)
-        if (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.LShift))
-        or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _POWERS)
-    ]
+    powers = [node for node in ast.walk(tree) if _is_power(node)]
     constants = [p.value for node in powers for p in ast.walk(node) if isinstance(p, ast.Constant)]
     numbers = [value for value in constants if isinstance(value, int | float)]
     small = all(abs(number) <= _LARGEST_EXPONENT for number in numbers)
-    return tree if len(powers) <= _MOST_POWERS and small else None
+    towers = any(_is_power(p) for node in powers for part in _exponents(node) for p in ast.walk(part))
+    return tree if len(powers) <= _MOST_POWERS and small and not towers else None
+
+
+def _is_power(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in _POWERS
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow | ast.LShift)
+
+
+def _exponents(power: ast.AST) -> list[ast.expr]:
+    return (
+        power.args[1:]
+        if isinstance(power, ast.Call)
+        else [power.right]
+        if isinstance(power, ast.BinOp)
+        else []
+    )
 
 
 def _depth(expression: str) -> int:

@@ -146,6 +146,7 @@ def _results(folder: Path) -> dict[str, Specimen]:
         ("summarize", "FILE", "--per-class"),
         ("inspect", "FILE"),
         ("verify", "FILE"),
+        ("status", "FILE"),
         ("compute", "--config", "FILE", "-o", "out.h5", "--quiet"),
     )
     found = {}
