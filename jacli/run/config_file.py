@@ -85,7 +85,7 @@ def read_options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         return _options_of_result(path, given)
     try:
         options = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(
             f"--config {path} is not valid TOML.",
             why=f"{error}.",

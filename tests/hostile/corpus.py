@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import jacli
+from jacli.run.merge import merge
 
 ARCH = """
 from torch import nn
@@ -34,11 +35,16 @@ class Specimen:
 
     Attributes:
         content: Its bytes.
-        commands: What reads it; ``FILE`` stands for it, ``CORPUS`` for the folder of sound files.
+        commands: What reads it; ``FILE`` stands for it, ``CORPUS`` for the folder of sound files,
+            ``BESIDE`` for the file's own.
+        name: Of the file, where that matters.
+        beside: Sound files that are put beside it.
     """
 
     content: bytes
     commands: tuple[tuple[str, ...], ...]
+    name: str = "file"
+    beside: tuple[str, ...] = ()
 
 
 def make_corpus(folder: Path) -> dict[str, Specimen]:
@@ -66,7 +72,7 @@ def make_corpus(folder: Path) -> dict[str, Specimen]:
     specimens = {name: Specimen(content, read_as_program) for name, content in programs.items()}
     specimens |= {name: Specimen(content, read_as_weights) for name, content in weights.items()}
     specimens |= {f"inputs {n}": Specimen(c, read_as_inputs) for n, c in _inputs(folder, x).items()}
-    return specimens | _results(folder)
+    return specimens | _results(folder) | _shards(folder)
 
 
 def _programs(network: nn.Module, x: torch.Tensor) -> dict[str, bytes]:
@@ -172,6 +178,41 @@ def _results(folder: Path) -> dict[str, Specimen]:
         found[name] = Specimen(out.read_bytes(), read + computed)
         out.unlink()
     return found
+
+
+def _shards(folder: Path) -> dict[str, Specimen]:
+    """One of two shards, and the index over both."""
+    out = folder / "whole.h5"
+    for part in ("1/2", "2/2"):
+        jacli.compute(
+            folder / "model.pt",
+            folder / "x.npy",
+            out=out,
+            shard=part,
+            method="loop",
+            batch_size=1,
+            device="cpu",
+        )
+    first, second = (folder / f"whole.0000{n}-of-00002.h5" for n in (1, 2))
+    merge([out])
+    merging = (
+        ("merge", "FILE", f"BESIDE/{second.name}", "-o", "out.h5", "--overwrite"),
+        ("merge", "FILE", f"BESIDE/{second.name}", "-o", "out.h5", "--copy"),
+        ("status", "FILE"),
+        ("summarize", "FILE", f"BESIDE/{second.name}"),
+    )
+    reading = (
+        ("summarize", "FILE"),
+        ("summarize", "FILE", "--dataset", "jacobian"),
+        ("inspect", "FILE"),
+        ("verify", "FILE"),
+    )
+    index = out.read_bytes()
+    out.unlink()
+    return {
+        "shard": Specimen(first.read_bytes(), merging, first.name, (second.name,)),
+        "index": Specimen(index, reading, out.name, (first.name, second.name)),
+    }
 
 
 def archive_of(members: dict[str, bytes]) -> bytes:

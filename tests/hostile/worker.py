@@ -50,11 +50,12 @@ def main() -> None:
         if "seed" in job:
             name, mutator, random = chosen(specimens, job["seed"])
             content = mutators_of(specimens[name].content)[mutator](specimens[name].content, random)
-            command = random.choice(specimens[name].commands)
+            specimen = specimens[name]
+            command = random.choice(specimen.commands)
         else:
             name, mutator, content = job["specimen"], "by hand", Path(job["file"]).read_bytes()
-            command = tuple(job["command"])
-        found = _run(folder, content, command)
+            command, specimen = tuple(job["command"]), Specimen(content, ())
+        found = _run(folder, specimen, content, command)
         found |= {"specimen": name, "mutator": mutator, "command": command, "size": len(content)}
         if found["wrong"]:
             kept = folder / f"kept-{job.get('seed', 'by-hand')}"
@@ -65,7 +66,7 @@ def main() -> None:
 
 def _sound(folder: Path, specimen: Specimen) -> dict[str, Any]:
     """The specimen itself, and what every command makes of it."""
-    ran = [_run(folder, specimen.content, command) | {"command": command} for command in specimen.commands]
+    ran = [_run(folder, specimen, specimen.content, c) | {"command": c} for c in specimen.commands]
     (folder / "sound").write_bytes(specimen.content)
     return {"ran": ran, "file": str(folder / "sound")}
 
@@ -80,19 +81,22 @@ def _import_everything() -> None:
     matching_architectures({"x": torch.zeros(1)})
 
 
-def _run(folder: Path, content: bytes, command: tuple[str, ...]) -> dict[str, Any]:
+def _run(folder: Path, specimen: Specimen, content: bytes, command: tuple[str, ...]) -> dict[str, Any]:
     """Run a command on a file in a child, and look at what became of both and of the folder."""
     base = folder / "case"
     shutil.rmtree(base, ignore_errors=True)
     work = base / "a" / "b" / "work"
     for made in (work, base / "home", base / "tmp", base / "a" / "b" / "files"):
         made.mkdir(parents=True)
-    file = base / "a" / "b" / "files" / "file"
+    file = base / "a" / "b" / "files" / specimen.name
     file.write_bytes(content)
+    for name in specimen.beside:
+        shutil.copy2(folder / "corpus" / name, file.with_name(name))
     before = _snapshot(base) | _snapshot(folder / "corpus")
-    arguments = [
-        part.replace("FILE", str(file)).replace("CORPUS", str(folder / "corpus")) for part in command
-    ]
+    places = {"FILE": file, "CORPUS": folder / "corpus", "BESIDE": file.parent}
+    arguments = list(command)
+    for word, place in places.items():
+        arguments = [part.replace(word, str(place)) for part in arguments]
     started = time.monotonic()
     sys.stdout.flush()
     pid = os.fork()
