@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 import warnings
-from types import FrameType
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
 
 import jacli
+from jacli.cli import stopping
 from jacli.cli.bench import bench
 from jacli.cli.compute import compute
 from jacli.cli.doctor import doctor
@@ -23,10 +23,8 @@ from jacli.cli.submit import submit
 from jacli.cli.summarize import summarize
 from jacli.cli.verify import verify
 from jacli.errors import (
-    InterruptedRunError,
     JacliError,
     OutOfMemoryError,
-    StoppedError,
     means_out_of_memory,
 )
 
@@ -73,8 +71,7 @@ def main() -> NoReturn:
     debug = "--debug" in sys.argv
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries; what a user must know, jacli says itself
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, _on_signal)
+    stopping.listen()
     code: int | str | None
     try:
         app()
@@ -84,8 +81,8 @@ def main() -> NoReturn:
         code = _report(error)
         if debug:
             traceback.print_exc()
-    except _Stopped as stop:
-        code = _report(_stop_error(stop))
+    except stopping.Stopped as stop:
+        code = _report(stop.as_error())
     except MemoryError as error:
         code = _report(OutOfMemoryError("Out of memory.", why=str(error), todo="Take fewer --samples."))
     except BrokenPipeError:  # the reader has seen enough: `jacli summarize ... | head`
@@ -106,35 +103,10 @@ def main() -> NoReturn:
     sys.exit(code)
 
 
-class _Stopped(BaseException):
-    """Unwinds the run, which saves what is finished; no ``except Exception`` on the way keeps it."""
-
-
-def _on_signal(signum: int, frame: FrameType | None) -> NoReturn:
-    # What follows is saving: it is not to be stopped in turn, except by an impatient second Ctrl-C.
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, _at_once)
-    raise _Stopped(signum)
-
-
-def _at_once(signum: int, frame: FrameType | None) -> NoReturn:
-    """As ``kill -9``, after which a run goes on all the same."""
-    os._exit(InterruptedRunError.exit_code)
-
-
-def _stop_error(stop: _Stopped) -> JacliError:
-    kept = " ".join(getattr(stop, "__notes__", ())) or "Nothing had been finished."
-    again = "Run the same command again: it goes on." if hasattr(stop, "__notes__") else ""
-    signum = stop.args[0]
-    if signum == signal.SIGINT:
-        return InterruptedRunError("Interrupted from the keyboard.", why=kept, todo=again)
-    return StoppedError(f"Stopped by {signal.Signals(signum).name}.", why=kept, todo=again)
-
-
 def _report(error: JacliError) -> int:
     what, *rest = (part for part in (error.what, error.why, error.todo) if part)
-    print(f"jacli: {what}", file=sys.stderr)
-    for part in rest:
-        print(f"  {part}", file=sys.stderr)
+    with suppress(OSError):  # nobody may be listening any more; the code still says it
+        print(f"jacli: {what}", file=sys.stderr)
+        for part in rest:
+            print(f"  {part}", file=sys.stderr)
     return error.exit_code

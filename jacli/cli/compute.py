@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 import time
 from contextlib import redirect_stdout
@@ -39,6 +38,7 @@ from jacli.cli.options import (
     WeightsKey,
     option,
 )
+from jacli.cli.stopping import finished
 
 if TYPE_CHECKING:
     from jacli.config import RunConfig
@@ -208,9 +208,9 @@ def _run(settings: RunConfig) -> None:
         progress_reporter(quiet=settings.quiet, every=settings.log_every) as progress,
     ):
         command = shlex.join(["jacli", *sys.argv[1:]])
-        outcome = run_compute(settings, command=command, progress=progress, waiting=_tell_waiting)
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # it is done: nobody is to run it again
+        outcome = run_compute(
+            settings, command=command, progress=progress, waiting=_tell_waiting, published=finished
+        )
     if settings.json:
         import json
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-Progress = Callable[[int, int], None]
+if TYPE_CHECKING:
+    from jacli.run.report import ProgressCall
 
 
 @contextmanager
-def progress_reporter(*, quiet: bool, every: float) -> Iterator[Progress]:
+def progress_reporter(*, quiet: bool, every: float) -> Iterator[ProgressCall]:
     """A function to call with (samples done, samples in all).
 
     Args:
@@ -29,7 +31,7 @@ def progress_reporter(*, quiet: bool, every: float) -> Iterator[Progress]:
 
 
 @contextmanager
-def _bar() -> Iterator[Progress]:
+def _bar() -> Iterator[ProgressCall]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -50,7 +52,7 @@ def _bar() -> Iterator[Progress]:
         yield update
 
 
-def _lines(every: float) -> Progress:
+def _lines(every: float) -> ProgressCall:
     last, rate = time.monotonic(), _Rate()
 
     def update(done: int, total: int) -> None:

@@ -93,14 +93,10 @@ class InputSource:
                 rows[first:last] = self._stored.read_slice(at, at + last - first)
         return rows
 
-    def part(self, rows: range) -> InputSource:
-        """Only these of the chosen samples, in place of this source: they share the open file."""
+    def at(self, index: np.ndarray) -> InputSource:
+        """The samples at these positions of the file, in place of this source: they share the open file."""
         return InputSource(
-            path=self.path,
-            format=self.format,
-            stored=self._stored,
-            index=self.index[rows.start : rows.stop],
-            room=self._room,
+            path=self.path, format=self.format, stored=self._stored, index=index, room=self._room
         )
 
     def close(self) -> None:

@@ -107,6 +107,7 @@ class Run:
             points=self._points,
             memory=self.memory,
             keeps_dense=self.config.save == "full",
+            written=True,
         )
 
     def _points(self, start: int, size: int) -> Points:

@@ -199,7 +199,10 @@ class Choice:
 
     def _most_samples(self) -> int:
         wants_values = self._task.config.singular_values != "none"
-        return self._task.memory.samples(self._task.shapes, singular_values=wants_values)
+        task = self._task
+        return task.memory.samples(
+            task.shapes, singular_values=wants_values, written=task.written and task.keeps_dense
+        )
 
     def _fits(self, measured: Measured, growth: float) -> bool:
         """Whether a candidate so many times the size would fit beside its results."""

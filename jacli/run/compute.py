@@ -13,7 +13,6 @@ import numpy as np
 from jacli.config import COMMAND_LINE_ONLY, RunConfig
 from jacli.errors import UsageError
 from jacli.network import exact_arithmetic
-from jacli.plan import Plan
 from jacli.run.blocks import Run
 from jacli.run.choose import Choice
 from jacli.run.config_file import resolve_options, result_path
@@ -25,7 +24,16 @@ from jacli.run.provenance import provenance
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
 from jacli.run.report import ProgressCall, Report
 from jacli.run.resume import Unfinished
-from jacli.store import ResultWriter, RunLock, check_place, check_room, tidy
+from jacli.store import (
+    ResultWriter,
+    RunLock,
+    check_folder,
+    check_place,
+    check_room,
+    remove_part,
+    tidy,
+    uninterrupted,
+)
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,7 @@ def run_compute(
     command: str,
     progress: ProgressCall = lambda done, total: None,
     waiting: Callable[[str], None] = lambda what: None,
+    published: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Run from checked options to the finished file, or go on with the unfinished one of the same run.
 
@@ -128,46 +137,52 @@ def run_compute(
         command: As it was typed, for the file.
         progress: Called with the samples that are in the file for good, and all; in another thread.
         waiting: Called with what is waited for, where another host may still be writing.
+        published: Called when the file has its name: from then on there is nothing to be stopped.
 
     Raises:
         JacliError: See `compute`.
     """
     with exact_arithmetic(), ExitStack() as stack:
         out = result_path(config)
-        check_place(out, overwrite=config.overwrite)
-        stack.callback(RunLock(out, waiting).release)
+        check_folder(out)
+        lock = RunLock(out, waiting)
+        stack.callback(lock.release)
         tidy(out)
-        unfinished = Unfinished.of(out, config)
-        if unfinished is not None:
-            stack.enter_context(unfinished.writer)
+        check_place(out, overwrite=config.overwrite)
+        shard = None if config.shard is None else str(config.shard)
+        report = stack.enter_context(Report(out, command=command, shard=shard, tell=progress))
+        with uninterrupted():
+            unfinished = Unfinished.of(out, config)
+            if unfinished is not None:
+                stack.enter_context(unfinished.writer)
+                report.found(unfinished.writer.n_samples, unfinished.done)
         prepared = prepare(config)
         stack.enter_context(prepared.source)
         if unfinished is not None:
             unfinished.check_model(prepared)
             config = replace(config, repeated_plan=unfinished.plan)
-        report = Report(
-            out,
-            samples=prepared.shapes.n_samples,
-            done=unfinished.done if unfinished else 0,
-            command=command,
-            shard=None if config.shard is None else str(config.shard),
-            tell=progress,
-        )
-        stack.enter_context(report)
-        work = _Work(Run(config, prepared), out, command, unfinished, report)
-        return work.do(stack)
+        report.begin(prepared.shapes.n_samples)
+        work = _Work(Run(config, prepared), out, command, unfinished, report, lock)
+        return work.do(stack, published)
 
 
 class _Work:
     """One run: its blocks, the file they go to, and what is told in the end."""
 
     def __init__(
-        self, run: Run, out: Path, command: str, unfinished: Unfinished | None, report: Report
+        self,
+        run: Run,
+        out: Path,
+        command: str,
+        unfinished: Unfinished | None,
+        report: Report,
+        lock: RunLock,
     ) -> None:
         self._run = run
         self._out = out
         self._command = command
         self._report = report
+        self._lock = lock
         self._unfinished = unfinished
         self._writer = unfinished.writer if unfinished else None
         with memory_errors("trying the model on the first samples"):
@@ -183,41 +198,57 @@ class _Work:
         earlier.writer.expect(run.layout(choice.plans[0]))
         run.go_on(earlier.rows_hash(run.prepared), earlier.not_finite(run.prepared))
         earlier.check_a_sample(run, choice.plans[0])
-        proven = earlier.chosen(choice) if earlier.done else None
+        chosen = earlier.chosen(choice)
+        now = provenance(run.config, run.prepared, chosen, self._command)
+        earlier.writer.set_attributes(earlier.note_what_changed(now))
+        proven = chosen if earlier.done else None
         return Engine(run.task(), choice, start=earlier.done, proven=proven)
 
-    def do(self, stack: ExitStack) -> Outcome:
+    def do(self, stack: ExitStack, published: Callable[[], None]) -> Outcome:
         """Compute what is missing, recheck, and give the file its name."""
         run, engine = self._run, self._engine
         pipeline: Pipeline | None = None
-        written_plan: Plan | None = None
+        recorded: dict[str, object] = {}
         for block in engine.blocks():
             chosen = engine.chosen
             assert chosen is not None  # a block was computed
             if self._writer is None:
-                self._writer = stack.enter_context(self._created(chosen))
-                written_plan = chosen.plan
+                with uninterrupted():
+                    self._writer = stack.enter_context(self._created(chosen))
             if pipeline is None:
                 self._write_classes(self._writer)
-                pipeline = stack.enter_context(
-                    Pipeline(self._writer, run.prepared.device, self._report.written)
-                )
+                pipeline = stack.enter_context(self._pipeline(self._writer))
             with memory_errors(f"storing samples {block.start} to {block.start + block.count - 1}"):
                 arrays = run.arrays(block, chosen.plan)
-            changed = {} if chosen.plan is written_plan else {"plan": chosen.to_dict()}
-            written_plan = chosen.plan
+            known: dict[str, object] = {"plan": chosen.to_dict(), "notes": self._notes()}
+            changed = {name: value for name, value in known.items() if recorded.get(name) != value}
+            recorded = known
             ready = WrittenBlock(block.start, arrays, run.inputs_sha256.hexdigest(), changed)
-            # Two blocks are held at once only where both fit.
-            alone = engine.held + run.result_bytes(block.count, chosen.plan) > run.memory.limit
+            alone = not run.memory.holds(engine.held, run.result_bytes(block.count, chosen.plan))
             del block, arrays  # or they would be held while the next one is computed
             pipeline.put(ready, wait=alone)
             del ready
         if pipeline is not None:
             pipeline.finish()
-        return self._finished()
+        return self._finished(published)
+
+    def _pipeline(self, writer: ResultWriter) -> Pipeline:
+        return Pipeline(
+            writer,
+            self._run.prepared.device,
+            before_commit=self._lock.check,
+            written=self._report.written,
+        )
+
+    def _notes(self) -> list[str]:
+        """What the user must be told, of this process and of earlier ones."""
+        earlier = self._unfinished.notes if self._unfinished else []
+        now = [*self._run.prepared.notes, *self._choice.notes, *self._engine.notes]
+        return list(dict.fromkeys([*earlier, *now]))
 
     def _created(self, chosen: Chosen) -> ResultWriter:
         run = self._run
+        remove_part(self._out)  # of --no-resume, now that there is something to take its place
         attributes = provenance(run.config, run.prepared, chosen, self._command)
         return ResultWriter.create(
             self._out, run.layout(chosen.plan), attributes, overwrite=run.config.overwrite
@@ -228,13 +259,12 @@ class _Work:
         if classes.kind == "indices":
             writer.write_static("class_index", np.array(classes.indices, dtype=np.int64))
 
-    def _finished(self) -> Outcome:
+    def _finished(self, published: Callable[[], None]) -> Outcome:
         run, engine, writer, prepared = self._run, self._engine, self._writer, self._run.prepared
         chosen = engine.chosen
         assert writer is not None and chosen is not None  # there is a sample at least
         rechecked = _recheck(run, writer, chosen)
-        told = [*prepared.notes, *self._choice.notes, *engine.notes]
-        notes = list(dict.fromkeys([*(self._unfinished.notes if self._unfinished else []), *told]))
+        notes = self._notes()
         writer.set_attributes(
             {
                 "inputs_sha256": run.inputs_sha256.hexdigest(),
@@ -243,7 +273,8 @@ class _Work:
                 "verified_dtype": rechecked.dtype,
             }
         )
-        writer.finish()
+        self._lock.check()
+        writer.finish(published)
         return Outcome(
             out=self._out,
             samples=prepared.shapes.n_samples,

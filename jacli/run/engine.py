@@ -80,7 +80,7 @@ class Engine:
 
     Attributes:
         notes: What happened that the user must be told.
-        held: Most that was held beside results that are kept, in bytes, as far as it was looked at.
+        held: Most that was held by the first block, in bytes, beside results that are kept.
         chosen: The method and plan in force, once the first block is done.
         accepted: Those that the first block was computed with.
     """
@@ -124,7 +124,7 @@ class Engine:
             block.linearization.close()
             start += block.count
             beside = held[0] - self._placed(start)
-            self.held = max(self.held, beside)
+            self.held = self.held or beside  # of the first block, when none waits to be written yet
             yield block
             del block
             self._stay_within(beside, start < n_samples)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from jacli.linear_map import FactoredMap
+from jacli.run.host_copies import pinned
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,14 @@ class FactoredArray:
         input_shape: Of a sample.
         output_shape: Of a sample.
         ready: On a GPU: when the factors are there.
+        staging: On a GPU: pinned memory that pieces arrive in, one after the other.
     """
 
     factors: FactoredMap
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     ready: torch.cuda.Event | None = None
+    staging: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -56,7 +59,7 @@ class FactoredArray:
         return self.factors.batch
 
     def __getitem__(self, piece: tuple[slice, ...]) -> np.ndarray:
-        """The numbers in a box: a slice for every axis."""
+        """The numbers in a box, a slice for every axis; from a GPU they hold until the next is asked for."""
         if self.ready is not None:
             self.ready.wait(torch.cuda.current_stream(self.factors.left.device))
         samples, inner = piece[0], piece[1:]
@@ -70,5 +73,16 @@ class FactoredArray:
         classes = left.reshape(len(left), -1, rank).mT
         product: Tensor = pixels @ classes
         box = (len(right), *right.shape[2:][:split], *left.shape[1:-1][: len(self.output_shape)])
-        numbers: np.ndarray = product.reshape(box).detach().cpu().numpy()
+        return self._on_host(product.detach().reshape(box))
+
+    def _on_host(self, product: Tensor) -> np.ndarray:
+        if self.ready is None:
+            numbers: np.ndarray = product.numpy()
+            return numbers
+        if not self.staging or self.staging[0].numel() < product.numel():
+            self.staging[:] = [pinned(product.numel(), product.dtype)]
+        arrived = self.staging[0][: product.numel()].view(product.shape)
+        arrived.copy_(product, non_blocking=True)
+        torch.cuda.current_stream(product.device).synchronize()
+        numbers = arrived.numpy()
         return numbers

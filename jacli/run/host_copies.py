@@ -68,9 +68,17 @@ class HostCopies:
         pair = self._buffers.setdefault(name, [])
         held = pair.pop(0) if len(pair) == 2 else None
         if held is None or held.numel() < tensor.numel() or held.dtype != tensor.dtype:
-            held = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=True)
+            held = pinned(tensor.numel(), tensor.dtype)
         pair.append(held)
         return held[: tensor.numel()].view(tensor.shape)
+
+
+def pinned(count: int, dtype: torch.dtype) -> Tensor:
+    """Memory that a GPU writes to by itself; ordinary memory where the system grants no such pages."""
+    try:
+        return torch.empty(count, dtype=dtype, pin_memory=True)
+    except RuntimeError:
+        return torch.empty(count, dtype=dtype)
 
 
 @contextmanager

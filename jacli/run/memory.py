@@ -114,10 +114,27 @@ class MemoryLimit:
         on_host = config.memory or (limit if device.type == "cpu" else int(SAFE_SHARE * free_memory(host)))
         return cls(device, limit, on_host, config.memory is not None, _held_now(device))
 
-    def samples(self, shapes: Shapes, *, singular_values: bool) -> int:
-        """Samples whose dense Jacobians take at most half of what is left beside their spectrum."""
+    def samples(self, shapes: Shapes, *, singular_values: bool, written: bool) -> int:
+        """Samples a block at most: its dense Jacobians leave as much room again beside their spectrum.
+
+        Args:
+            shapes: Of the run.
+            singular_values: Whether they are wanted.
+            written: Whether another block waits to be written meanwhile.
+        """
         room = min(self.limit, self.host) - (spectrum_bytes(shapes) if singular_values else 0)
-        return max(1, room // 2 // max(1, shapes.sample_bytes))
+        return max(1, room // (3 if written else 2) // max(1, shapes.sample_bytes))
+
+    def holds(self, held: int, waiting: int) -> bool:
+        """Whether a block that waits to be written fits beside the work on the next one.
+
+        Args:
+            held: Bytes on the device of the work on a block, with its results.
+            waiting: Bytes of the block that waits: on the device, or from a GPU on the host, in two buffers.
+        """
+        if self.device.type == "cuda":
+            return held + waiting <= self.limit and 2 * waiting <= self.host
+        return held + waiting <= self.limit
 
     @contextmanager
     def peak(self) -> Iterator[list[int]]:

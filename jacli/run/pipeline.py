@@ -48,20 +48,28 @@ class Pipeline:
     Args:
         writer: The file; nobody else may use it until `finish`.
         device: Where the arrays come from.
+        before_commit: Called in the thread before blocks are made part of the file for good; may refuse.
         written: Called in the thread with the number of samples that are written, and of those that are in
             the file for good.
     """
 
     def __init__(
-        self, writer: ResultWriter, device: torch.device, written: Callable[[int, int], None]
+        self,
+        writer: ResultWriter,
+        device: torch.device,
+        *,
+        before_commit: Callable[[], None] = lambda: None,
+        written: Callable[[int, int], None],
     ) -> None:
         self._writer = writer
         self._device = device
+        self._before_commit = before_commit
         self._written = written
         self._condition = threading.Condition()
         self._block: WrittenBlock | None = None
         self._error: BaseException | None = None
         self._ending = False
+        self._over = False  # Thread.is_alive is wrong after a signal has left a join (Python 3.11 and 3.12)
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
@@ -82,7 +90,7 @@ class Pipeline:
                 self._wait()
 
     def _wait(self) -> None:
-        self._condition.wait_for(lambda: self._block is None)
+        self._condition.wait_for(lambda: self._block is None or self._over)
         if self._error is not None:
             raise self._error
 
@@ -100,9 +108,18 @@ class Pipeline:
         with self._condition:
             self._ending = True
             self._condition.notify_all()
-        self._thread.join()
+            self._condition.wait_for(lambda: self._over)
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self._error = error
+        with self._condition:
+            self._over, self._block = True, None
+            self._condition.notify_all()
+
+    def _work(self) -> None:
         with beside(self._device):
             while True:
                 with self._condition:
@@ -110,24 +127,16 @@ class Pipeline:
                         lambda: self._block is not None or self._ending, self._writer.seconds_to_commit
                     )
                     block, ending = self._block, self._ending
-                try:
-                    if block is not None:
-                        self._write(block)
-                    else:  # nothing came while a commit was waited for, or nothing will
-                        self._commit()
-                except BaseException as error:
-                    self._error = error
-                if self._error is not None or (ending and block is None):
-                    self._make_room()
-                    return
-                if block is not None:
-                    del block
-                    self._make_room()
-
-    def _make_room(self) -> None:
-        with self._condition:
-            self._block = None
-            self._condition.notify_all()
+                if block is None:  # nothing came while a commit was waited for, or nothing will
+                    self._commit()
+                    if ending:
+                        return
+                    continue
+                self._write(block)
+                del block
+                with self._condition:
+                    self._block = None
+                    self._condition.notify_all()
 
     def _write(self, block: WrittenBlock) -> None:
         writer = self._writer
@@ -146,6 +155,7 @@ class Pipeline:
             self._written(writer.written, writer.committed)
 
     def _commit(self) -> None:
+        self._before_commit()
         self._writer.commit()
         self._written(self._writer.written, self._writer.committed)
 
@@ -155,9 +165,8 @@ class Pipeline:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread.is_alive():
-            self._deadline = time.monotonic() + PATIENCE
-            self._end()
+        self._deadline = time.monotonic() + PATIENCE
+        self._end()
         if error is not None and self._error is not None and self._error is not error:
             if isinstance(self._error, BlockGivenUp):
                 return

@@ -81,7 +81,8 @@ def prepare(config: RunConfig) -> Prepared:
     source = open_inputs(config.inputs, key=config.inputs_key, samples=config.samples, seed=config.seed)
     try:
         if isinstance(config.shard, Shard):
-            source = source.part(shard_rows(config.shard, len(source)))
+            rows = shard_rows(config.shard, len(source))
+            source = source.at(source.index[rows.start : rows.stop])
         with memory_errors("loading the model and running it on the first samples"):
             return _prepare(config, source, device)
     except BaseException:
@@ -148,7 +149,7 @@ def _probe_notes(probed: Probed) -> Iterator[str]:
 
 
 def pick_device(asked: str, rank: int = 0) -> torch.device:
-    """``auto`` is the GPU where there is one.
+    """``auto`` is the GPU where there is one; of several, ``auto`` and ``cuda`` are this process's own.
 
     Args:
         asked: ``--device``.
@@ -160,6 +161,8 @@ def pick_device(asked: str, rank: int = 0) -> torch.device:
     if asked == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
+        return torch.device("cuda", rank % torch.cuda.device_count())
+    if asked == "cuda" and torch.cuda.is_available():
         return torch.device("cuda", rank % torch.cuda.device_count())
     device = torch.device(asked)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -208,8 +211,7 @@ def _read_along(path: str, source: InputSource, what: str) -> np.ndarray:
                 why=f"One row a sample is needed, up to position {int(source.index.max())}.",
                 todo="Give the file that belongs to these inputs.",
             )
-        rows: np.ndarray = other.read(0, len(other))[source.index]
-        return np.ascontiguousarray(rows)
+        return other.at(source.index).read(0, len(source))
 
 
 def _read_labels(path: str, source: InputSource) -> np.ndarray:

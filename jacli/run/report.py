@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import time
@@ -20,41 +21,51 @@ _EVERY = 0.5
 
 
 class Report:
-    """The progress of one run, from its first block to its end.
+    """The progress of one run, from its beginning to its end.
 
     As a context manager: an exception is told in the file, and what was kept is noted on the exception
     (its ``__notes__``), for whoever tells the user.
 
     Args:
         out: The result file.
-        samples: In all.
-        done: Done by an earlier process.
         command: As it was typed.
         shard: ``I/N``, or None.
-        tell: Called with samples done and in all.
+        tell: Called with samples done and in all; its own errors (a terminal that is gone) end nothing.
     """
 
-    def __init__(
-        self, out: Path, *, samples: int, done: int, command: str, shard: str | None, tell: ProgressCall
-    ) -> None:
+    def __init__(self, out: Path, *, command: str, shard: str | None, tell: ProgressCall) -> None:
         self._out = out
-        self._samples = samples
-        self._before = self._done = self._told = done
+        self._samples = self._before = self._done = self._told = 0
         self._command = tuple(shlex.split(command)) if command.startswith("jacli ") else ()
         self._shard = shard
         self._tell = tell
         self._started = time.time()
         self._last = 0.0
 
+    def found(self, samples: int, done: int) -> None:
+        """There are so many samples, of which an earlier process has done some."""
+        self._samples = samples
+        self._before = self._done = self._told = done
+
+    def begin(self, samples: int) -> None:
+        """The work on so many samples begins."""
+        self._samples, self._started = samples, time.time()
+        self._tell_caller(self._before)
+        self._write("running")
+
     def written(self, written: int, committed: int) -> None:
         """So many samples are in the file, and so many of them for good."""
         self._done = committed
         if written != self._told:
-            self._told = written
-            self._tell(written, self._samples)
+            self._tell_caller(written)
         if time.monotonic() - self._last >= _EVERY:
             self._last = time.monotonic()
             self._write("running")
+
+    def _tell_caller(self, done: int) -> None:
+        self._told = done
+        with contextlib.suppress(OSError):
+            self._tell(done, self._samples)
 
     def _write(self, state: str, reason: str = "") -> None:
         progress = Progress(
@@ -71,8 +82,6 @@ class Report:
         write_progress(self._out, progress)
 
     def __enter__(self) -> Report:
-        self._tell(self._before, self._samples)
-        self._write("running")
         return self
 
     def __exit__(
@@ -81,10 +90,13 @@ class Report:
         part = part_path(self._out)
         if not part.exists():
             remove_progress(self._out)
-        elif isinstance(error, Exception):
+            return
+        if self._samples == 0:
+            return  # it was not looked at
+        if isinstance(error, Exception):
             what = error.what if isinstance(error, JacliError) else f"{type(error).__name__}: {error}"
             self._write("failed", what)
         elif error is not None:
             self._write("stopped", "by a signal or from the keyboard")
-        if error is not None and part.exists():
+        if error is not None:
             error.add_note(f"{self._done} of {self._samples} samples are finished and kept in {part}.")

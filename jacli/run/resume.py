@@ -28,7 +28,7 @@ from jacli.store import ResultWriter, part_path, remove_part
 _FREE = (*NOT_REPEATED, "verify", "tolerance", "memory", "device")
 """Options that may differ from the run's beginning: they do not change its numbers, or are compared else."""
 
-_HASHED = ("model", "arch", "inputs", "labels", "arg")
+_HASHED = ("model", "arch", "inputs", "labels")
 """Options that are compared by the content of what they name, which may have moved."""
 
 _ROW_BYTES = 64 * 2**20
@@ -56,21 +56,24 @@ class Unfinished:
 
     @classmethod
     def of(cls, out: Path, config: RunConfig) -> Unfinished | None:
-        """What there is to go on with; None if nothing, or if the run is to start anew.
+        """What there is to go on with; None if nothing, or if the run is to start anew (at its first block).
 
         The caller holds the lock.
 
         Raises:
             OutputError: The ``.part`` is not an unfinished result, or that of a run with other options.
         """
-        if not part_path(out).exists():
-            return None
-        if not config.resume:
-            remove_part(out)
+        part = part_path(out)
+        if not part.exists() or not config.resume:
             return None
         writer = ResultWriter.reopen(out, overwrite=config.overwrite)
         try:
             found = cls(writer)
+            if found._recorded.get("complete") and part.stat().st_nlink > 1:
+                # It was killed as it got its final name, under which it has been moved since.
+                writer.close()
+                remove_part(out)
+                return None
             found._refuse(found._other_options(config))
         except BaseException:
             writer.close()
@@ -91,11 +94,13 @@ class Unfinished:
     def _other_options(self, config: RunConfig) -> list[str]:
         """Options that change the numbers and are not what they were."""
         now = json.loads(json.dumps(config.to_dict()))
+        now["arg"], before = _without_paths(now["arg"]), dict(self._config)
+        before["arg"] = _without_paths(before.get("arg", {}))
         compared = [name for name in now if name not in (*_FREE, *_HASHED)]
         return [
-            f"--{name.replace('_', '-')} was {_shown(self._config.get(name))}, is {_shown(now[name])}"
+            f"--{name.replace('_', '-')} was {_shown(before.get(name))}, is {_shown(now[name])}"
             for name in compared
-            if self._config.get(name) != now[name]
+            if before.get(name) != now[name]
         ]
 
     def check_model(self, prepared: Prepared) -> None:
@@ -118,10 +123,30 @@ class Unfinished:
             "arguments_sha256": "the labels or the arguments with a row a sample",
         }
         different = [words[name] for name, value in now.items() if recorded.get(name) != value]
+        samples = prepared.shapes.n_samples
+        if samples != self.writer.n_samples:
+            different.append(f"the number of samples was {self.writer.n_samples}, is {samples}")
         kind = str(recorded.get("device", "")).partition(":")[0]
         if kind != prepared.device.type:
             different.append(f"--device was {kind}, is {prepared.device.type}")
         self._refuse(different)
+
+    def note_what_changed(self, attributes: Mapping[str, object]) -> dict[str, object]:
+        """Where the run goes on, as far as that is not where it began; as root attributes.
+
+        Args:
+            attributes: Those that a run which begins now would have.
+        """
+        named = ("jacli_version", "torch_version", "device_name")
+        changed = [
+            f"{name} {attributes[name]} (was {self._recorded.get(name)})"
+            for name in named
+            if attributes[name] != self._recorded.get(name)
+        ]
+        if changed and self.done:
+            self.notes.append(f"from sample {self.done} on: {', '.join(changed)}")
+        moved = ("config", "model_path", "inputs_path")
+        return {**{name: attributes[name] for name in moved}, "notes": self.notes}
 
     def rows_hash(self, prepared: Prepared) -> hashlib._Hash:
         """The hash of the rows that are done, which must be the recorded one.
@@ -147,11 +172,13 @@ class Unfinished:
     def check_a_sample(self, run: Run, plan: Plan) -> None:
         """Compute one of the finished samples again and compare, as the recheck does.
 
+        Not where values have overflowed in the file: what is infinite there is finite in the model.
+
         Raises:
             OutputError: It differs from what the model gives now.
         """
         row = self._a_sound_row(run.config.seed)
-        if row is None:
+        if row is None or self.writer.overflowed:
             return
         prepared, datasets = run.prepared, self.writer.datasets
         with memory_errors("computing a finished sample again"):
@@ -200,6 +227,14 @@ def _json(text: object, kind: type) -> Any:
     except ValueError:
         value = None
     return value if isinstance(value, kind) else kind()
+
+
+def _without_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of forward; those from files, which are compared by content, by name only."""
+    return {
+        name: "@" if isinstance(value, str) and value.startswith("@") else value
+        for name, value in arguments.items()
+    }
 
 
 def _shown(value: object) -> str:

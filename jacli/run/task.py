@@ -36,6 +36,7 @@ class Task:
         points: Samples from the first number on, as many as the second; padded where the batch size is fixed.
         memory: What may be held.
         keeps_dense: Whether the whole Jacobian is wanted in the end; else factors do.
+        written: Whether blocks are written while the next one is computed, and so held beside it.
         share: Part of the time of a short run that finding the method may take.
     """
 
@@ -45,6 +46,7 @@ class Task:
     points: Callable[[int, int], Points]
     memory: MemoryLimit
     keeps_dense: bool
+    written: bool = False
     share: float = 0.25
 
     def linearize(self, points: Points, cut_network: CutNetwork | None = None) -> Linearized:

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from jacli.store.lock import Holder, RunLock, read_holder
-from jacli.store.place import check_place, check_room, free_bytes, part_path, remove_part, tidy
-from jacli.store.progress import Progress, progress_path, read_progress, remove_progress, write_progress
+from jacli.store.place import (
+    check_folder,
+    check_place,
+    check_room,
+    free_bytes,
+    part_path,
+    progress_path,
+    remove_part,
+    tidy,
+)
+from jacli.store.progress import Progress, read_progress, remove_progress, write_progress
 from jacli.store.reader import Results, describe_results, open_results
 from jacli.store.schema import SCHEMA, ResultLayout, bytes_on_disk, dimension_names
+from jacli.store.uninterrupted import uninterrupted
 from jacli.store.writer import BlockGivenUp, ResultWriter
 
 __all__ = [
@@ -19,6 +29,7 @@ __all__ = [
     "Results",
     "RunLock",
     "bytes_on_disk",
+    "check_folder",
     "check_place",
     "check_room",
     "describe_results",
@@ -32,5 +43,6 @@ __all__ = [
     "remove_part",
     "remove_progress",
     "tidy",
+    "uninterrupted",
     "write_progress",
 ]

@@ -8,6 +8,7 @@ once more, to the same effect.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import zlib
@@ -19,7 +20,7 @@ PAGE = 4096
 """Bytes of a page."""
 
 _MAGIC = b"jacli journal 1\n"
-_HEADER = struct.Struct("<16sQQ")  # magic, size of the file, number of pages
+_HEADER = struct.Struct("<16sQQQ")  # magic, size of the file, its inode, number of pages
 _PAGE_NUMBER = struct.Struct("<Q")
 _CHECK = struct.Struct("<I")
 
@@ -30,10 +31,12 @@ class Commit:
 
     Attributes:
         size: Of the file, in bytes.
+        file: Its inode number.
         pages: Page number -> its bytes.
     """
 
     size: int
+    file: int
     pages: Mapping[int, bytes | bytearray]
 
 
@@ -42,15 +45,19 @@ def journal_path(part: Path) -> Path:
     return part.with_name(part.name + ".journal")
 
 
+def new_journal_path(part: Path) -> Path:
+    """Where a journal is written before it takes the place of the last one."""
+    return part.with_name(part.name + ".journal.new")
+
+
 def write_journal(part: Path, commit: Commit) -> None:
     """Write the commit down so that it outlives a power cut, in place of the last one.
 
     Raises:
         OSError: The disk is full, or failed; the last one stays.
     """
-    path = journal_path(part)
-    new = path.with_name(path.name + ".new")
-    body = [_HEADER.pack(_MAGIC, commit.size, len(commit.pages))]
+    path, new = journal_path(part), new_journal_path(part)
+    body = [_HEADER.pack(_MAGIC, commit.size, commit.file, len(commit.pages))]
     for number, page in commit.pages.items():
         body += [_PAGE_NUMBER.pack(number), bytes(page)]
     text = b"".join(body)
@@ -76,7 +83,7 @@ def read_journal(part: Path) -> Commit | None:
     record = _PAGE_NUMBER.size + PAGE
     if len(data) < _HEADER.size + _CHECK.size or not data.startswith(_MAGIC):
         raise ValueError("it does not begin as a journal does")
-    _, size, count = _HEADER.unpack_from(data)
+    _, size, file, count = _HEADER.unpack_from(data)
     (check,) = _CHECK.unpack(data[-_CHECK.size :])
     if len(data) != _HEADER.size + count * record + _CHECK.size or zlib.crc32(data[: -_CHECK.size]) != check:
         raise ValueError("its checksum is wrong")
@@ -84,13 +91,16 @@ def read_journal(part: Path) -> Commit | None:
     for at in range(_HEADER.size, len(data) - _CHECK.size, record):
         (number,) = _PAGE_NUMBER.unpack_from(data, at)
         pages[number] = data[at + _PAGE_NUMBER.size : at + record]
-    return Commit(size, pages)
+    return Commit(size, file, pages)
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the disk knows the names in a folder."""
+    """Wait until the disk knows the names in a folder, where its file system can tell."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EACCES, errno.EROFS, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)

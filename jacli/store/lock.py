@@ -3,6 +3,8 @@
 The kernel's lock (flock) is what keeps a second process out, and it goes with its process, however that
 ends.  Some network file systems keep such locks to each host, though: there the file's time of change is
 a sign of life, renewed by a thread, and a lock of another host is taken over only when that has stopped.
+A process that was only asleep meanwhile finds another name in the file, and writes no more
+(`RunLock.check`).  Ages are differences of times that the file system itself has given.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from secrets import token_hex
 
 from jacli.errors import OutputError
 from jacli.store.place import cannot_write, part_path
@@ -36,22 +40,24 @@ class Holder:
         host: Name of the machine.
         pid: Process there.
         began: When that process began, in clock ticks of ``/proc``; 0 if unknown. Numbers are used again.
-        space: Its space of process numbers: containers have their own; 0 where the system tells none.
+        space: Its space of process numbers (since the machine was started; containers have their own).
         job: The batch system's name of its job, or None.
         restarts: How often the batch system has started that job again.
+        token: Of this lock alone.
     """
 
     host: str
     pid: int
     began: int
-    space: int
+    space: str
     job: str | None
     restarts: int
+    token: str
 
     @classmethod
     def me(cls) -> Holder:
         """This process."""
-        return cls(socket.gethostname(), os.getpid(), _began(os.getpid()), _space(), *_job())
+        return cls(socket.gethostname(), os.getpid(), _began(os.getpid()), _space(), *_job(), token_hex(8))
 
     def __str__(self) -> str:
         job = f", job {self.job}" if self.job else ""
@@ -96,14 +102,19 @@ class RunLock:
     def __init__(self, out: Path, waiting: Callable[[str], None] = lambda what: None) -> None:
         self._path = lock_path(out)
         self._out = out
+        self._me = Holder.me()
+        self._descriptor = -1
         try:
             self._descriptor = self._locked()
             self._take_over(waiting)
-            text = json.dumps(asdict(Holder.me())).encode()
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, text, 0)
-        except OSError as error:
-            raise cannot_write(out, error) from error
+            os.pwrite(self._descriptor, json.dumps(asdict(self._me)).encode(), 0)
+        except BaseException as error:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+            if isinstance(error, OSError):
+                raise cannot_write(out, error) from error
+            raise
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lock", daemon=True)
         self._thread.start()
@@ -113,40 +124,41 @@ class RunLock:
         while True:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = _read(self._path)
-                os.close(descriptor)
-                raise self._held(holder) from None
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    os.close(descriptor)
-                    raise
-                holder = _read(self._path)
-                if holder is not None and _lives(self._path, holder):
-                    os.close(descriptor)
-                    raise self._held(holder) from None
-            with contextlib.suppress(FileNotFoundError):
+                self._lock(descriptor)
                 if os.fstat(descriptor).st_ino == self._path.stat().st_ino:
                     return descriptor
-            os.close(descriptor)  # its last holder removed it between our opening and our locking
+            except FileNotFoundError:
+                pass  # its last holder removed it between our opening and our locking
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._held(_read(self._path)) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            holder = _read(self._path)
+            if holder is not None and _lives(self._path, holder):
+                raise self._held(holder) from None
 
     def _take_over(self, waiting: Callable[[str], None]) -> None:
         """An earlier holder that the file names is gone; on another host that must be seen first."""
         holder = _read(self._path)
         if holder is None or holder.is_neighbour or holder.was_requeued:
             return  # its lock is free, and it was on this machine; or the batch system started the job again
-        said = False
-        seen = self._path.stat().st_mtime
-        while (left := GONE_AFTER - (time.time() - seen)) > 0:
-            if not said:
-                waiting(
-                    f"{holder} gave a sign of life {GONE_AFTER - left:.0f} s ago: waiting up to {left:.0f} s"
-                )
-                said = True
-            time.sleep(min(left, 1.0))
-            if self._path.stat().st_mtime != seen:
-                os.close(self._descriptor)
+        age = _age(self._path)
+        if age >= GONE_AFTER:
+            return
+        waiting(f"{holder} gave a sign of life {age:.0f} s ago: waiting {GONE_AFTER - age:.0f} s for another")
+        last, until = self._path.stat().st_mtime_ns, time.monotonic() + GONE_AFTER - age
+        while time.monotonic() < until:
+            time.sleep(min(1.0, GONE_AFTER / 10))
+            if self._path.stat().st_mtime_ns != last:
                 raise self._held(holder)
 
     def _held(self, holder: Holder | None) -> OutputError:
@@ -155,6 +167,20 @@ class RunLock:
             why=f"It is {holder or 'unknown'}, by {self._path.name}.",
             todo=f"Wait for it (`jacli status {self._out}` says how far it is), or choose another -o.",
         )
+
+    def check(self) -> None:
+        """Look whether the lock is still this process's; to be called before anything is made final.
+
+        Raises:
+            OutputError: While this process was suspended, another one took it for gone.
+        """
+        holder = _read(self._path)
+        if holder != self._me:
+            raise OutputError(
+                f"{self._out} is written by another process now.",
+                why=f"It is {holder or 'unknown'}; it took over while this one gave no sign of life.",
+                todo="Leave it to that process.",
+            )
 
     def _renew(self) -> None:
         while not self._released.wait(RENEWED_EVERY):
@@ -168,7 +194,8 @@ class RunLock:
         self._released.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            self._path.unlink()
+            if _read(self._path) == self._me:
+                self._path.unlink()
         os.close(self._descriptor)
 
 
@@ -183,9 +210,17 @@ def _lives(path: Path, holder: Holder) -> bool:
     if holder.is_neighbour and holder.began:
         return _began(holder.pid) == holder.began
     try:
-        return time.time() - path.stat().st_mtime < GONE_AFTER
-    except OSError:
+        return _age(path) < GONE_AFTER
+    except FileNotFoundError:
         return False
+    except OSError:  # a folder that may only be read: by this machine's clock
+        return time.time() - path.stat().st_mtime < GONE_AFTER
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file's time was set, by the clock that set it: that of its file system."""
+    with tempfile.TemporaryFile(dir=path.parent) as probe:
+        return os.fstat(probe.fileno()).st_mtime - path.stat().st_mtime
 
 
 def _began(pid: int) -> int:
@@ -196,11 +231,13 @@ def _began(pid: int) -> int:
         return 0
 
 
-def _space() -> int:
+def _space() -> str:
+    """What process numbers are numbers of; empty where the system tells nothing."""
     try:
-        return Path("/proc/self/ns/pid").stat().st_ino
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
     except OSError:
-        return 0
+        return ""
 
 
 def _job() -> tuple[str | None, int]:

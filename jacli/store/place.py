@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from jacli.errors import OutputError
-from jacli.store.journal import journal_path
+from jacli.store.journal import journal_path, new_journal_path, sync_folder
 from jacli.store.schema import ResultLayout, bytes_on_disk
 
 
@@ -26,11 +26,21 @@ def new_part_path(out: Path) -> Path:
     return out.with_name(out.name + ".part.new")
 
 
-def check_place(out: Path, *, overwrite: bool) -> None:
-    """Refuse a place that cannot be written, before any work.
+def progress_path(out: Path) -> Path:
+    """``out.h5`` -> ``out.h5.part.json``: how far the run is, see `jacli.store.progress`."""
+    return out.with_name(out.name + ".part.json")
+
+
+def new_progress_path(out: Path) -> Path:
+    """Where that is written before it takes the place of the last one."""
+    return out.with_name(out.name + ".part.json.new")
+
+
+def check_folder(out: Path) -> None:
+    """Refuse a place where no file can be, before anything is written there.
 
     Raises:
-        OutputError: It exists (without ``overwrite``), or its folder is missing.
+        OutputError: It is a folder, or its folder is missing.
     """
     try:
         if out.is_dir():
@@ -45,6 +55,18 @@ def check_place(out: Path, *, overwrite: bool) -> None:
                 why=f"There is no folder {out.parent}.",
                 todo="Create it first, or choose another with -o.",
             )
+    except OSError as error:
+        raise cannot_write(out, error) from error
+
+
+def check_place(out: Path, *, overwrite: bool) -> None:
+    """Refuse a place that cannot be written, before any work.
+
+    Raises:
+        OutputError: As `check_folder`; or it exists (without ``overwrite``).
+    """
+    check_folder(out)
+    try:
         if out.exists() and not out.is_file():
             raise OutputError(
                 f"{out} is no regular file.", why="It is a device or a pipe.", todo="Choose another with -o."
@@ -90,11 +112,13 @@ def tidy(out: Path) -> None:
     """
     part = part_path(out)
     try:
-        new_part_path(out).unlink(missing_ok=True)
+        for path in (new_part_path(out), new_journal_path(part), new_progress_path(out)):
+            path.unlink(missing_ok=True)
         if part.exists() and out.exists() and part.samefile(out):
             part.unlink()  # it has its final name already
         if not part.exists():
-            journal_path(part).unlink(missing_ok=True)
+            for path in (journal_path(part), progress_path(out)):
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(out, error) from error
 
@@ -119,6 +143,7 @@ def publish(part: Path, out: Path, *, overwrite: bool) -> None:
             os.replace(part, out)
         else:
             rename_to_new(part, out)
+        sync_folder(out.parent)
     except FileExistsError:
         raise OutputError(
             f"{out} exists already.",
@@ -156,11 +181,13 @@ def rename_to_new(old: Path, new: Path) -> None:
 
 def cannot_write(out: Path, error: OSError) -> OutputError:
     """What to tell of a place that the system does not let be written."""
-    return OutputError(
-        f"{out} cannot be written.",
-        why=f"{error.strerror or error}.",
-        todo="Choose a folder that you may write to, with -o.",
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    todo = (
+        "Free space, or write elsewhere with -o."
+        if full
+        else "Choose a folder that you may write to, with -o."
     )
+    return OutputError(f"{out} cannot be written.", why=f"{error.strerror or error}.", todo=todo)
 
 
 def _exists(out: Path) -> OutputError:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from jacli.store.place import part_path
+from jacli.store.place import new_progress_path, progress_path
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,10 @@ class Progress:
         return None if self.rate is None else (self.samples - self.done) / self.rate
 
 
-def progress_path(out: Path) -> Path:
-    """``out.h5`` -> ``out.h5.part.json``."""
-    part = part_path(out)
-    return part.with_name(part.name + ".json")
-
-
 def write_progress(out: Path, progress: Progress) -> None:
     """Replace the file; on a full disk the last one stays, since a run is not to fail for its report."""
     path = progress_path(out)
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    new = new_progress_path(out)
     values = {**asdict(progress), "updated": time.time()}
     with contextlib.suppress(OSError):
         try:

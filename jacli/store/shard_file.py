@@ -13,6 +13,7 @@ from jacli.errors import ResultsError
 from jacli.store.guarded import open_guarded
 from jacli.store.reader import open_results
 from jacli.store.schema import DatasetLayout
+from jacli.store.sources import as_python
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ def _layout_of(dataset: h5py.Dataset) -> DatasetLayout:
         shape=dataset.shape,
         dtype=dataset.dtype,
         dims=tuple(axis.label for axis in dataset.dims),
-        long_name=str(dataset.attrs.get("long_name", "")),
-        units=str(dataset.attrs.get("units", "")),
+        long_name=str(as_python(dataset.attrs.get("long_name", ""))),
+        units=str(as_python(dataset.attrs.get("units", ""))),
         chunks=dataset.chunks,
     )
 

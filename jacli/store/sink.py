@@ -33,7 +33,7 @@ class FileSink:
 
     Raises:
         OSError: The file exists or cannot be created; or it is not there, or cannot be opened.
-        ValueError: The record of its last commit is damaged.
+        ValueError: The record of its last commit is damaged, or of another file.
     """
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
@@ -46,11 +46,26 @@ class FileSink:
         self.error: OSError | None = None
         if last is not None:
             try:
+                self._check(last)
                 self._put_in_place(last)
             except BaseException:
                 os.close(self._descriptor)
                 raise
         self._size = self._committed = os.fstat(self._descriptor).st_size
+
+    def _check(self, last: Commit) -> None:
+        """Whether a commit may be laid over the file: it was made of this file, and that is all there."""
+        found = os.fstat(self._descriptor)
+        if found.st_size < last.size:
+            raise ValueError(f"it has {found.st_size:,} bytes, and had {last.size:,} at its last commit")
+        if found.st_ino != last.file:
+            # A copy: as good, unless it was made while the commit was being put in place.
+            for number, page in last.pages.items():
+                there = bytearray(PAGE)
+                self._read_at(memoryview(there), number * PAGE)
+                length = min(PAGE, last.size - number * PAGE)
+                if there[:length] != page[:length]:
+                    raise ValueError(f"{journal_path(self._path).name} is of another file")
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move; h5py asks for the size with ``seek(0, SEEK_END)``."""
@@ -70,7 +85,10 @@ class FileSink:
     def readinto(self, buffer: memoryview) -> int:
         """Fill ``buffer``; what is not there (an earlier write failed) reads as zeros."""
         view = memoryview(buffer).cast("B")
-        self._read_at(view, self._position)
+        try:
+            self._read_at(view, self._position)
+        except OSError as error:
+            self.error = error
         begin, end = self._position, self._position + len(view)
         for number in self._changed(begin, end):
             first, last = max(begin, number * PAGE), min(end, (number + 1) * PAGE)
@@ -148,7 +166,7 @@ class FileSink:
         try:
             if self.error is None:
                 os.fsync(self._descriptor)
-                write_journal(name, Commit(self._size, {}))
+                write_journal(name, self._commit_now())
                 rename(self._path, name)
                 sync_folder(name.parent)
                 self._path, self._committed = name, self._size
@@ -159,14 +177,20 @@ class FileSink:
         """Make everything written so far part of the file, for good: a power cut does not take it away."""
         try:
             if self.error is None:
+                commit = self._commit_now()
                 _sync_data(self._descriptor)
-                commit = Commit(self._size, self._pages)
                 write_journal(self._path, commit)
                 self._put_in_place(commit)
                 self._committed = self._size
                 self._pages = {}
         except OSError as error:
             self.error = error
+
+    def _commit_now(self) -> Commit:
+        found = os.fstat(self._descriptor)
+        if found.st_size < self._size:
+            os.ftruncate(self._descriptor, self._size)  # so that a file is never shorter than its commit
+        return Commit(self._size, found.st_ino, self._pages)
 
     def _put_in_place(self, commit: Commit) -> None:
         os.ftruncate(self._descriptor, commit.size)
@@ -180,8 +204,12 @@ class FileSink:
 
     def remove_journal(self) -> None:
         """The file is whole, and waits for the disk; its journal is of no more use."""
-        os.fsync(self._descriptor)
-        journal_path(self._path).unlink(missing_ok=True)
+        try:
+            if self.error is None:
+                os.fsync(self._descriptor)
+                journal_path(self._path).unlink(missing_ok=True)
+        except OSError as error:
+            self.error = error
 
 
 def _sync_data(descriptor: int) -> None:

@@ -76,7 +76,9 @@ def attributes_of(file: h5py.File) -> dict[str, object]:
 
 
 def as_python(value: object) -> object:
-    """An attribute without NumPy."""
+    """An attribute without NumPy, and without halves of characters, which could not be written again."""
+    if isinstance(value, str):
+        value = value.encode("utf-8", "surrogateescape")
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value.tolist() if isinstance(value, np.generic | np.ndarray) else value

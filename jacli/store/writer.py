@@ -157,6 +157,11 @@ class ResultWriter:
             self._layouts[name] = replace(expected, chunks=found.chunks)
 
     @property
+    def n_samples(self) -> int:
+        """In the whole file."""
+        return int(self._file["done"].shape[0])
+
+    @property
     @uninterrupted()
     def attributes(self) -> Mapping[str, object]:
         """Root attributes; JSON stays text."""
@@ -213,6 +218,7 @@ class ResultWriter:
                 self._write_rows(name, start, array, given_up if large > _GIVEN_UP_BYTES else lambda: False)
             done = self._file["done"]
             done[start:stop] = 1
+            # Of the samples that are done: what a process that goes on cannot know.
             done.attrs.modify("overflowed", np.int64(self.overflowed))
             done.attrs.modify("inputs_sha256", np.bytes_(inputs_sha256.ljust(64).encode()))
             self._file.flush()
@@ -295,24 +301,26 @@ class ResultWriter:
             self._file.flush()
 
     @uninterrupted(forget=True)
-    def finish(self) -> None:
+    def finish(self, published: Callable[[], None] = lambda: None) -> None:
         """Mark the file complete, wait for the disk, and give it its final name.
 
         A signal that comes meanwhile comes too late to stop anything.
+
+        Args:
+            published: Called when the file has its name, before signals are let through again.
 
         Raises:
             OutputError: The disk is full; or ``out`` appeared meanwhile: the finished file stays in ``part``.
         """
         self.set_attributes({"complete": True})
         with self._watching():
-            for name in ("overflowed", "inputs_sha256"):
-                self._file["done"].attrs.pop(name, None)
             self._file.close()
             self._sink.commit()
+            self._sink.remove_journal()
         self._open = False
-        self._sink.remove_journal()
         self._sink.close()
         publish(self.part, self.out, overwrite=self._overwrite)
+        published()
 
     @uninterrupted()
     def close(self) -> None:

@@ -107,6 +107,17 @@ def test_no_pickle_of_a_program_runs(ask: Callable[..., Any], worker: Worker, en
     ask(_in_place(worker.sound("scripted"), f"/{ending}", EVIL), AS_PROGRAM, 3)
 
 
+def test_a_programs_notes_on_its_sources_may_be_anything(ask: Callable[..., Any], worker: Worker) -> None:
+    """They are read when torch first names a source, after the program was loaded."""
+    for specimen in ("scripted", "traced"):
+        members = members_of(worker.sound(specimen))
+        notes = [name for name in members if name.endswith(".debug_pkl")]
+        for content in (b"", b"PK\x03\x04", pickle.dumps(7, protocol=2), pickle.dumps(((1,),), protocol=2)):
+            changed = archive_of(members | dict.fromkeys(notes, content))
+            ask(changed, AS_PROGRAM, 0, 3)
+            ask(changed, INSPECT, 0, 3, 4)
+
+
 def test_no_pickle_of_an_exported_program_runs(ask: Callable[..., Any], worker: Worker) -> None:
     exported = worker.sound("exported")
     ask(_in_place(exported, "sample_inputs/model.pt", _saved(_Evil())), AS_PROGRAM, 3)
@@ -350,17 +361,24 @@ def _result(worker: Worker, change: Callable[[h5py.File], object], tmp_path: Pat
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["config", "plan", "sources", "schema", "complete", "model_sha256"])
-@pytest.mark.parametrize(
-    "value",
-    ["", "[", "null", "7", '{"model": 3}', "[" * 100_000, np.zeros(3), np.bytes_(b"\xff\0\x80")],
-    ids=range(8),
-)
+ATTRIBUTES = ("", "[", "null", '{"model": 3}', "[" * 100_000, np.zeros(3), np.bytes_(b"\xff\0\x80"))
+READERS = {
+    "config": (("verify", "FILE"), ("compute", "--config", "FILE", "-o", "out.h5")),
+    "plan": (("verify", "FILE"), ("compute", "--config", "FILE", "-o", "out.h5")),
+    "sources": (SUMMARIZE, INSPECT),
+    "schema": (SUMMARIZE, INSPECT),
+    "complete": (SUMMARIZE, INSPECT),
+    "model_sha256": (("verify", "FILE"),),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("value", ATTRIBUTES, ids=range(len(ATTRIBUTES)))
 def test_attributes_of_a_result_may_be_anything(
     ask: Callable[..., Any], worker: Worker, tmp_path: Path, name: str, value: Any
-) -> None:  # fmt: skip
+) -> None:
     content = _result(worker, lambda file: file.attrs.__setitem__(name, value), tmp_path)
-    for command in (SUMMARIZE, INSPECT, ("verify", "FILE"), ("compute", "--config", "FILE", "-o", "out.h5")):
+    for command in READERS[name]:
         ask(content, command, 0, 2, 3, 4, 6)
 
 

@@ -460,9 +460,11 @@ def test_even_where_its_ladder_has_one_step(monkeypatch):
 
 def test_results_of_a_block_take_at_most_half():
     shapes = Shapes(100, (N_IN,), (N_OUT,), N_OUT, None, 8)
-    assert memory(10 * SAMPLE_BYTES).samples(shapes, singular_values=False) == 5
-    assert memory(10 * SAMPLE_BYTES).samples(shapes, singular_values=True) == 2  # beside their Gram matrices
-    assert memory(0).samples(shapes, singular_values=False) == 1
+    limit = memory(12 * SAMPLE_BYTES)
+    assert limit.samples(shapes, singular_values=False, written=False) == 6
+    assert limit.samples(shapes, singular_values=False, written=True) == 4  # another block waits
+    assert limit.samples(shapes, singular_values=True, written=False) == 3  # beside their Gram matrices
+    assert memory(0).samples(shapes, singular_values=False, written=True) == 1
 
 
 def test_the_fastest_plan_is_the_first(monkeypatch):

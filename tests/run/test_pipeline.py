@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Mapping
@@ -70,7 +71,9 @@ def ignore(written: int, committed: int) -> None:
 
 def test_blocks_are_written_in_order_by_one_thread_and_all_of_them_for_good() -> None:
     writer, told = Writer(seconds=0.002), []
-    with Pipeline(writer, CPU, lambda written, committed: told.append((written, committed))) as pipeline:
+    with Pipeline(
+        writer, CPU, written=lambda written, committed: told.append((written, committed))
+    ) as pipeline:
         for start in range(20):
             pipeline.put(block(start))
         pipeline.finish()
@@ -82,7 +85,7 @@ def test_blocks_are_written_in_order_by_one_thread_and_all_of_them_for_good() ->
 
 def test_the_next_block_waits_for_the_one_before() -> None:
     writer = Writer(seconds=0.1)
-    with Pipeline(writer, CPU, ignore) as pipeline:
+    with Pipeline(writer, CPU, written=ignore) as pipeline:
         began = time.monotonic()
         pipeline.put(block(0))
         assert time.monotonic() - began < 0.08  # one is taken at once
@@ -95,7 +98,7 @@ def test_the_next_block_waits_for_the_one_before() -> None:
 
 def test_commits_take_little_of_the_time_and_none_is_forgotten() -> None:
     writer = Writer(commit_takes=0.02)
-    with Pipeline(writer, CPU, ignore) as pipeline:
+    with Pipeline(writer, CPU, written=ignore) as pipeline:
         for start in range(100):
             pipeline.put(block(start))
             time.sleep(0.004)  # 0.4 s in all
@@ -112,7 +115,7 @@ def test_commits_take_little_of_the_time_and_none_is_forgotten() -> None:
 
 def test_an_error_of_the_writer_is_the_runs() -> None:
     writer = Writer(fails_at=3)
-    with pytest.raises(OutputError, match="disk is full"), Pipeline(writer, CPU, ignore) as pipeline:
+    with pytest.raises(OutputError, match="disk is full"), Pipeline(writer, CPU, written=ignore) as pipeline:
         for start in range(20):
             pipeline.put(block(start))
             time.sleep(0.001)
@@ -123,7 +126,7 @@ def test_an_error_of_the_writer_is_the_runs() -> None:
 def test_an_error_of_the_last_block_is_not_overlooked() -> None:
     with (
         pytest.raises(OutputError, match="disk is full"),
-        Pipeline(Writer(fails_at=0), CPU, ignore) as pipeline,
+        Pipeline(Writer(fails_at=0), CPU, written=ignore) as pipeline,
     ):
         pipeline.put(block(0))
         pipeline.finish()
@@ -132,7 +135,7 @@ def test_an_error_of_the_last_block_is_not_overlooked() -> None:
 def test_a_block_that_is_lost_on_the_way_is_noticed() -> None:
     with (
         pytest.raises(RuntimeError, match="sample 2 came after 1"),
-        Pipeline(Writer(), CPU, ignore) as pipeline,
+        Pipeline(Writer(), CPU, written=ignore) as pipeline,
     ):
         pipeline.put(block(0))
         pipeline.put(block(2))
@@ -141,16 +144,53 @@ def test_a_block_that_is_lost_on_the_way_is_noticed() -> None:
 
 def test_stopped_it_finishes_the_block_being_written() -> None:
     writer = Writer(seconds=0.05)
-    with pytest.raises(KeyboardInterrupt), Pipeline(writer, CPU, ignore) as pipeline:
+    with pytest.raises(KeyboardInterrupt), Pipeline(writer, CPU, written=ignore) as pipeline:
         pipeline.put(block(0))
         raise KeyboardInterrupt
     assert (writer.starts, writer.committed) == ([0], 1)
 
 
+class Signalled(BaseException):
+    """What a signal handler raises in the main thread."""
+
+
+@pytest.mark.parametrize("where", ["block", "commit"])
+def test_a_signal_while_the_last_block_is_waited_for_lets_the_thread_end_first(where: str) -> None:
+    """It lands in the main thread, which waits; nobody may touch the file before the thread is done."""
+    writer = Writer(seconds=0.4) if where == "block" else Writer(commit_takes=0.4)
+
+    def stop(number: int, frame: object) -> None:
+        raise Signalled
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        with pytest.raises(Signalled), Pipeline(writer, CPU, written=ignore) as pipeline:
+            pipeline.put(block(0))
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            pipeline.finish()
+        assert not any(thread.name == "writer" and not writer.commits for thread in threading.enumerate())
+        assert (writer.starts, writer.committed) == ([0], 1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_commit_that_is_refused_ends_the_run() -> None:
+    def taken_over() -> None:
+        raise OutputError("out.h5 is written by another process now.")
+
+    writer = Writer()
+    pipeline = Pipeline(writer, CPU, before_commit=taken_over, written=ignore)
+    with pytest.raises(OutputError, match="another process now"), pipeline:
+        pipeline.put(block(0))
+        pipeline.finish()
+    assert writer.committed == 0
+
+
 def test_stopped_it_gives_up_a_block_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jacli.run.pipeline.PATIENCE", 0.05)
     writer = Writer(seconds=60)
-    with pytest.raises(KeyboardInterrupt), Pipeline(writer, CPU, ignore) as pipeline:
+    with pytest.raises(KeyboardInterrupt), Pipeline(writer, CPU, written=ignore) as pipeline:
         pipeline.put(block(0))
         raise KeyboardInterrupt
     assert writer.starts == []
@@ -160,7 +200,9 @@ def test_torch_uses_as_many_cores_as_before() -> None:
     usual = torch.get_num_threads()
     torch.set_num_threads(2)
     seen: list[int] = []
-    with Pipeline(Writer(), CPU, lambda written, committed: seen.append(torch.get_num_threads())) as pipeline:
+    with Pipeline(
+        Writer(), CPU, written=lambda written, committed: seen.append(torch.get_num_threads())
+    ) as pipeline:
         pipeline.put(block(0))
         assert torch.get_num_threads() == 2
         torch.ones(500, 500) @ torch.ones(500, 500)
@@ -173,7 +215,7 @@ def test_torch_uses_as_many_cores_as_before() -> None:
 
 def test_into_a_real_file(tmp_path: Path) -> None:
     with ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=False) as writer:
-        with Pipeline(writer, CPU, ignore) as pipeline:
+        with Pipeline(writer, CPU, written=ignore) as pipeline:
             for start in range(0, 10, 4):
                 arrays = random_block(IMAGES, start, min(10, start + 4))
                 pipeline.put(WrittenBlock(start, arrays, "", {"plan": {"start": start}}))

@@ -74,7 +74,7 @@ def main(name: str, folder: Path) -> None:
 
     assert _forked(whole) == 0
     calls = int((folder / "calls").read_text())
-    for moment in range(0, calls, max(1, calls // 60)):
+    for moment in range(0, calls, max(1, calls // 140)):
         place = folder / f"{moment}.killed"
         place.mkdir()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +12,18 @@ import h5py
 import numpy as np
 import pytest
 
+from jacli.errors import OutputError
 from jacli.store import ResultLayout, ResultWriter, open_results, part_path
 from jacli.store.journal import PAGE, Commit, journal_path, read_journal, write_journal
 from jacli.store.sink import FileSink
 from tests.store.killed import LAYOUTS, write_on
 from tests.store.layouts import IMAGES, random_block
+from tests.store.power import after_a_power_cut, record
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_killed_at_every_moment_nothing_is_lost_that_was_committed(tmp_path: Path, name: str) -> None:
-    """Every call of the system may be the last one: what is on disk then can always be continued."""
+def test_killed_at_any_moment_nothing_is_lost_that_was_committed(tmp_path: Path, name: str) -> None:
+    """Any call of the system may be the last one: what is on disk then can always be continued."""
     root = Path(__file__).parents[2]
     subprocess.run(
         [sys.executable, "-m", "tests.store.killed", name, tmp_path],
@@ -84,12 +87,69 @@ def test_a_reader_meanwhile_sees_the_last_commit_and_stops_nobody(tmp_path: Path
         writer.finish()
 
 
+def two_thirds(out: Path) -> None:
+    """An unfinished file with two of its three blocks."""
+    with ResultWriter.create(out, IMAGES, {"command": "test"}, overwrite=False) as writer:
+        for start in (0, 4):
+            writer.write_block(start, random_block(IMAGES, start, start + 4))
+
+
+def test_a_file_that_was_cut_short_is_not_continued(tmp_path: Path) -> None:
+    out = tmp_path / "out.h5"
+    two_thirds(out)
+    whole = part_path(out).read_bytes()
+    part_path(out).write_bytes(whole[:-100])
+    with pytest.raises(OutputError, match="bytes, and had"):
+        ResultWriter.reopen(out, overwrite=False)
+    assert part_path(out).read_bytes() == whole[:-100]
+
+
+def test_a_journal_is_not_laid_over_another_file(tmp_path: Path) -> None:
+    out = tmp_path / "out.h5"
+    two_thirds(out)
+    whole = part_path(out).read_bytes()
+    part_path(out).unlink()
+    part_path(out).write_bytes(whole)  # a copy, from a backup say, is as good
+    with ResultWriter.reopen(out, overwrite=False) as writer:
+        assert writer.committed == 8
+    other = bytes(len(whole))
+    part_path(out).write_bytes(other)
+    journal = journal_path(part_path(out)).read_bytes()
+    part_path(out).rename(tmp_path / "moved")
+    part_path(out).write_bytes(other)
+    with pytest.raises(OutputError, match="is of another file"):
+        ResultWriter.reopen(out, overwrite=False)
+    assert part_path(out).read_bytes() == other
+    assert journal_path(part_path(out)).read_bytes() == journal
+
+
 @pytest.mark.parametrize("damage", [b"", b"short", None])
 def test_a_damaged_journal_is_refused(tmp_path: Path, damage: bytes | None) -> None:
     part = tmp_path / "out.h5.part"
-    write_journal(part, Commit(5000, {1: b"a" * PAGE}))
-    assert read_journal(part) == Commit(5000, {1: b"a" * PAGE})
+    write_journal(part, Commit(5000, 7, {1: b"a" * PAGE}))
+    assert read_journal(part) == Commit(5000, 7, {1: b"a" * PAGE})
     good = journal_path(part).read_bytes()
     journal_path(part).write_bytes(good[:-9] + b"?" + good[-8:] if damage is None else damage)
     with pytest.raises(ValueError, match=r"checksum|begin"):
         read_journal(part)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_after_a_power_cut_nothing_is_lost_that_was_committed(tmp_path: Path, name: str) -> None:
+    """Whatever was not yet at the disk is there or not, sector by sector, at each moment."""
+    layout, out = LAYOUTS[name], tmp_path / "out.h5"
+    recorded = record(out, layout)
+    draw = random.Random(0)
+    moments = range(0, len(recorded.calls) + 1, max(1, len(recorded.calls) // 150))
+    assert len(moments) > 50
+    for moment in moments:
+        content, journal, committed = after_a_power_cut(recorded, moment, draw)
+        part_path(out).write_bytes(content)  # the same inode
+        journal_path(part_path(out)).write_bytes(journal)
+        with ResultWriter.reopen(out, overwrite=False) as writer:
+            writer.expect(layout)
+            assert writer.committed >= committed
+            for start in range(0, writer.committed, layout.batch_size):
+                stop = min(start + layout.batch_size, layout.n_samples)
+                for dataset, values in random_block(layout, start, stop).items():
+                    np.testing.assert_array_equal(writer.datasets[dataset][start:stop], values)
