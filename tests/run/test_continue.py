@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import jacli
-from jacli.errors import OutputError
+from jacli.errors import ModelError, OutputError
 from jacli.store import open_results, part_path, read_progress
 from jacli.store.journal import journal_path
 from jacli.store.lock import lock_path
@@ -118,14 +118,14 @@ class Stop(BaseException):
     """What a signal raises in a run."""
 
 
-def stopped_after(place: Path, samples: int, *, out: str = "out.h5", **options: object) -> int:
+def stopped_after(place: Path, until: int, *, out: str = "out.h5", **options: object) -> int:
     """A run of 60 samples that is stopped when so many are in the file; how many there are in the end."""
     from jacli.run.compute import run_compute
     from jacli.run.config_file import resolve_options
 
     def progress(done: int, total: int) -> None:
         nonlocal reached
-        reached = done >= samples
+        reached = done >= until
 
     def stop_when_reached(self: object, block: object, *, wait: bool = False) -> None:
         put(self, block, wait=True)
@@ -145,7 +145,7 @@ def stopped_after(place: Path, samples: int, *, out: str = "out.h5", **options: 
     progress_file = read_progress(place / out)
     assert progress_file is not None
     assert (progress_file.state, progress_file.samples) == ("stopped", 60)
-    assert samples <= progress_file.done < 60
+    assert until <= progress_file.done < 60
     return progress_file.done
 
 
@@ -379,3 +379,96 @@ def test_what_lies_around_is_gone_afterwards(place: Path) -> None:
     go_on(place)
     for path in (part_path(out), lock_path(out), journal_path(part_path(out))):
         assert not path.exists()
+
+
+class Scaled(nn.Module):
+    def forward(self, x: torch.Tensor, scale: float) -> torch.Tensor:
+        return scale * x.flatten(1)[:, :4].tanh()
+
+
+def test_another_argument_of_forward_is_another_run(place: Path) -> None:
+    torch.jit.script(Scaled().eval()).save(str(place / "model.pt"))
+    done = stopped_after(place, 24, arg={"scale": 2.0})
+    with pytest.raises(OutputError, match="--arg was"):
+        go_on(place, arg={"scale": 3.0})
+    assert go_on(place, arg={"scale": 2.0}).continued == done
+
+
+def test_starting_anew_removes_the_old_file_only_when_there_is_a_new_one(place: Path) -> None:
+    stopped_after(place, 24)
+    before = part_path(place / "out.h5").read_bytes()
+    (place / "model.pt").rename(place / "kept.pt")
+    with pytest.raises(ModelError):
+        go_on(place, resume=False)
+    assert part_path(place / "out.h5").read_bytes() == before
+    (place / "kept.pt").rename(place / "model.pt")
+    assert go_on(place, resume=False).continued == 0
+
+
+@pytest.mark.parametrize("moment", ["before the rename", "after the link"])
+def test_killed_while_the_file_gets_its_name(place: Path, moment: str) -> None:
+    """Everything was computed: the same command finishes, or says that it is finished."""
+    import jacli.store.writer as writer
+
+    go_on(place, "whole.h5")
+
+    def dies(part: Path, out: Path, *, overwrite: bool) -> None:
+        if moment == "after the link":
+            os.link(part, out)
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(writer, "publish", dies)
+        go_on(place)
+    if moment == "after the link":
+        with pytest.raises(OutputError, match="exists already"):
+            go_on(place)
+    else:
+        assert go_on(place).continued == 60
+    assert_same_bytes(place / "whole.h5", place / "out.h5")
+    assert {path.name for path in place.iterdir()} == {"out.h5", "whole.h5", "model.pt", "x.npy"}
+
+
+def test_inputs_that_moved_are_told_where_they_are_now(place: Path) -> None:
+    stopped_after(place, 24)
+    (place / "x.npy").rename(place / "moved.npy")
+    options = {"method": "loop", "batch_size": 4, "samples": "0:60"}
+    jacli.compute(str(place / "model.pt"), str(place / "moved.npy"), str(place / "out.h5"), **options)
+    with open_results(place / "out.h5") as results:
+        assert str(results.attrs["inputs_path"]).endswith("moved.npy")
+        assert json.loads(str(results.attrs["config"]))["inputs"].endswith("moved.npy")
+
+
+def test_more_rows_are_said_to_be_more_rows(place: Path) -> None:
+    whole = {"samples": None}
+    x = np.load(place / "x.npy")
+    np.save(place / "x.npy", x[:60])
+    stopped_after(place, 24, **whole)
+    np.save(place / "x.npy", x[:80])
+    with pytest.raises(OutputError, match="the number of samples was 60, is 80"):
+        go_on(place, **whole)
+
+
+def test_values_that_overflow_do_not_keep_a_run_from_going_on(tmp_path: Path) -> None:
+    large = nn.Linear(5, 3)
+    with torch.no_grad():
+        large.weight.mul_(1e6)
+    torch.jit.script(nn.Sequential(large).eval()).save(str(tmp_path / "model.pt"))
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((60, 5), np.float32))
+    done = stopped_after(tmp_path, 24, save_dtype="float16")
+    outcome = go_on(tmp_path, save_dtype="float16")
+    assert outcome.continued == done
+    assert outcome.overflowed > 0
+
+
+def test_nobody_who_reads_the_progress_ends_the_run(place: Path) -> None:
+    """As `jacli compute ... 2>&1 | head -1` does."""
+    from jacli.run.compute import run_compute
+    from jacli.run.config_file import resolve_options
+
+    def broken(done: int, total: int) -> None:
+        raise BrokenPipeError
+
+    options = {"method": "loop", "batch_size": 4, "samples": "0:60", "out": str(place / "out.h5")}
+    config = resolve_options({"model": str(place / "model.pt"), "inputs": str(place / "x.npy"), **options})
+    assert run_compute(config, command="test", progress=broken).samples == 60
