@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+import jacli
 from jacli.errors import OutputError
+from jacli.run.memory import MemoryLimit
 from jacli.run.pipeline import Pipeline, WrittenBlock
 from jacli.store import BlockGivenUp, ResultWriter, open_results
 from tests.store.layouts import IMAGES, random_block
@@ -224,3 +226,38 @@ def test_into_a_real_file(tmp_path: Path) -> None:
     with open_results(tmp_path / "out.h5") as results:
         assert results.attrs["plan"] == '{"start": 8}'
         np.testing.assert_array_equal(results.jacobian[4:8], random_block(IMAGES, 4, 8)["jacobian"])
+
+
+@pytest.mark.parametrize("both_fit", [True, False])
+def test_the_next_block_is_computed_meanwhile_only_where_both_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, both_fit: bool
+) -> None:
+    asked: list[tuple[int, int]] = []
+    waits: list[bool] = []
+    put = Pipeline.put
+
+    def holds(self: MemoryLimit, held: int, waiting: int) -> bool:
+        asked.append((held, waiting))
+        return both_fit
+
+    def noting(self: Pipeline, block: WrittenBlock, *, wait: bool = False) -> None:
+        waits.append(wait)
+        put(self, block, wait=wait)
+
+    monkeypatch.setattr(MemoryLimit, "holds", holds)
+    monkeypatch.setattr(Pipeline, "put", noting)
+    torch.jit.script(torch.nn.Sequential(torch.nn.Linear(6, 3)).eval()).save(str(tmp_path / "model.pt"))
+    jacli.compute(
+        str(tmp_path / "model.pt"), "random:8x6", str(tmp_path / "out.h5"), method="loop", batch_size=2
+    )
+    assert waits == [not both_fit] * 4
+    assert {waiting for _, waiting in asked} == {2 * 6 * 3 * 4}  # the Jacobians of a block
+
+
+def test_two_blocks_fit_where_the_limit_says_so() -> None:
+    limit = MemoryLimit(device=CPU, limit=100, host=100, asked=True, before=0)
+    assert limit.holds(60, 40)
+    assert not limit.holds(61, 40)
+    gpu = MemoryLimit(device=torch.device("cuda"), limit=100, host=50, asked=True, before=0)
+    assert gpu.holds(60, 25)
+    assert not gpu.holds(60, 26)  # two buffers on the host
