@@ -73,7 +73,8 @@ def test_it_holds_what_one_file_would(tmp_path: Path, layout: ResultLayout, virt
         for name in one.names:
             a, b = merged.datasets[name], one.datasets[name]
             np.testing.assert_array_equal(np.asarray(a[...]), b[...], strict=True)
-            assert dict(a.attrs.items()).keys() == dict(b.attrs.items()).keys()
+            # How far a process was is told of its own file only.
+            assert set(a.attrs) == set(b.attrs) - {"inputs_sha256", "overflowed"}
             assert [axis.label for axis in a.dims] == [axis.label for axis in b.dims]
             assert a.attrs["long_name"] == b.attrs["long_name"]
     assert not list(tmp_path.glob("out.h5.*"))

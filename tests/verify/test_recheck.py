@@ -291,7 +291,7 @@ def at_a_tie() -> tuple[Tie, Tensor]:
             module.first.bias -= module.first(x)[0]  # sums of rounding noise only
             single = module.first(x)[0] > 0
             double = frozen_twin(module).double().first(x.double())[0] > 0
-        if (single != double).any():
+        if (single != double).any() and single.any():  # at some unit, and the Jacobian is not zero
             return module, x
     raise AssertionError("no tie found")
 
