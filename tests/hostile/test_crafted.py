@@ -49,7 +49,10 @@ def ask(worker: Worker, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 def test_every_sound_file_is_read(worker: Worker) -> None:
     for name in worker.specimens:
-        assert worker.sound(name)
+        for found in worker.ask(read=name):
+            assert (found["code"], found["wrong"]) == (0, []), (
+                f"{name}: {found['command']}\n{found['stderr']}"
+            )
 
 
 EVIL = running(CANARY)

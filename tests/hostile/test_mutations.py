@@ -1,6 +1,6 @@
 """Seeded mutations of files of every format: none of them crashes, hangs, floods or misuses jacli.
 
-``JACLI_MUTATIONS=5000`` hunts longer, ``JACLI_MUTATIONS_FROM=600`` among other seeds.
+``JACLI_MUTATIONS=5000`` hunts longer, ``JACLI_MUTATIONS_FROM=1000`` among other seeds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 from .conftest import Worker
 
 BATCH = 25
-COUNT = int(os.environ.get("JACLI_MUTATIONS", "600"))
+COUNT = int(os.environ.get("JACLI_MUTATIONS", "525"))
 FIRST = int(os.environ.get("JACLI_MUTATIONS_FROM", "0"))
 
 

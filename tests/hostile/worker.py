@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import resource
@@ -18,7 +19,9 @@ from random import Random
 from typing import Any, NoReturn
 
 import torch
+import typer
 
+from jacli.cli import app
 from jacli.cli import main as jacli_main
 from tests.hostile.corpus import Specimen, make_corpus
 from tests.hostile.mutations import mutators_of
@@ -36,7 +39,11 @@ def chosen(specimens: dict[str, Specimen], seed: int) -> tuple[str, str, Random]
 
 
 def main() -> None:
-    """Answer jobs: ``{"seed": n}``; ``{"specimen", "file", "command"}``, made by hand; ``{"sound"}``."""
+    """Answer jobs.
+
+    ``{"seed": n}``: a mutation.  ``{"specimen", "file", "command"}``: a file made by hand.
+    ``{"sound": name}``: where a specimen lies as it is.  ``{"read": name}``: what its commands make of it.
+    """
     folder = Path(sys.argv[1]).resolve()
     torch.set_num_threads(1)
     specimens = make_corpus(folder / "corpus")
@@ -45,7 +52,13 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         if "sound" in job:
-            print(json.dumps(_sound(folder, specimens[job["sound"]])), flush=True)
+            (folder / "sound").write_bytes(specimens[job["sound"]].content)
+            print(json.dumps({"file": str(folder / "sound")}), flush=True)
+            continue
+        if "read" in job:
+            specimen = specimens[job["read"]]
+            ran = [_run(folder, specimen, specimen.content, c) | {"command": c} for c in specimen.commands]
+            print(json.dumps(ran), flush=True)
             continue
         if "seed" in job:
             name, mutator, random = chosen(specimens, job["seed"])
@@ -64,13 +77,6 @@ def main() -> None:
         print(json.dumps(found), flush=True)
 
 
-def _sound(folder: Path, specimen: Specimen) -> dict[str, Any]:
-    """The specimen itself, and what every command makes of it."""
-    ran = [_run(folder, specimen, specimen.content, c) | {"command": c} for c in specimen.commands]
-    (folder / "sound").write_bytes(specimen.content)
-    return {"ran": ran, "file": str(folder / "sound")}
-
-
 def _import_everything() -> None:
     """What a command would import in its child, each time anew."""
     import sympy  # noqa: F401
@@ -79,6 +85,9 @@ def _import_everything() -> None:
     from jacli.models.registry import matching_architectures
 
     matching_architectures({"x": torch.zeros(1)})
+    typer.main.get_command(app)
+    gc.collect()
+    gc.freeze()  # a collection in a child would touch, and so copy, all of the worker's memory
 
 
 def _run(folder: Path, specimen: Specimen, content: bytes, command: tuple[str, ...]) -> dict[str, Any]:
