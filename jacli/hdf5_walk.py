@@ -35,6 +35,9 @@ IDLE = 5.0
 TRIED_SECONDS = 5.0
 """Spent a file on unpacking chunks that could be bombs."""
 
+_SMALL_CHUNK = 2**20
+"""Numbers."""
+
 _HARMLESS = {h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 _RATIO = {h5py.h5z.FILTER_DEFLATE: 1032, h5py.h5z.FILTER_LZF: 264}
 """Bytes that one byte can at most become, by filter; other filters, zstd among them, may do anything."""
@@ -167,9 +170,21 @@ class _Walk:
             itemsize = dataset.dtype.itemsize
             if plist.get_layout() == h5py.h5d.CHUNKED:
                 self._check_chunks(dataset, plist, name, itemsize)
-        if dataset.shape is not None:
-            [axis.label for axis in dataset.dims]
         self._check_attributes(dataset)
+        # What jacli itself asks of a dataset: any of it may crash, and then better here.
+        dataset.id.get_storage_size()
+        if dataset.is_scale:
+            dataset.attrs.get("NAME")
+        if dataset.shape:
+            [axis.label for axis in dataset.dims]
+            self._read_a_number(dataset, plist)
+
+    def _read_a_number(self, dataset: h5py.Dataset, plist: Any) -> None:
+        """The first, unless all of a large chunk would be unpacked for it."""
+        large = plist.get_layout() == h5py.h5d.CHUNKED and math.prod(dataset.chunks) > _SMALL_CHUNK
+        if 0 not in dataset.shape and plist.get_layout() != h5py.h5d.VIRTUAL and not large:
+            with contextlib.suppress(OSError, TypeError, ValueError):  # refusals; whoever reads it meets them
+                dataset[(0,) * len(dataset.shape)]
 
     def _check_attributes(self, found: h5py.Dataset | h5py.File) -> None:
         total = 0

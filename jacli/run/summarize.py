@@ -25,6 +25,7 @@ from jacli.hdf5_guard import examine_hdf5
 from jacli.store.guarded import examine_together, open_guarded
 from jacli.store.indexed import IndexedDataset, Shards
 from jacli.store.sources import as_python
+from jacli.store.structure import check_numbers, check_structure
 from jacli.summary import COLUMNS, Array, FileSummary, Statistics, Table
 
 if TYPE_CHECKING:
@@ -129,7 +130,11 @@ def _summarize_open(
     output_axes: int,
     per_class: bool,
 ) -> tuple[FileSummary, list[str]]:
+    if str(file.attrs.get("schema")).startswith("jacli/"):
+        check_structure(path, file)
     jacobian, axes = _find_jacobian(file, path, dataset, output_axes)
+    if not dataset:
+        check_numbers(path, file, (key for key in STORED if _is_dataset(file, key)))
     stored = {} if dataset else {key: file[key] for key in STORED if _is_dataset(file, key)}
     if jacobian is None and not stored:
         raise _nothing_there(file, path)
@@ -167,7 +172,9 @@ def _summarize_open(
     notes += summary.remarks(joined, int(done.sum()))
     if per_class and not norms:
         notes.append("norms of classes: none are stored or could be computed")
-    index = file["sample_index"][:] if not dataset and _is_dataset(file, "sample_index") else np.arange(batch)
+    index = np.arange(batch)
+    if not dataset and _is_dataset(file, "sample_index") and file["sample_index"].shape == (batch,):
+        index = file["sample_index"][:]
     classes, class_norms = None, None
     if norms:
         class_norms = np.concatenate(norms)

@@ -21,6 +21,7 @@ from jacli.run.memory import memory_errors
 from jacli.run.prepare import Prepared, prepare
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
 from jacli.store import Results, open_results
+from jacli.store.guarded import reading_results
 from jacli.store.sources import sources_of
 from jacli.verify import Rechecked
 
@@ -134,7 +135,7 @@ def verify(
         UsageError: The file names code that is not the recorded code.
     """
     given = {name: value for name, value in moved.items() if value not in (None, False)}
-    with open_results(path) as results, exact_arithmetic():
+    with open_results(path) as results, reading_results(results.path), exact_arithmetic():
         config = _recorded_config(Path(path), results, given, tolerance)
         done = np.flatnonzero(results["done"])
         if not len(done):
@@ -142,6 +143,13 @@ def verify(
                 f"{path} holds no finished sample.",
                 why="The run that wrote it was stopped in its first block.",
                 todo="Compute it again.",
+            )
+        missing = {"sample_index", "outputs", "class_norms", "plan"} - {*results.names, *results.attrs}
+        if missing:
+            raise ResultsError(
+                f"{path} cannot be rechecked.",
+                why=f"It lacks {', '.join(sorted(missing))}.",
+                todo="Copy it again, or compute it again.",
             )
         _check_model(config, results, given)
         if not config.inputs.startswith(RANDOM_PREFIX) and not Path(config.inputs).exists():

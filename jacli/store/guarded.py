@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -10,6 +11,9 @@ import h5py
 from jacli.content import MAX_EXPANSION
 from jacli.errors import ResultsError
 from jacli.hdf5_guard import examine_hdf5, examine_many
+
+DAMAGED = (KeyError, ValueError, TypeError, RuntimeError)
+"""What h5py raises over damaged metadata, besides OSError."""
 
 
 def open_guarded(path: Path) -> h5py.File:
@@ -29,6 +33,26 @@ def open_guarded(path: Path) -> h5py.File:
                 f"{path} is damaged, or made to do harm.", why=why, todo="Copy it again, or compute it again."
             )
     return h5py.File(path, "r")
+
+
+@contextmanager
+def reading_results(path: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Around reading an open file: what HDF5 raises over damaged numbers becomes a ResultsError.
+
+    Args:
+        path: For the message.
+        *kinds: Taken besides OSError, where nothing else could raise them.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (OSError, *kinds)):
+            raise
+        raise ResultsError(
+            f"{path} cannot be read.",
+            why=f"It is damaged: {(str(error).splitlines() or [type(error).__name__])[-1]}.",
+            todo="Copy it again, or compute it again.",
+        ) from error
 
 
 def examine_together(paths: Iterable[Path]) -> None:

@@ -98,7 +98,19 @@ class IndexedDataset:
                     why=f"{self._index} is an index, and this is one of its shards: {error}.",
                     todo="Put it back, or compute it again and merge the shards again.",
                 ) from error
+            self._check_fit(path, self._opened[1], self._sources[number])
         return self._opened[1][self.name]
+
+    def _check_fit(self, path: Path, file: h5py.File, source: Source) -> None:
+        """A shard's dataset is the index's, but for the number of rows."""
+        found = file.get(self.name)
+        expected = (source.stop - source.start, *self.shape[1:])
+        if not isinstance(found, h5py.Dataset) or found.shape != expected or found.dtype != self.dtype:
+            raise ResultsError(
+                f"{path} does not fit {self._index}.",
+                why=f"Its {self.name} is not {self.dtype} of shape {expected}, as the index says.",
+                todo="Merge the shards again.",
+            )
 
     def close(self) -> None:
         """Close the shard that is open."""

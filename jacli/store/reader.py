@@ -14,10 +14,11 @@ import numpy as np
 
 from jacli.errors import ResultsError
 from jacli.store.dimensions import is_bare_dimension
-from jacli.store.guarded import open_guarded, read_whole
+from jacli.store.guarded import DAMAGED, open_guarded, read_whole, reading_results
 from jacli.store.indexed import IndexedDataset, Shards
 from jacli.store.schema import SCHEMA
 from jacli.store.sources import attributes_of, lost_sources, sources_of
+from jacli.store.structure import check_structure
 
 with contextlib.suppress(ImportError):
     # Registers zstd for `--compress zstd`; files without it open all the same.
@@ -152,7 +153,7 @@ def describe_results(path: str | Path) -> dict[str, object]:
         dims, bytes uncompressed, bytes_stored) and ``attributes`` (the provenance).  Of a merged file also
         ``shards`` (how many), and of an index ``in_shards`` (which datasets) and ``lost_shards``.
     """
-    with open_results(path) as results:
+    with open_results(path) as results, reading_results(results.path, *DAMAGED):
         datasets = {name: _describe_dataset(results._file[name]) for name in results.names}
         told = {"schema", "complete", "sources"}
         return {
@@ -178,7 +179,7 @@ def _describe_sources(results: Results) -> dict[str, object]:
 
 def _describe_dataset(dataset: h5py.Dataset) -> dict[str, object]:
     return {
-        "shape": list(dataset.shape),
+        "shape": list(dataset.shape or ()),
         "dtype": dataset.dtype.name,
         "dims": [axis.label for axis in dataset.dims],
         "bytes": int(dataset.nbytes),
@@ -201,6 +202,7 @@ def _check_schema(path: Path, file: h5py.File) -> None:
     ]
     if missing:
         raise _not_results(path, f"It claims schema {schema} but lacks {', '.join(missing)}.")
+    check_structure(path, file)
 
 
 def _damaged_attribute(path: Path, name: str, why: str) -> ResultsError:

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from jacli.errors import ResultsError
-from jacli.store.guarded import open_guarded
+from jacli.store.guarded import DAMAGED, open_guarded, reading_results
 from jacli.store.reader import open_results
 from jacli.store.schema import DatasetLayout
 from jacli.store.sources import as_python
@@ -56,7 +56,7 @@ def read_shard(path: Path) -> ShardFile:
         ResultsError: It is no result file.
     """
     status = path.stat()
-    with open_results(path) as results:
+    with open_results(path) as results, reading_results(path, *DAMAGED):
         if "sample_index" not in results:
             raise ResultsError(
                 f"{path} is no shard.",
@@ -95,5 +95,5 @@ def count_samples(path: Path) -> int:
     try:
         with open_guarded(path) as file:
             return int(file["done"].shape[0])
-    except (OSError, KeyError, AttributeError) as error:
+    except (OSError, KeyError, AttributeError, IndexError, TypeError) as error:
         raise ResultsError(f"{path} cannot be read.", why=f"{str(error).splitlines()[-1]}.") from error
