@@ -13,6 +13,9 @@ import zlib
 from collections.abc import Callable
 from random import Random
 
+import h5py
+import numpy as np
+
 Mutator = Callable[[bytes, Random], bytes]
 
 HUGE = (2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**64 - 1)
@@ -363,6 +366,59 @@ def damage_hdf5_metadata(content: bytes, random: Random) -> bytes:
     return content[:at] + mutator(around, random) + content[at + size :]
 
 
+def damage_packed_numbers(content: bytes, random: Random) -> bytes:
+    """In what gzip packed, or anywhere in the half where the numbers mostly are."""
+    packed = [found.start() for found in re.finditer(rb"x[\x01\x5e\x9c\xda]", content)]
+    at = random.choice(packed) if packed else random.randrange(len(content) // 2, len(content))
+    return content[:at] + overwrite(content[at : at + 64], random) + content[at + 64 :]
+
+
+def edit_a_dataset(content: bytes, random: Random) -> bytes:
+    """A dataset goes, or becomes one of another kind or shape: the file is sound, what it says is not."""
+    buffer = io.BytesIO(content)
+    with h5py.File(buffer, "r+") as file:
+        names: list[str] = []
+        file.visititems(lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None)
+        name = random.choice(sorted(names))
+        old = file[name]
+        shape, values = old.shape, None if old.is_virtual else old[...]
+        change = random.choice(sorted(EDITS))
+        del file[name]
+        if change == "a group":
+            file.create_group(name)
+        elif change != "nothing":
+            file[name] = EDITS[change](np.zeros(shape) if values is None else values)
+    return buffer.getvalue()
+
+
+EDITS: dict[str, Callable[[np.ndarray], object]] = {
+    "nothing": lambda old: None,
+    "a group": lambda old: None,
+    "one number": lambda old: 3.0,
+    "no value": lambda old: h5py.Empty("f4"),
+    "text": lambda old: np.full(old.shape, b"x"),
+    "text of any length": lambda old: np.full(old.shape, "x", h5py.string_dtype()),
+    "records": lambda old: np.zeros(old.shape, [("a", "f4"), ("b", "i4")]),
+    "too few": lambda old: old[:1],
+    "none": lambda old: old[:0],
+    "too many": lambda old: np.concatenate([old, old]),
+    "one axis": lambda old: old.reshape(-1),
+    "another axis": lambda old: old[..., None],
+    "NaN": lambda old: np.full(old.shape, np.nan),
+    "huge": lambda old: np.full(old.shape, 10**15),
+    "negative": lambda old: np.full(old.shape, -(10**9)),
+}
+"""What a dataset of an HDF5 file may become."""
+
+
+HDF5: dict[str, Mutator] = {
+    **{f"damage_hdf5_metadata_{n}": damage_hdf5_metadata for n in range(6)},
+    **{f"edit_a_dataset_{n}": edit_a_dataset for n in range(4)},
+    "damage_packed_numbers": damage_packed_numbers,
+}
+"""Some under several names, to be drawn more often."""
+
+
 def mutators_of(content: bytes) -> dict[str, Mutator]:
     """Those that make sense for what the bytes are."""
     if content.startswith(b"PK"):
@@ -372,7 +428,7 @@ def mutators_of(content: bytes) -> dict[str, Mutator]:
     if content.startswith(b"\x93NUMPY"):
         return ANY | {"damage_the_npy_header": damage_the_npy_header}
     if content.startswith(b"\x89HDF"):
-        return ANY | {f"damage_hdf5_metadata_{n}": damage_hdf5_metadata for n in range(9)}
+        return ANY | HDF5
     if content[8:9] == b"{":
         return ANY | {f"damage_the_json_{n}": damage_the_json for n in range(6)}
     return ANY

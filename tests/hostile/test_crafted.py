@@ -21,7 +21,7 @@ from torch import nn
 
 from .conftest import Worker
 from .corpus import archive_of, edited_json, members_of
-from .mutations import plant_a_bomb, running, zeros_deflated
+from .mutations import EDITS, plant_a_bomb, running, zeros_deflated
 
 CANARY = "open('../../canary', 'w').write('it ran')"
 AS_MODEL = ("compute", "FILE", "CORPUS/x.npy", "-o", "out.h5", "--arch", "CORPUS/arch.py:make", "--quiet")
@@ -383,6 +383,38 @@ def test_attributes_of_a_result_may_be_anything(
     content = _result(worker, lambda file: file.attrs.__setitem__(name, value), tmp_path)
     for command in READERS[name]:
         ask(content, command, 0, 2, 3, 4, 6)
+
+
+@pytest.mark.parametrize("change", EDITS)
+def test_a_results_datasets_may_be_anything(
+    ask: Callable[..., Any], worker: Worker, tmp_path: Path, change: str
+) -> None:
+    names = ("class_norms", "done", "sample_index", "jacobian", "outputs", "singular_values")
+    number = sorted(EDITS).index(change)
+
+    def edit(file: h5py.File) -> None:
+        name = names[number % len(names)]
+        old = file[name][...]
+        del file[name]
+        if change == "a group":
+            file.create_group(name)
+        elif change != "nothing":
+            file[name] = EDITS[change](old)
+
+    content = _result(worker, edit, tmp_path)
+    for command in (SUMMARIZE, INSPECT, ("verify", "FILE")):
+        ask(content, command, 0, 2, 3, 4, 6)
+
+
+def test_numbers_that_cannot_be_unpacked(ask: Callable[..., Any], worker: Worker, tmp_path: Path) -> None:
+    content = bytearray(worker.sound("packed result"))
+    (tmp_path / "packed.h5").write_bytes(content)
+    with h5py.File(tmp_path / "packed.h5") as file:
+        for name in ("jacobian", "class_norms", "outputs"):
+            at = file[name].id.get_chunk_info(0).byte_offset
+            content[at + 4 : at + 20] = b"\xff" * 16
+    ask(bytes(content), ("verify", "FILE"), 4, says="is damaged")
+    ask(bytes(content), SUMMARIZE, 4, says="cannot be read")
 
 
 def test_a_safetensors_header_of_terabytes(ask: Callable[..., Any]) -> None:
