@@ -27,7 +27,7 @@ def cut(content: bytes, random: Random) -> bytes:
 
 
 def cut_the_head(content: bytes, random: Random) -> bytes:
-    return content[random.randrange(1, len(content)) :]
+    return content[random.randint(1, len(content)) :]
 
 
 def flip_bits(content: bytes, random: Random) -> bytes:
