@@ -104,6 +104,10 @@ NOT_REPEATED = ("out", "resume", "overwrite", *COMMAND_LINE_ONLY, "allow_pickle"
 would run code because a file says so."""
 
 
+CHANGES_NO_NUMBER = (*NOT_REPEATED, "verify", "tolerance", "memory")
+"""Options that may differ between two processes of one run."""
+
+
 def from_options(options: Mapping[str, Any]) -> RunConfig:
     """Parse and check options of any origin; ``None`` values count as not given.
 

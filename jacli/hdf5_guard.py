@@ -17,7 +17,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,23 +44,18 @@ class Hdf5Findings:
 
 
 def examine_hdf5(path: str | Path) -> Hdf5Findings:
-    """Walk one file in the child, or say what was found before if the file has not changed since."""
-    return examine_many([path])[0]
+    """Walk one file in the child, or say what was found before if the file has not changed since.
 
-
-def examine_many(paths: Iterable[str | Path]) -> list[Hdf5Findings]:
-    """`examine_hdf5` of each; the child is started once, and each file costs it about a millisecond."""
-    found = []
+    The child is started with the first file, and each costs it some milliseconds.
+    """
     with _LOCK:
-        for path in paths:
-            key = _key(path)
-            if key not in _FOUND:
-                _FOUND[key] = _ask(str(key[0]))
-                if _FOUND[key].problem is None:
-                    for source in _FOUND[key].sources:
-                        _FOUND.setdefault(_key(source), Hdf5Findings(None, None, 0))
-            found.append(_FOUND[key])
-    return found
+        key = _key(path)
+        if key not in _FOUND:
+            _FOUND[key] = _ask(str(key[0]))
+            if _FOUND[key].problem is None:
+                for source in _FOUND[key].sources:
+                    _FOUND.setdefault(_key(source), Hdf5Findings(None, None, 0))
+        return _FOUND[key]
 
 
 class _Child:

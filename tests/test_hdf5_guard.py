@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jacli import hdf5_guard
-from jacli.hdf5_guard import examine_hdf5, examine_many
+from jacli.hdf5_guard import examine_hdf5
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def test_one_child_serves_many_files(tmp_path: Path) -> None:
     paths = [_file(tmp_path / f"{n}.h5", x=np.zeros(3)) for n in range(200)]
     examine_hdf5(paths[0])
     child, started = hdf5_guard._CHILDREN[0], time.monotonic()
-    assert all(found.problem is None for found in examine_many(paths))
+    assert all(found.problem is None for found in [examine_hdf5(path) for path in paths])
     assert hdf5_guard._CHILDREN[0] is child
     assert time.monotonic() - started < 10
 
@@ -70,7 +70,7 @@ def test_a_child_that_crashes_is_told_and_followed_by_another(
         "    print(json.dumps(found), flush=True)\n"
     )
     monkeypatch.setattr(hdf5_guard, "WALKER", walker)
-    found = examine_many([good, bad])
+    found = [examine_hdf5(good), examine_hdf5(bad)]
     assert found[0].problem is None
     assert "SIGSEGV" in str(found[1].problem)
     assert examine_hdf5(_file(tmp_path / "third.h5", x=np.zeros(5))).problem is None
@@ -157,5 +157,5 @@ def test_numbers_of_a_raw_file_are_refused(tmp_path: Path) -> None:
 def test_a_thousand_shards_take_seconds(tmp_path: Path) -> None:
     paths = [_file(tmp_path / f"{n}.h5", **{f"d{k}": np.zeros(3) for k in range(18)}) for n in range(1000)]
     started = time.monotonic()
-    examine_many(paths)
+    [examine_hdf5(path) for path in paths]
     assert time.monotonic() - started < 15  # about 2 s on an idle machine

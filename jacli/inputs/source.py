@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from types import TracebackType
 import numpy as np
 
 from jacli.errors import InputsError, JacliError
+
+_HASHED_BYTES = 64 * 2**20
+"""Of rows read at once, to be hashed."""
 
 
 def _close_nothing() -> None:
@@ -92,6 +96,14 @@ class InputSource:
                 at = int(positions[first])
                 rows[first:last] = self._stored.read_slice(at, at + last - first)
         return rows
+
+    def sha256(self, start: int, stop: int) -> hashlib._Hash:
+        """Of rows ``start:stop`` as `read` gives them, 64 MiB at a time; more may be added to it."""
+        digest = hashlib.sha256()
+        step = max(1, _HASHED_BYTES // max(1, math.prod(self.shape) * self.dtype.itemsize))
+        for first in range(start, stop, step):
+            digest.update(self.read(first, min(first + step, stop)).tobytes())
+        return digest
 
     def at(self, index: np.ndarray) -> InputSource:
         """The samples at these positions of the file, in place of this source: they share the open file."""

@@ -208,7 +208,7 @@ class _Work:
         """Compute what is missing, recheck, and give the file its name."""
         run, engine = self._run, self._engine
         pipeline: Pipeline | None = None
-        recorded: dict[str, object] = {}
+        told: tuple[Chosen, list[str]] | None = None
         for block in engine.blocks():
             chosen = engine.chosen
             assert chosen is not None  # a block was computed
@@ -220,9 +220,9 @@ class _Work:
                 pipeline = stack.enter_context(self._pipeline(self._writer))
             with memory_errors(f"storing samples {block.start} to {block.start + block.count - 1}"):
                 arrays = run.arrays(block, chosen.plan)
-            known: dict[str, object] = {"plan": chosen.to_dict(), "notes": self._notes()}
-            changed = {name: value for name, value in known.items() if recorded.get(name) != value}
-            recorded = known
+            known = (chosen, self._notes())
+            changed = {} if known == told else {"plan": chosen.to_dict(), "notes": known[1]}
+            told = known
             ready = WrittenBlock(block.start, arrays, run.inputs_sha256.hexdigest(), changed)
             alone = not run.memory.holds(engine.held, run.result_bytes(block.count, chosen.plan))
             del block, arrays  # or they would be held while the next one is computed

@@ -13,6 +13,14 @@ from jacli.config import RunConfig
 from jacli.run.engine import Chosen
 from jacli.run.prepare import Prepared
 
+READ_BY_CONTENT = {
+    "model_sha256": "the content of MODEL",
+    "arch": "the architecture",
+    "arch_sha256": "the code of the architecture",
+    "arguments_sha256": "the labels or arguments with a row a sample",
+}
+"""Attributes, in words, that two processes of one run have alike; beside the rows of INPUTS."""
+
 
 def provenance(config: RunConfig, prepared: Prepared, chosen: Chosen, command: str) -> dict[str, object]:
     """Root attributes of the result file; with its ``config`` the run can be repeated from anywhere."""

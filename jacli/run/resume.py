@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jacli.config import NOT_REPEATED, RunConfig
+from jacli.config import CHANGES_NO_NUMBER, RunConfig
 from jacli.errors import OutputError
 from jacli.methods import load_method
 from jacli.plan import Plan
@@ -22,17 +22,18 @@ from jacli.run.choose import Choice
 from jacli.run.engine import Chosen
 from jacli.run.memory import memory_errors
 from jacli.run.prepare import Prepared
+from jacli.run.provenance import READ_BY_CONTENT
 from jacli.run.recheck import recheck_samples
 from jacli.store import ResultWriter, part_path, remove_part
 
-_FREE = (*NOT_REPEATED, "verify", "tolerance", "memory", "device")
-"""Options that may differ from the run's beginning: they do not change its numbers, or are compared else."""
+_FREE = (*CHANGES_NO_NUMBER, "device")
+"""Options that may differ from the run's beginning; of the device its kind is compared."""
 
 _HASHED = ("model", "arch", "inputs", "labels")
 """Options that are compared by the content of what they name, which may have moved."""
 
-_ROW_BYTES = 64 * 2**20
-"""Of inputs read at once."""
+_READ_BYTES = 64 * 2**20
+"""Of finished outputs read at once."""
 
 
 class Unfinished:
@@ -52,7 +53,6 @@ class Unfinished:
         self._config: Mapping[str, Any] = _json(self._recorded.get("config"), dict)
         self.plan: Mapping[str, Any] = _json(self._recorded.get("plan"), dict)
         self.notes: list[str] = _json(self._recorded.get("notes"), list)
-        self._not_finite: frozenset[int] = frozenset()
 
     @classmethod
     def of(cls, out: Path, config: RunConfig) -> Unfinished | None:
@@ -116,13 +116,7 @@ class Unfinished:
             "arch_sha256": loaded.arch_sha256,
             "arguments_sha256": prepared.arguments_sha256,
         }
-        words = {
-            "model_sha256": "the content of MODEL",
-            "arch": "the architecture",
-            "arch_sha256": "the code of the architecture",
-            "arguments_sha256": "the labels or the arguments with a row a sample",
-        }
-        different = [words[name] for name, value in now.items() if recorded.get(name) != value]
+        different = [READ_BY_CONTENT[name] for name in now if recorded.get(name) != now[name]]
         samples = prepared.shapes.n_samples
         if samples != self.writer.n_samples:
             different.append(f"the number of samples was {self.writer.n_samples}, is {samples}")
@@ -154,10 +148,7 @@ class Unfinished:
         Raises:
             OutputError: These rows have changed.
         """
-        found = hashlib.sha256()
-        step = _rows_at_once(prepared.source.shape, prepared.source.dtype)
-        for start in range(0, self.done, step):
-            found.update(prepared.source.read(start, min(self.done, start + step)).tobytes())
+        found = prepared.source.sha256(0, self.done)
         if self.done and found.hexdigest() != self.writer.inputs_sha256:
             self._refuse(["the content of INPUTS"])
         return found
@@ -177,7 +168,7 @@ class Unfinished:
         Raises:
             OutputError: It differs from what the model gives now.
         """
-        row = self._a_sound_row(run.config.seed)
+        row = self._a_sound_row(run)
         if row is None or self.writer.overflowed:
             return
         prepared, datasets = run.prepared, self.writer.datasets
@@ -191,34 +182,30 @@ class Unfinished:
                         todo="Start anew with --no-resume, which removes it; and check that disk.",
                     )
 
-    def _a_sound_row(self, seed: int) -> int | None:
+    def _a_sound_row(self, run: Run) -> int | None:
         """One of the finished samples whose numbers are finite; None if there is none."""
-        if self.done == len(self._not_finite):
+        index, not_finite = run.prepared.source.index, frozenset(run.not_finite)
+        if self.done == len(not_finite):
             return None
-        draw = random.Random(seed + self.done)
-        while (row := draw.randrange(self.done)) in self._not_finite:
+        draw = random.Random(run.config.seed + self.done)
+        while int(index[row := draw.randrange(self.done)]) in not_finite:
             pass
         return row
 
     def not_finite(self, prepared: Prepared) -> list[int]:
         """Positions in INPUTS of the finished samples whose Jacobian or outputs are not finite."""
-        self._not_finite = frozenset(_rows_not_finite(self.writer, self.done))
-        return [int(prepared.source.index[row]) for row in sorted(self._not_finite)]
+        return [int(prepared.source.index[row]) for row in _rows_not_finite(self.writer, self.done)]
 
 
 def _rows_not_finite(writer: ResultWriter, done: int) -> Iterator[int]:
     outputs, norms = writer.datasets["outputs"], writer.datasets["frobenius_norm"]
-    step = _rows_at_once(outputs.shape[1:], outputs.dtype)
+    step = max(1, _READ_BYTES // max(1, math.prod(outputs.shape[1:]) * outputs.dtype.itemsize))
     for start in range(0, done, step):
         stop = min(done, start + step)
         finite = np.isfinite(norms[start:stop]) & np.isfinite(
             outputs[start:stop].reshape(stop - start, -1)
         ).all(1)
         yield from (start + np.flatnonzero(~finite)).tolist()
-
-
-def _rows_at_once(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    return max(1, _ROW_BYTES // max(1, math.prod(shape) * dtype.itemsize))
 
 
 def _json(text: object, kind: type) -> Any:

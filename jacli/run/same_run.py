@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from jacli.cluster import shard_rows
-from jacli.config import NOT_REPEATED
+from jacli.config import CHANGES_NO_NUMBER
 from jacli.errors import ResultsError, UnsoundResultsError
 from jacli.option_values import Shard, parse_shard
+from jacli.run.provenance import READ_BY_CONTENT
 from jacli.store.shard_file import ShardFile
 
-MAY_DIFFER = (*NOT_REPEATED, "shard", "verify", "tolerance", "memory", "batch_size", "chunk_size")
+MAY_DIFFER = (*CHANGES_NO_NUMBER, "shard", "batch_size", "chunk_size")
 """Options that change no number beyond rounding, or say where and how loudly."""
 
 NOTED = ("method", "device")
@@ -28,10 +29,7 @@ _READ = ("model", "inputs", "labels", "arch", "arg")
 
 _SAME = {
     "schema": "the schema",
-    "model_sha256": "the content of MODEL",
-    "arch": "the architecture",
-    "arch_sha256": "the code of the architecture",
-    "arguments_sha256": "the labels or arguments with a row a sample",
+    **READ_BY_CONTENT,
     "dtype": "--dtype",
     "precision": "--precision",
 }

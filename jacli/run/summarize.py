@@ -22,7 +22,7 @@ from jacli import summary
 from jacli.content import MAX_EXPANSION
 from jacli.errors import ResultsError, UsageError
 from jacli.hdf5_guard import examine_hdf5
-from jacli.store.guarded import examine_together, open_guarded
+from jacli.store.guarded import open_guarded
 from jacli.store.indexed import IndexedDataset, Shards
 from jacli.store.sources import as_python
 from jacli.store.structure import check_numbers, check_structure
@@ -96,7 +96,6 @@ def summarize(
         columns, table = summary.columns_per_class, summary.table_per_class
     summary.check_order(columns(len(files) > 1), sort, limit)
     paths = [Path(file) for file in files]
-    examine_together(paths)
     short = [path.name for path in paths]
     names = short if len(set(short)) == len(short) else [str(path) for path in paths]
     found = [

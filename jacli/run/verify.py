@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 
 from jacli.config import RunConfig, from_options
 from jacli.errors import InputsError, JacliError, ModelError, ResultsError, UsageError
-from jacli.inputs import RANDOM_PREFIX, InputSource
+from jacli.inputs import RANDOM_PREFIX
 from jacli.models.loaded import sha256_of
 from jacli.network import exact_arithmetic
 from jacli.run.config_file import read_options
@@ -24,9 +23,6 @@ from jacli.store import Results, open_results
 from jacli.store.guarded import reading_results
 from jacli.store.sources import sources_of
 from jacli.verify import Rechecked
-
-_HASHED_BYTES = 64 * 2**20
-"""Bytes of inputs read at once."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +242,7 @@ def _check_inputs(prepared: Prepared, results: Results, rows: list[int]) -> None
     if recorded is not None:
         parts = [(0, len(source), str(recorded))]
     if parts and all(digest is not None for _, _, digest in parts):
-        same = all(_sha256_of_rows(source, start, stop) == digest for start, stop, digest in parts)
+        same = all(source.sha256(start, stop).hexdigest() == digest for start, stop, digest in parts)
     elif "inputs" in results:
         same = all(np.array_equal(results["inputs"][row], source.read(row, row + 1)[0]) for row in rows)
     else:
@@ -257,11 +253,3 @@ def _check_inputs(prepared: Prepared, results: Results, rows: list[int]) -> None
             why="Their values are not the recorded ones (sha256): the results are of other samples.",
             todo="Give the inputs that they were made with: --inputs PATH.",
         )
-
-
-def _sha256_of_rows(source: InputSource, start: int, stop: int) -> str:
-    digest = hashlib.sha256()
-    step = max(1, _HASHED_BYTES // max(1, math.prod(source.shape) * source.dtype.itemsize))
-    for first in range(start, stop, step):
-        digest.update(source.read(first, min(first + step, stop)).tobytes())
-    return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import h5py
 
 from jacli.content import MAX_EXPANSION
 from jacli.errors import ResultsError
-from jacli.hdf5_guard import examine_hdf5, examine_many
+from jacli.hdf5_guard import examine_hdf5
 
 DAMAGED = (KeyError, ValueError, TypeError, RuntimeError)
 """What h5py raises over damaged metadata, besides OSError."""
@@ -53,11 +53,6 @@ def reading_results(path: Path, *kinds: type[Exception]) -> Iterator[None]:
             why=f"It is damaged: {(str(error).splitlines() or [type(error).__name__])[-1]}.",
             todo="Copy it again, or compute it again.",
         ) from error
-
-
-def examine_together(paths: Iterable[Path]) -> None:
-    """Have many files walked by one child before each is opened; what is wrong is told when it is."""
-    examine_many(path for path in paths if path.is_file())
 
 
 def read_whole(path: Path, dataset: h5py.Dataset) -> object:

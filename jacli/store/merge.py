@@ -19,7 +19,6 @@ import numpy as np
 
 from jacli.errors import OutputError, ResultsError
 from jacli.store.dimensions import attach_scales, create_scales
-from jacli.store.journal import sync_folder
 from jacli.store.pieces import pieces
 from jacli.store.place import check_place, free_bytes, new_part_path, publish
 from jacli.store.schema import DatasetLayout
@@ -249,7 +248,6 @@ def _new_file(out: Path, *, overwrite: bool) -> Iterator[tuple[h5py.File, Callab
     finally:
         sink.close()
     publish(part, out, overwrite=overwrite)
-    sync_folder(out.parent)
 
 
 def _check_room(out: Path, shards: Sequence[ShardFile], nbytes: int) -> None:

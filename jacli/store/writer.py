@@ -209,13 +209,14 @@ class ResultWriter:
                     f"{name}: rows {start}+ of shape {array.shape} do not fit into {layout.shape}"
                 )
         stop = start + lengths.pop()
-        large = sum(self._layouts[name].nbytes_of(len(array)) for name, array in arrays.items())
-        if large > _GIVEN_UP_BYTES:
+        nbytes = sum(self._layouts[name].nbytes_of(len(array)) for name, array in arrays.items())
+        large = nbytes > _GIVEN_UP_BYTES
+        if large:
             self.commit()
         with self._watching():
             self._whole = False
             for name, array in arrays.items():
-                self._write_rows(name, start, array, given_up if large > _GIVEN_UP_BYTES else lambda: False)
+                self._write_rows(name, start, array, given_up if large else lambda: False)
             done = self._file["done"]
             done[start:stop] = 1
             # Of the samples that are done: what a process that goes on cannot know.
