@@ -33,6 +33,12 @@ from jacli.option_values import (
 
 METHOD_NAMES = ("loop", "replicate", "vmap", "forward", "factored")
 
+AUTOGRAD_METHODS = ("loop", "replicate", "vmap", "forward")
+"""Those that compute as autograd does, wholly in ``--dtype``."""
+
+PRECISIONS = ("ieee", "tf32", "bf16")
+"""Arithmetic of the linear passes: that of ``--dtype``, or a reduced one."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -40,8 +46,9 @@ class RunConfig:
 
     Attributes are named as the options.  ``batch_size`` and ``chunk_size`` of ``None`` mean
     ``auto``; ``singular_values`` is ``"auto"``, ``"all"``, ``"none"`` or a number K; ``memory`` is in
-    bytes, a safe share of what is free if None; ``tolerance`` of None follows the dtype; ``shard`` is
-    ``"auto"`` until the environment has been asked.
+    bytes, a safe share of what is free if None; ``precision`` is that of the linear passes alone;
+    ``tolerance`` of None follows dtype and precision; ``shard`` is ``"auto"`` until the environment has
+    been asked.
 
     ``repeated_plan`` is no option: the plan of the result file that ``--config RESULT.h5`` repeats, whose
     choice is then taken over and not measured again.
@@ -65,6 +72,7 @@ class RunConfig:
     labels: str | None = None
     method: str = "auto"
     dtype: str = "float32"
+    precision: str = "ieee"
     device: str = "auto"
     batch_size: int | None = None
     chunk_size: int | None = None
@@ -200,6 +208,24 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str, str]
         "Leave it out.",
     ),
     (
+        lambda o: o.get("precision") == "tf32" and o.get("device") == "cpu",
+        "--precision tf32 goes with a GPU.",
+        "TF32 is arithmetic of NVIDIA GPUs since Ampere.",
+        "Give --precision bf16, or leave it out.",
+    ),
+    (
+        lambda o: o.get("precision") == "tf32" and o.get("dtype") == "float64",
+        "--precision tf32 goes with --dtype float32.",
+        "TF32 is a way to multiply float32 numbers.",
+        "Leave one of them out.",
+    ),
+    (
+        lambda o: o.get("precision", "ieee") != "ieee" and o.get("method") in AUTOGRAD_METHODS,
+        f"--precision tf32 and bf16 do not go with --method {', '.join(AUTOGRAD_METHODS)}.",
+        "These compute wholly in --dtype, as autograd does.",
+        "Leave --method out, or give factored.",
+    ),
+    (
         lambda o: o.get("tolerance") is not None and o.get("verify") == 0,
         "--tolerance goes with --verify N, N of at least 1.",
         "With --verify 0 nothing is rechecked.",
@@ -237,6 +263,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "labels": parse_text,
     "method": one_of("auto", *METHOD_NAMES),
     "dtype": one_of("float32", "float64"),
+    "precision": one_of(*PRECISIONS),
     "device": parse_device,
     "batch_size": parse_whole_or_auto,
     "chunk_size": parse_whole_or_auto,

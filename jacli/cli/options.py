@@ -88,6 +88,15 @@ Of = Annotated[
 Dtype = Annotated[
     str | None, option("--dtype", panel=METHOD, help="float32 or float64 [float32].", metavar="DTYPE")
 ]
+Precision = Annotated[
+    str | None,
+    option(
+        "--precision",
+        panel=METHOD,
+        help="Of the linear passes alone: ieee (as --dtype), bf16, or tf32 on a GPU [ieee].",
+        metavar="NAME",
+    ),
+]
 Device = Annotated[
     str | None, option("--device", panel=METHOD, help="auto, cpu, cuda or cuda:N [auto].", metavar="DEVICE")
 ]

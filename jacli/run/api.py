@@ -17,6 +17,7 @@ from jacli.run.choose import Choice
 from jacli.run.engine import ComputedBlock, Engine
 from jacli.run.kept import Kept
 from jacli.run.memory import MemoryLimit, memory_errors
+from jacli.run.precision import check_precision
 from jacli.run.probed import padded, probed_network
 from jacli.run.task import Points, Task
 from jacli.spectrum import largest_singular_values
@@ -46,6 +47,7 @@ def jacobian(
     x: Tensor,
     *,
     method: str = "auto",
+    precision: str = "ieee",
     batch_size: int | None = None,
     chunk_size: int | None = None,
     memory: int | str | None = None,
@@ -68,6 +70,8 @@ def jacobian(
         model: A module (TorchScript too) or a function, ``(batch, *input) -> (batch, *output)``.
         x: The points, ``(batch, *input)``, floating.
         method: ``auto``, ``loop``, ``replicate``, ``vmap``, ``forward`` or ``factored``.
+        precision: Arithmetic of the linear passes alone: ``ieee`` (the dtype's own), ``bf16``, or ``tf32`` on
+            a GPU.  The point of linearisation is computed in the dtype whatever the precision.
         batch_size: Samples a block; decided if None.
         chunk_size: Outputs or, with ``forward``, inputs a pass; decided if None.
         memory: What the work may hold beside the result, in bytes or as ``"4GiB"``; a share of what is
@@ -91,7 +95,7 @@ def jacobian(
     config = from_options(
         {**_NO_FILES, "select": select, "of": of, "method": method, "seed": seed}
         | {"batch_size": batch_size, "chunk_size": chunk_size, "memory": memory}
-        | {"singular_values": "none"}
+        | {"precision": precision, "singular_values": "none"}
     )
     with exact_arithmetic():
         return _Work(model, x, config, arguments, per_sample).dense()
@@ -102,6 +106,7 @@ def singular_values(
     x: Tensor,
     *,
     k: int | None = None,
+    precision: str = "ieee",
     select: str | None = None,
     of: str = "logits",
     seed: int = 0,
@@ -119,6 +124,7 @@ def singular_values(
         model: As `jacobian`.
         x: As `jacobian`.
         k: How many, the largest; all if None.
+        precision: As `jacobian`; the values are those of the matrix so computed, and have its error.
         select: As `jacobian`.
         of: As `jacobian`.
         seed: Starts the Lanczos vectors.
@@ -133,7 +139,7 @@ def singular_values(
     """
     if k is not None and (not isinstance(k, int) or k < 1):
         raise UsageError(f"k={k!r} is wrong.", why="It must be a whole number of at least 1.")
-    config = from_options({**_NO_FILES, "select": select, "of": of, "seed": seed})
+    config = from_options({**_NO_FILES, "select": select, "of": of, "seed": seed, "precision": precision})
     with exact_arithmetic():
         work = _Work(model, x, config, arguments, per_sample)
         if k is not None and 4 * k < min(work.shapes.n_in, work.shapes.n_out):
@@ -157,6 +163,7 @@ class _Work:
         per_sample: Sequence[str],
     ) -> None:
         _check_points(x)
+        check_precision(config.precision, x.device, x.dtype)
         self.x = x.detach()
         self.extra = _rows_of(arguments, per_sample, len(x))
         self.constant = {name: value for name, value in arguments.items() if name not in per_sample}

@@ -53,7 +53,17 @@ def result_path(config: RunConfig) -> Path:
 CHANGES_PLAN = (
     *("model", "arch", "arch_arg", "weights_key", "strip_prefix", "ema", "arg", "select", "of"),
     *("inputs", "inputs_key", "samples", "classes", "labels"),
-    *("method", "dtype", "device", "batch_size", "chunk_size", "memory", "save", "singular_values"),
+    *(
+        "method",
+        "dtype",
+        "precision",
+        "device",
+        "batch_size",
+        "chunk_size",
+        "memory",
+        "save",
+        "singular_values",
+    ),
 )
 """Options with which the plan of an earlier run no longer fits."""
 

@@ -80,6 +80,7 @@ class Kept:
             return cls(None, ())
         options = (
             config.method,
+            config.precision,
             config.batch_size,
             config.chunk_size,
             config.memory,

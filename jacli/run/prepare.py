@@ -23,6 +23,7 @@ from jacli.network import TensorNetwork
 from jacli.option_values import Classes, Shard
 from jacli.plan import Shapes
 from jacli.run.memory import memory_errors
+from jacli.run.precision import check_precision
 from jacli.run.probed import probed_network
 from jacli.verify import BATCH_SIZES, Probed
 
@@ -78,6 +79,7 @@ def prepare(config: RunConfig) -> Prepared:
         UsageError: Options that do not fit this model or these inputs.
     """
     device = pick_device(config.device, local_rank(os.environ) if config.shard else 0)
+    check_precision(config.precision, device, getattr(torch, config.dtype))
     source = open_inputs(config.inputs, key=config.inputs_key, samples=config.samples, seed=config.seed)
     try:
         if isinstance(config.shard, Shard):

@@ -52,7 +52,7 @@ def provenance(config: RunConfig, prepared: Prepared, chosen: Chosen, command: s
         "device": str(prepared.device),
         "device_name": torch.cuda.get_device_name(prepared.device) if on_gpu else _cpu_name(),
         "dtype": config.dtype,
-        "precision": "ieee",
+        "precision": config.precision,
         "method": chosen.method.name,
         "plan": chosen.to_dict(),
         "notes": list(prepared.notes),
