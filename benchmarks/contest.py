@@ -6,10 +6,11 @@ longer than the best peer is not run in full; its foretold time is marked ``~`` 
 
 from __future__ import annotations
 
+import copy
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +20,13 @@ from torch import Tensor, nn
 import jacli
 from benchmarks.peers import Function, Peer, Runner, as_matrices, part_of, reference
 from benchmarks.workloads import Sizes
+from jacli.errors import JacliError
 
 KINK = 1e-4
 """A larger relative error is no rounding: a ReLU or a pool decided otherwise than in float64."""
+
+EXACT = "ieee"
+"""The precision that peers compute in; the others round on purpose, so that they have no kinks to count."""
 
 _TRIAL = {"samples": 8, "outputs": 16, "inputs": 16}
 """What a trial runs, or one chunk where that is more."""
@@ -39,15 +44,20 @@ class Contestant:
 
     ``share`` is the part of the work that was run: below 1, ``seconds`` are scaled to the whole.
     ``error`` is the median over the samples, ``kinks`` the number of samples above `KINK`.
+    ``beside_exact`` is the same median against jacli's own `EXACT` result, which has the same kinks;
+    it and ``first_call`` are jacli's only.
     """
 
     name: str
     matrices: Callable[[Tensor], Tensor] = field(repr=False)
+    precision: str = EXACT
     variant: str = ""
     seconds: list[float] = field(default_factory=list)
     share: float = 1.0
     error: float | None = None
     kinks: int | None = None
+    beside_exact: float | None = None
+    first_call: float | None = None
     note: str = ""
     prepare: Callable[[], Runner] | None = field(default=None, repr=False)
     run: Runner | None = field(default=None, repr=False)
@@ -79,6 +89,8 @@ class Contestant:
             "share": self.share,
             "error": self.error,
             "kinks": self.kinks,
+            "beside_exact": self.beside_exact,
+            "first_call": self.first_call,
             "note": self.note,
         }
 
@@ -91,26 +103,54 @@ class Contest:
         x: ``(batch, *input)``.
         sizes: Of ``model`` at ``x``.
         rounds: How often each contestant runs, if it is neither long nor hopeless.
-        budget: Seconds after jacli's first call; beyond, no trial and no round but the first is started.
+        budget: Seconds after jacli's first calls; beyond, no trial and no round but the first is started.
+        precisions: Of jacli's passes; each is a contestant.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, sizes: Sizes, *, rounds: int, budget: float) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        sizes: Sizes,
+        *,
+        rounds: int,
+        budget: float,
+        precisions: Sequence[str] = (EXACT,),
+    ) -> None:
         self.model, self.x, self.sizes, self.rounds = model, x, sizes, rounds
         self.reference = reference(model, x)
         self.budget, self.deadline = budget, float("inf")
-        self.jacli = Contestant("jacli", lambda result: result.reshape(len(x), sizes.n_in, sizes.n_out).mT)
+        self.jacli = {precision: self._of_jacli(precision) for precision in precisions}
         self.peers: list[Contestant] = []
+        self._exact: Tensor | None = None
 
-    def first_call(self) -> float:
-        """Seconds of jacli's first call: tracing, cutting and measuring included."""
+    def _of_jacli(self, precision: str) -> Contestant:
+        """With its own copy of the model: nothing that is kept of one precision serves another."""
+        model, x, sizes = copy.deepcopy(self.model), self.x, self.sizes
 
         def run() -> Tensor:
-            return jacli.jacobian(self.model, self.x)
+            return jacli.jacobian(model, x, precision=precision)
 
-        self.jacli.prepare = lambda: run
-        seconds = self._timed(run)[1]
+        name = "jacli" if precision == EXACT else f"jacli {precision}"
+        entry = Contestant(name, lambda result: result.reshape(len(x), sizes.n_in, sizes.n_out).mT, precision)
+        entry.prepare = lambda: run
+        return entry
+
+    def first_calls(self) -> None:
+        """The first call in each precision: tracing, cutting and measuring included.
+
+        Where jacli refuses a reduced precision, its note says why.
+        """
+        for entry in self.jacli.values():
+            assert entry.prepare is not None
+            try:
+                entry.first_call = self._timed(entry.prepare())[1]
+            except JacliError as error:
+                if entry.precision == EXACT:
+                    raise
+                entry.say(_first_line(error))
+                entry.prepare = None
         self.deadline = time.perf_counter() + self.budget
-        return seconds
 
     def try_peer(self, peer: Peer, function: Function, x: Tensor) -> None:
         """Run each chunk size on a part of the work; keep the one that foretells the least.
@@ -158,7 +198,7 @@ class Contest:
     def play(self, log: Callable[[str], None]) -> None:
         """The rounds: all contestants in turn, so that a drift of the machine meets all."""
         foretold = min((entry.best for entry in self.peers), default=float("inf"))
-        playing = [self.jacli]
+        playing = [entry for entry in self.jacli.values() if entry.prepare]
         for entry in self.peers:
             if entry.best > max(_HOPELESS_TRIAL * foretold, 1.0) and entry.share < 1.0:
                 entry.say("foretold from a part" if entry.seconds else "")
@@ -167,7 +207,8 @@ class Contest:
         for position in range(self.rounds):
             for entry in playing:
                 if position and time.perf_counter() > self.deadline:
-                    self.jacli.say("out of budget")
+                    for own in self.jacli.values():
+                        own.say("out of budget")
                     return
                 self._play_once(entry, first=position == 0)
             log(f"round {position + 1}: " + ", ".join(f"{c.name} {c.best:.3g}" for c in playing))
@@ -179,7 +220,7 @@ class Contest:
             entry.run = entry.run or entry.prepare()
             result, seconds = self._timed(entry.run)
         except Exception as error:
-            if entry is self.jacli:
+            if self._is_own(entry):
                 raise
             entry.say(_first_line(error))
             return
@@ -192,11 +233,14 @@ class Contest:
         best = min((entry.best for entry in self.peers if entry.measured), default=float("inf"))
         kept = []
         for entry in playing:
-            if entry is not self.jacli and entry.best > _HOPELESS * best:
+            if not self._is_own(entry) and entry.best > _HOPELESS * best:
                 entry.say(f"over {_HOPELESS:.0f} times the best peer, not repeated")
             elif entry.measured and (entry.best < _LONG_SECONDS or runs < _LONG_RUNS):
                 kept.append(entry)
         return kept
+
+    def _is_own(self, entry: Contestant) -> bool:
+        return self.jacli.get(entry.precision) is entry
 
     def _timed(self, run: Runner) -> tuple[Tensor, float]:
         cuda = self.x.is_cuda
@@ -210,12 +254,23 @@ class Contest:
 
     def _check(self, entry: Contestant, result: Tensor) -> None:
         """Note the relative Frobenius error of each sample; of a part, against that part."""
-        matrices = entry.matrices(result).detach().to(self.reference)
-        right = self.reference[tuple(slice(n) for n in matrices.shape)]
-        norms = torch.linalg.vector_norm(right, dim=(1, 2))
-        errors = torch.linalg.vector_norm(matrices - right, dim=(1, 2)) / norms
+        matrices = entry.matrices(result).detach()
+        errors = _relative_errors(matrices, self.reference)
         entry.error = float(errors.median())
-        entry.kinks = int((~(errors <= KINK)).sum())  # NaN counts
+        if entry.precision == EXACT:
+            entry.kinks = int((~(errors <= KINK)).sum())  # NaN counts
+        elif self._exact is not None:
+            entry.beside_exact = float(_relative_errors(matrices, self._exact).median())
+        if self._is_own(entry) and entry.precision == EXACT:
+            self._exact = matrices
+
+
+def _relative_errors(matrices: Tensor, reference: Tensor) -> Tensor:
+    """In the Frobenius norm, ``(batch,)``; the matrices may be the first ones, rows or columns only."""
+    right = reference[tuple(slice(n) for n in matrices.shape)].double()
+    norms = torch.linalg.vector_norm(right, dim=(1, 2))
+    errors: Tensor = torch.linalg.vector_norm(matrices.to(right) - right, dim=(1, 2)) / norms
+    return errors
 
 
 def _first_line(error: Exception) -> str:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+import jacli
 from benchmarks import report
 from benchmarks.contest import Contest, Contestant
 from benchmarks.peers import TORCH_PEERS, flat
 from benchmarks.workloads import WORKLOADS, sizes_of
+from jacli.errors import ModelError
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,23 +30,33 @@ def test_a_quick_comparison(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
     outcome = json.loads(out.read_text())
-    assert outcome["flops_per_second"] > 0
+    precisions = ["ieee", "bf16"]
+    assert list(outcome["flops_per_second"]) == list(outcome["geometric_mean_ratio"]) == precisions
+    assert all(rate > 0 for rate in outcome["flops_per_second"].values())
+    assert all(mean > 0 for mean in outcome["geometric_mean_ratio"].values())
     assert outcome["torch"] == torch.__version__
-    assert outcome["machine"] and outcome["quick"] and outcome["geometric_mean_ratio"] > 0
+    assert outcome["machine"] and outcome["bfloat16"] and outcome["quick"]
     assert [row["workload"] for row in outcome["workloads"]] == ["autoencoder", "mlp"]
     for row in outcome["workloads"]:
-        assert row["ratio"] > 0 and row["first_call"] > 0 and row["floor_fraction"] > 0
+        assert list(row["jacli"]) == precisions
+        for entry in row["jacli"].values():
+            assert entry["ratio"] > 0 and entry["first_call"] > 0 and entry["floor_fraction"] > 0
+            assert not entry["estimated"]
+        reduced = row["jacli"]["bf16"]
+        assert reduced["error"] < 1.5e-2 and reduced["beside_exact"] < 1.5e-2
+        assert reduced["kinks"] is None
         peers = {peer["name"]: peer for peer in row["peers"]}
         assert row["best_peer"] in peers
-        for entry in (row["jacli"], *peers.values()):
+        for entry in (row["jacli"]["ieee"], *peers.values()):
             assert entry["note"] or entry["min"]
             if entry["min"] and not entry["estimated"]:
                 assert entry["min"] <= entry["median"]
                 assert entry["error"] < 1e-5 and entry["kinks"] == 0
-        assert not row["jacli"]["estimated"]
 
-    assert "Geometric mean of the ratios" in done.stdout
-    assert tables.read_text().count("| autoencoder 2 x 784 -> 784 |") == 1
+    assert "Geometric mean of the ratios: ieee x" in done.stdout and ", bf16 x" in done.stdout
+    written = tables.read_text()
+    assert written.count("| autoencoder 2 x 784 -> 784 |") == 2  # among the peers, and reduced
+    assert written.count("| autoencoder 2 x 784 -> 784 | bf16 |") == 1
 
 
 def test_a_wrong_result_counts_as_kinks() -> None:
@@ -61,7 +74,7 @@ def test_hopeless_peers_are_only_foretold(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("benchmarks.contest._TRIAL", {"samples": 1, "outputs": 2, "inputs": 2})
     model, x = WORKLOADS["autoencoder"].make(1, torch.device("cpu"))
     contest = Contest(model, x, sizes_of(model, x), rounds=1, budget=100)
-    contest.first_call()
+    contest.first_calls()
     loop, vmapped = (
         next(peer for peer in TORCH_PEERS if peer.name == name) for name in ("loop", "vmap(jacrev)")
     )
@@ -73,7 +86,29 @@ def test_hopeless_peers_are_only_foretold(monkeypatch: pytest.MonkeyPatch) -> No
     assert entry.seconds == [5.0] and not entry.measured and entry.as_dict()["estimated"]
     assert "foretold from a part" in entry.note
     assert not none.seconds and none.note.startswith("one sample")
-    assert contest.jacli.measured
+    assert contest.jacli["ieee"].measured
+
+
+def test_a_precision_that_is_refused_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = jacli.jacobian
+
+    def jacobian(model: nn.Module, x: Tensor, *, precision: str) -> Tensor:
+        if precision != "ieee":
+            raise ModelError("No rule.", why="A test.")
+        return exact(model, x)
+
+    monkeypatch.setattr("jacli.jacobian", jacobian)
+    model, x = WORKLOADS["autoencoder"].make(2, torch.device("cpu"))
+    contest = Contest(model, x, sizes_of(model, x), rounds=1, budget=10, precisions=("ieee", "bf16"))
+    contest.first_calls()
+    contest.play(lambda line: None)
+    floors = {"ieee": 1.0, "bf16": 1.0}
+    peer = Contestant("peer", lambda result: result, seconds=[1.0])
+    row = report.Row("autoencoder", 2, 784, 784, floors, contest.jacli, [peer])
+    assert row.ratio("ieee") and row.ratio("bf16") is None
+    assert row.reduced_cells() == [["autoencoder 2 x 784 -> 784", "bf16", *["-"] * 6]]
+    assert any("No rule." in note for note in row.notes())
+    assert report.geometric_means([row]).keys() == {"ieee"}
 
 
 def test_a_section_is_replaced_and_others_stay(tmp_path: Path) -> None:
