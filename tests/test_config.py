@@ -2,7 +2,7 @@
 
 import pytest
 
-from jacli.config import METHOD_NAMES, OPTIONS, Classes, RunConfig, from_options
+from jacli.config import AUTOGRAD_METHODS, METHOD_NAMES, OPTIONS, Classes, RunConfig, from_options
 from jacli.errors import UsageError
 from jacli.methods import METHODS
 
@@ -59,7 +59,7 @@ def test_values(name, value, expected):
         ("batch_size", "1.5"), ("batch_size", True), ("batch_size", -1), ("chunk_size", "many"),
         ("classes", "top:0"), ("classes", "1,1"), ("classes", "a"), ("classes", "-1"),
         ("device", "gpu"), ("dtype", "float16"), ("seed", "-1"), ("log_every", "0"), ("log_every", "nan"),
-        ("arg", 3), ("arg", True), ("arch_arg", 2.5), ("seed", str(2**64)),
+        ("precision", "fp16"), ("arg", 3), ("arg", True), ("arch_arg", 2.5), ("seed", str(2**64)),
         ("arg", ["16000"]), ("arg", ["1x=2"]), ("singular_values", "0"), ("overwrite", "yes"), ("out", ""),
     ],
 )  # fmt: skip
@@ -76,11 +76,29 @@ def test_wrong_values(name, value):
         {"save": "none", "compress": "gzip"},
         {"save": "none", "save_dtype": "float16"},
         {"method": "loop", "chunk_size": "4"},
+        {"precision": "tf32", "device": "cpu"},
+        {"precision": "tf32", "dtype": "float64"},
+        *({"precision": "tf32", "method": name} for name in AUTOGRAD_METHODS),
+        *({"precision": "bf16", "method": name} for name in AUTOGRAD_METHODS),
     ],
 )
 def test_contradictions(options):
     with pytest.raises(UsageError):
         from_options({**BASE, **options})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bf16", "dtype": "float64"},
+        {"precision": "bf16", "device": "cpu", "method": "factored"},
+        {"precision": "tf32", "device": "cuda", "dtype": "float32"},
+        {"precision": "ieee", "device": "cpu", "method": "loop", "dtype": "float64"},
+    ],
+    ids=str,
+)
+def test_precisions_go_with_what_has_them(options):
+    assert from_options({**BASE, **options}).precision == options["precision"]
 
 
 def test_a_configuration_survives_json():

@@ -99,7 +99,7 @@ def compute(
         option(
             "--tolerance",
             panel=RUN,
-            help="Relative error allowed by the recheck [1e-4 in float32].",
+            help="Relative error allowed by the recheck [1e-4 in float32; with --precision bf16 5e-2].",
             metavar="ERROR",
         ),
     ] = None,
@@ -218,16 +218,16 @@ def _run(settings: RunConfig) -> None:
 
         typer.echo(json.dumps(outcome.to_dict(), indent=2))
     if not settings.quiet:
-        _tell(outcome, time.monotonic() - started)
+        _tell(outcome, settings.precision, time.monotonic() - started)
     if outcome.not_finite or outcome.overflowed or outcome.rechecked.failed:
-        raise _unsound(outcome)
+        raise _unsound(outcome, settings.precision)
 
 
 def _tell_waiting(what: str) -> None:
     typer.echo(f"waiting: {what}", err=True)
 
 
-def _tell(outcome: Outcome, seconds: float) -> None:
+def _tell(outcome: Outcome, precision: str, seconds: float) -> None:
     plan = outcome.chosen.plan
     for note in outcome.notes:
         typer.echo(f"note: {note}", err=True)
@@ -238,11 +238,15 @@ def _tell(outcome: Outcome, seconds: float) -> None:
         typer.echo(f"went on after {outcome.continued} samples that were done before", err=True)
     typer.echo(
         f"wrote {outcome.out}: {outcome.samples} samples, Jacobian {shape} a sample, "
-        f"method {plan.method} ({plan.why}), {seconds:.1f} s",
+        f"method {plan.method} ({plan.why}), {_in_passes(precision)}{seconds:.1f} s",
         err=True,
     )
     typer.echo(_recheck_line(outcome.rechecked), err=True)
     typer.echo(f"look at it: jacli summarize {shlex.quote(str(outcome.out))}", err=True)
+
+
+def _in_passes(precision: str) -> str:
+    return "" if precision == "ieee" else f"linear passes in {precision}, "
 
 
 def _recheck_line(found: Recheck) -> str:
@@ -256,7 +260,7 @@ def _recheck_line(found: Recheck) -> str:
     return line + f"relative error {found.worst_error:.1e}, {found.tolerance:.1e} allowed{kinks}"
 
 
-def _unsound(outcome: Outcome) -> UnsoundResultsError:
+def _unsound(outcome: Outcome, precision: str) -> UnsoundResultsError:
     from jacli.errors import UnsoundResultsError
 
     if outcome.not_finite:
@@ -273,12 +277,13 @@ def _unsound(outcome: Outcome) -> UnsoundResultsError:
             why="They are finite, but beyond the range of --save-dtype.",
             todo="Save as float32 or float64.",
         )
+    instead = "--method loop" if precision == "ieee" else "--precision ieee"
     found, listed = outcome.rechecked, ", ".join(map(str, outcome.rechecked.failed))
     return UnsoundResultsError(
         f"The recheck failed: samples {listed} differ from the model's own derivative.",
         why=f"The worst relative error is {found.worst_error:.1e}, {found.tolerance:.1e} is allowed; "
         f"{outcome.out} has each as verified_error.",
-        todo="Compute again with --method loop, and please report it; or allow more with --tolerance.",
+        todo=f"Compute again with {instead}, and please report it; or allow more with --tolerance.",
     )
 
 
@@ -311,6 +316,10 @@ def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
         ("output", _shape(plan.shapes["output"])),
         ("Jacobian", f"{_shape(plan.shapes['jacobian_of_a_sample'])} a sample"),
         ("method", f"{chosen.method} ({chosen.why})"),
+        (
+            "arithmetic",
+            f"{plan.dtype}, linear passes in {plan.precision}".removesuffix(", linear passes in ieee"),
+        ),
     ]
     if chosen.factored:
         cuts = zip(chosen.factored.cuts, chosen.factored.widths[1:-1], strict=True)

@@ -22,7 +22,7 @@ def verify(
     ] = "4",
     tolerance: Annotated[
         str | None,
-        typer.Option(metavar="X", help="Largest relative error [float32: 1e-4, float64: 1e-9]."),
+        typer.Option(metavar="X", help="Largest relative error [float32: 1e-4, bf16: 5e-2]."),
     ] = None,
     seed: Annotated[str, typer.Option(metavar="N", help="Of samples, rows and probes.")] = "0",
     model: Annotated[str | None, typer.Option(metavar="PATH", help="The model, where it is now.")] = None,

@@ -25,6 +25,8 @@ class DryRun:
 
     Attributes:
         shapes: Name to shape, in words.
+        dtype: The run's arithmetic.
+        precision: That of its linear passes.
         plan: The fastest plan, with the seconds of the whole run and what was measured.
         alternatives: Methods that come next should the first block refuse it, with the run's seconds.
         disk: Dataset to bytes, uncompressed.
@@ -34,6 +36,8 @@ class DryRun:
     """
 
     shapes: Mapping[str, Any]
+    dtype: str
+    precision: str
     plan: Plan
     alternatives: tuple[tuple[str, float], ...]
     disk: Mapping[str, int]
@@ -45,6 +49,8 @@ class DryRun:
         """For ``--json``."""
         return {
             "shapes": dict(self.shapes),
+            "dtype": self.dtype,
+            "precision": self.precision,
             "plan": self.plan.to_dict(),
             "alternatives": dict(self.alternatives),
             "bytes_on_disk": dict(self.disk),
@@ -79,6 +85,8 @@ def dry_run(config: RunConfig) -> DryRun:
         }
         return DryRun(
             shapes=shapes,
+            dtype=config.dtype,
+            precision=config.precision,
             plan=plan,
             alternatives=tuple(
                 (other.method, other.seconds) for other in choice.plans[1:] if other.seconds is not None

@@ -30,11 +30,11 @@ def choose_rows(n_samples: int, n: int, seed: int) -> list[int]:
 
 
 def tolerance_of(config: RunConfig) -> float:
-    """As asked for, else by the run's dtype and the file's."""
+    """As asked for, else by the run's dtype and precision, and the file's dtype."""
     if config.tolerance is not None:
         return config.tolerance
     stored = config.dtype if config.save == "none" else config.save_dtype or config.dtype
-    return recheck_tolerance(config.dtype, stored)
+    return recheck_tolerance(config.dtype, stored, config.precision)
 
 
 def recheck_samples(

@@ -96,6 +96,7 @@ class Unfinished:
         now = json.loads(json.dumps(config.to_dict()))
         now["arg"], before = _without_paths(now["arg"]), dict(self._config)
         before["arg"] = _without_paths(before.get("arg", {}))
+        before.setdefault("precision", RunConfig.precision)  # files from before there was a choice
         compared = [name for name in now if name not in (*_FREE, *_HASHED)]
         return [
             f"--{name.replace('_', '-')} was {_shown(before.get(name))}, is {_shown(now[name])}"

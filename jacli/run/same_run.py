@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jacli.cluster import shard_rows
-from jacli.config import CHANGES_NO_NUMBER
+from jacli.config import CHANGES_NO_NUMBER, RunConfig
 from jacli.errors import ResultsError, UnsoundResultsError
 from jacli.option_values import Shard, parse_shard
 from jacli.run.provenance import READ_BY_CONTENT
@@ -143,7 +143,7 @@ def config_of(shard: ShardFile) -> Mapping[str, Any]:
             why="It has no attribute `config`.",
             todo="Compute it again.",
         )
-    return config
+    return {"precision": RunConfig.precision, **config}  # files from before there was a choice lack it
 
 
 def _without_folders(value: Any) -> Any:

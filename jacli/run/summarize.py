@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,7 +152,7 @@ def _summarize_open(
     stored = {key: shards.dataset(values) for key, values in stored.items()}
     if source is not None:
         source = replace(source, array=shards.dataset(source.array))
-    notes += more
+    notes += [*more, *_reduced(file, shards, batch)]
     if source is not None:
         _check_work(path, jacobian, done)
     blocks: list[dict[str, Array | None]] = []
@@ -182,6 +182,19 @@ def _summarize_open(
             classes = file["class_index"][:]
             classes = classes[done] if classes.ndim == 2 else classes
     return FileSummary(name, index[done], joined, classes, class_norms), notes
+
+
+def _reduced(file: h5py.File, shards: Shards, batch: int) -> Iterator[str]:
+    """A reduced precision, and the error that the run's recheck found with it."""
+    precision = file.attrs.get("precision", "ieee")
+    if precision not in ("tf32", "bf16"):
+        return
+    found = ""
+    if _is_dataset(file, "verified_error") and file["verified_error"].shape == (batch,):
+        errors = shards.dataset(file["verified_error"])[:]
+        if np.isfinite(errors).any():
+            found = f": {errors[np.isfinite(errors)].max():.1e} (relative) where rechecked"
+    yield f"linear passes in {precision}: norms and singular values carry its error{found}"
 
 
 def _check_declared(path: Path, batch: int, stored: dict[str, h5py.Dataset | IndexedDataset]) -> None:

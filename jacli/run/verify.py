@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jacli.config import RunConfig, from_options
+from jacli.config import PRECISIONS, RunConfig, from_options
 from jacli.errors import InputsError, JacliError, ModelError, ResultsError, UsageError
 from jacli.inputs import RANDOM_PREFIX
 from jacli.models.loaded import sha256_of
@@ -120,7 +120,7 @@ def verify(
         path: A result file, also an unfinished ``OUT.part``: only samples that are done are rechecked.
         samples: How many, chosen at random; all of them if None.
         seed: Of the choice of samples, rows and probes.
-        tolerance: Largest relative error; by the run's dtype if None.
+        tolerance: Largest relative error; by the run's dtype and precision if None.
         progress: Called with samples done and samples in all.
         **moved: ``model``, ``inputs``, ``arch``, ``allow_pickle``, ``device`` in place of those recorded.
 
@@ -179,7 +179,12 @@ def _recorded_config(
     options |= {"verify": 1, **given}
     if tolerance is not None:
         options["tolerance"] = tolerance
-    return from_options(options)
+    # The recheck's own passes are plain, on any device: the precision only says what may differ.
+    precision = options.get("precision", "ieee")
+    if precision in PRECISIONS:
+        options["precision"] = "ieee"
+    config = from_options(options)
+    return replace(config, tolerance=tolerance_of(replace(config, precision=precision)))
 
 
 def _check_model(config: RunConfig, results: Results, given: Mapping[str, Any]) -> None:
@@ -220,6 +225,8 @@ def _check_what_it_is(prepared: Prepared, results: Results, done: int) -> list[s
             todo="Give the same model and architecture with --model and --arch.",
         )
     notes = []
+    if (precision := results.attrs.get("precision", "ieee")) != "ieee":
+        notes.append(f"computed with linear passes in {precision}: most of the error is their rounding")
     if done < len(results):
         notes.append(f"unfinished: only the {done} of {len(results)} samples that are done are rechecked")
     if prepared.loaded.arch_sha256 != results.attrs.get("arch_sha256"):

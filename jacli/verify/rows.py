@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from jacli.linear_map import Matrices
-from jacli.verify.recheck import ReversePasses
+from jacli.verify.recheck import PASSES, ReversePasses
 
 N_ROWS = 4
 
 
-def row_tolerance(dtype: torch.dtype) -> float:
-    """Largest relative error of a right method: rounding leaves 1e-6 (1e-15), a wrong rule 0.1 and more."""
-    return 1e-8 if dtype == torch.float64 else 1e-3
+def row_tolerance(dtype: torch.dtype, precision: str = "ieee") -> float:
+    """Largest relative error of a right method: rounding leaves 1e-6 (1e-15), a wrong rule 0.1 and more.
+
+    Passes in a reduced precision are allowed what they leave (`PASSES`) besides.
+    """
+    return (1e-8 if dtype == torch.float64 else 1e-3) + PASSES[precision]
 
 
 def row_error(linearization: ReversePasses, matrices: Matrices, *, seed: int) -> float:

@@ -254,6 +254,13 @@ OPTIONS = [
     bad("compute model.pt x.npy --methood vmap", 2, "--methood", "-h"),
     bad("compute model.pt x.npy --method vmop", 2, "--method", "vmop", "vmap"),
     bad("compute model.pt x.npy --dtype bfloat16", 2, "--dtype", "float64"),
+    bad("compute model.pt x.npy --precision half", 2, "--precision half", "ieee, tf32, bf16"),
+    bad("compute model.pt x.npy --precision tf32 --device cpu", 2, "--precision tf32", "ampere", "bf16"),
+    bad("compute model.pt x.npy --precision bf16 --method vmap", 2, "--method loop, replicate", "leave"),
+    bad(
+        "compute model.pt x.npy --precision tf32 --device cpu --dtype float64 --method loop",
+        2, "3 options", "goes with a gpu", "--dtype float32", "--method loop",
+    ),
     bad("compute model.pt x.npy --device gpu", 2, "--device", "cuda:n"),
     bad("compute model.pt x.npy --device cuda:99", 2, "cuda:99", "jacli doctor"),
     bad("compute model.pt x.npy --batch-size 0", 2, "--batch-size", "at least 1"),

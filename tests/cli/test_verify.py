@@ -59,6 +59,39 @@ def test_wrong_samples_are_named(files: Path, jacli: Any) -> None:
     assert jacli("verify", "out.h5", "-n", "all", "--tolerance", "0.5").code == 0
 
 
+def recorded_as(precision: str) -> None:
+    with h5py.File("out.h5", "r+") as file:
+        options = json.loads(file.attrs["config"])
+        file.attrs["config"] = json.dumps(options | {"precision": precision})
+        file.attrs["precision"] = precision
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", "5.0e-02"), ("tf32", "1.0e-02")])
+def test_a_reduced_precision_is_allowed_its_rounding(
+    files: Path, jacli: Any, precision: str, tolerance: str
+) -> None:
+    recorded_as(precision)
+    for _ in range(4 if precision == "bf16" else 1):
+        ran = jacli("verify", "out.h5", "-n", "all")
+        assert ran.code == 0, ran.err
+        assert (
+            f"computed with linear passes in {precision}: most of the error is their rounding"
+            in ran.out + ran.err
+        )
+        assert f"tolerance {tolerance}, against reverse passes in float64" in ran.out
+        spoil("out.h5", 3)  # by 1 % more
+    spoil("out.h5", 3)
+    ran = jacli("verify", "out.h5", "-n", "all")
+    assert ran.code == 6 and "are wrong: 5." in ran.err
+    assert jacli("verify", "out.h5", "-n", "all", "--tolerance", "0.5").code == 0
+
+
+def test_a_precision_that_is_none_is_refused(files: Path, jacli: Any) -> None:
+    recorded_as("fp8")
+    ran = jacli("verify", "out.h5")
+    assert ran.code == 2 and "--precision fp8" in ran.err
+
+
 def test_as_json(files: Path, jacli: Any) -> None:
     spoil("out.h5", 0)
     ran = jacli("verify", "out.h5", "-n", "all", "--json")

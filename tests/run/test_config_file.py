@@ -143,6 +143,7 @@ def test_a_flag_that_changes_no_plan_keeps_it(measured: list[str], flags: dict[s
         {"classes": "0,1,2"},
         {"of": "probs"},
         {"dtype": "float64"},
+        {"precision": "bf16"},
         {"device": "cpu"},
         {"singular_values": "none"},
         {"save": "none"},

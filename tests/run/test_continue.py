@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 import jacli
+from jacli.config import RunConfig
 from jacli.errors import ModelError, OutputError
 from jacli.store import open_results, part_path, read_progress
 from jacli.store.journal import journal_path
@@ -210,6 +211,33 @@ def test_another_run_is_not_continued_and_what_differs_is_said(place: Path, name
     assert "jacli compute model.pt x.npy" in raised.value.why  # the command that began it
     assert part_path(out).read_bytes() == before
     assert go_on(place, **options, resume=False).continued == 0
+
+
+def begun_with(place: Path, patch: pytest.MonkeyPatch, change: dict[str, str]) -> None:
+    """An unfinished file that records another precision, or none: from before there was a choice."""
+    own = RunConfig.to_dict
+
+    def recorded(config: RunConfig) -> dict[str, object]:
+        options = own(config)
+        del options["precision"]
+        return options | change
+
+    with patch.context() as while_it_runs:
+        while_it_runs.setattr(RunConfig, "to_dict", recorded)
+        stopped_after(place, 24)
+
+
+def test_precisions_are_not_mixed_in_a_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun_with(place, monkeypatch, {"precision": "bf16"})
+    with pytest.raises(OutputError, match="--precision was bf16, is ieee"):
+        go_on(place)
+
+
+def test_a_file_from_before_there_were_precisions_is_continued(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun_with(place, monkeypatch, {})
+    assert go_on(place).continued
 
 
 def test_rows_that_are_not_done_may_change(place: Path) -> None:

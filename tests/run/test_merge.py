@@ -135,6 +135,7 @@ OTHER_RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "model": ({"model_sha256": "beef"}, r"content of MODEL \(f00d there, beef here\)"),
     "code": ({"arch_sha256": "1"}, "code of the architecture"),
     "arithmetic": ({"dtype": "float64"}, "--dtype"),
+    "precision": ({"precision": "bf16"}, r"--precision \(none there, bf16 here\)"),
     "arguments": ({"arguments_sha256": "1"}, "labels or arguments"),
     "option": ({"options": {"of": "probs"}}, r"--of \(logits there, probs here\)"),
     "classes": ({"options": {"classes": "1,2"}}, r"--classes \(all there, 1,2 here\)"),
@@ -154,6 +155,15 @@ def test_a_shard_of_another_run(out: Path, other: dict[str, Any], message: str) 
         merge([out])
     assert raised.value.exit_code == 4 and "00002-of-00002" in raised.value.what
     assert not out.exists()
+
+
+def test_a_shard_from_before_there_were_precisions_is_of_the_same_run(out: Path) -> None:
+    write_shards(out, 2)
+    with h5py.File(shard_path(out, Shard(1, 2)), "r+") as file:
+        options = json.loads(file.attrs["config"])
+        del options["precision"]
+        file.attrs["config"] = json.dumps(options)
+    assert merge([out]).shards == 2
 
 
 def _renamed(out: Path) -> None:

@@ -388,7 +388,9 @@ def test_tolerance_follows_the_options() -> None:
     assert tolerance_of(from_options(base)) == 1e-4
     assert tolerance_of(from_options({**base, "dtype": "float64"})) == 1e-9
     assert tolerance_of(from_options({**base, "save_dtype": "float16"})) == pytest.approx(1.1e-3)
-    assert tolerance_of(from_options({**base, "tolerance": 0.5})) == 0.5
+    assert tolerance_of(from_options({**base, "precision": "bf16"})) == pytest.approx(5.01e-2)
+    assert tolerance_of(from_options({**base, "precision": "tf32"})) == pytest.approx(1.01e-2)
+    assert tolerance_of(from_options({**base, "precision": "bf16", "tolerance": 0.5})) == 0.5
 
 
 @pytest.mark.parametrize("copies", [1, 3, 5, 13, 40])

@@ -405,3 +405,5 @@ def test_tolerances() -> None:
     assert recheck_tolerance("float64", "float64") == 1e-9
     assert recheck_tolerance("float64", "float32") == pytest.approx(1e-6, rel=0.01)
     assert recheck_tolerance("float32", "float16") == pytest.approx(1.1e-3)
+    assert recheck_tolerance("float32", "float32", "tf32") == pytest.approx(1e-2, rel=0.02)
+    assert recheck_tolerance("float64", "float16", "bf16") == pytest.approx(5.1e-2)

@@ -43,6 +43,22 @@ def test_a_planted_error_is_found(name, seed, honest):
         assert error(linearization, DenseMap(PLANTED[name](dense)), seed=seed) > row_tolerance(dense.dtype)
 
 
+def rounded(dense: torch.Tensor, relative: float) -> torch.Tensor:
+    """With noise of that relative size in every entry."""
+    noise = torch.randn(dense.shape, dtype=dense.dtype, generator=torch.Generator().manual_seed(0))
+    return dense * (1 + relative * noise)
+
+
+@pytest.mark.parametrize(("precision", "noise"), [("tf32", 3e-3), ("bf16", 2.4e-2)])
+@pytest.mark.parametrize("error", [row_error, cotangent_error])
+def test_a_reduced_precision_is_allowed_its_rounding_and_no_wrong_rule(honest, error, precision, noise):
+    linearization, dense = honest
+    allowed = row_tolerance(dense.dtype, precision)
+    found = error(linearization, DenseMap(rounded(dense, noise)), seed=0)
+    assert row_tolerance(dense.dtype) < found < allowed
+    assert error(linearization, DenseMap(dense * 1.1), seed=0) > allowed
+
+
 def test_factors_are_checked_as_their_product(honest):
     linearization, dense = honest
     identity = torch.eye(dense.shape[1], dtype=dense.dtype).expand(len(dense), -1, -1)
