@@ -152,7 +152,7 @@ def _summarize_open(
     stored = {key: shards.dataset(values) for key, values in stored.items()}
     if source is not None:
         source = replace(source, array=shards.dataset(source.array))
-    notes += [*more, *_reduced(file, shards, batch)]
+    notes += [*more, *(() if dataset else _reduced(file, shards, batch))]
     if source is not None:
         _check_work(path, jacobian, done)
     blocks: list[dict[str, Array | None]] = []
@@ -187,7 +187,7 @@ def _summarize_open(
 def _reduced(file: h5py.File, shards: Shards, batch: int) -> Iterator[str]:
     """A reduced precision, and the error that the run's recheck found with it."""
     precision = file.attrs.get("precision", "ieee")
-    if precision not in ("tf32", "bf16"):
+    if not isinstance(precision, str) or precision not in ("tf32", "bf16"):
         return
     found = ""
     if _is_dataset(file, "verified_error") and file["verified_error"].shape == (batch,):

@@ -297,6 +297,20 @@ def test_dtype(compute, exact: np.ndarray) -> None:
     assert close(found["jacobian"], exact, 1e-12)
 
 
+@pytest.mark.parametrize("precision", ["ieee", "bf16"])
+def test_precision(compute, exact: np.ndarray, precision: str) -> None:
+    found = compute("--precision", precision, "--verify", B)
+    assert close(found["jacobian"], exact, 1e-5 if precision == "ieee" else 5e-2)
+    assert found["jacobian"].dtype == found["outputs"].dtype == np.float32
+    assert found.attrs["precision"] == json.loads(found.attrs["config"])["precision"] == precision
+    assert ("linear passes in bf16" in found.ran.err) == (precision == "bf16")
+    assert f"{1e-4 if precision == 'ieee' else 5.01e-2:.1e} allowed" in found.ran.err
+
+
+def test_the_outputs_are_those_of_the_model_whatever_the_precision(compute) -> None:
+    np.testing.assert_array_equal(compute("--precision", "bf16")["outputs"], compute()["outputs"])
+
+
 def test_save_none(compute) -> None:
     full, found = compute(), compute("--save", "none")
     assert "jacobian" not in found
@@ -459,6 +473,31 @@ def test_dry_run_for_the_eye(jacli, folder: Path, tmp_path: Path, monkeypatch: p
         names
     )
     assert "3 x 5 x 4 x 7 a sample" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("options", "arithmetic"),
+    [
+        ((), "float32"),
+        (("--dtype", "float64"), "float64"),
+        (("--precision", "bf16"), "float32, linear passes in bf16"),
+    ],
+)
+def test_dry_run_says_the_arithmetic(
+    jacli,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    arithmetic: str,
+) -> None:
+    monkeypatch.chdir(folder)
+    line = ("compute", "model.pt", "x.npy", "-o", tmp_path / "out.h5", "--dry-run", *options)
+    (found,) = [text for text in jacli(*line).out.splitlines() if text.startswith("arithmetic")]
+    assert found.split(maxsplit=1)[1] == arithmetic
+    planned = json.loads(jacli(*line, "--json").out)
+    dtype, _, precision = arithmetic.partition(", linear passes in ")
+    assert (planned["dtype"], planned["precision"]) == (dtype, precision or "ieee")
 
 
 def test_config_file_and_flags(

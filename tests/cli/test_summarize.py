@@ -119,6 +119,29 @@ def test_not_finite_samples_are_counted(tmp_path: Path) -> None:
     assert any("1 of 6 samples are singular" in note for note in table.notes)
 
 
+@pytest.mark.parametrize("rechecked", [True, False])
+def test_a_reduced_precision_is_said_with_its_error(tmp_path: Path, rechecked: bool) -> None:
+    def change(file: h5py.File) -> None:
+        file.attrs["precision"] = "bf16"
+        file["verified_error"] = np.full(B, np.nan)
+        if rechecked:
+            file["verified_error"][1:3] = 9.1e-3, 4e-3
+
+    write(tmp_path / "out.h5", stored=True, change=change)
+    (note,) = summarize([tmp_path / "out.h5"]).notes
+    said = "out.h5: linear passes in bf16: norms and singular values carry its error"
+    assert note == said + ": 9.1e-03 (relative) where rechecked" * rechecked
+
+
+@pytest.mark.parametrize("precision", ["ieee", "fp8", np.arange(3)])
+def test_no_other_precision_is_spoken_of(tmp_path: Path, precision: object) -> None:
+    def change(file: h5py.File) -> None:
+        file.attrs["precision"] = precision
+
+    write(tmp_path / "out.h5", stored=True, change=change)
+    assert summarize([tmp_path / "out.h5"]).notes == ()
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_classes_by_their_ids(tmp_path: Path, own: bool) -> None:
     ids = np.array([9, 2, 5])

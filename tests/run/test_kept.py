@@ -101,6 +101,15 @@ def test_a_second_call_finds_out_nothing_anew(x: Tensor, done: Counter[str], met
     assert not done
 
 
+def test_precisions_are_kept_apart(x: Tensor, done: Counter[str]) -> None:
+    module = model()
+    for precision in ("ieee", "bf16"):
+        jacli.jacobian(module, x, precision=precision)
+        assert done.pop("probed") == 1
+    check(module, x)
+    assert not done["probed"]
+
+
 def in_place(module: Network) -> None:
     with torch.no_grad():
         module.body[0].weight.mul_(1.7)
