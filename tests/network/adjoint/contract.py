@@ -1,0 +1,102 @@
+"""What a program is held against: the module's own Jacobian, by plain reverse passes one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+
+from jacli.network import TensorNetwork, frozen_twin, trace_network
+from jacli.network.adjoint import Program
+from tests.network.adjoint.operators import BATCH, OPERATORS, Operator, points, seeded
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """In what the forward pass and the linear passes are computed, and how exact that must be.
+
+    Attributes:
+        dtype: Of the network and the points.
+        precision: Of the passes.
+        tolerance: Relative error allowed, Frobenius over a sample; None where the case says it.
+    """
+
+    dtype: torch.dtype
+    precision: str
+    tolerance: float | None
+
+
+ARITHMETICS = {
+    "float64": Arithmetic(torch.float64, "ieee", 1e-12),
+    "float32": Arithmetic(torch.float32, "ieee", 1e-5),
+    "bf16": Arithmetic(torch.float32, "bf16", None),
+}
+
+
+def tolerance(operator: Operator, arithmetic: Arithmetic) -> float:
+    return operator.bf16 if arithmetic.tolerance is None else arithmetic.tolerance
+
+
+@cache
+def network(name: str, dtype: torch.dtype, device: torch.device) -> TensorNetwork:
+    """The case's module; its weights are float32 numbers in every dtype."""
+    seeded(name)
+    return TensorNetwork.of_module(frozen_twin(OPERATORS[name].make()).to(device, dtype))
+
+
+def at(name: str, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The case's points."""
+    return points(OPERATORS[name], batch).to(device, dtype)
+
+
+@cache
+def program(name: str, dtype: torch.dtype, device: torch.device) -> Program:
+    """One program a case, which all tests share as all blocks of a run do."""
+    traced = trace_network(network(name, dtype, device), at(name, BATCH, dtype, device), {})
+    return Program(traced.graph)
+
+
+@cache
+def jacobian(name: str, batch: int, device: torch.device) -> Tensor:
+    """``(batch, n_out, n_in)`` in float64."""
+    own = network(name, torch.float64, device)
+    return plain_jacobian(lambda x: own(x, {}), at(name, batch, torch.float64, device))
+
+
+def plain_jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``(batch, n_out, n_in)``: one plain reverse pass an output, with the same cotangent in every sample."""
+    outputs, pullback = vjp(function, x)
+    rows = []
+    for o in range(outputs[0].numel()):
+        cotangents = torch.zeros_like(outputs).flatten(1)
+        cotangents[:, o] = 1
+        rows.append(pullback(cotangents.reshape(outputs.shape))[0].flatten(1))
+    return torch.stack(rows, dim=1)
+
+
+def vectors(count: int, batch: int, width: int, like: Tensor) -> Tensor:
+    """Random vectors ``(count, batch, width)``."""
+    generator = torch.Generator().manual_seed(count)
+    return torch.randn(count, batch, width, generator=generator).to(like)
+
+
+def pulled(jacobians: Tensor, cotangents: Tensor) -> Tensor:
+    """What `vjp` must give: ``u[i, b] @ J[b]`` in float64."""
+    return torch.einsum("kbo,boi->kbi", cotangents.double(), jacobians)
+
+
+def pushed(jacobians: Tensor, tangents: Tensor) -> Tensor:
+    """What `jvp` must give: ``J[b] @ v[i, b]`` in float64."""
+    return torch.einsum("kbi,boi->kbo", tangents.double(), jacobians)
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """The largest relative error of a sample, ``(k, batch, ...)``; 0 of a sample that is zero in both."""
+    assert found.shape == expected.shape
+    gap = (found.double() - expected).transpose(0, 1).flatten(1).norm(dim=1)
+    scale = expected.transpose(0, 1).flatten(1).norm(dim=1)
+    return float(torch.where(gap == 0, 0.0, gap / scale).max())

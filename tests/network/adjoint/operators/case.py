@@ -1,0 +1,66 @@
+"""What a case of the contract is: a small module of one operator, or of a few that a rule sees together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BATCH, C, H, W = 2, 3, 5, 4
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A module and the points it is linearised at.
+
+    Attributes:
+        make: Builds the module; called after seeding.
+        shape: Of a sample; all axes different, and none of the batch's size.
+        rule: Whether every operator of it must have a rule: where one is missing the contract fails.
+        positive: Whether the points are kept above zero (logarithms, roots).
+        outputs: How far the outputs may be from the module's own: 0 is bit for bit.
+        bf16: Relative error allowed to passes in bfloat16.
+    """
+
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...] = (C, H, W)
+    rule: bool = True
+    positive: bool = False
+    outputs: float = 0.0
+    bf16: float = 0.01
+
+
+class Of(nn.Module):
+    """A function of a module and the points, with the layers and constants it names."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor], **parts: nn.Module | Tensor) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                self.add_module(name, part)
+            else:
+                self.register_buffer(name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def of(function: Callable[[Tensor], Tensor], shape: tuple[int, ...] = (C, H, W), **options: Any) -> Operator:
+    """A case of a function of the points alone."""
+    return Operator(lambda: Of(lambda _, x: function(x)), shape, **options)
+
+
+def seeded(name: str) -> None:
+    """The random state in which a case of this name is built."""
+    torch.manual_seed(sum(map(ord, name)))
+
+
+def points(operator: Operator, batch: int) -> Tensor:
+    """Points of a case in float64 that float32 holds exactly; of their own for each batch size."""
+    generator = torch.Generator().manual_seed(batch)
+    x = 1.3 * torch.randn(batch, *operator.shape, generator=generator)
+    return (x.abs() + 0.2 if operator.positive else x).double()

@@ -1,0 +1,165 @@
+"""The contract of every rule: OPERATORS x precisions, against the plain pullback of the module itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jacli.network import exact_arithmetic
+from tests.network.adjoint.contract import (
+    ARITHMETICS,
+    at,
+    error,
+    jacobian,
+    network,
+    program,
+    pulled,
+    pushed,
+    tolerance,
+    vectors,
+)
+from tests.network.adjoint.operators import BATCH, OPERATORS
+
+OTHER_BATCH = 7
+A_FEW = [
+    "conv2d 3x3 padded",
+    "linear",
+    "residual block",
+    "window attention",
+    "small convolutional network",
+    "decoder",
+    "written through a view",
+    "long short-term memory by cells",
+]
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    with exact_arithmetic():
+        yield
+
+
+def linearized(name, arithmetic, device, batch=BATCH):
+    x = at(name, batch, arithmetic.dtype, device)
+    return program(name, arithmetic.dtype, device).linearize(x, precision=arithmetic.precision)
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS.values(), ids=ARITHMETICS)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_rows_are_those_of_the_plain_pullback(name, arithmetic, device):
+    """One, three and more than n_out cotangents at a time, each twice; the caller's stay as they are."""
+    found, expected = linearized(name, arithmetic, device), jacobian(name, BATCH, device)
+    allowed = tolerance(OPERATORS[name], arithmetic)
+    for count in (1, 3, found.n_out + 2):
+        u = vectors(count, BATCH, found.n_out, found.outputs)
+        given = u.clone()
+        rows = found.vjp(u)
+        assert rows.dtype == arithmetic.dtype
+        assert error(rows, pulled(expected, u)) <= allowed, count
+        assert torch.equal(u, given)
+        assert torch.equal(found.vjp(u), rows)
+
+
+@pytest.mark.parametrize("arithmetic", ARITHMETICS.values(), ids=ARITHMETICS)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_columns_are_those_of_the_plain_pullback(name, arithmetic, device):
+    """One, three and more than n_in tangents at a time, each twice; the caller's stay as they are."""
+    found, expected = linearized(name, arithmetic, device), jacobian(name, BATCH, device)
+    allowed = tolerance(OPERATORS[name], arithmetic)
+    for count in (1, 3, found.n_in + 2):
+        v = vectors(count, BATCH, found.n_in, found.outputs)
+        given = v.clone()
+        columns = found.jvp(v)
+        assert columns.dtype == arithmetic.dtype
+        assert error(columns, pushed(expected, v)) <= allowed, count
+        assert torch.equal(v, given)
+        assert torch.equal(found.jvp(v), columns)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_outputs_are_the_modules_own(name, dtype, device):
+    """Bit for bit, at every batch size; other kernels of attention round otherwise."""
+    for batch in (1, BATCH, OTHER_BATCH):
+        x = at(name, batch, dtype, device)
+        found = program(name, dtype, device).linearize(x).outputs
+        own = network(name, dtype, device)(x, {})
+        assert found.shape == own.shape and found.dtype == own.dtype
+        if OPERATORS[name].outputs:
+            assert error(found[None], own[None].double()) <= OPERATORS[name].outputs
+        else:
+            assert torch.equal(found, own), batch
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_one_program_serves_every_batch_size(name, device):
+    """Linearisations of one program live side by side: another block leaves the first as it was."""
+    first = linearized(name, ARITHMETICS["float64"], device)
+    u = vectors(3, BATCH, first.n_out, first.outputs)
+    rows, points = first.vjp(u), at(name, BATCH, torch.float64, device)
+    for batch in (1, OTHER_BATCH):
+        found, expected = (
+            linearized(name, ARITHMETICS["float64"], device, batch),
+            jacobian(name, batch, device),
+        )
+        assert (found.batch, found.n_out, found.n_in) == (batch, first.n_out, first.n_in)
+        cotangents = vectors(3, batch, found.n_out, found.outputs)
+        tangents = vectors(3, batch, found.n_in, found.outputs)
+        assert error(found.vjp(cotangents), pulled(expected, cotangents)) <= 1e-12, batch
+        assert error(found.jvp(tangents), pushed(expected, tangents)) <= 1e-12, batch
+    assert torch.equal(first.vjp(u), rows)
+    assert torch.equal(at(name, BATCH, torch.float64, device), points)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_adjoint_identity(name, device):
+    """<u, J v> = <J' u, v>, in turns: neither direction disturbs the other."""
+    found = linearized(name, ARITHMETICS["float64"], device)
+    for count in (1, 4):
+        u = vectors(count, BATCH, found.n_out, found.outputs)
+        v = vectors(count, BATCH, found.n_in, found.outputs)
+        columns, rows = found.jvp(v), found.vjp(u)
+        scale = u.norm(dim=2) * columns.norm(dim=2) + rows.norm(dim=2) * v.norm(dim=2)
+        assert (((u * columns).sum(2) - (rows * v).sum(2)).abs() <= 1e-12 * scale).all()
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_vectors_that_share_memory_are_served(name, device):
+    """Cotangents spread over the samples, and tangents that lie the other way round in memory."""
+    found, expected = (
+        linearized(name, ARITHMETICS["float64"], device),
+        jacobian(name, BATCH, device),
+    )
+    spread = torch.eye(found.n_out).to(found.outputs)[:, None].expand(-1, BATCH, -1)
+    turned = torch.eye(found.n_in).to(found.outputs)[:, :, None].expand(-1, -1, BATCH).mT
+    assert error(found.vjp(spread), expected.transpose(0, 1)) <= 1e-12
+    assert error(found.jvp(turned), expected.permute(2, 0, 1)) <= 1e-12
+    assert torch.equal(spread[:, 1], torch.eye(found.n_out).to(spread))
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATORS if OPERATORS[name].rule])
+def test_a_rule_is_there_and_is_used(name, device):
+    for arithmetic in ARITHMETICS.values():
+        linearized(name, arithmetic, device)
+        assert program(name, arithmetic.dtype, device).without_rule == {}
+
+
+@pytest.mark.parametrize("name", A_FEW)
+def test_reduced_passes_of_float64_points(name, device):
+    """The forward pass stays in float64, the vectors come back in it."""
+    x = at(name, BATCH, torch.float64, device)
+    found = program(name, torch.float64, device).linearize(x, precision="bf16")
+    u = vectors(3, BATCH, found.n_out, x)
+    rows = found.vjp(u)
+    assert torch.equal(found.outputs, network(name, torch.float64, device)(x, {}))
+    assert rows.dtype == torch.float64
+    assert 1e-6 < error(rows, pulled(jacobian(name, BATCH, device), u)) <= 0.02
+
+
+@pytest.mark.parametrize("name", A_FEW)
+def test_tf32_is_float32_where_there_is_none(name, device):
+    x = at(name, BATCH, torch.float32, device)
+    found = program(name, torch.float32, device).linearize(x, precision="tf32")
+    u = vectors(3, BATCH, found.n_out, x)
+    allowed = 1e-5 if device.type == "cpu" else 5e-3
+    assert error(found.vjp(u), pulled(jacobian(name, BATCH, device), u)) <= allowed
