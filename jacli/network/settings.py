@@ -56,6 +56,28 @@ def _precision_switches() -> list[tuple[Any, str, Any]]:
 
 
 @contextmanager
+def reduced_precision(precision: str) -> Iterator[None]:
+    """Around linear passes: float32 products in TF32 where that was asked for (``tf32``), else as they are."""
+    if precision != "tf32":
+        yield
+        return
+    switches = [(h, n, e) for h, n, e in _precision_switches() if h not in _of_cpu()]
+    before = [(holder, name, getattr(holder, name)) for holder, name, _ in switches]
+    for holder, name, exact in switches:
+        setattr(holder, name, "tf32" if exact == "ieee" else True)
+    try:
+        yield
+    finally:
+        for holder, name, value in before:
+            setattr(holder, name, value)
+
+
+def _of_cpu() -> tuple[Any, ...]:
+    mkldnn: Any = torch.backends.mkldnn
+    return tuple(getattr(mkldnn, name, None) for name in ("conv", "matmul", "rnn"))
+
+
+@contextmanager
 def forward_pass(*, recurrent: bool, device: torch.device) -> Iterator[None]:
     """Around every forward pass.
 

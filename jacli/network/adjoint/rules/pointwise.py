@@ -1,0 +1,80 @@
+"""Rules of operators that act number by number: a factor each, computed once a block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jacli.network.adjoint.call import Call, NoRule
+from jacli.network.adjoint.local_map import Broadcast, Diagonal, LocalMap, Multiple
+
+
+def pointwise(call: Call) -> None:
+    """``y = f(x)`` of each number: the factor is f'(x), as autograd gives it for a cotangent of ones."""
+    name = "input" if call.has("input") and not call.has("self") else "self"
+    call.only(name)
+    x = call[name]
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        arguments = (leaf, *call.args[1:])
+        y = call.node.target(*arguments, **call.kwargs)  # type: ignore[operator]
+        (factors,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
+    call.edge(name, call.factors(factors))
+
+
+def relu(call: Call) -> None:
+    """1 where the result is positive, else 0 (at 0 too, as autograd has it)."""
+    call.edge("self", call.factors(call.out > 0))
+
+
+def mul(call: Call) -> None:
+    """``self * other``, broadcast; each is the other's factor."""
+    for name, other in (("self", call["other"]), ("other", call["self"])):
+        if not isinstance(other, Tensor):
+            call.edge(name, Multiple(float(other)))
+        else:
+            _factor(call, name, other)
+
+
+def div(call: Call) -> None:
+    """``self / other``, broadcast: factors ``1 / other`` and ``- self / other^2``."""
+    if call.has("rounding_mode") and call["rounding_mode"] is not None:
+        raise NoRule
+    a, b = call["self"], call["other"]
+    if not isinstance(b, Tensor):
+        call.edge("self", Multiple(1 / b))
+        return
+    if call.is_live("self"):
+        _factor(call, "self", b.reciprocal())
+    if call.is_live("other"):
+        _factor(call, "other", -call.out / b)
+
+
+def _factor(call: Call, name: str, factors: Tensor) -> None:
+    """An operand with a factor each, after it was broadcast to the shape of the result."""
+    value = call[name]
+    if not call.is_live(name):
+        return
+    spread: list[LocalMap] = []
+    if value.shape != call.out.shape:
+        spread = [Broadcast(value.shape, call.out.shape)]
+    call.edge(name, *spread, _diagonal(call, factors))
+
+
+def _diagonal(call: Call, factors: Tensor) -> LocalMap:
+    if factors.dim() == 0:
+        return Multiple(float(factors))
+    return Diagonal(factors.to(call.passes.dtype).expand(call.out.shape))
+
+
+def where(call: Call) -> None:
+    """``self`` where the condition holds, else ``other``."""
+    for name, chosen in (("self", call["condition"]), ("other", ~call["condition"])):
+        if isinstance(call[name], Tensor):
+            _factor(call, name, chosen)
+
+
+def masked_fill(call: Call) -> None:
+    """``self`` where the mask does not hold."""
+    call.only("self")
+    _factor(call, "self", ~call["mask"])

@@ -1,0 +1,196 @@
+"""Rules of pools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jacli.network.adjoint.call import Call, NoRule
+from jacli.network.adjoint.local_map import Diagonal, channels_last
+
+aten = torch.ops.aten
+
+
+class Winners:
+    """Max-pooling: every window hears from its winner.
+
+    Args:
+        index: Flat pixel of the winner of each window, ``(batch, c, h_out, w_out)``.
+        window: Arguments of the pool: kernel, stride, padding, dilation, ceil_mode.
+        shape_in: ``(batch, c, h, w)``.
+        dtype: Of vectors.
+    """
+
+    def __init__(
+        self, index: Tensor, window: Sequence[object], shape_in: torch.Size, dtype: torch.dtype
+    ) -> None:
+        self._index = index
+        self._window = window
+        self._shape_in = shape_in
+        self._dtype = dtype
+        self._repeated: Tensor | None = None
+
+    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+        k, batch = len(g), self._shape_in[0]
+        if self._repeated is None or len(self._repeated) != k * batch:
+            index = channels_last(self._index).expand(k, *self._index.shape)
+            self._repeated = channels_last(index.reshape(k * batch, *self._index.shape[1:]))
+        windows = channels_last(g.reshape(k * batch, *g.shape[2:]))
+        n, c, h, w = (k * batch, *self._shape_in[1:])
+        like = g.new_empty(n, h, w, c).permute(0, 3, 1, 2)
+        pixels = aten.max_pool2d_with_indices_backward(windows, like, *self._window, self._repeated)
+        return pixels.unflatten(0, (k, batch))
+
+    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+        index = self._index.flatten(2).expand(len(t), -1, -1, -1)
+        return t.flatten(3).gather(3, index).unflatten(3, self._index.shape[2:])
+
+    def behind(self, factors: Tensor) -> Diagonal:
+        """A diagonal map before this one as one behind it: each window hears through its winner's factor."""
+        at_winners = factors.expand(self._shape_in).flatten(2).gather(2, self._index.flatten(2))
+        return Diagonal(channels_last(at_winners.view(self._index.shape)))
+
+
+class ApartWinners(Winners):
+    """Max-pooling with windows that do not overlap: cotangents spread over them, times a mask of winners.
+
+    Several times as fast as adding numbers up where they may meet.
+
+    Args:
+        index: As `Winners`.
+        window: As `Winners`; kernel equal to stride, no padding.
+        side: Height and width of a window.
+        shape_in: As `Winners`.
+        dtype: As `Winners`.
+        factors: A diagonal map behind, ``(batch, c, h_out, w_out)``, taken into the mask.
+    """
+
+    def __init__(
+        self,
+        index: Tensor,
+        window: Sequence[object],
+        side: tuple[int, int],
+        shape_in: torch.Size,
+        dtype: torch.dtype,
+        factors: Tensor | None = None,
+    ) -> None:
+        super().__init__(index, window, shape_in, dtype)
+        self._side = side
+        self._factors = factors
+        self._mask: Tensor | None = None
+
+    def _winners(self) -> Tensor:
+        """``(batch, h_out, side, w_out, side, c)``: factors at the winners, else zeros."""
+        height, width = self._shape_in[2:]
+        down, across = self._side
+        index = channels_last(self._index).permute(0, 2, 3, 1)
+        _, h, w, _ = index.shape
+        top = torch.arange(h, device=index.device).view(h, 1, 1) * down
+        left = torch.arange(w, device=index.device).view(w, 1) * across
+        within = (index - top * width - left).to(torch.int32)
+        at = torch.arange(down, device=index.device, dtype=torch.int32).view(down, 1, 1, 1) * width
+        at = at + torch.arange(across, device=index.device, dtype=torch.int32).view(across, 1)
+        mask = (within[:, :, None, :, None, :] == at).to(self._dtype)
+        if self._factors is not None:
+            mask.mul_(channels_last(self._factors).permute(0, 2, 3, 1)[:, :, None, :, None, :])
+        return mask
+
+    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+        if self._mask is None:
+            self._mask = self._winners()
+        k, (batch, c, height, width) = len(g), self._shape_in
+        (down, across), (h, w) = self._side, self._index.shape[2:]
+        covered = (h * down, w * across) == (height, width)
+        make = g.new_empty if covered else g.new_zeros
+        pixels = make(k, batch, height, width, c)
+        windows = pixels[:, :, : h * down, : w * across].unflatten(3, (w, across)).unflatten(2, (h, down))
+        spread = g.permute(0, 1, 3, 4, 2)[:, :, :, None, :, None, :]
+        torch.mul(spread, self._mask, out=windows)
+        return pixels.permute(0, 1, 4, 2, 3)
+
+    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+        pooled = super().push(t, mine=mine)
+        return pooled if self._factors is None else pooled.mul_(self._factors)
+
+    def times(self, factors: Tensor) -> ApartWinners:
+        """This map, then a diagonal one."""
+        both = factors if self._factors is None else self._factors * factors
+        return ApartWinners(self._index, self._window, self._side, self._shape_in, self._dtype, both)
+
+
+def max_pool2d(call: Call) -> None:
+    """``max_pool2d`` with or without its winners."""
+    if call.item not in (None, 0):
+        raise NoRule
+    x = call["self"]
+    window = _window(call)
+    kernel, stride, padding, dilation, ceil_mode = window
+    if call.item is None:
+        index = aten.max_pool2d_with_indices(x, *window)[1]
+    else:
+        index = call.results[1]
+    if x.dim() != 4:
+        raise NoRule
+    dtype = call.passes.dtype
+    if kernel == stride and max(padding) == 0 and max(dilation) == 1 and not ceil_mode:
+        call.edge("self", ApartWinners(index, window, (kernel[0], kernel[1]), x.shape, dtype))
+    else:
+        call.edge("self", Winners(index, window, x.shape, dtype))
+
+
+def _window(call: Call) -> tuple[list[int], list[int], list[int], list[int], bool]:
+    """Kernel, stride, padding and dilation, two numbers each, and ceil_mode."""
+    kernel = _pair(call["kernel_size"])
+    stride = _pair(call["stride"]) if call["stride"] else kernel
+    return kernel, stride, _pair(call["padding"]), _pair(call["dilation"]), call["ceil_mode"]
+
+
+def _pair(value: int | Sequence[int]) -> list[int]:
+    listed = [value] if isinstance(value, int) else list(value)
+    return listed * 2 if len(listed) == 1 else listed
+
+
+@dataclass(frozen=True)
+class Averages:
+    """Average-pooling, whose windows are the same for every vector and sample."""
+
+    window: tuple[object, ...]
+    shape_in: torch.Size
+    shape_out: torch.Size
+
+    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+        windows = channels_last(g.reshape(-1, *self.shape_out[1:]))
+        n, c, h, w = (len(windows), *self.shape_in[1:])
+        like = g.new_empty(n, h, w, c).permute(0, 3, 1, 2)
+        return aten.avg_pool2d_backward(windows, like, *self.window).unflatten(0, (len(g), -1))
+
+    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+        pixels = channels_last(t.reshape(-1, *self.shape_in[1:]))
+        return aten.avg_pool2d(pixels, *self.window).unflatten(0, (len(t), -1))
+
+
+def avg_pool2d(call: Call) -> None:
+    """``avg_pool2d``."""
+    if call["self"].dim() != 4:
+        raise NoRule
+    kernel = _pair(call["kernel_size"])
+    stride = _pair(call["stride"]) if call["stride"] else kernel
+    last = (call["ceil_mode"], call["count_include_pad"], call["divisor_override"])
+    window = (kernel, stride, _pair(call["padding"]), *last)
+    call.edge("self", Averages(window, call["self"].shape, call.out.shape))
+
+
+def adaptive_avg_pool2d(call: Call) -> None:
+    """``adaptive_avg_pool2d`` where every window is as large as the others: average-pooling."""
+    shape, sides = call["self"].shape, call["output_size"]
+    if len(shape) != 4 or any(n % m for n, m in zip(shape[2:], sides, strict=True)):
+        raise NoRule
+    window = [n // m for n, m in zip(shape[2:], sides, strict=True)]
+    if window == [1, 1]:
+        call.edge("self")
+        return
+    arguments = (window, window, [0, 0], False, True, None)
+    call.edge("self", Averages(arguments, shape, call.out.shape))
