@@ -8,7 +8,7 @@ PIP_INSTALL := $(PY) -m pip install --quiet -c constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format-check lint types contracts format sample-models test-slow bench bench-memory bench-store bench-scale bench-startup clean
+.PHONY: help demo test check format-check lint types contracts format sample-models test-slow bench bench-adjoint bench-memory bench-store bench-scale bench-startup clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ sample-models: $(VENV)/.test ## Train the sample models again
 
 bench: $(VENV)/.test ## Time jacli against what a PyTorch user could write; refresh benchmarks/RESULTS.md (an hour)
 	$(PY) -m benchmarks.compare --markdown benchmarks/RESULTS.md
+
+bench-adjoint: $(VENV)/.test ## Profile the adjoint program, map by map; refresh benchmarks/RESULTS.md
+	$(PY) -m benchmarks.adjoint --markdown benchmarks/RESULTS.md
 
 bench-memory: $(VENV)/.jacli ## Peak memory of one ResNet-18 sample under --memory 1GiB
 	$(PY) -m benchmarks.memory

@@ -27,7 +27,7 @@ from benchmarks.contest import EXACT, Contest
 from benchmarks.peers import TORCH_PEERS, Peer, flat
 from benchmarks.workloads import WORKLOADS, Workload, sizes_of
 
-_LARGE = {"resnet18", "vit_ti16", "regnet"}
+LARGE = {"resnet18", "vit_ti16", "regnet"}
 """Left out by ``--quick``: a thousand passes at 224 x 224."""
 
 PRECISIONS = {"cpu": (EXACT, "bf16"), "cuda": (EXACT, "tf32", "bf16")}
@@ -36,14 +36,14 @@ PRECISIONS = {"cpu": (EXACT, "bf16"), "cuda": (EXACT, "tf32", "bf16")}
 
 def main(arguments: list[str] | None = None) -> int:
     """Compare, print, write; 0 if it ran."""
-    device = torch.device(os.environ.get("JACLI_TEST_DEVICE", "cpu"))
+    device = device_asked()
     options = _options(arguments, device)
     _exact_float32()
     warnings.filterwarnings("ignore", message="There is a performance drop because")
     jax_peers, jax_about = _jax_peers(wanted=options.jax)
     size = 512 if options.quick else 2048
     rates = {precision: matrix_product_rate(device, size, precision) for precision in options.precision}
-    about = report.about(device, rates, jax_about)
+    about = report.about(device, rates, also=jax_about)
     print(about, report.HEADER, sep="\n\n", flush=True)
     rows = []
     for name in options.only:
@@ -68,6 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def device_asked() -> torch.device:
+    """That of the environment."""
+    return torch.device(os.environ.get("JACLI_TEST_DEVICE", "cpu"))
+
+
 def _options(arguments: list[str] | None, device: torch.device) -> argparse.Namespace:
     precisions = PRECISIONS[device.type]
     parser = argparse.ArgumentParser(
@@ -88,7 +93,7 @@ def _options(arguments: list[str] | None, device: torch.device) -> argparse.Name
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="refresh this device's section of FILE")
     options = parser.parse_args(arguments)
-    options.only = options.only or [name for name in WORKLOADS if not (options.quick and name in _LARGE)]
+    options.only = options.only or [name for name in WORKLOADS if not (options.quick and name in LARGE)]
     options.precision = [name for name in precisions if name in options.precision]  # the exact one first
     options.rounds = options.rounds or (2 if options.quick else 7)
     options.budget = options.budget or (10.0 if options.quick else 600.0)
@@ -143,16 +148,17 @@ def matrix_product_rate(device: torch.device, n: int, precision: str) -> float:
     best = float("inf")
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     for _ in range(10):
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         torch.mm(a, a, out=out)
-        _synchronize(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     torch.backends.cuda.matmul.allow_tf32 = False
     return float(2 * n**3 / best)
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -206,15 +206,16 @@ def _columns(grid: list[list[str]]) -> list[str]:
 
 def markdown(rows: list[Row], about: str) -> str:
     """The same as a section of a Markdown file."""
-    lines = _table(_grid(rows))
+    lines = table(_grid(rows))
     reduced = _reduced_grid(rows)
     if len(reduced) > 1:
-        lines += ["", REDUCED, *_table(reduced)]
+        lines += ["", REDUCED, *table(reduced)]
     notes = [f"- {note}" for row in rows for note in row.notes()]
     return "\n".join([about, "", HEADER, *lines, "", *_mean_line(rows), "", "Notes:", "", *notes, ""])
 
 
-def _table(grid: list[list[str]]) -> list[str]:
+def table(grid: list[list[str]]) -> list[str]:
+    """In Markdown; the first line is the head."""
     lines = ["| " + " | ".join(cells) + " |" for cells in grid]
     return [lines[0], "| --- " * len(grid[0]) + "|", *lines[1:]]
 
@@ -224,12 +225,13 @@ def _mean_line(rows: list[Row]) -> list[str]:
     return [f"Geometric mean of the ratios: {means}."] if means else []
 
 
-def about(device: torch.device, rates: dict[str, float], jax: str) -> str:
+def about(device: torch.device, rates: dict[str, float], *, also: str = "") -> str:
     """Date, machine, versions and the rates of matrix products, in a sentence."""
     date = time.strftime("%Y-%m-%d")
+    versions = "; ".join(part for part in (f"torch {torch.__version__}", also) if part)
     products = ", ".join(f"{precision} {rate / 1e9:.0f}" for precision, rate in rates.items())
     return (
-        f"{date}; {machine(device)} ({bfloat16_support(device)}); torch {torch.__version__}; {jax}; "
+        f"{date}; {machine(device)} ({bfloat16_support(device)}); {versions}; "
         f"matrix product in GFLOP/s: {products}."
     )
 
