@@ -74,8 +74,9 @@ def bench(
 ) -> None:
     """Example: jacli bench model.pt inputs.npy.
 
-    Every method that applies, side by side: the first block of the run that jacli compute would do,
-    with the best sizes of each; seconds, passes, memory, and the error against float64.
+    Every method that applies, in every precision it has, side by side: the first block of the run
+    that jacli compute would do, with the best sizes of each; seconds, passes, memory, and the
+    error against float64.
     """
     flags = dict(locals())
     settings, seconds = _parsed(
@@ -129,6 +130,7 @@ def _say(method: str) -> None:
 
 _COLUMNS = (
     "method",
+    "precision",
     "samples",
     "vectors",
     "passes",
@@ -161,10 +163,11 @@ def _cells(row: BenchRow) -> tuple[str | int | None, ...]:
     from jacli.cli.render import format_size
 
     if row.plan is None or row.seconds is None or row.seconds_a_sample is None or row.relative is None:
-        return (row.method, *[None] * (len(_COLUMNS) - 2), f"refused: {row.refused}")
+        return (row.method, row.precision, *[None] * (len(_COLUMNS) - 3), f"refused: {row.refused}")
     about = "~" if row.estimated else ""
     return (
         row.method,
+        row.precision,
         row.plan.batch_size,
         row.plan.chunk_size,
         row.plan.passes,

@@ -117,8 +117,8 @@ def singular_values(
 
     With ``k`` well below ``min(n_out, n_in)`` the Jacobian is not formed: Golub-Kahan-Lanczos on
     products with J and its transpose, a few dozen passes, aiming at 1e-6 of the largest value; where
-    its error bounds exceed 1e-4 of it, and for other ``k``, the Jacobian is formed and its Gram matrix
-    decomposed in float64.
+    its error bounds exceed 1e-4 of it, for other ``k`` and in a reduced precision, the Jacobian is formed and
+    its Gram matrix decomposed in float64.
 
     Args:
         model: As `jacobian`.
@@ -142,7 +142,9 @@ def singular_values(
     config = from_options({**_NO_FILES, "select": select, "of": of, "seed": seed, "precision": precision})
     with exact_arithmetic():
         work = _Work(model, x, config, arguments, per_sample)
-        if k is not None and 4 * k < min(work.shapes.n_in, work.shapes.n_out):
+        few = k is not None and 4 * k < min(work.shapes.n_in, work.shapes.n_out)
+        # Reduced products with J and J' are not transposes of one another: there J is formed, once.
+        if k is not None and few and precision == "ieee":
             values = work.largest(k)
             if values is not None:
                 return values

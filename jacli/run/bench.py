@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jacli.config import RunConfig
+from jacli.config import AUTOGRAD_METHODS, RunConfig
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
 from jacli.methods import METHODS, load_method
 from jacli.network import CutNetwork, exact_arithmetic
@@ -22,6 +22,7 @@ from jacli.run.blocks import Run
 from jacli.run.choose import Choice
 from jacli.run.measure import now
 from jacli.run.memory import MemoryLimit, memory_errors
+from jacli.run.precision import precisions_of
 from jacli.run.prepare import Prepared, prepare
 from jacli.run.task import Task
 from jacli.run.timed_block import RowsInFloat64, TimedBlock, dense_block, factored_block
@@ -43,14 +44,15 @@ _TRYING = "trying the model on the first samples"
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One method.
+    """One method in one precision.
 
     Attributes:
         method: Its name.
+        precision: Of its linear passes.
         plan: Its best sizes and its passes; None if it cannot serve.
         seconds: Of the run's Jacobians, from the first block.
         seconds_a_sample: Likewise.
-        relative: Seconds of the run in multiples of the fastest method's.
+        relative: Seconds of the run in multiples of the fastest method's in ``ieee``.
         estimated: Whether the block was stopped, and the rest of its seconds extrapolated.
         peak_bytes: Most that was held during the block beyond what was held before it.
         error_median: Relative error of some rows (Frobenius), over the first samples; None if not compared.
@@ -60,6 +62,7 @@ class BenchRow:
     """
 
     method: str
+    precision: str = "ieee"
     plan: Plan | None = None
     seconds: float | None = None
     seconds_a_sample: float | None = None
@@ -84,6 +87,7 @@ class BenchRow:
         )
         return {
             "method": self.method,
+            "precision": self.precision,
             **sizes,
             "seconds_a_sample": self.seconds_a_sample,
             "seconds": self.seconds,
@@ -152,7 +156,7 @@ def bench(
     """Time every method on the first block of a run, each with its best sizes, and compare what it gives.
 
     Args:
-        config: As of `jacli compute`; its method does not matter.
+        config: As of `jacli compute`; its method and precision do not matter.
         limit: A block that takes more seconds is stopped, and its seconds are extrapolated.
         progress: Called with a method before it is tried.
 
@@ -162,16 +166,19 @@ def bench(
     Cost a method: the search for its sizes (`jacli.search`) and up to three blocks; and the reference, eight
     reverse passes over four samples in float64.
     """
+    config = replace(config, method="auto", precision="ieee")
     with exact_arithmetic():
         prepared = prepare(config)
         with prepared.source:
-            task = replace(Run(config, prepared).task(), config=replace(config, method="auto"))
-            tried = _Bench(task, prepared, limit)
+            tried = _Bench(Run(config, prepared).task(), prepared, limit)
             auto, auto_seconds = tried.choose_auto()
             rows: list[BenchRow] = []
             for name in METHODS:
                 progress(name)
                 rows.append(tried.row(name, rows))
+                for precision in _reduced(name, prepared) if rows[-1].refused is None else ():
+                    progress(f"{name} in {precision}")
+                    rows.append(tried.row(name, rows, precision))
         if all(row.refused for row in rows):
             why = "; ".join(f"{row.method}: {row.refused}" for row in rows)
             raise tried.failure or MethodError("No method can serve this model.", why=why)
@@ -192,14 +199,24 @@ def bench(
         )
 
 
+def _reduced(method: str, prepared: Prepared) -> tuple[str, ...]:
+    """The precisions beside ``ieee`` that a method has on this device."""
+    if method in AUTOGRAD_METHODS:
+        return ()
+    return tuple(p for p in precisions_of(prepared.device, prepared.dtype) if p != "ieee")
+
+
 def _in_order(rows: Sequence[BenchRow], auto: Plan | None) -> tuple[BenchRow, ...]:
-    """The fastest first, with how many times its seconds the others take; refused ones last."""
+    """The fastest first, with their seconds in multiples of the fastest in ``ieee``; refused ones last."""
     served = sorted((row for row in rows if row.seconds is not None), key=lambda row: row.seconds or 0.0)
-    fastest = (served[0].seconds if served else None) or math.inf
+    fastest = next((row.seconds for row in served if row.precision == "ieee"), None) or math.inf
     ordered = [replace(row, relative=(row.seconds or 0.0) / fastest) for row in served]
     ordered += [row for row in rows if row.seconds is None]
     chosen = auto.method if auto else None
-    return tuple(replace(row, notes=("auto", *row.notes)) if row.method == chosen else row for row in ordered)
+    return tuple(
+        replace(row, notes=("auto", *row.notes)) if (row.method, row.precision) == (chosen, "ieee") else row
+        for row in ordered
+    )
 
 
 class _Bench:
@@ -222,10 +239,10 @@ class _Bench:
             plan, self.failure = None, failure
         return plan, now(self._device) - began
 
-    def row(self, name: str, before: Sequence[BenchRow]) -> BenchRow:
+    def row(self, name: str, before: Sequence[BenchRow], precision: str = "ieee") -> BenchRow:
         """One method: its best sizes, its first block, its error; or why not."""
         notes: list[str] = []
-        config = replace(self._task.config, method=name)
+        config = replace(self._task.config, method=name, precision=precision)
         if name == "replicate" and config.chunk_size is None:
             config = replace(config, chunk_size=self._copies(before))
             if config.chunk_size:
@@ -235,9 +252,9 @@ class _Bench:
         try:
             with memory_errors(_TRYING):
                 choice = Choice(task, timed=True)
-            return self._served(task, choice, notes)
+            return replace(self._served(task, choice, notes), precision=precision)
         except (MethodError, OutOfMemoryError) as failure:
-            return BenchRow(name, refused=failure.why or failure.what)
+            return BenchRow(name, precision, refused=failure.why or failure.what)
 
     def _copies(self, before: Sequence[BenchRow]) -> int | None:
         """Copies of a block that fit, by what `loop` took; None where those of all outputs do.
@@ -271,7 +288,7 @@ class _Bench:
         try:
             with memory_errors("comparing rows with float64"):
                 errors = self.reference.errors(computed)
-                notes += _doubts(plan, computed, errors, self._task.config)
+                notes += _doubts(plan, computed, errors, task.config)
         finally:
             computed.linearization.close()
         row = _row(plan, task.shapes, computed.seconds, notes, estimated=computed.estimated)
@@ -344,10 +361,10 @@ def _doubts(plan: Plan, computed: TimedBlock, errors: Tensor, config: RunConfig)
     complete = (computed.n_rows, computed.n_columns) == (matrices.n_out, matrices.n_in)
     if complete and plan.method != "loop":  # which consists of the passes of the check
         own = row_error(linearization, matrices, seed=config.seed)
-        if own > row_tolerance(linearization.dtype):
+        if own > row_tolerance(linearization.dtype, config.precision):
             yield f"wrong on this model: off by {own:.1e} from plain reverse passes in {config.dtype}"
             return
-    if errors.max() > recheck_tolerance(config.dtype, config.dtype):
+    if errors.max() > recheck_tolerance(config.dtype, config.dtype, config.precision):
         yield "a sample differs in float64: it lies at a kink, or is badly conditioned"
 
 

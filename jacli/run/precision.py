@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import torch
 
+from jacli.config import PRECISIONS
 from jacli.errors import UsageError
+
+
+def precisions_of(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """The precisions that passes can have there, ``ieee`` first."""
+
+    def serves(precision: str) -> bool:
+        try:
+            check_precision(precision, device, dtype)
+        except UsageError:
+            return False
+        return True
+
+    return tuple(filter(serves, PRECISIONS))
 
 
 def check_precision(precision: str, device: torch.device, dtype: torch.dtype) -> None:

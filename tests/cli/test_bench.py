@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jacli.config import METHOD_NAMES
+from jacli.config import AUTOGRAD_METHODS, METHOD_NAMES
 
 
 class Fixed(nn.Module):
@@ -38,6 +38,7 @@ class Talking(nn.Module):
 """
 COLUMNS = [
     "method",
+    "precision",
     "samples",
     "vectors",
     "passes",
@@ -69,11 +70,14 @@ def test_the_table(files: Path, jacli: Any) -> None:
     header, rule, *rows = ran.out.splitlines()
     assert header.split() == COLUMNS
     assert set(rule) <= set(" ─")
-    assert sorted(row.split()[0] for row in rows) == sorted(METHOD_NAMES)
+    assert sorted(row.split()[0] for row in rows if row.split()[1] == "ieee") == sorted(METHOD_NAMES)
+    assert {row.split()[0] for row in rows if row.split()[1] == "bf16"} == {*METHOD_NAMES} - {
+        *AUTOGRAD_METHODS
+    }
     (marked,) = [row for row in rows if row.endswith("auto") or " auto; " in row]
     assert f"note: auto takes {marked.split()[0]} (" in ran.err
     assert re.search(r"it chose in \d+\.\d s$", ran.err, flags=re.M)
-    assert rows[0].split()[6] == "1.00x"
+    assert next(row.split()[7] for row in rows if row.split()[1] == "ieee") == "1.00x"
     for row in rows:
         assert re.search(r"\dx +\d+\.\d [KM]iB  +\d\.\de-\d\d +\d\.\de-\d\d|\dx +\d+ B +\d\.\de-\d\d", row)
     assert "~" not in ran.out + ran.err
@@ -83,7 +87,7 @@ def test_what_is_stopped_is_marked(files: Path, jacli: Any) -> None:
     ran = jacli("bench", "model.pt", "x.npy", "--limit", "1e-9", "--chunk-size", "1")
     assert ran.code == 0
     rows = ran.out.splitlines()[2:]
-    assert len(rows) == 5 and all(row.count("~") == 2 for row in rows)
+    assert len(rows) >= len(METHOD_NAMES) and all(row.count("~") == 2 for row in rows)
     assert "note: ~: its block was not computed whole within 1e-09 s" in ran.err
 
 
@@ -94,7 +98,8 @@ def test_json_alone_on_stdout(files: Path, jacli: Any) -> None:
     found = json.loads(ran.out)
     assert (found["samples"], found["input"], found["output"]) == (5, [5], [3])
     assert (found["dtype"], found["reference_dtype"], found["limit"]) == ("float64", "float64", 20.0)
-    assert sorted(row["method"] for row in found["methods"]) == sorted(METHOD_NAMES)
+    rows = [row["method"] for row in found["methods"] if row["precision"] == "ieee"]
+    assert sorted(rows) == sorted(METHOD_NAMES)
     loop = next(row for row in found["methods"] if row["method"] == "loop")
     assert loop["passes"] == 3 and loop["error_worst"] < 1e-12 and loop["refused"] is None
 

@@ -236,6 +236,26 @@ def test_compute_names_every_wrong_option() -> None:
         jacli.compute("model.pt", "x.npy", methood="vmap", dtype="half")
 
 
+@pytest.mark.parametrize(("precision", "formed"), [("ieee", False), ("bf16", True)])
+def test_few_singular_values_in_a_reduced_precision_are_those_of_the_matrix(
+    monkeypatch: pytest.MonkeyPatch, precision: str, formed: bool
+) -> None:
+    """Its products with J and with J' round differently: they are not the products of one matrix."""
+    asked: list[int] = []
+    largest = api._Work.largest
+
+    def noting(work: api._Work, k: int) -> torch.Tensor | None:
+        asked.append(k)
+        return largest(work, k)
+
+    monkeypatch.setattr(api._Work, "largest", noting)
+    model, points = nn.Linear(9, 9).double(), torch.randn(2, 9, dtype=torch.float64)
+    sigma = jacli.singular_values(model, points, k=2, precision=precision)
+    exact = torch.linalg.svdvals(model.weight.detach())[:2]
+    torch.testing.assert_close(sigma, exact.expand(2, -1), rtol=5e-2 if formed else 1e-4, atol=0)
+    assert asked == ([] if formed else [2])
+
+
 def test_public_names() -> None:
     assert set(jacli.__all__) == {"__version__", "compute", "jacobian", "open", "singular_values"}
     with pytest.raises(AttributeError, match="jacobean"):

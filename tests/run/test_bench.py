@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jacli.config import METHOD_NAMES, from_options
+from jacli.config import AUTOGRAD_METHODS, METHOD_NAMES, from_options
 from jacli.errors import OutOfMemoryError
 from jacli.methods import vmap
 from jacli.run import bench as benching
@@ -75,8 +75,10 @@ def run(tmp_path: Path) -> Callable[..., BenchResult]:
 
 
 def by_method(found: BenchResult) -> dict[str, BenchRow]:
-    rows = {row.method: row for row in found.rows}
-    assert sorted(rows) == sorted(METHOD_NAMES) and len(found.rows) == len(rows)
+    """The rows in ``ieee``: one a method."""
+    listed = [row for row in found.rows if row.precision == "ieee"]
+    rows = {row.method: row for row in listed}
+    assert sorted(rows) == sorted(METHOD_NAMES) and len(listed) == len(rows)
     return rows
 
 
@@ -112,10 +114,32 @@ def test_every_method_serves_or_says_why_not(run: Any, name: str, options: dict[
 
 def test_the_fastest_first_and_the_refused_last(run: Any) -> None:
     found = run("stateful")
-    seconds = [row.seconds for row in found.rows[:-1]]
+    served = [row for row in found.rows if row.refused is None]
+    refused = found.rows[len(served) :]
+    seconds = [row.seconds for row in served]
     assert seconds == sorted(seconds)
-    assert [row.relative for row in found.rows[:-1]] == pytest.approx([s / seconds[0] for s in seconds])
-    assert found.rows[-1].method == "factored" and found.rows[-1].relative is None
+    assert [row.relative for row in served] == pytest.approx([s / seconds[0] for s in seconds])
+    assert "factored" in [row.method for row in refused]
+    assert all(row.refused and row.relative is None and row.precision == "ieee" for row in refused)
+
+
+def test_reduced_precisions_of_the_methods_that_have_them(run: Any) -> None:
+    found = run("narrow_middle")
+    rows = by_method(found)
+    reduced = [row for row in found.rows if row.precision != "ieee"]
+    pairs = sorted((row.method, row.precision) for row in reduced)
+    assert pairs == sorted((name, "bf16") for name in set(METHOD_NAMES) - set(AUTOGRAD_METHODS))
+    fastest = min(row.seconds for row in rows.values() if row.seconds)
+    for row in reduced:
+        assert row.seconds and row.relative == pytest.approx(row.seconds / fastest)
+        assert row.error_median is not None and row.error_median <= row.error_worst < 5e-2
+        assert "auto" not in row.notes and not any("kink" in n or "wrong" in n for n in row.notes)
+
+
+def test_tf32_where_the_device_has_it(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benching, "precisions_of", lambda device, dtype: ("ieee", "tf32"))
+    precisions = {row.precision for row in run("narrow_middle").rows}
+    assert precisions == {"ieee", "tf32"}
 
 
 def test_what_auto_takes_is_marked(run: Any) -> None:
@@ -282,3 +306,4 @@ def test_as_json(run: Any) -> None:
     assert values["auto"]["method"] == found.auto.method
     assert values["methods"][-1]["samples"] is None and values["methods"][-1]["refused"]
     assert values["methods"][0]["relative"] == 1.0
+    assert [row["precision"] for row in values["methods"]] == [row.precision for row in found.rows]

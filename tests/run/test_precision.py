@@ -8,7 +8,7 @@ from torch import nn
 
 import jacli
 from jacli.errors import UsageError
-from jacli.run.precision import check_precision
+from jacli.run.precision import check_precision, precisions_of
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
@@ -35,6 +35,13 @@ def test_the_cpu_has_no_tf32() -> None:
     with pytest.raises(UsageError, match="Ampere") as raised:
         check_precision("tf32", CPU, torch.float32)
     assert raised.value.exit_code == 2 and "bf16" in raised.value.todo
+
+
+def test_what_a_device_has(capability: tuple[int, int]) -> None:
+    there = ("ieee", "bf16") if capability < (8, 0) else ("ieee", "tf32", "bf16")
+    assert precisions_of(GPU, torch.float32) == there
+    assert precisions_of(GPU, torch.float64) == precisions_of(CPU, torch.float32) == ("ieee", "bf16")
+    assert precisions_of(CPU, torch.float16) == ("ieee",)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
