@@ -25,11 +25,12 @@ from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import report
-from benchmarks.compare import LARGE, PRECISIONS, device_asked, matrix_product_rate, synchronize
+from benchmarks.compare import LARGE, device_asked, matrix_product_rate, synchronize
 from benchmarks.workloads import WORKLOADS, Sizes, Workload, sizes_of
 from jacli.network import TensorNetwork, TracedNetwork, exact_arithmetic, trace_network
 from jacli.network.adjoint import Program, ProgramMap
 from jacli.network.adjoint.local_map import Collecting, LocalMap, Placing
+from jacli.run.precision import precisions_of
 
 _LONG_RUN = 120.0
 """Seconds of the run of which building the program may take 5 %."""
@@ -303,7 +304,7 @@ def section(about: str, profiles: Sequence[Profile], top: int) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write; 0 if it ran."""
     device = device_asked()
-    precisions = PRECISIONS[device.type]
+    precisions = precisions_of(device, torch.float32)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.adjoint", description="Where the time of the adjoint program goes."
     )

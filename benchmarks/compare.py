@@ -23,15 +23,13 @@ from pathlib import Path
 import torch
 
 from benchmarks import report
-from benchmarks.contest import EXACT, Contest
+from benchmarks.contest import Contest
 from benchmarks.peers import TORCH_PEERS, Peer, flat
 from benchmarks.workloads import WORKLOADS, Workload, sizes_of
+from jacli.run.precision import precisions_of
 
 LARGE = {"resnet18", "vit_ti16", "regnet"}
 """Left out by ``--quick``: a thousand passes at 224 x 224."""
-
-PRECISIONS = {"cpu": (EXACT, "bf16"), "cuda": (EXACT, "tf32", "bf16")}
-"""Of jacli's passes, by device."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +72,7 @@ def device_asked() -> torch.device:
 
 
 def _options(arguments: list[str] | None, device: torch.device) -> argparse.Namespace:
-    precisions = PRECISIONS[device.type]
+    precisions = precisions_of(device, torch.float32)
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare", description="jacli beside what a PyTorch user could write."
     )

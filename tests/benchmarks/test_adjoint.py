@@ -10,6 +10,7 @@ from benchmarks import adjoint
 from benchmarks.workloads import WORKLOADS
 from jacli.network import TensorNetwork, exact_arithmetic, trace_network
 from jacli.network.adjoint import Program
+from jacli.run.precision import precisions_of
 
 
 class _Halves(nn.Module):
@@ -52,12 +53,12 @@ def test_a_profile_counts_the_products(name: str, vectors: int, device: torch.de
     assert products == 2 * 2 * vectors * weights[name]
 
 
-def test_a_quick_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str], device: torch.device) -> None:
     tables = tmp_path / "results.md"
     arguments = ["--quick", "--rounds", "1", "--only", "lenet", "--top", "3", "--markdown", str(tables)]
     assert adjoint.main(arguments) == 0
     text = tables.read_text()
-    assert text.count("| lenet, 4 x 10 cotangents |") == len(adjoint.PRECISIONS[adjoint.device_asked().type])
+    assert text.count("| lenet, 4 x 10 cotangents |") == len(precisions_of(device, torch.float32))
     assert text.count("| Convolution | 3 |") == 1
     assert text.split("-->")[1].strip().startswith("## Where the adjoint program spends its time")
     assert "lenet, 4 x 10 cotangents:" in capsys.readouterr().out
