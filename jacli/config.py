@@ -31,7 +31,13 @@ from jacli.option_values import (
     whole,
 )
 
-METHOD_NAMES = ("loop", "replicate", "vmap", "forward", "factored")
+METHOD_NAMES = ("loop", "replicate", "vmap", "forward", "adjoint", "tangent", "factored")
+
+COLUMN_METHODS = ("forward", "tangent")
+"""Those that fill in columns of the Jacobian, not rows."""
+
+PROGRAM_METHODS = ("adjoint", "tangent")
+"""Those that run the traced network as a program of linear maps."""
 
 AUTOGRAD_METHODS = ("loop", "replicate", "vmap", "forward")
 """Those that compute as autograd does, wholly in ``--dtype``."""

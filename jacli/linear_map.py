@@ -222,6 +222,14 @@ class Linearization(LinearMap, Protocol):
         """One plain reverse pass: ``(batch, n_out) -> (batch, n_in)``, no batching rule involved."""
         ...
 
+    def adjoint(self, cotangents: Tensor) -> Tensor:
+        """As `vjp`, by the adjoint program, in the precision asked for."""
+        ...
+
+    def tangent(self, tangents: Tensor) -> Tensor:
+        """As `jvp`, by the tangent program, in the precision asked for."""
+        ...
+
     def at(self, index: Tensor) -> Linearization:
         """The same network at samples ``index`` of this batch: fewer, reordered or repeated."""
         ...

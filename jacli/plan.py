@@ -61,14 +61,16 @@ class LinkPlan:
     """How the matrix of a link is filled in.
 
     Attributes:
-        reverse_method: ``loop``, ``vmap`` or ``replicate``.
+        reverse_method: ``adjoint``, ``loop``, ``vmap`` or ``replicate``.
         reverse_chunk: Cotangents a pass.
         forward_chunk: Tangents a pass.
+        forward_method: ``tangent`` or ``forward``.
     """
 
     reverse_method: str
     reverse_chunk: int
     forward_chunk: int
+    forward_method: str = "forward"
 
 
 @dataclass(frozen=True)

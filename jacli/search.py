@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from time import monotonic
 
-from jacli.config import RunConfig
+from jacli.config import COLUMN_METHODS, PROGRAM_METHODS, RunConfig
 from jacli.plan import Measured, Shapes
 
 FEW_SAMPLES = 8
@@ -93,16 +93,20 @@ class Budget:
 def methods_in_order(shapes: Shapes, config: RunConfig, refused: Mapping[str, str | None]) -> list[str]:
     """Plain methods that apply, the likeliest first.
 
-    Forward mode costs n_in passes and reverse n_out; batched cotangents, or copies of the input, fill a
-    pass where there are few samples; else a plain reverse pass over many samples does.
+    Forward mode costs n_in passes and reverse n_out; a program, where there is one, runs them fastest.
+    Batched cotangents, or copies of the input, fill a pass where there are few samples; else a plain
+    reverse pass over many samples does.
     """
     if config.method not in ("auto", "factored"):
         return [config.method]
+    if config.precision != "ieee":
+        served = [name for name in PROGRAM_METHODS if refused.get(name) is None]
+        return served[::-1] if shapes.n_in < shapes.n_selected else served
     n_in, n_out = shapes.n_in, shapes.n_selected
     samples = shapes.fixed_batch or min(shapes.n_samples, config.batch_size or FEW_SAMPLES)
-    order = ["forward"] if n_in < n_out else []
+    order = ["tangent", "forward"] if n_in < n_out else []
     few = samples < FEW_SAMPLES and n_out > 1
-    order += ["vmap", "replicate", "loop"] if few else ["loop", "vmap"]
+    order += ["adjoint", "vmap", "replicate", "loop"] if few else ["adjoint", "loop", "vmap"]
     return [name for name in order if refused.get(name) is None]
 
 
@@ -118,7 +122,7 @@ def ladder(
         most_samples: Samples whose results fit in memory.
         rows: Where to start; decided by the method if None.
     """
-    vectors = shapes.n_in if method == "forward" else shapes.n_selected
+    vectors = shapes.n_in if method in COLUMN_METHODS else shapes.n_selected
     rows = rows or _STARTS.get(method, FEW_SAMPLES)
     last, most = None, min(shapes.n_samples, max(most_samples, 1)) * vectors
     while True:

@@ -30,6 +30,8 @@ METHODS = {
     "replicate": "jacli.methods.replicate",
     "vmap": "jacli.methods.vmap",
     "forward": "jacli.methods.forward",
+    "adjoint": "jacli.methods.adjoint",
+    "tangent": "jacli.methods.tangent",
     "factored": "jacli.methods.factored",
 }
 """Method name to module."""

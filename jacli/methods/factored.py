@@ -22,11 +22,18 @@ from torch import Tensor
 from jacli import bracketing
 from jacli.bracketing import Bracketing, Product, Pull, Push, Seed
 from jacli.linear_map import Block, ClosableLinearization, CutLinearization, FactoredMap, Linearization
-from jacli.methods import forward, loop, replicate, vmap
+from jacli.methods import adjoint, forward, loop, replicate, tangent, vmap
 from jacli.methods.assemble import assemble
 from jacli.plan import FactoredPlan, LinkPlan
 
-_PLAIN = {"loop": loop.blocks, "vmap": vmap.blocks, "replicate": replicate.blocks, "forward": forward.blocks}
+_PLAIN = {
+    "loop": loop.blocks,
+    "vmap": vmap.blocks,
+    "replicate": replicate.blocks,
+    "forward": forward.blocks,
+    "adjoint": adjoint.blocks,
+    "tangent": tangent.blocks,
+}
 """The methods that fill in a link."""
 
 
@@ -72,7 +79,7 @@ class _Work:
             how = self._how(tree.first, tree.last)
             method, chunk = how.reverse_method, how.reverse_chunk
             if tree.direction == "forward":
-                method, chunk = "forward", how.forward_chunk
+                method, chunk = how.forward_method, how.forward_chunk
             return self._closing(link, lambda: assemble(_PLAIN[method](link, chunk_size=chunk), link))
         if isinstance(tree, Product):
             upper = self.matrix(tree.upper)
@@ -81,16 +88,20 @@ class _Work:
             rows = self.matrix(tree.upper).transpose(0, 1)
             link = self._span(tree.through_first, tree.through_last)
             how = self._how(tree.through_first, tree.through_last)
-            one_by_one = how.reverse_method == "loop"  # as its price was measured
-            pulled = (lambda vectors: link.pull(vectors[0])[None]) if one_by_one else link.vjp
+            # As its price was measured.
+            one_by_one = how.reverse_method == "loop"
+            pulled: Callable[[Tensor], Tensor] = link.adjoint if how.reverse_method == "adjoint" else link.vjp
+            if one_by_one:
+                pulled = lambda vectors: link.pull(vectors[0])[None]  # noqa: E731
             chunk = 1 if one_by_one else how.reverse_chunk
             return self._closing(link, lambda: _in_chunks(pulled, rows, chunk).transpose(0, 1))
         assert isinstance(tree, Push)
         columns = self.matrix(tree.lower)
         link = self._span(tree.through_first, tree.through_last)
-        chunk = self._how(tree.through_first, tree.through_last).forward_chunk
+        how = self._how(tree.through_first, tree.through_last)
+        pushed: Callable[[Tensor], Tensor] = link.tangent if how.forward_method == "tangent" else link.jvp
         return self._closing(
-            link, lambda: _in_chunks(link.jvp, columns.permute(2, 0, 1), chunk).permute(1, 2, 0)
+            link, lambda: _in_chunks(pushed, columns.permute(2, 0, 1), how.forward_chunk).permute(1, 2, 0)
         )
 
     def _span(self, first: int, last: int) -> ClosableLinearization:

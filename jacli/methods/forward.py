@@ -11,21 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import torch
-
 from jacli.linear_map import Block, Linearization
+from jacli.methods.unit_vectors import columns
 
 
 def blocks(linearization: Linearization, *, chunk_size: int) -> Iterator[Block]:
     """``chunk_size`` columns of every sample at a time."""
-    batch, n_out, n_in = linearization.batch, linearization.n_out, linearization.n_in
-    for start in range(0, n_in, chunk_size):
-        columns = range(start, min(start + chunk_size, n_in))
-        tangents = torch.zeros(
-            len(columns), batch, n_in, dtype=linearization.dtype, device=linearization.device
-        )
-        tangents[torch.arange(len(columns)), :, torch.arange(columns.start, columns.stop)] = 1
-        yield Block(range(n_out), columns, linearization.jvp(tangents).permute(1, 2, 0))
+    return columns(linearization, linearization.jvp, chunk_size=chunk_size)
 
 
 def passes(*, n_in: int, n_out: int, chunk_size: int) -> int:

@@ -1,5 +1,6 @@
 """From a module to a linear map: the network as a function of its input, traced, cut and linearised."""
 
+from jacli.network.adjoint import Program
 from jacli.network.cut import Cut, any_cut, useful_cuts
 from jacli.network.linearize import Linearized
 from jacli.network.network import TensorNetwork, frozen_twin
@@ -13,6 +14,7 @@ __all__ = [
     "CutNetwork",
     "Linearized",
     "NotTraceableError",
+    "Program",
     "TensorNetwork",
     "TracedNetwork",
     "any_cut",

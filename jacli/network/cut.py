@@ -14,23 +14,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import networkx
-import torch
 from networkx.algorithms.flow import preflow_push
 from torch import Tensor, fx
 
-from jacli.network.trace import TracedNetwork, value_of
+from jacli.network.trace import NO_DERIVATIVE, TracedNetwork, operator_name, value_of
 
 WORTH_WIDTH = 2
 """A further cut may be this many times as wide as the narrowest.  With r vectors through everything, a wider
 cut saves something only where one direction costs more than the other, and forward costs about twice."""
-
-_NO_DERIVATIVE = frozenset(
-    (
-        *("detach", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
-        *("new_zeros", "new_ones", "new_full", "new_empty", "sign", "round", "floor", "ceil", "trunc"),
-    )
-)
-"""Operators through which no derivative flows, or zeros only, although their result is floating."""
 
 _HEAVY = ("conv", "linear", "mm", "matmul", "einsum", "attention", "lstm", "gru", "rnn", "bilinear", "cdist")
 """Words in the names of operators that are worth cutting between; the rest is one pass over memory."""
@@ -57,8 +48,8 @@ def differentiable_nodes(traced: TracedNetwork) -> set[fx.Node]:
     for node in traced.graph.graph.nodes:
         if node.op != "call_function" or not any(before in live for before in node.all_input_nodes):
             continue
-        name = _operator_name(node)
-        if name not in _NO_DERIVATIVE and _is_floating(value_of(node)):
+        name = operator_name(node)
+        if name not in NO_DERIVATIVE and _is_floating(value_of(node)):
             live.add(node)
     return live
 
@@ -215,7 +206,7 @@ class _FlowGraph:
     def _place(self, node: fx.Node) -> str:
         layer = self._traced.layers.get(node)
         own = any(before.op == "get_attr" for before in node.all_input_nodes)
-        name = _operator_name(node)
+        name = operator_name(node)
         return f"{layer or 'input'}" if own and layer else f"{name} after {layer or 'the input'}"
 
 
@@ -260,12 +251,5 @@ def _is_floating(value: object) -> bool:
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
-def _operator_name(node: fx.Node) -> str:
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target.overloadpacket.__name__)
-    return str(getattr(target, "__name__", target))
-
-
 def _is_heavy(node: fx.Node) -> bool:
-    return node.op == "call_function" and any(word in _operator_name(node) for word in _HEAVY)
+    return node.op == "call_function" and any(word in operator_name(node) for word in _HEAVY)

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
 
+from jacli.errors import MethodError, telling_line, translating
 from jacli.linear_map import Extra
-from jacli.network.settings import batched_pass, thawed
+from jacli.network.adjoint import Program, ProgramMap
+from jacli.network.network import twice
+from jacli.network.settings import batched_pass, forward_pass, thawed
 
 
 class Function(Protocol):
@@ -28,6 +31,9 @@ class Function(Protocol):
     @property
     def scripted_attention(self) -> bool: ...
 
+    @property
+    def lone(self) -> bool: ...
+
     def __call__(self, x: Tensor, extra: Extra) -> Tensor: ...
 
 
@@ -41,7 +47,8 @@ class Linearized:
     composed with the network, and every method serves it unchanged.
 
     What a primitive needs is made at its first use and kept until `close`: a tape for `pull`, a
-    pullback for `vjp`; each holds the activations of one forward pass over the batch.
+    pullback for `vjp`, a linear program for `adjoint` and `tangent`; each holds the activations of one
+    forward pass over the batch.
 
     Args:
         network: The network.
@@ -50,6 +57,8 @@ class Linearized:
         selected: Flat output indices of each sample, ``(batch, k)``; all outputs if None.
         outputs: The outputs at the points, where they are known.
         n_out: Flattened outputs a sample, where that is known: else a forward pass finds it out.
+        program: The network as a program, where it was traced.
+        precision: Of the program's passes: ``ieee``, ``tf32`` or ``bf16``.
     """
 
     def __init__(
@@ -61,8 +70,13 @@ class Linearized:
         *,
         outputs: Tensor | None = None,
         n_out: int | None = None,
+        program: Program | None = None,
+        precision: str = "ieee",
     ) -> None:
         self._network = network
+        self._program = program
+        self._precision = precision
+        self._program_map: ProgramMap | None = None
         self._x = x.detach()
         self._extra = extra
         self._selected = selected
@@ -170,6 +184,59 @@ class Linearized:
             columns = vmap(directional)(shaped)
         return columns.detach()
 
+    def adjoint(self, cotangents: Tensor) -> Tensor:
+        """Adjoint passes of the program: ``(k, batch, n_out) -> (k, batch, n_in)``.
+
+        Raises:
+            MethodError: There is no program, or its outputs are not the network's.
+        """
+        program, k = self.program_map, len(cotangents)
+        if self._selected is not None:
+            index = self._selected.expand(k, -1, -1)
+            every = cotangents.new_zeros(k, self.batch, program.n_out)
+            cotangents = every.scatter_add_(2, index, cotangents)
+        if program.batch != self.batch:
+            cotangents = torch.cat([cotangents, torch.zeros_like(cotangents)], dim=1)
+        return program.vjp(cotangents)[:, : self.batch]
+
+    def tangent(self, tangents: Tensor) -> Tensor:
+        """Tangent passes of the program: ``(k, batch, n_in) -> (k, batch, n_out)``.
+
+        Raises:
+            MethodError: There is no program, or its outputs are not the network's.
+        """
+        program = self.program_map
+        if program.batch != self.batch:
+            tangents = torch.cat([tangents, torch.zeros_like(tangents)], dim=1)
+        columns = program.jvp(tangents)[:, : self.batch]
+        if self._selected is None:
+            return columns
+        return columns.gather(2, self._selected.expand(len(columns), -1, -1))
+
+    @property
+    def program_map(self) -> ProgramMap:
+        """The program linearised at these points, its outputs held against the network's own.
+
+        Raises:
+            MethodError: There is no program, it fails here, or its outputs are not the network's.
+        """
+        if self._program_map is None:
+            if self._program is None:
+                raise _no_program("it was not traced")
+            program = self._program
+            arguments: list[Any] = [self._x, *(self._extra[name] for name in program.names)]
+            if self._network.lone and self.batch == 1:
+                arguments = list(map(twice, arguments))
+            with (
+                translating(lambda error: _no_program(f"it fails on this block: {telling_line(error)}")),
+                forward_pass(recurrent=self._network.recurrent, device=self.device),
+            ):
+                found = program.linearize(arguments[0], arguments[1:], precision=self._precision)
+            if not same_outputs(self.outputs, found.outputs[: self.batch]):
+                raise _no_program("its outputs are not those of the model on this block")
+            self._program_map = found
+        return self._program_map
+
     def at(self, index: Tensor) -> Linearized:
         """The same network at other samples of this batch: fewer, reordered or repeated."""
         extra = {
@@ -180,5 +247,30 @@ class Linearized:
         return Linearized(self._network, self._x[index], extra, selected, n_out=self._n_out)
 
     def close(self) -> None:
-        """Free the tape and the pullback."""
-        self._tape = self._pullback = None
+        """Free the tape, the pullback and the linear program."""
+        self._tape = self._pullback = self._program_map = None
+
+
+OUTPUTS_AGREE = 1e-4
+"""Largest relative difference between the outputs of a graph and of the model on a block: other kernels
+of attention round otherwise (1e-6); a graph that lost a write or a branch is off by its size."""
+
+
+def same_outputs(own: Tensor, traced: Tensor) -> bool:
+    """Whether two batches of outputs are the same, each sample by its own scale."""
+    if own.shape != traced.shape:
+        return False
+    own, traced = (t.double().reshape(len(t), -1) for t in (own, traced))
+    if not torch.equal(own.isfinite(), traced.isfinite()):
+        return False
+    gap = torch.linalg.vector_norm((own - traced).nan_to_num(0, 0, 0), ord=torch.inf, dim=1)
+    scale = torch.linalg.vector_norm(own.nan_to_num(0, 0, 0), ord=torch.inf, dim=1)
+    return bool((gap <= OUTPUTS_AGREE * scale + 1e-30).all())
+
+
+def _no_program(why: str) -> MethodError:
+    return MethodError(
+        "The network does not run as a program.",
+        why=f"{why[0].upper()}{why[1:]}.",
+        todo="Leave --method out, or choose --method loop.",
+    )

@@ -57,7 +57,7 @@ def _precision_switches() -> list[tuple[Any, str, Any]]:
 
 @contextmanager
 def reduced_precision(precision: str) -> Iterator[None]:
-    """Around linear passes: float32 products in TF32 where that was asked for (``tf32``), else as they are."""
+    """Around linear passes: float32 products in TF32 where ``tf32`` was asked for."""
     if precision != "tf32":
         yield
         return

@@ -11,21 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, fx
 
 from jacli.errors import MethodError, telling_line, translating
 from jacli.linear_map import Extra
+from jacli.network.adjoint import Program
 from jacli.network.cut import Cut, crossing_constants, differentiable_nodes, narrowest_of
-from jacli.network.linearize import Linearized
+from jacli.network.linearize import Linearized, same_outputs
 from jacli.network.network import TensorNetwork, twice
 from jacli.network.settings import batched_pass, forward_pass
 from jacli.network.trace import NotTraceableError, TracedNetwork, value_of
-
-OUTPUTS_AGREE = 1e-4
-"""Largest relative difference between the outputs of the graph and of the model on a block: other
-kernels of attention round otherwise (1e-6); a graph that lost a write or a branch is off by its size."""
 
 aten = torch.ops.aten
 
@@ -48,6 +46,11 @@ class SpanNetwork:
     lone: bool
     fresh: bool = field(default=False, init=False)
     scripted_attention: bool = field(default=False, init=False)
+
+    @cached_property
+    def program(self) -> Program:
+        """The part as a program of linear maps."""
+        return Program(self.module, names=self.constants)
 
     def __call__(self, x: Tensor, extra: Extra) -> Tensor:
         arguments = [x, *(extra[name] for name in self.constants)]
@@ -136,7 +139,7 @@ class CutNetwork:
         """Every tensor at the cuts, every constant that crosses one, and the output, at a batch of points."""
         arguments = [x, *(extra[name] for name in self.traced.extra)]
         lone = self._lone and x.shape[0] == 1
-        with torch.no_grad(), batched_pass():
+        with torch.no_grad():
             found = self._everything(*(map(twice, arguments) if lone else arguments))
         values = dict(zip(self._kept, found, strict=True))
         if lone:
@@ -210,15 +213,6 @@ class CutNetwork:
         return parts[0] if len(parts) == 1 else graph.call_function(aten.cat.default, (parts, 1))
 
 
-def _agree(own: Tensor, traced: Tensor) -> bool:
-    """Whether two batches of flat outputs are the same, each sample by its own scale."""
-    if not torch.equal(own.isfinite(), traced.isfinite()):
-        return False
-    gap = torch.linalg.vector_norm((own - traced).nan_to_num(0, 0, 0), ord=torch.inf, dim=1)
-    scale = torch.linalg.vector_norm(own.nan_to_num(0, 0, 0), ord=torch.inf, dim=1)
-    return bool((gap <= OUTPUTS_AGREE * scale + 1e-30).all())
-
-
 def _with_outputs(graph: fx.GraphModule, nodes: Sequence[fx.Node]) -> fx.GraphModule:
     """The same computation that returns the values of these nodes."""
     made = fx.Graph()
@@ -246,8 +240,9 @@ class CutLinearized(Linearized):
         *,
         cut_network: CutNetwork,
         n_out: int | None = None,
+        precision: str = "ieee",
     ) -> None:
-        super().__init__(network, x, extra, selected, n_out=n_out)
+        super().__init__(network, x, extra, selected, n_out=n_out, precision=precision)
         self.cut_network = cut_network
         self._values: dict[fx.Node, Tensor] | None = None
 
@@ -275,12 +270,15 @@ class CutLinearized(Linearized):
         if self._values is None:
             self._values = self._checked_values()
         cut = self.cut_network
+        part = cut.span(first, last)
         return Linearized(
-            cut.span(first, last),
+            part,
             cut.point(first, self._x, self._values),
             cut.constants(first, last, self._values),
             self._selected if last == cut.n_links else None,
             outputs=self.outputs if last == cut.n_links else cut.point(last, self._x, self._values),
+            program=part.program,
+            precision=self._precision,
         )
 
     def _checked_values(self) -> dict[fx.Node, Tensor]:
@@ -295,8 +293,7 @@ class CutLinearized(Linearized):
 
         with translating(failure):
             values = self.cut_network.values(self._x, self._extra)
-        own, traced = self.outputs, values[self.cut_network.traced.output]
-        if own.shape == traced.shape and _agree(*(t.double().reshape(len(t), -1) for t in (own, traced))):
+        if same_outputs(self.outputs, values[self.cut_network.traced.output]):
             return values
         raise MethodError(
             "The network cannot be cut.",

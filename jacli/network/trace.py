@@ -30,6 +30,14 @@ from jacli.linear_map import Extra
 from jacli.network.network import TensorNetwork
 from jacli.network.settings import batched_pass, thawed
 
+NO_DERIVATIVE = frozenset(
+    (
+        *("detach", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
+        *("new_zeros", "new_ones", "new_full", "new_empty", "sign", "round", "floor", "ceil", "trunc"),
+    )
+)
+"""Operators through which no derivative flows, or zeros only, although their result is floating."""
+
 _SIZES = (2, 3)
 """Batch sizes of the two traces; networks treat a lone sample specially (``squeeze()``) more often."""
 
@@ -241,6 +249,14 @@ class _Bound(fx.Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self._constants[target]
+
+
+def operator_name(node: fx.Node) -> str:
+    """An operator's name without its overload: ``conv2d``."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.overloadpacket.__name__)
+    return str(getattr(target, "__name__", target))
 
 
 def value_of(node: fx.Node) -> Any:

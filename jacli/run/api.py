@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from jacli.config import RunConfig, from_options
+from jacli.config import COLUMN_METHODS, RunConfig, from_options
 from jacli.errors import InputsError, UsageError, means_out_of_memory
 from jacli.linear_map import FactoredMap
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
@@ -69,11 +69,12 @@ def jacobian(
     Args:
         model: A module (TorchScript too) or a function, ``(batch, *input) -> (batch, *output)``.
         x: The points, ``(batch, *input)``, floating.
-        method: ``auto``, ``loop``, ``replicate``, ``vmap``, ``forward`` or ``factored``.
+        method: ``auto``, ``loop``, ``replicate``, ``vmap``, ``forward``, ``adjoint``, ``tangent`` or
+            ``factored``.
         precision: Arithmetic of the linear passes alone: ``ieee`` (the dtype's own), ``bf16``, or ``tf32`` on
             a GPU.  The point of linearisation is computed in the dtype whatever the precision.
         batch_size: Samples a block; decided if None.
-        chunk_size: Outputs or, with ``forward``, inputs a pass; decided if None.
+        chunk_size: Outputs or, with ``forward`` and ``tangent``, inputs a pass; decided if None.
         memory: What the work may hold beside the result, in bytes or as ``"4GiB"``; a share of what is
             free if None.
         select: Which output, where the model returns several.
@@ -315,13 +316,13 @@ class _Result:
     def place(self, plan: Plan, start: int, count: int) -> Tensor | None:
         """The part of it that belongs to some samples; None where the only block can be the result."""
         shapes = self._task.shapes
-        vectors = shapes.n_in if plan.method == "forward" else shapes.n_selected
+        vectors = shapes.n_in if plan.method in COLUMN_METHODS else shapes.n_selected
         if count == shapes.n_samples and plan.chunk_size >= vectors:
             return None
         if len(self.matrices) == 0:
             x, _, _ = self._task.points(0, 1)
             n_samples, n_out, n_in = shapes.n_samples, shapes.n_selected, shapes.n_in
-            by_columns = plan.method == "forward"
+            by_columns = plan.method in COLUMN_METHODS
             self.matrices = (
                 x.new_empty(n_samples, n_in, n_out).mT if by_columns else x.new_empty(n_samples, n_out, n_in)
             )

@@ -16,7 +16,7 @@ from torch import Tensor
 from jacli.config import AUTOGRAD_METHODS, RunConfig
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
 from jacli.methods import METHODS, load_method
-from jacli.network import CutNetwork, exact_arithmetic
+from jacli.network import exact_arithmetic
 from jacli.plan import FactoredPlan, Plan, Shapes
 from jacli.run.blocks import Run
 from jacli.run.choose import Choice
@@ -24,7 +24,7 @@ from jacli.run.measure import now
 from jacli.run.memory import MemoryLimit, memory_errors
 from jacli.run.precision import precisions_of
 from jacli.run.prepare import Prepared, prepare
-from jacli.run.task import Task
+from jacli.run.task import Graph, Task
 from jacli.run.timed_block import RowsInFloat64, TimedBlock, dense_block, factored_block
 from jacli.search import FEW_SAMPLES
 from jacli.verify import recheck_tolerance, row_error, row_tolerance
@@ -284,7 +284,7 @@ class _Bench:
                 notes.append("not computed: a sample would take longer than --limit")
                 return _row(plan, task.shapes, expected, notes, estimated=True)
         with MemoryLimit.of_run(task.config, self._device).peak() as held:
-            plan, computed = self._fitting(task, plan, choice.cut, count)
+            plan, computed = self._fitting(task, plan, choice.graph_of(plan), count)
         try:
             with memory_errors("comparing rows with float64"):
                 errors = self.reference.errors(computed)
@@ -299,11 +299,11 @@ class _Bench:
             error_worst=float(errors.max()),
         )
 
-    def _fitting(self, task: Task, plan: Plan, cut: CutNetwork | None, count: int) -> tuple[Plan, TimedBlock]:
+    def _fitting(self, task: Task, plan: Plan, graph: Graph, count: int) -> tuple[Plan, TimedBlock]:
         """The block by the plan, or by one with half the sizes, and so on, if memory runs out."""
         while True:
             try:
-                return plan, self._fastest(task, plan, cut, min(count, plan.batch_size))
+                return plan, self._fastest(task, plan, graph, min(count, plan.batch_size))
             except Exception as error:
                 if not means_out_of_memory(error) or isinstance(error, JacliError):
                     raise
@@ -313,23 +313,23 @@ class _Bench:
                 raise OutOfMemoryError("", why="Out of memory with one sample and one vector a pass.")
             plan = smaller
 
-    def _fastest(self, task: Task, plan: Plan, cut: CutNetwork | None, count: int) -> TimedBlock:
+    def _fastest(self, task: Task, plan: Plan, graph: Graph, count: int) -> TimedBlock:
         """The block, computed a few times if that is short."""
-        computed = self._once(task, plan, cut, count)
+        computed = self._once(task, plan, graph, count)
         best = spent = computed.seconds
         for _ in range(_TIMES - 1):
             if computed.estimated or spent + best > min(self._limit, _REPEATED_SECONDS):
                 break
             computed.linearization.close()
             del computed  # before the next one takes its place in memory
-            computed = self._once(task, plan, cut, count)
+            computed = self._once(task, plan, graph, count)
             best, spent = min(best, computed.seconds), spent + computed.seconds
         return replace(computed, seconds=best)
 
-    def _once(self, task: Task, plan: Plan, cut: CutNetwork | None, count: int) -> TimedBlock:
+    def _once(self, task: Task, plan: Plan, graph: Graph, count: int) -> TimedBlock:
         if plan.factored:
-            return factored_block(task, plan, plan.factored, cut, count)
-        return dense_block(task, plan, self._limit)
+            return factored_block(task, plan, plan.factored, graph, count)
+        return dense_block(task, plan, graph, self._limit)
 
 
 def _row(

@@ -8,18 +8,22 @@ from dataclasses import replace
 from functools import cached_property
 from time import monotonic
 
+from jacli.config import COLUMN_METHODS, PROGRAM_METHODS
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, OutputError, UsageError
 from jacli.methods import METHODS, load_method
-from jacli.network import CutNetwork, NotTraceableError
+from jacli.network import CutNetwork, NotTraceableError, Program, TracedNetwork
 from jacli.plan import FactoredPlan, Measured, Plan, check_batch_size, make_plan, with_counts
 from jacli.run.cutting import Cutting
 from jacli.run.measure import OUT_OF_MEMORY, load_rules, measure, seconds_per_byte
-from jacli.run.task import Task, cut_network
+from jacli.run.task import Graph, Task, cut_network, program_of
 from jacli.search import Budget, Candidate, climb, ladder, methods_in_order, sized
 from jacli.verify import check_alone
 
 _CLEARLY = 0.7
 """A cut network that takes less than this part of a first size's time is not compared with more of them."""
+
+_FEW = 2
+"""Outputs (or inputs) up to which a few plain passes are all there is to do."""
 
 _MODULE_SECONDS = 0.005
 """Of the two traces a network, a module without modules inside: 0.1 to 1 s in all."""
@@ -51,17 +55,17 @@ class Choice:
 
     Args:
         task: What is to be computed.
-        kept: A plan and, for ``factored``, the cut network of an earlier run of the same task: taken over
-            without measuring.
+        kept: A plan and the traced network, where its method runs that, of an earlier run of the same task:
+            taken over without measuring.
         timed: Measure even where there is nothing to choose: somebody wants to know the seconds.
         continued: The plan to be repeated is that of the unfinished file: nothing else will do.
 
     Attributes:
-        cut: The cut network, where one was made.
         plans: The fastest first.
         taken_over: Whether the plan is that of an earlier run or call.
         notes: What the user must be told.
         not_cut: Why the network is not cut; None if it is, or was not to be.
+        not_traced: Why no graph of it was taken; None if one was, or was not to be.
 
     Raises:
         MethodError: No method can serve the model.
@@ -74,7 +78,7 @@ class Choice:
         self,
         task: Task,
         *,
-        kept: tuple[Plan, CutNetwork | None] | None = None,
+        kept: tuple[Plan, Graph] | None = None,
         timed: bool = False,
         continued: bool = False,
     ) -> None:
@@ -83,13 +87,16 @@ class Choice:
         self._timed = timed
         self._continued = continued
         self._refused = refusals(task.shapes.fixed_batch)
+        self._traced: TracedNetwork | None = None
+        self._cut: CutNetwork | None = None
+        self._program: Program | None = None
         require_served(task.config.method, self._refused)
         self._measured: list[Measured] = []
         self._tried: dict[Candidate, Measured] = {}
         self._budget = Budget(task.share)
-        self.cut: CutNetwork | None = None
         self.notes: list[str] = []
         self.not_cut: str | None = None
+        self.not_traced: str | None = None
         self.plans = self._taken_over(kept)
         self.taken_over = bool(self.plans)
         if not self.plans:
@@ -97,11 +104,19 @@ class Choice:
         if not self.plans:
             raise self._nothing_serves()
 
-    def _taken_over(self, kept: tuple[Plan, CutNetwork | None] | None) -> list[Plan]:
+    def graph_of(self, plan: Plan) -> Graph:
+        """The traced network that a plan's method runs; None for plain methods."""
+        if plan.factored:
+            return self._cut
+        return self._program if plan.method in PROGRAM_METHODS else None
+
+    def _taken_over(self, kept: tuple[Plan, Graph] | None) -> list[Plan]:
         """The plan of an earlier call or of the result file that is repeated; empty if there is none."""
         task = self._task
         if kept is not None:
-            plan, self.cut = kept
+            plan, graph = kept
+            self._cut = graph if isinstance(graph, CutNetwork) else None
+            self._program = graph if isinstance(graph, Program) else None
             counted = with_counts(plan, task.shapes, load_method(plan.method).passes)
             return [replace(counted, seconds=None, notes=())]
         if task.config.repeated_plan is None:
@@ -112,9 +127,11 @@ class Choice:
             sizes = int(asked["batch_size"]), int(asked["chunk_size"])
             if min(sizes) < 1 or (asked["method"] == "factored") != (factored is not None):
                 raise ValueError("its sizes are no sizes")
+            if asked["method"] in PROGRAM_METHODS:
+                self._trace()
             if factored:
-                self.cut = cut_network(task)
-                cuts = tuple((cut.name, cut.width) for cut in self.cut.cuts)
+                self._cut = cut_network(task, self._trace())
+                cuts = tuple((cut.name, cut.width) for cut in self._cut.cuts)
                 if cuts != tuple(zip(factored.cuts, factored.widths[1:-1], strict=True)):
                     raise ValueError("the network is cut elsewhere")
             why = str(asked["why"]) if self._continued else "as in the run that is repeated"
@@ -133,28 +150,87 @@ class Choice:
             return []
 
     def _by_measurement(self) -> list[Plan]:
-        wanted, narrow_only = self._task.config.method, self._task.config.save == "factors"
-        cut: list[Plan] = []
-        if wanted == "factored" or narrow_only:
-            plans = cut = self._factored()
-        elif wanted != "auto":
+        config = self._task.config
+        if config.method == "factored" or config.save == "factors":
+            plans = self._factored()
+        elif config.method in PROGRAM_METHODS or config.precision != "ieee":
+            self._require_program()
+            plans = self._plain() if config.method != "auto" else self._with_cut(math.inf)
+        elif config.method != "auto":
             plans = self._plain()
         else:
-            # A cut is looked for before the other sizes and methods are: it may save more than they.
-            first = self._first_estimate()
-            tried = self._worth_cutting()
-            cut = self._factored() if tried else []
-            clearly = bool(cut) and (cut[0].seconds or 0.0) < _CLEARLY * first
-            plans = self._plain(first_only=clearly) + cut
-            if not plans and not tried and not self._refused["factored"]:
-                plans = self._factored()  # nothing else fits
-        notes = (f"not cut: {self.not_cut}",) if self.not_cut else ()
+            plans = self._of_all()
+        notes = [f"not traced: {self.not_traced}"] if self.not_traced else []
+        notes += [f"not cut: {self.not_cut}"] if self.not_cut else []
+        if self._program is not None and any(plan.method in PROGRAM_METHODS for plan in plans[:1]):
+            notes += _as_traced(self._program)
+        wanted = config.method
         if len(plans) == 1 and len({m.method for m in self._measured}) == 1 and wanted == "auto":
             plans = [replace(plans[0], why="the first in line; the run is too short to try others")]
         return [
-            replace(plan, measured=tuple(self._measured), notes=notes)
+            replace(plan, measured=tuple(self._measured), notes=tuple(notes))
             for plan in sorted(plans, key=lambda plan: plan.seconds or 0.0)
         ]
+
+    def _of_all(self) -> list[Plan]:
+        """Of plain methods, of programs and cuts of the traced network where tracing pays."""
+        without_graph = {**self._refused, **dict.fromkeys(PROGRAM_METHODS, "not traced")}
+        refused, self._refused = self._refused, without_graph
+        first = self._first_estimate()
+        tried = self._worth_tracing()
+        if tried and self._try_to_trace():
+            self._refused = refused
+            return self._with_cut(first)
+        plans = self._plain()
+        if not plans and not tried and not refused["factored"] and self._try_to_trace():
+            self._refused = refused
+            plans = self._with_cut(math.inf)  # nothing else fits
+        return plans
+
+    def _with_cut(self, first: float) -> list[Plan]:
+        """Of everything, a graph being there; ``first``: seconds of the run by the first plain size.
+
+        A cut is looked for before the other sizes and methods are: it may save more than they.
+        """
+        first = min(first, self._first_estimate())
+        shapes = self._task.shapes
+        cut = self._factored() if min(shapes.n_in, shapes.n_selected) > _FEW else []
+        clearly = bool(cut) and (cut[0].seconds or 0.0) < _CLEARLY * first
+        return self._plain(first_only=clearly) + cut
+
+    def _trace(self) -> TracedNetwork:
+        """The traced network, and its program; traced at most once.
+
+        Raises:
+            NotTraceableError: No graph can be had.
+        """
+        if self._traced is None:
+            self._traced = self._task.trace()
+            self._program = program_of(self._traced)
+        return self._traced
+
+    def _try_to_trace(self) -> bool:
+        try:
+            self._trace()
+        except NotTraceableError as failure:
+            self.not_traced = str(failure)
+        return self._traced is not None
+
+    def _require_program(self) -> None:
+        """Trace, where nothing but a program serves.
+
+        Raises:
+            MethodError: It cannot be traced.
+        """
+        require_served("adjoint", self._refused)
+        if not self._try_to_trace():
+            config = self._task.config
+            asked = f"--method {config.method}" if config.method in PROGRAM_METHODS else "--precision"
+            raise MethodError(
+                "The network does not run as a program.",
+                why=f"Of its operators no graph can be had: {self.not_traced}.",
+                todo=f"Leave {asked} out: plain methods serve it.",
+            )
 
     def _first_estimate(self) -> float:
         """Seconds of the run with the first size of the first method; infinite where that fails."""
@@ -181,7 +257,7 @@ class Choice:
                 "No method can serve this model.", why=listed, todo="Give --method loop to see its error."
             )
         least = min((m.bytes_held for m in self._measured if m.bytes_held), default=0)
-        cut = f"; not cut: {self.not_cut}" if self.not_cut else ""
+        cut = f"; not cut: {self.not_cut or self.not_traced}" if self.not_cut or self.not_traced else ""
         return OutOfMemoryError(
             "Out of memory: not even one sample with one vector a pass fits.",
             why=f"That holds {least:,} bytes and the Jacobian of a sample {shapes.sample_bytes:,}; "
@@ -251,7 +327,7 @@ class Choice:
         size = Candidate(name, shapes.n_samples, shapes.n_selected)
         last = tried[-1]
         worth = (
-            name == "vmap"
+            name in ("vmap", "adjoint")
             and shapes.fixed_batch is None
             and task.config.batch_size is None
             and task.config.chunk_size is None
@@ -272,7 +348,7 @@ class Choice:
     def _descend(self, name: str, tried: Measured) -> list[Measured]:
         """Smaller sizes until one fits; empty if none does."""
         shapes, config = self._task.shapes, self._task.config
-        vectors = shapes.n_in if name == "forward" else shapes.n_selected
+        vectors = shapes.n_in if name in COLUMN_METHODS else shapes.n_selected
         rows, measured = tried.batch_size * tried.chunk_size, tried
         while rows > 1:
             rows = max(1, rows // 4)
@@ -288,9 +364,15 @@ class Choice:
         task = self._task
         if candidate not in self._tried:
             self._tried[candidate] = measure(
-                candidate, lambda size: task.linearize(task.points(0, size)), task.memory, patience=patience
+                candidate,
+                lambda size: task.linearize(task.points(0, size), self._graph_for(candidate.method)),
+                task.memory,
+                patience=patience,
             )
         return self._tried[candidate]
+
+    def _graph_for(self, method: str) -> Graph:
+        return self._program if method in PROGRAM_METHODS else None
 
     @cached_property
     def _seconds_per_byte(self) -> float:
@@ -299,7 +381,7 @@ class Choice:
 
     def _run_seconds(self, measured: Measured) -> float:
         shapes = self._task.shapes
-        vectors = shapes.n_in if measured.method == "forward" else shapes.n_selected
+        vectors = shapes.n_in if measured.method in COLUMN_METHODS else shapes.n_selected
         seconds = math.ceil(shapes.n_samples / measured.batch_size) * measured.block_seconds(vectors)
         if measured.chunk_size == vectors and measured.batch_size == shapes.n_samples:
             return seconds  # the only pass yields the result itself
@@ -308,7 +390,7 @@ class Choice:
     def _why(self, name: str) -> str:
         if self._task.config.method == name:
             return "asked for"
-        if name == "forward":
+        if name in COLUMN_METHODS:
             return f"{self._task.shapes.n_in} inputs, {self._task.shapes.n_selected} outputs"
         return "the fastest measured"
 
@@ -326,24 +408,24 @@ class Choice:
             factored=factored,
         )
 
-    def _worth_cutting(self) -> bool:
-        """Whether tracing takes little of what a cut may save."""
+    def _worth_tracing(self) -> bool:
+        """Whether tracing takes little of what a program or a cut may save."""
         task = self._task
-        if self._refused["factored"] or min(task.shapes.n_in, task.shapes.n_selected) <= 2:
+        if self._refused["factored"] or min(task.shapes.n_in, task.shapes.n_selected) <= _FEW:
             return False
         leaves = sum(1 for part in task.network.module.modules() if not list(part.children()))
         seconds = 0.05 + _MODULE_SECONDS * leaves
         most = max(2.0, 0.05 * self._budget.run_seconds)
         if seconds < 0.5 * self._budget.run_seconds and self._budget.spent + seconds < most:
             return True
-        self.not_cut = "the run is too short to pay for tracing"
+        self.not_traced = "the run is too short to pay for it"
         return False
 
     def _factored(self) -> list[Plan]:
         """The cut network's plan; forced, an error where there is none."""
         try:
-            self.cut = self.cut or cut_network(self._task)
-            return [Cutting(self._task, self.cut, self._budget, self._measured).plan(self._plan)]
+            self._cut = self._cut or cut_network(self._task, self._trace())
+            return [Cutting(self._task, self._cut, self._budget, self._measured).plan(self._plan)]
         except OutOfMemoryError as failure:
             if self._task.config.method == "factored" or self._task.config.save == "factors":
                 raise
@@ -367,3 +449,9 @@ class Choice:
                 ) from failure
             self.not_cut = why.rstrip(".")
             return []
+
+
+def _as_traced(program: Program) -> list[str]:
+    """What of a program has no rule of its own, in words."""
+    listed = ", ".join(f"{name} ({count})" for name, count in sorted(program.without_rule.items()))
+    return [f"differentiated by torch within the program: {listed}"] if listed else []

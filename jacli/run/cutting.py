@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from jacli import bracketing
 from jacli.bracketing import Bracketing
+from jacli.config import COLUMN_METHODS
 from jacli.errors import MethodError, OutOfMemoryError
 from jacli.network import CutLinearized, CutNetwork
 from jacli.plan import FactoredPlan, LinkPlan, Measured, Plan
@@ -29,7 +30,7 @@ class Cutting:
         self._budget = budget
         self._all = measured
         # Where the whole network was the fastest is where to begin with its parts.
-        batched = [m for m in measured if m.failure is None and m.method in ("vmap", "replicate")]
+        batched = [m for m in measured if m.failure is None and m.method in ("adjoint", "vmap", "replicate")]
         fastest = min(batched, key=lambda m: m.vector_seconds / m.batch_size, default=None)
         self._rows = max(FEW_SAMPLES, fastest.batch_size * fastest.chunk_size // 4 if fastest else 0)
 
@@ -112,14 +113,21 @@ class Cutting:
     def _link(self, whole: CutLinearized, at: int, size: int) -> _PricedLink:
         """Measure one link in the directions worth trying."""
         width_in, width_out = whole.widths[at], whole.widths[at + 1]
-        reverse = (
-            [] if width_out > _WIDER * width_in else self._tried(whole, at, size, _reverse_methods(size))
-        )
-        forward = [] if width_in > _WIDER * width_out else self._tried(whole, at, size, ["forward"])
+        rows, columns = self._reverse_methods(size), self._forward_methods()
+        reverse = [] if width_out > _WIDER * width_in else self._tried(whole, at, size, rows)
+        forward = [] if width_in > _WIDER * width_out else self._tried(whole, at, size, columns)
         if not any(m.failure is None for m in (*reverse, *forward)):
-            reverse += self._tried(whole, at, size, _reverse_methods(size)) if not reverse else []
-            forward += self._tried(whole, at, size, ["forward"]) if not forward else []
+            reverse += self._tried(whole, at, size, rows) if not reverse else []
+            forward += self._tried(whole, at, size, columns) if not forward else []
         return _PricedLink(width_in, width_out, reverse, forward)
+
+    def _reverse_methods(self, size: int) -> list[str]:
+        if self._task.config.precision != "ieee":
+            return ["adjoint"]
+        return ["adjoint", "loop", "vmap"] if size >= FEW_SAMPLES else ["adjoint", "vmap", "replicate"]
+
+    def _forward_methods(self) -> list[str]:
+        return ["tangent"] if self._task.config.precision != "ieee" else ["tangent", "forward"]
 
     def _tried(self, whole: CutLinearized, at: int, size: int, methods: Sequence[str]) -> list[Measured]:
         """Sizes of the methods on a link, each climbed."""
@@ -132,7 +140,7 @@ class Cutting:
         found: list[Measured] = []
 
         def seconds(measured: Measured) -> float:
-            vectors = width_in if measured.method.endswith("forward") else width_out
+            vectors = width_in if measured.method.rpartition(" ")[2] in COLUMN_METHODS else width_out
             return blocks * measured.block_seconds(vectors)
 
         def try_one(candidate: Candidate, patience: float) -> Measured:
@@ -204,8 +212,9 @@ class _PricedLink:
     @property
     def plan(self) -> LinkPlan:
         reverse, forward = _best(self.reverse), _best(self.forward)
-        method = reverse.method.rpartition(" ")[2] or "vmap"
-        return LinkPlan(method, max(1, reverse.chunk_size), max(1, forward.chunk_size))
+        backwards = reverse.method.rpartition(" ")[2] or "adjoint"
+        forwards = forward.method.rpartition(" ")[2] or "tangent"
+        return LinkPlan(backwards, max(1, reverse.chunk_size), max(1, forward.chunk_size), forwards)
 
     @property
     def setup_seconds(self) -> float:
@@ -221,7 +230,3 @@ def _best(tried: Sequence[Measured]) -> Measured:
     """The fastest; one of infinite cost where none served."""
     served = [m for m in tried if m.failure is None]
     return min(served, key=lambda m: m.vector_seconds, default=Measured("", 1, 1))
-
-
-def _reverse_methods(size: int) -> list[str]:
-    return ["loop", "vmap"] if size >= FEW_SAMPLES else ["vmap", "replicate"]

@@ -13,10 +13,10 @@ from torch import Tensor
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
 from jacli.linear_map import DenseMap, Matrices
 from jacli.methods import Method, factors_of, fill, load_method
-from jacli.network import CutLinearized, CutNetwork, Linearized
+from jacli.network import CutLinearized, Linearized
 from jacli.plan import Plan
 from jacli.run.choose import Choice
-from jacli.run.task import Task
+from jacli.run.task import Graph, Task
 from jacli.verify import check_alone, cotangent_error, row_error, row_tolerance
 
 
@@ -29,14 +29,14 @@ class Chosen:
         plan: Its plan.
         row_error: Worst relative error of its checked rows; 0 for plain passes, which they are checked with.
         passed_over: Methods tried before, with what was wrong with each.
-        cut: The cut network, for ``factored``.
+        graph: The traced network, where the method runs it.
     """
 
     method: Method
     plan: Plan
     row_error: float = 0.0
     passed_over: Mapping[str, str] = field(default_factory=dict)
-    cut: CutNetwork | None = None
+    graph: Graph = None
 
     def to_dict(self) -> dict[str, object]:
         """For the result file's ``plan``."""
@@ -144,7 +144,9 @@ class Engine:
                 passed_over[plan.method] = f"{failure.what} {failure.why}"
                 last = failure
                 continue
-            self.chosen = Chosen(load_method(plan.method), plan, error, passed_over, self._cut_of(plan))
+            self.chosen = Chosen(
+                load_method(plan.method), plan, error, passed_over, self._choice.graph_of(plan)
+            )
             self.accepted = self.chosen
             return block
         if self._choice.taken_over:
@@ -181,18 +183,18 @@ class Engine:
         assert self.chosen is not None
         if plan is not self.chosen.plan:
             chosen = self.chosen
-            self.chosen = Chosen(chosen.method, plan, chosen.row_error, chosen.passed_over, chosen.cut)
+            self.chosen = Chosen(chosen.method, plan, chosen.row_error, chosen.passed_over, chosen.graph)
 
     def _fitting(self, plan: Plan, start: int) -> tuple[Plan, ComputedBlock, float]:
         """The block by the plan, or by one with half the sizes, and so on, if memory runs out.
 
-        And the worst error found: of checked rows in the first block, and in the later ones of a cut network,
+        And the worst error found: of checked rows in the first block; in the later ones of a traced network,
         whose graph may have lost a derivative that the first samples do not reach, of one random cotangent.
         """
         while True:
             try:
                 block = self._block(plan, start)
-                checked = start == 0 or plan.factored is not None
+                checked = start == 0 or self._choice.graph_of(plan) is not None
                 return plan, block, self._error(plan, block) if checked else 0.0
             except Exception as error:
                 if not means_out_of_memory(error) or isinstance(error, JacliError):
@@ -207,7 +209,9 @@ class Engine:
 
     def _block(self, plan: Plan, start: int) -> ComputedBlock:
         count = min(plan.batch_size, self._task.shapes.n_samples - start)
-        linearization = self._task.linearize(self._task.points(start, plan.batch_size), self._cut_of(plan))
+        linearization = self._task.linearize(
+            self._task.points(start, plan.batch_size), self._choice.graph_of(plan)
+        )
         matrices: Matrices
         if plan.factored:
             assert isinstance(linearization, CutLinearized)
@@ -218,13 +222,14 @@ class Engine:
             matrices = DenseMap(fill(method, linearization, chunk_size=plan.chunk_size, out=out))
         return ComputedBlock(start, count, linearization, matrices)
 
-    def _cut_of(self, plan: Plan) -> CutNetwork | None:
-        return self._choice.cut if plan.factored else None
-
     def _error(self, plan: Plan, block: ComputedBlock) -> float:
         if plan.method == "loop":
             return 0.0  # it consists of the passes that the check is made with
-        seed, tolerance = self._task.config.seed + block.start, row_tolerance(block.linearization.dtype)
+        config = self._task.config
+        seed, tolerance = (
+            config.seed + block.start,
+            row_tolerance(block.linearization.dtype, config.precision),
+        )
         against = row_error if block.start == 0 else cotangent_error
         error = against(block.linearization, block.matrices, seed=seed)
         copies = _copies(plan)

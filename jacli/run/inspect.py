@@ -177,7 +177,7 @@ def _cuts(task: Task) -> tuple[list[dict[str, Any]], str | None]:
     from jacli.run.task import cut_network
 
     try:
-        cut = cut_network(task)
+        cut = cut_network(task, task.trace())
     except NotTraceableError as failure:
         return [], str(failure)
     n_out, n_in = task.shapes.n_selected, task.shapes.n_in

@@ -1,7 +1,7 @@
 """What `jacli.jacobian` keeps of a call for the next one with the same model and shape.
 
 Choosing costs a part of a run; a second call with the same module, shape and options takes the plan
-over, on a fresh copy of the module.  The cut network is a graph of what the module was: it is taken over
+over, on a fresh copy of the module.  A traced network is a graph of what the module was: it is taken over
 only where every parameter, buffer and attribute still is the same, and its outputs are compared with those
 of the fresh copy on every block, as always.
 """
@@ -16,17 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from jacli.config import RunConfig
-from jacli.network import CutNetwork, TensorNetwork, frozen_twin
+from jacli.network import TensorNetwork, frozen_twin
 from jacli.plan import Plan
 from jacli.run.engine import Chosen
+from jacli.run.task import Graph
 from jacli.verify import Probed
 
 
 @dataclass
 class _Entry:
     plan: Plan
-    cut: CutNetwork | None
-    twin: nn.Module | None  # whose parameters the cut network holds
+    graph: Graph
+    twin: nn.Module | None  # whose parameters the graph holds
     network: TensorNetwork  # without its module
     probed: Probed
 
@@ -42,21 +43,21 @@ class Kept:
     """The entry of one model, shape and set of options.
 
     Attributes:
-        choice: Plan and cut network to go on with, or None.
+        choice: Plan and traced network to go on with, or None.
         network: A fresh copy of the module with what the probe learnt of the earlier one, or None.
     """
 
     def __init__(self, model: Callable[..., object] | None, key: Hashable) -> None:
         self._model = model
         self._key = key
-        self.choice: tuple[Plan, CutNetwork | None] | None = None
+        self.choice: tuple[Plan, Graph] | None = None
         self.network: tuple[TensorNetwork, Probed] | None = None
         entry = _ENTRIES.get(model, {}).get(key) if model is not None else None
         if entry is None or not isinstance(model, nn.Module):
             return
         self.network = replace(entry.network, module=frozen_twin(model)), entry.probed
-        if entry.cut is None or (entry.twin is not None and _same_state(model, entry.twin)):
-            self.choice = entry.plan, entry.cut
+        if entry.graph is None or (entry.twin is not None and _same_state(model, entry.twin)):
+            self.choice = entry.plan, entry.graph
 
     @property
     def is_kept(self) -> bool:
@@ -99,9 +100,9 @@ class Kept:
         entries.pop(self._key, None)
         while len(entries) >= _MOST:
             entries.pop(next(iter(entries)))
-        twin = network.module if chosen.cut is not None else None
+        twin = network.module if chosen.graph is not None else None
         bare = replace(network, module=nn.Identity())
-        entries[self._key] = _Entry(chosen.plan, chosen.cut, twin, bare, probed)
+        entries[self._key] = _Entry(chosen.plan, chosen.graph, twin, bare, probed)
 
 
 def _plain_attributes(model: nn.Module) -> Hashable:

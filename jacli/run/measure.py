@@ -9,6 +9,7 @@ from time import perf_counter
 
 import torch
 
+from jacli.config import COLUMN_METHODS
 from jacli.errors import MethodError, means_out_of_memory
 from jacli.linear_map import ClosableLinearization
 from jacli.methods import Method, checked_blocks, load_method
@@ -97,7 +98,7 @@ def _times(
     began = now(device)
     for block in checked_blocks(method, linearization, chunk_size=candidate.chunk_size):
         ended = now(device)
-        n_vectors = len(block.inputs) if candidate.method == "forward" else len(block.outputs)
+        n_vectors = len(block.inputs) if candidate.method in COLUMN_METHODS else len(block.outputs)
         times.append((ended - began, n_vectors))
         del block
         if len(times) == 3 or not _again(times, patience):

@@ -157,9 +157,14 @@ class Unfinished:
     def chosen(self, choice: Choice) -> Chosen:
         """The method and plan of the earlier process, as this one follows them."""
         plan = choice.plans[0]
-        cut = choice.cut if plan.factored else None
         error = float(self.plan.get("row_check_error", 0.0))
-        return Chosen(load_method(plan.method), plan, error, dict(self.plan.get("passed_over", {})), cut)
+        return Chosen(
+            load_method(plan.method),
+            plan,
+            error,
+            dict(self.plan.get("passed_over", {})),
+            choice.graph_of(plan),
+        )
 
     def check_a_sample(self, run: Run, plan: Plan) -> None:
         """Compute one of the finished samples again and compare, as the recheck does.

@@ -13,7 +13,9 @@ from jacli.network import (
     CutNetwork,
     Linearized,
     NotTraceableError,
+    Program,
     TensorNetwork,
+    TracedNetwork,
     any_cut,
     trace_network,
     useful_cuts,
@@ -23,6 +25,10 @@ from jacli.run.memory import MemoryLimit
 
 Points = tuple[Tensor, dict[str, Tensor], Tensor | None]
 """Points ``(batch, *input)``, their further arguments, and the selected outputs (None for all)."""
+
+
+Graph = CutNetwork | Program | None
+"""The network as traced, in links or as one program; None: as it is."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +55,37 @@ class Task:
     written: bool = False
     share: float = 0.25
 
-    def linearize(self, points: Points, cut_network: CutNetwork | None = None) -> Linearized:
-        """The network at these points, cut or whole."""
+    def linearize(self, points: Points, graph: Graph = None) -> Linearized:
+        """The network at these points: as it is, with its program, or cut."""
         x, extra, selected = points
-        n_out = self.shapes.n_out
-        if cut_network is None:
-            return Linearized(self.network, x, extra, selected, n_out=n_out)
-        return CutLinearized(self.network, x, extra, selected, cut_network=cut_network, n_out=n_out)
+        n_out, precision = self.shapes.n_out, self.config.precision
+        if isinstance(graph, CutNetwork):
+            return CutLinearized(
+                self.network, x, extra, selected, cut_network=graph, n_out=n_out, precision=precision
+            )
+        return Linearized(self.network, x, extra, selected, n_out=n_out, program=graph, precision=precision)
+
+    def trace(self) -> TracedNetwork:
+        """The network as a graph.
+
+        Raises:
+            NotTraceableError: It cannot be traced.
+        """
+        x, extra, _ = self.points(0, 1)
+        return trace_network(self.network, x, extra)
 
 
-def cut_network(task: Task) -> CutNetwork:
-    """Trace the network and cut it where it is narrower than its output; forced, at its narrowest place.
+def program_of(traced: TracedNetwork) -> Program:
+    """A traced network as one program of linear maps."""
+    return Program(traced.graph, names=traced.extra)
+
+
+def cut_network(task: Task, traced: TracedNetwork) -> CutNetwork:
+    """The network cut where it is narrower than its output; forced, at its narrowest place.
 
     Raises:
-        NotTraceableError: It cannot be traced, or is nowhere narrower.
+        NotTraceableError: It is nowhere narrower.
     """
-    x, extra, _ = task.points(0, 1)
-    traced = trace_network(task.network, x, extra)
     cuts = useful_cuts(traced, n_out=task.shapes.n_selected)
     if not cuts:
         wide = any_cut(traced)

@@ -11,12 +11,12 @@ from torch import Tensor
 from jacli.linear_map import Block, DenseMap, Matrices
 from jacli.methods import checked_blocks, factors_of, load_method
 from jacli.methods.assemble import assemble
-from jacli.network import CutLinearized, CutNetwork, Linearized
+from jacli.network import CutLinearized, Linearized
 from jacli.plan import FactoredPlan, Plan
 from jacli.run.measure import now
 from jacli.run.prepare import Prepared
 from jacli.run.recheck import References
-from jacli.run.task import Task
+from jacli.run.task import Graph, Task
 
 _COMPARED_SAMPLES = 4
 _COMPARED_ROWS = 8
@@ -49,11 +49,11 @@ class TimedBlock:
     estimated: bool
 
 
-def dense_block(task: Task, plan: Plan, limit: float) -> TimedBlock:
+def dense_block(task: Task, plan: Plan, graph: Graph, limit: float) -> TimedBlock:
     """Chunk by chunk, until the limit."""
     device = task.memory.device
     began = now(device)
-    linearization = task.linearize(task.points(0, plan.batch_size))
+    linearization = task.linearize(task.points(0, plan.batch_size), graph)
     n_out, n_in = linearization.n_out, linearization.n_in
     chunks: list[tuple[float, int]] = []  # entries of a sample that are in place, and when they were
     done = (0, 0)
@@ -83,13 +83,11 @@ def _extrapolated(chunks: Sequence[tuple[float, int]], entries: int) -> float:
     return last + (entries - n_last) * (last - first) / (n_last - n_first)
 
 
-def factored_block(
-    task: Task, plan: Plan, factored: FactoredPlan, cut: CutNetwork | None, count: int
-) -> TimedBlock:
+def factored_block(task: Task, plan: Plan, factored: FactoredPlan, graph: Graph, count: int) -> TimedBlock:
     """Some samples, and their product multiplied out in pieces as a run writes it."""
     device = task.memory.device
     began = now(device)
-    linearization = task.linearize(task.points(0, count), cut)
+    linearization = task.linearize(task.points(0, count), graph)
     assert isinstance(linearization, CutLinearized)  # the choice has cut it
     factors = factors_of(linearization, factored)
     if task.keeps_dense:

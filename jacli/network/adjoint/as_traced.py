@@ -12,6 +12,7 @@ from torch.func import jvp, vjp, vmap
 
 from jacli.network.adjoint.call import Call
 from jacli.network.settings import batched_pass
+from jacli.network.trace import NotTraceableError, operator_name
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,17 @@ class AsTraced:
         function: From the operand to the result.
         point: The operand's value.
         dtype: Of the vectors outside; inside they have the point's.
+        recurrent: Whether it is a recurrent layer.
     """
 
     function: Callable[[Tensor], Tensor]
     point: Tensor
     dtype: torch.dtype
+    recurrent: bool
 
     def pull(self, g: Tensor, *, mine: bool) -> Tensor:
         def pulled(cotangent: Tensor) -> Tensor:
-            result: Tensor = vjp(self.function, self.point)[1](cotangent)[0]  # type: ignore[misc]
+            result: Tensor = vjp(self.function, self.point)[1](cotangent)[0]
             return result
 
         return self._batched(pulled, g)
@@ -44,7 +47,7 @@ class AsTraced:
 
     def _batched(self, product: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
         # Derivatives are not to be had of tensors that were made in inference mode.
-        with torch.inference_mode(False), torch.enable_grad(), batched_pass():
+        with torch.inference_mode(False), torch.enable_grad(), batched_pass(recurrent=self.recurrent):
             exact = vectors.to(self.point.dtype, copy=True)
             found: Tensor = vmap(product)(exact)
             return found.detach().to(self.dtype)
@@ -68,11 +71,12 @@ def as_traced(call: Call) -> None:
 
     note(call.args, call.node.args)
     note(call.kwargs, call.node.kwargs)
+    recurrent = operator_name(call.node).startswith(("lstm", "gru", "rnn"))
     for source in dict.fromkeys(n for n in nodes if isinstance(n, fx.Node) and n in call.live):
         value = flat[nodes.index(source)]
-        if not isinstance(value, Tensor):  # several results at once: each is taken out by itself
-            raise TypeError(f"{source} is no tensor")
-        call.edge(source, AsTraced(_of_one(call, source), value, call.passes.dtype))
+        if not isinstance(value, Tensor):
+            raise NotTraceableError(f"{source} is passed on as several tensors at once")
+        call.edge(source, AsTraced(_of_one(call, source), value, call.passes.dtype, recurrent))
 
 
 def _of_one(call: Call, source: fx.Node) -> Callable[[Tensor], Tensor]:
@@ -89,7 +93,8 @@ def _of_one(call: Call, source: fx.Node) -> Callable[[Tensor], Tensor]:
             return given
 
         args: Sequence[Any] = value(call.args, call.node.args)
-        result = call.node.target(*args, **value(call.kwargs, call.node.kwargs))  # type: ignore[operator]
-        return result if call.item is None else result[call.item]
+        result: Any = call.node.target(*args, **value(call.kwargs, call.node.kwargs))  # type: ignore[operator]
+        found: Tensor = result if call.item is None else result[call.item]
+        return found
 
     return function

@@ -18,7 +18,8 @@ class Matrix:
     """Right operand of many products ``rows @ matrix``, laid out for the kernel that is fastest.
 
     On AMD's processors MKL's float32 matrix product takes a slow path; oneDNN's convolution with a
-    kernel of one pixel is the same product at more than twice the speed (which one is faster is measured once).
+    kernel of one pixel is the same product at more than twice the speed.  Which one it is on this machine is
+    measured once.
 
     Args:
         matrix: ``(p, n)``.

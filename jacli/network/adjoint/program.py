@@ -24,20 +24,13 @@ from jacli.network.adjoint.as_traced import as_traced
 from jacli.network.adjoint.call import Call, Edge, NoRule
 from jacli.network.adjoint.chains import Chains
 from jacli.network.adjoint.prepared import Passes
-from jacli.network.adjoint.rules import find_rule, name_of
+from jacli.network.adjoint.rules import find_rule
 from jacli.network.adjoint.simplify import simplify
 from jacli.network.settings import reduced_precision
+from jacli.network.trace import NO_DERIVATIVE, operator_name
 
 PASSES_DTYPE = {"bf16": torch.bfloat16}
 """Precision to the dtype of vectors; those of the points for the others."""
-
-NO_DERIVATIVE = frozenset(
-    (
-        *("detach", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
-        *("new_zeros", "new_ones", "new_full", "new_empty", "sign", "round", "floor", "ceil", "trunc"),
-    )
-)
-"""Operators through which no derivative flows, or zeros only, although their result is floating."""
 
 
 class Program:
@@ -48,16 +41,22 @@ class Program:
     Args:
         graph: Functional ATen operators; the first placeholder is the points ``(batch, *input)``, the others
             are constants; one output, ``(batch, *output)``.
+        names: What the callers call the constants, in order.
 
     Attributes:
+        names: The constants' names.
         without_rule: Operators that run as traced, with their number, once a block was linearised.
     """
 
-    def __init__(self, graph: fx.GraphModule) -> None:
+    def __init__(self, graph: fx.GraphModule, *, names: Sequence[str] = ()) -> None:
         self.graph = graph
+        self.names = tuple(names)
         self.without_rule: Mapping[str, int] = {}
         nodes = list(graph.graph.nodes)
         self._placeholders = [node for node in nodes if node.op == "placeholder"]
+        (returned,) = graph.graph.output_node().args
+        assert isinstance(returned, fx.Node)  # a graph has one tensor as its output
+        self._returned = returned
         self._constant = _constant_nodes(nodes)
         self._last_use = _last_uses(nodes)
         self._stores: dict[tuple[object, ...], dict[Any, Any]] = {}
@@ -78,8 +77,7 @@ class Program:
         with torch.no_grad():
             outputs = run.forward([x.detach(), *constants])
         self.without_rule = dict(run.without_rule)
-        returned = self.graph.graph.output_node().args[0]
-        ends = self._placeholders[0], returned
+        ends = self._placeholders[0], self._returned
         chains = Chains(simplify(run.edges, *ends), *ends)
         return ProgramMap(chains, x, outputs, dtype, precision)
 
@@ -166,7 +164,7 @@ class _Run:
                 self._calls.pop(done, None)
             if node is self._program._placeholders[0]:
                 self._live.add(node)
-        outputs: Tensor = self._values[graph.graph.output_node().args[0]]
+        outputs: Tensor = self._values[self._program._returned]
         return outputs
 
     def _run(self, node: fx.Node) -> None:
@@ -182,7 +180,7 @@ class _Run:
                 assert isinstance(parent, fx.Node) and isinstance(item, int)
                 self._live.add(node)
                 self._differentiate(parent, node, *self._calls[parent], results=args[0], item=item)
-        elif name_of(node) in NO_DERIVATIVE:
+        elif operator_name(node) in NO_DERIVATIVE:
             return
         elif isinstance(value, (tuple, list)):
             self._live.add(node)
@@ -219,7 +217,7 @@ class _Run:
                 raise NoRule
             rule(call)
         except NoRule:
-            self.without_rule[name_of(node)] += 1
+            self.without_rule[operator_name(node)] += 1
             call.edges.clear()
             as_traced(call)
         self.edges += call.edges

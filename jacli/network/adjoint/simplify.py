@@ -20,6 +20,7 @@ from jacli.network.adjoint.local_map import (
     Permuted,
     Reshaped,
     Scale,
+    size,
 )
 from jacli.network.adjoint.rules.convolution import Convolution
 from jacli.network.adjoint.rules.pooling import ApartWinners, Winners
@@ -102,7 +103,7 @@ def _fold(first: LocalMap, second: LocalMap) -> list[LocalMap] | None:
 
 def _flattened_image(first: Reshaped, second: Product) -> list[LocalMap] | None:
     """An image that is flattened for a product: in the order in which convolutions hold it."""
-    if len(first.shape_in) != 4 or len(first.shape_out) != 2 or first.shape_in[2:].numel() == 1:
+    if len(first.shape_in) != 4 or len(first.shape_out) != 2 or size(first.shape_in[2:]) == 1:
         return None
     if first.shape_out[0] != first.shape_in[0]:
         return None
@@ -110,7 +111,7 @@ def _flattened_image(first: Reshaped, second: Product) -> list[LocalMap] | None:
 
 
 def _without_scales(chain: list[LocalMap]) -> list[LocalMap]:
-    """Every scale folded into the product nearest to it, if only maps that act channel by channel lie between."""
+    """Every scale folded into the next product, where only maps of each channel by itself lie between."""
     at = 0
     while at < len(chain):
         scale = chain[at]

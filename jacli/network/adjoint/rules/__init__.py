@@ -17,6 +17,7 @@ from importlib import import_module
 from torch import fx
 
 from jacli.network.adjoint.call import Call
+from jacli.network.trace import operator_name
 
 RULES = {
     # The operand as it is, or its numbers in other places.
@@ -141,19 +142,10 @@ _FOUND: dict[str, Callable[[Call], None]] = {}
 
 def find_rule(node: fx.Node) -> Callable[[Call], None] | None:
     """The rule of an operator; None if there is none."""
-    name = name_of(node)
+    name = operator_name(node)
     if name not in _FOUND:
         if name not in _BY_OPERATOR:
             return None
         module, _, function = _BY_OPERATOR[name].partition(":")
         _FOUND[name] = getattr(import_module(f"{__name__}.{module}"), function)
     return _FOUND[name]
-
-
-def name_of(node: fx.Node) -> str:
-    """An operator's name without its overload: ``conv2d``."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return getattr(node.target, "__name__", str(node.target))
-    name: str = schema.name.removeprefix("aten::")
-    return name

@@ -100,7 +100,8 @@ class Convolution(Weighted):
         k, batch = len(vectors), after[0]
         way = self.prepared((self.geometry, before, after, adjoint), lambda: self._way(adjoint=adjoint))
         images = channels_last(vectors.reshape(k * batch, *before[1:]))
-        return way(images).unflatten(0, (k, batch))
+        result: Tensor = way(images)
+        return result.view(k, batch, *result.shape[1:])
 
     def _way(self, *, adjoint: bool) -> Callable[[Tensor], Tensor]:
         """How vectors go in one direction: from images to images."""
@@ -175,9 +176,9 @@ def _ways(kernel: Tensor, geometry: Geometry, shape: Sequence[int]) -> _Way | No
 
 
 def _flipped(kernel: Tensor, groups: int) -> Tensor:
-    """``(c_out, c_in / groups, ...)`` to ``(c_in, c_out / groups, ...)``, every axis of the image backwards."""
+    """``(c_out, c_in / groups, ...)`` to ``(c_in, c_out / groups, ...)``, the image's axes backwards."""
     turned = kernel.flip(list(range(2, kernel.dim())))
-    return turned.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return turned.view(groups, -1, *turned.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
 def _put_apart(images: Tensor, stride: int, shape: Sequence[int]) -> Tensor:
@@ -243,10 +244,12 @@ def _super_pixels(kernel: Tensor, m: int, padding: int, shape: Sequence[int]) ->
 
 
 def _cut(images: Tensor, shape: Sequence[int]) -> Tensor:
-    """The first pixels: a transposed convolution padded by more than its stride has more than it was given."""
+    """The first pixels: what a transposed convolution was padded with goes."""
     if tuple(images.shape[2:]) == tuple(shape):
         return images
-    return images[(..., *(slice(n) for n in shape))]
+    for axis, n in enumerate(shape):
+        images = images.narrow(2 + axis, 0, n)
+    return images
 
 
 def convolution(call: Call) -> None:

@@ -12,7 +12,7 @@ from jacli.network.adjoint.local_map import LocalMap, Reshaped
 
 
 def batch_norm(call: Call) -> None:
-    """In eval mode a constant scale a channel, ``weight / sqrt(var + eps)``: to be folded into its neighbours."""
+    """When evaluating, a constant scale a channel, ``weight / sqrt(var + eps)``."""
     call.only("input")
     trained = call["training"] if call.has("training") else False
     if trained or call["running_var"] is None or call.item not in (None, 0):

@@ -40,7 +40,7 @@ def div(call: Call) -> None:
     """``self / other``, broadcast: factors ``1 / other`` and ``- self / other^2``."""
     if call.has("rounding_mode") and call["rounding_mode"] is not None:
         raise NoRule
-    a, b = call["self"], call["other"]
+    b = call["other"]
     if not isinstance(b, Tensor):
         call.edge("self", Multiple(1 / b))
         return

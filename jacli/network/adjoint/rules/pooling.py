@@ -41,12 +41,12 @@ class Winners:
         windows = channels_last(g.reshape(k * batch, *g.shape[2:]))
         n, c, h, w = (k * batch, *self._shape_in[1:])
         like = g.new_empty(n, h, w, c).permute(0, 3, 1, 2)
-        pixels = aten.max_pool2d_with_indices_backward(windows, like, *self._window, self._repeated)
-        return pixels.unflatten(0, (k, batch))
+        pixels: Tensor = aten.max_pool2d_with_indices_backward(windows, like, *self._window, self._repeated)
+        return pixels.view(k, batch, *pixels.shape[1:])
 
     def push(self, t: Tensor, *, mine: bool) -> Tensor:
         index = self._index.flatten(2).expand(len(t), -1, -1, -1)
-        return t.flatten(3).gather(3, index).unflatten(3, self._index.shape[2:])
+        return t.flatten(3).gather(3, index).view(len(t), *self._index.shape)
 
     def behind(self, factors: Tensor) -> Diagonal:
         """A diagonal map before this one as one behind it: each window hears through its winner's factor."""
@@ -84,7 +84,7 @@ class ApartWinners(Winners):
 
     def _winners(self) -> Tensor:
         """``(batch, h_out, side, w_out, side, c)``: factors at the winners, else zeros."""
-        height, width = self._shape_in[2:]
+        width = self._shape_in[3]
         down, across = self._side
         index = channels_last(self._index).permute(0, 2, 3, 1)
         _, h, w, _ = index.shape
@@ -128,12 +128,9 @@ def max_pool2d(call: Call) -> None:
     x = call["self"]
     window = _window(call)
     kernel, stride, padding, dilation, ceil_mode = window
-    if call.item is None:
-        index = aten.max_pool2d_with_indices(x, *window)[1]
-    else:
-        index = call.results[1]
     if x.dim() != 4:
         raise NoRule
+    index = aten.max_pool2d_with_indices(x, *window)[1] if call.item is None else call.results[1]
     dtype = call.passes.dtype
     if kernel == stride and max(padding) == 0 and max(dilation) == 1 and not ceil_mode:
         call.edge("self", ApartWinners(index, window, (kernel[0], kernel[1]), x.shape, dtype))
@@ -165,11 +162,13 @@ class Averages:
         windows = channels_last(g.reshape(-1, *self.shape_out[1:]))
         n, c, h, w = (len(windows), *self.shape_in[1:])
         like = g.new_empty(n, h, w, c).permute(0, 3, 1, 2)
-        return aten.avg_pool2d_backward(windows, like, *self.window).unflatten(0, (len(g), -1))
+        pixels: Tensor = aten.avg_pool2d_backward(windows, like, *self.window)
+        return pixels.view(len(g), *self.shape_in)
 
     def push(self, t: Tensor, *, mine: bool) -> Tensor:
         pixels = channels_last(t.reshape(-1, *self.shape_in[1:]))
-        return aten.avg_pool2d(pixels, *self.window).unflatten(0, (len(t), -1))
+        windows: Tensor = aten.avg_pool2d(pixels, *self.window)
+        return windows.view(len(t), *self.shape_out)
 
 
 def avg_pool2d(call: Call) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +47,7 @@ class Product(Weighted):
             return None
         return Product(self.weight * scale.factors[:, None], self.passes, self.folded_key("out", scale))
 
-    def of_channels_last(self, shape: torch.Size) -> Product:
+    def of_channels_last(self, shape: Sequence[int]) -> Product:
         """The same for an operand ``(c, h, w)`` that is flattened in the order ``(h, w, c)``."""
         weight = self.weight.unflatten(1, shape).permute(0, 2, 3, 1).flatten(1)
         return Product(weight, self.passes, self.key and (*self.key, "channels last", *shape))
@@ -79,7 +80,7 @@ class RightOperand:
 
 
 def _times(vectors: Tensor, matrices: Tensor) -> Tensor:
-    """``(k, ..., m, n) @ (..., n, p)``, the k vectors as further rows of one product, or the matrices repeated.
+    """``(k, ..., m, n) @ (..., n, p)``, the k vectors as more rows, or the matrices repeated.
 
     Whichever copies less: a product in batches wants its operands side by side.
     """
