@@ -15,7 +15,6 @@ from tests.network.adjoint.contract import (
     program,
     pulled,
     pushed,
-    tolerance,
     vectors,
 )
 from tests.network.adjoint.operators import BATCH, OPERATORS
@@ -32,6 +31,14 @@ A_FEW = [
     "long short-term memory by cells",
 ]
 
+DIFFERENTIABLE = [
+    pytest.param(name, marks=pytest.mark.xfail(reason=case.limit)) if case.limit else name
+    for name, case in OPERATORS.items()
+]
+
+# Said of operators without a rule, and true of them.
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop because")
+
 
 @pytest.fixture(autouse=True)
 def exact():
@@ -45,33 +52,31 @@ def linearized(name, arithmetic, device, batch=BATCH):
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS.values(), ids=ARITHMETICS)
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_rows_are_those_of_the_plain_pullback(name, arithmetic, device):
     """One, three and more than n_out cotangents at a time, each twice; the caller's stay as they are."""
     found, expected = linearized(name, arithmetic, device), jacobian(name, BATCH, device)
-    allowed = tolerance(OPERATORS[name], arithmetic)
     for count in (1, 3, found.n_out + 2):
         u = vectors(count, BATCH, found.n_out, found.outputs)
         given = u.clone()
         rows = found.vjp(u)
         assert rows.dtype == arithmetic.dtype
-        assert error(rows, pulled(expected, u)) <= allowed, count
+        assert error(rows, pulled(expected, u)) <= arithmetic.tolerance, count
         assert torch.equal(u, given)
         assert torch.equal(found.vjp(u), rows)
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS.values(), ids=ARITHMETICS)
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_columns_are_those_of_the_plain_pullback(name, arithmetic, device):
     """One, three and more than n_in tangents at a time, each twice; the caller's stay as they are."""
     found, expected = linearized(name, arithmetic, device), jacobian(name, BATCH, device)
-    allowed = tolerance(OPERATORS[name], arithmetic)
     for count in (1, 3, found.n_in + 2):
         v = vectors(count, BATCH, found.n_in, found.outputs)
         given = v.clone()
         columns = found.jvp(v)
         assert columns.dtype == arithmetic.dtype
-        assert error(columns, pushed(expected, v)) <= allowed, count
+        assert error(columns, pushed(expected, v)) <= arithmetic.tolerance, count
         assert torch.equal(v, given)
         assert torch.equal(found.jvp(v), columns)
 
@@ -91,7 +96,7 @@ def test_outputs_are_the_modules_own(name, dtype, device):
             assert torch.equal(found, own), batch
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_one_program_serves_every_batch_size(name, device):
     """Linearisations of one program live side by side: another block leaves the first as it was."""
     first = linearized(name, ARITHMETICS["float64"], device)
@@ -111,7 +116,7 @@ def test_one_program_serves_every_batch_size(name, device):
     assert torch.equal(at(name, BATCH, torch.float64, device), points)
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_adjoint_identity(name, device):
     """<u, J v> = <J' u, v>, in turns: neither direction disturbs the other."""
     found = linearized(name, ARITHMETICS["float64"], device)
@@ -123,7 +128,7 @@ def test_adjoint_identity(name, device):
         assert (((u * columns).sum(2) - (rows * v).sum(2)).abs() <= 1e-12 * scale).all()
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_vectors_that_share_memory_are_served(name, device):
     """Cotangents spread over the samples, and tangents that lie the other way round in memory."""
     found, expected = (

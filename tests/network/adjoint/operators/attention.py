@@ -24,7 +24,7 @@ def _attended(**options: Any) -> Operator:
         q, k, v = map(_heads, m.project(x).chunk(3, -1))
         return functional.scaled_dot_product_attention(q, k, v, **options).transpose(1, 2).flatten(2)
 
-    return Operator(lambda: Of(attend, project=nn.Linear(6, 18)), (5, 6), outputs=ROUNDED, bf16=0.02)
+    return Operator(lambda: Of(attend, project=nn.Linear(6, 18)), (5, 6), outputs=ROUNDED)
 
 
 def _masked(kind: str) -> Operator:
@@ -37,9 +37,7 @@ def _masked(kind: str) -> Operator:
         "numbers a head": lambda: torch.randn(1, 2, 5, 5),
         "truth": lambda: torch.rand(5, 5).fill_diagonal_(1) > 0.4,
     }
-    return Operator(
-        lambda: Of(attend, project=nn.Linear(6, 18), mask=masks[kind]()), (5, 6), outputs=ROUNDED, bf16=0.02
-    )
+    return Operator(lambda: Of(attend, project=nn.Linear(6, 18), mask=masks[kind]()), (5, 6), outputs=ROUNDED)
 
 
 def _to_constants(m: nn.Module, x: Tensor) -> Tensor:
@@ -63,7 +61,6 @@ def _encoder(**options: Any) -> Operator:
         lambda: nn.TransformerEncoderLayer(6, 2, 9, batch_first=True, **options),
         (5, 6),
         outputs=ROUNDED,
-        bf16=0.02,
     )
 
 
@@ -75,19 +72,18 @@ ATTENTION: dict[str, Operator] = {
     "attention with added numbers a head": _masked("numbers a head"),
     "attention with a mask": _masked("truth"),
     "attention of one head on itself": of(
-        lambda x: functional.scaled_dot_product_attention(x, x, x), (5, 4), outputs=ROUNDED, bf16=0.02
+        lambda x: functional.scaled_dot_product_attention(x, x, x), (5, 4), outputs=ROUNDED
     ),
     "attention to constants": Operator(
         lambda: Of(_to_constants, keys=torch.randn(1, 2, 4, 3), values=torch.randn(1, 2, 4, 3)),
         (5, 6),
         outputs=ROUNDED,
-        bf16=0.02,
     ),
     "attention from constants": Operator(
-        lambda: Of(_from_constants, queries=torch.randn(1, 2, 4, 3)), (5, 6), outputs=ROUNDED, bf16=0.02
+        lambda: Of(_from_constants, queries=torch.randn(1, 2, 4, 3)), (5, 6), outputs=ROUNDED
     ),
     "attention by hand": Operator(
-        lambda: Of(_by_hand, project=nn.Linear(6, 18), bias=torch.randn(2, 5, 5)), (5, 6), bf16=0.02
+        lambda: Of(_by_hand, project=nn.Linear(6, 18), bias=torch.randn(2, 5, 5)), (5, 6)
     ),
     "multi-head attention": Operator(
         lambda: Of(
@@ -95,7 +91,6 @@ ATTENTION: dict[str, Operator] = {
         ),
         (5, 6),
         outputs=ROUNDED,
-        bf16=0.02,
     ),
     "multi-head attention without its weights": Operator(
         lambda: Of(
@@ -104,7 +99,6 @@ ATTENTION: dict[str, Operator] = {
         ),
         (5, 6),
         outputs=ROUNDED,
-        bf16=0.02,
     ),
     "multi-head attention, the batch second": Operator(
         lambda: Of(
@@ -113,7 +107,6 @@ ATTENTION: dict[str, Operator] = {
         ),
         (5, 6),
         outputs=ROUNDED,
-        bf16=0.02,
     ),
     "multi-head attention to other things": Operator(
         lambda: Of(
@@ -123,7 +116,6 @@ ATTENTION: dict[str, Operator] = {
         ),
         (5, 6),
         outputs=ROUNDED,
-        bf16=0.02,
     ),
     "transformer layer": _encoder(),
     "transformer layer, norms first": _encoder(norm_first=True, activation="gelu"),
@@ -141,20 +133,17 @@ ATTENTION: dict[str, Operator] = {
         (5, 4),
         rule=False,
         outputs=ROUNDED,
-        bf16=0.02,
     ),
     "gated recurrent units": Operator(
         lambda: Of(lambda m, x: m.recurrent(x)[0][:, -1], recurrent=nn.GRU(4, 6, batch_first=True)),
         (5, 4),
         rule=False,
         outputs=ROUNDED,
-        bf16=0.02,
     ),
     "long short-term memory by cells": Operator(
         lambda: Of(lambda m, x: torch.cat(m.cell(x[:, 1], m.cell(x[:, 0])), 1), cell=nn.LSTMCell(4, 6)),
         (5, 4),
         rule=False,
-        bf16=0.02,
     ),
     "fourier transform": of(lambda x: torch.fft.rfft(x).abs(), (3, 7), rule=False),
     "grid sampling": of(

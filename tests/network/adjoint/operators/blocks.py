@@ -100,7 +100,6 @@ def _squeeze(function: Any) -> Operator:
             up=nn.Conv2d(2, 6, 1),
             out=nn.Conv2d(6, 4, 1),
         ),
-        bf16=0.02,
     )
 
 
@@ -166,8 +165,8 @@ def _in_orders() -> dict[str, Operator]:
     return made
 
 
-def _module(*make: Any, shape: tuple[int, ...], bf16: float = 0.02) -> Operator:
-    return Operator(lambda: _chain(*(one() for one in make)), shape, bf16=bf16)
+def _module(*make: Any, shape: tuple[int, ...]) -> Operator:
+    return Operator(lambda: _chain(*(one() for one in make)), shape)
 
 
 WRITTEN: dict[str, Operator] = {
@@ -243,7 +242,6 @@ BLOCKS: dict[str, Operator] = {
             norm2=batch_norm(6),
         ),
         (3, 7, 6),
-        bf16=0.02,
     ),
     "pre-activated residual block": Operator(
         lambda: Of(
@@ -253,7 +251,6 @@ BLOCKS: dict[str, Operator] = {
             norm1=batch_norm(3),
             norm2=batch_norm(6),
         ),
-        bf16=0.02,
     ),
     "densely connected block": Operator(
         lambda: Of(
@@ -267,13 +264,11 @@ BLOCKS: dict[str, Operator] = {
             pool=nn.AvgPool2d(2),
         ),
         (3, 6, 4),
-        bf16=0.02,
     ),
     "inception block": Operator(
         lambda: Of(
             _inception, one=nn.Conv2d(3, 2, 1), three=nn.Conv2d(3, 4, 3, padding=1), pooled=nn.Conv2d(3, 5, 1)
         ),
-        bf16=0.02,
     ),
     "squeeze and excitation": _squeeze(_squeezed),
     "squeeze and excitation, hard": _squeeze(_squeezed_hard),
@@ -287,12 +282,10 @@ BLOCKS: dict[str, Operator] = {
             norm2=batch_norm(8),
             norm3=batch_norm(3),
         ),
-        bf16=0.02,
     ),
     "shuffle unit": Operator(
         lambda: Of(_shuffle_unit, conv=nn.Conv2d(3, 3, 3, padding=1, groups=3), norm=batch_norm(3)),
         (6, 5, 4),
-        bf16=0.02,
     ),
     "ConvNeXt block": Operator(
         lambda: Of(
@@ -304,19 +297,16 @@ BLOCKS: dict[str, Operator] = {
             scale=torch.randn(6),
         ),
         (6, 5, 4),
-        bf16=0.02,
     ),
     "window attention": Operator(
         lambda: Of(
             _windowed, norm=trained(nn.LayerNorm(5)), project=nn.Linear(5, 15), bias=torch.randn(4, 4)
         ),
         (4, 6, 5),
-        bf16=0.02,
     ),
     "patch merging": Operator(
         lambda: Of(_merging, norm=trained(nn.LayerNorm(12)), down=nn.Linear(12, 5, bias=False)),
         (4, 6, 3),
-        bf16=0.02,
     ),
     "vision transformer": Operator(
         lambda: Of(
@@ -329,7 +319,6 @@ BLOCKS: dict[str, Operator] = {
         ),
         (3, 8, 12),
         outputs=1e-6,
-        bf16=0.02,
     ),
     "U-Net": Operator(
         lambda: Of(
@@ -340,6 +329,5 @@ BLOCKS: dict[str, Operator] = {
             last=nn.Conv2d(8, 2, 1),
         ),
         (3, 6, 4),
-        bf16=0.02,
     ),
 }

@@ -22,7 +22,7 @@ class Operator:
         rule: Whether every operator of it must have a rule: where one is missing the contract fails.
         positive: Whether the points are kept above zero (logarithms, roots).
         outputs: How far the outputs may be from the module's own: 0 is bit for bit.
-        bf16: Relative error allowed to passes in bfloat16.
+        limit: Why its derivative is known to be wrong or not to be had; None where all is well.
     """
 
     make: Callable[[], nn.Module]
@@ -30,7 +30,7 @@ class Operator:
     rule: bool = True
     positive: bool = False
     outputs: float = 0.0
-    bf16: float = 0.01
+    limit: str | None = None
 
 
 class Of(nn.Module):

@@ -41,7 +41,7 @@ def _conv(channels: int = 3, out: int = 6, **options: Any) -> Any:
 
 
 def _trained(kind: Any, *arguments: Any, shape: tuple[int, ...] = (6, 5, 4), **options: Any) -> Operator:
-    return Operator(lambda: trained(kind(*arguments, **options)), shape, bf16=0.02)
+    return Operator(lambda: trained(kind(*arguments, **options)), shape)
 
 
 class Instance(nn.InstanceNorm2d):
@@ -91,28 +91,25 @@ NORMALIZATIONS: dict[str, Operator] = {
     "layer norm of vectors": _trained(nn.LayerNorm, 5, shape=(5,)),
     "layer norm of rows": _trained(nn.LayerNorm, 4, shape=(5, 4)),
     "layer norm of images": _trained(nn.LayerNorm, (3, 5, 4), shape=(3, 5, 4)),
-    "layer norm without weights": Operator(
-        lambda: nn.LayerNorm(4, elementwise_affine=False), (5, 4), bf16=0.02
-    ),
+    "layer norm without weights": Operator(lambda: nn.LayerNorm(4, elementwise_affine=False), (5, 4)),
     "layer norm without bias": _trained(nn.LayerNorm, 4, shape=(5, 4), bias=False),
     "layer norm over channels": Operator(
         lambda: Of(
             lambda m, x: m.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), norm=trained(nn.LayerNorm(6))
         ),
         (6, 5, 4),
-        bf16=0.02,
     ),
     "root mean square norm": _trained(nn.RMSNorm, 6, shape=(5, 6)),
     "group norm": _trained(nn.GroupNorm, 3, 6),
     "group norm of one group": _trained(nn.GroupNorm, 1, 6),
     "group norm of single channels": _trained(nn.GroupNorm, 6, 6),
     "group norm of sequences": _trained(nn.GroupNorm, 2, 6, shape=(6, 5)),
-    "group norm without weights": Operator(lambda: nn.GroupNorm(2, 6, affine=False), (6, 5, 4), bf16=0.02),
-    "instance norm": Operator(lambda: nn.InstanceNorm2d(3), bf16=0.02),
+    "group norm without weights": Operator(lambda: nn.GroupNorm(2, 6, affine=False), (6, 5, 4)),
+    "instance norm": Operator(lambda: nn.InstanceNorm2d(3)),
     "instance norm with weights": _trained(nn.InstanceNorm2d, 3, shape=(3, 5, 4), affine=True),
-    "instance norm of sequences": Operator(lambda: nn.InstanceNorm1d(3), (3, 7), bf16=0.02),
-    "instance norm with running statistics": Operator(lambda: Instance(3), rule=False, bf16=0.02),
-    "local response norm": Operator(lambda: nn.LocalResponseNorm(3), (5, 3, 4), rule=False, bf16=0.02),
+    "instance norm of sequences": Operator(lambda: nn.InstanceNorm1d(3), (3, 7)),
+    "instance norm with running statistics": Operator(lambda: Instance(3), rule=False),
+    "local response norm": Operator(lambda: nn.LocalResponseNorm(3), (5, 3, 4), rule=False),
     "weights of norm one": Operator(
         lambda: nn.utils.parametrizations.weight_norm(nn.Linear(5, 7)), (5,), rule=False
     ),

@@ -137,7 +137,6 @@ ARITHMETIC: dict[str, Operator] = {
     "relu by a mask": of(lambda x: x * (x > 0)),
     "a mean taken away and scaled": of(
         lambda x: (d := x - x.mean(-1, keepdim=True)) / (d.square().mean(-1, keepdim=True) + 1e-5).sqrt(),
-        bf16=0.02,
     ),
-    "normalised to length one": of(lambda x: functional.normalize(x, dim=1), bf16=0.02),
+    "normalised to length one": of(lambda x: functional.normalize(x, dim=1)),
 }

@@ -110,8 +110,8 @@ REDUCTIONS: dict[str, Operator] = {
     "cumulative sum": of(lambda x: x.cumsum(2)),
     "cumulative product": of(lambda x: x.cumprod(2), rule=False),
     "product": of(lambda x: x.prod(2), rule=False),
-    "variance": of(lambda x: x.var((2, 3)), bf16=0.02),
-    "variance without correction": of(lambda x: x.var(1, correction=0, keepdim=True), bf16=0.02),
-    "standard deviation": of(lambda x: x.std(-1), bf16=0.02),
-    "variance and mean": of(lambda x: torch.cat(torch.var_mean(x, 2), 1), rule=False, bf16=0.02),
+    "variance": of(lambda x: x.var((2, 3))),
+    "variance without correction": of(lambda x: x.var(1, correction=0, keepdim=True)),
+    "standard deviation": of(lambda x: x.std(-1)),
+    "variance and mean": of(lambda x: torch.cat(torch.var_mean(x, 2), 1), rule=False),
 }

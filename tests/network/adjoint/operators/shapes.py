@@ -51,7 +51,7 @@ MOVED: dict[str, Operator] = {
     "expand with new axes": of(lambda x: x[:, None].expand(-1, 6, -1, -1), (5, 4)),
     "repeat": of(lambda x: x.repeat(1, 2, 3), (5, 4)),
     "repeat each": of(lambda x: x.repeat_interleave(2, dim=1), (5, 4)),
-    "tile": of(lambda x: x.tile(2, 3, 1), (5, 4), rule=False),
+    "tile": of(lambda x: x.tile(1, 2, 3), (5, 4), rule=False),
     "flip": of(lambda x: x.flip(1, 3)),
     "roll": of(lambda x: torch.roll(x, (1, -2), (1, 3))),
     "rotate": of(lambda x: torch.rot90(x, 1, (2, 3))),
