@@ -10,26 +10,21 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor, fx
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from benchmarks import report
-from benchmarks.compare import LARGE, device_asked, matrix_product_rate, synchronize
+from benchmarks.compare import LARGE, device_asked, matrix_product_rate
+from benchmarks.watch import Step, clock, count, steps_of, timed, watching
 from benchmarks.workloads import WORKLOADS, Sizes, Workload, sizes_of
-from jacli.network import TensorNetwork, TracedNetwork, exact_arithmetic, trace_network
+from jacli.network import TensorNetwork, exact_arithmetic, trace_network
 from jacli.network.adjoint import Program, ProgramMap
-from jacli.network.adjoint.local_map import Collecting, LocalMap, Placing
 from jacli.run.precision import precisions_of
 
 _LONG_RUN = 120.0
@@ -48,27 +43,9 @@ that have no rule. Each time is the least of several runs.
 """
 
 LAYERS = """\
-The chunk's local maps that take longest, by kind and layer: milliseconds (share of all maps), and GFLOP/s
-where it is a product.
+The chunk's local maps by kind, and those that take longest: milliseconds (share of all maps), and GFLOP/s
+where they are products.
 """
-
-Result = TypeVar("Result")
-
-
-class Watch(Protocol):
-    """Runs a piece of work and notes something of it."""
-
-    def __call__(self, step: Step, work: Callable[[], Result]) -> Result: ...
-
-
-@dataclass
-class Step:
-    """A local map: its class, the layer it belongs to or follows, seconds of each run, FLOPs of products."""
-
-    kind: str
-    layer: str
-    seconds: list[float] = field(default_factory=list)
-    flops: int = 0
 
 
 @dataclass
@@ -110,105 +87,14 @@ class Profile:
             ", ".join(f"{count} {name}" for name, count in self.as_traced.items()) or "none",
         ]
 
-    def layers(self) -> dict[tuple[str, str], tuple[float, int]]:
-        """Kind and layer to seconds and FLOPs, the longest first."""
+    def times(self, *, of_layers: bool) -> dict[tuple[str, str], tuple[float, int]]:
+        """Kind and layer, or kind and ``all``, to seconds and FLOPs."""
         found: dict[tuple[str, str], tuple[float, int]] = defaultdict(lambda: (0.0, 0))
         for step in self.steps:
-            seconds, flops = found[step.kind, step.layer]
-            found[step.kind, step.layer] = seconds + min(step.seconds), flops + step.flops
-        return dict(sorted(found.items(), key=lambda item: -item[1][0]))
-
-
-class _Watched:
-    """A local map whose runs are watched."""
-
-    def __init__(self, inner: LocalMap, step: Step, watch: Watch) -> None:
-        self._inner, self._step, self._watch = inner, step, watch
-
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        return self._watch(self._step, lambda: self._inner.pull(g, mine=mine))
-
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        return self._watch(self._step, lambda: self._inner.push(t, mine=mine))
-
-
-class _WatchedPlacing(_Watched):
-    def pull_into(self, g: Tensor, into: Tensor) -> None:
-        assert isinstance(self._inner, Placing)
-        inner = self._inner
-        self._watch(self._step, lambda: inner.pull_into(g, into))
-
-
-class _WatchedCollecting(_Watched):
-    def push_into(self, t: Tensor, into: Tensor) -> None:
-        assert isinstance(self._inner, Collecting)
-        inner = self._inner
-        self._watch(self._step, lambda: inner.push_into(t, into))
-
-
-def _watched(inner: LocalMap, step: Step, watch: Watch) -> _Watched:
-    if isinstance(inner, Placing):
-        return _WatchedPlacing(inner, step, watch)
-    return (_WatchedCollecting if isinstance(inner, Collecting) else _Watched)(inner, step, watch)
-
-
-def _count(step: Step, work: Callable[[], Result]) -> Result:
-    with FlopCounterMode(display=False) as counter:
-        result = work()
-    step.flops += counter.get_total_flops()
-    return result
-
-
-def _clock(device: torch.device) -> Watch:
-    def time_(step: Step, work: Callable[[], Result]) -> Result:
-        result, seconds = _timed(work, device)
-        step.seconds.append(seconds)
-        return result
-
-    return time_
-
-
-def _timed(work: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    synchronize(device)
-    start = time.perf_counter()
-    result = work()
-    synchronize(device)
-    return result, time.perf_counter() - start
-
-
-@contextmanager
-def _watching(linear: ProgramMap, steps: dict[int, Step], watch: Watch) -> Iterator[None]:
-    """The maps of a program watched; ``steps`` by the map's `id`."""
-    edges = [edge for entering in linear._chains._into.values() for edge in entering]
-    plain = [edge.maps for edge in edges]
-    for edge in edges:
-        edge.maps = [_watched(inner, steps[id(inner)], watch) for inner in edge.maps]
-    try:
-        yield
-    finally:
-        for edge, maps in zip(edges, plain, strict=True):
-            edge.maps = maps
-
-
-def steps_of(linear: ProgramMap, traced: TracedNetwork) -> dict[int, Step]:
-    """A step for each local map, by the map's `id`.
-
-    A map with weights names the node of its weights; the others follow the last such map of their chain.
-    """
-    owners = {node.name: layer for node, layer in traced.layers.items()}
-    for node, layer in traced.layers.items():
-        owners |= {before.name: layer for before in node.all_input_nodes if before.op == "get_attr"}
-    steps = {}
-    for entering in linear._chains._into.values():
-        for edge in entering:
-            layer = traced.layers.get(edge.source, "") if isinstance(edge.source, fx.Node) else ""
-            if not layer and isinstance(edge.target, fx.Node):
-                layer = traced.layers.get(edge.target, "") if len(edge.maps) == 1 else ""
-            for inner in edge.maps:
-                key = getattr(inner, "key", None)
-                layer = owners.get(str(key[0]), layer) if key else layer
-                steps[id(inner)] = Step(type(inner).__name__, layer)
-    return steps
+            key = step.kind, step.layer if of_layers else "all"
+            seconds, flops = found[key]
+            found[key] = seconds + min(step.seconds), flops + step.flops
+        return dict(found)
 
 
 def profile(workload: Workload, precision: str, device: torch.device, *, rounds: int, quick: bool) -> Profile:
@@ -219,28 +105,28 @@ def profile(workload: Workload, precision: str, device: torch.device, *, rounds:
     vectors = _vectors(sizes)
     network = TensorNetwork.of_module(model)
     with exact_arithmetic():
-        traced, tracing = _timed(lambda: trace_network(network, x, {}), device)
+        traced, tracing = timed(lambda: trace_network(network, x, {}), device)
         program = Program(traced.graph)
 
         def linearize() -> ProgramMap:
             return program.linearize(x, precision=precision)
 
         with torch.inference_mode():
-            forward = min([_timed(lambda: model(x), device)[1] for _ in range(rounds + 1)])
+            forward = min([timed(lambda: model(x), device)[1] for _ in range(rounds + 1)])
         width = sizes.n_in if pushed else sizes.n_out
         given = torch.randn(vectors, len(x), width, device=device)
         # The first chunk lays out the kernels, which is a part of building.
-        linear, first = _timed(linearize, device)
-        first += _timed(lambda: _chunk(linear, given, pushed=pushed), device)[1]
+        linear, first = timed(linearize, device)
+        first += timed(lambda: _chunk(linear, given, pushed=pushed), device)[1]
         again = []
         for _ in range(rounds):
-            linear, seconds = _timed(linearize, device)
+            linear, seconds = timed(linearize, device)
             again.append(seconds)
-        chunks = [_timed(lambda: _chunk(linear, given, pushed=pushed), device)[1] for _ in range(rounds + 1)]
+        chunks = [timed(lambda: _chunk(linear, given, pushed=pushed), device)[1] for _ in range(rounds + 1)]
         steps = steps_of(linear, traced)
-        with _watching(linear, steps, _count):
+        with watching(linear, steps, count):
             _chunk(linear, given, pushed=pushed)
-        with _watching(linear, steps, _clock(device)):
+        with watching(linear, steps, clock(device)):
             for _ in range(rounds):
                 _chunk(linear, given, pushed=pushed)
     return Profile(
@@ -270,22 +156,27 @@ def _gflops(flops: int, seconds: float) -> str:
 
 
 def layers_table(profiles: Sequence[Profile], top: int) -> list[list[str]]:
-    """The longest maps of one network, a column a precision."""
-    found = [(one, one.layers(), sum(seconds for seconds, _ in one.layers().values())) for one in profiles]
+    """All kinds of maps of one network, and the longest single ones; two columns a precision."""
     head = ["map", "layer"]
     for one in profiles:
         head += [f"{one.precision}: ms", "GFLOP/s"]
-    longest = {
-        key: sum(layers.get(key, (0.0, 0))[0] / whole for _, layers, whole in found)
-        for _, layers, _ in found
-        for key in layers
-    }
-    rows = [head]
-    for key in sorted(longest, key=lambda key: -longest[key])[:top]:
+    kinds = _longest([one.times(of_layers=False) for one in profiles])
+    return [head, *kinds, *_longest([one.times(of_layers=True) for one in profiles])[:top]]
+
+
+def _longest(found: Sequence[dict[tuple[str, str], tuple[float, int]]]) -> list[list[str]]:
+    """Cells of each key, by its share of the time in all columns."""
+    whole = [sum(seconds for seconds, _ in times.values()) for times in found]
+    shares: dict[tuple[str, str], float] = defaultdict(float)
+    for times, total in zip(found, whole, strict=True):
+        for key, (seconds, _) in times.items():
+            shares[key] += seconds / total
+    rows = []
+    for key in sorted(shares, key=lambda key: -shares[key]):
         cells = list(key)
-        for _, layers, whole in found:
-            seconds, flops = layers.get(key, (math.nan, 0))
-            cells += [f"{seconds * 1e3:.3g} ({seconds / whole:.0%})", _gflops(flops, seconds)]
+        for times, total in zip(found, whole, strict=True):
+            seconds, flops = times.get(key, (0.0, 0))  # other maps in the other precision
+            cells += [f"{seconds * 1e3:.3g} ({seconds / total:.0%})", _gflops(flops, seconds)]
         rows.append(cells)
     return rows
 

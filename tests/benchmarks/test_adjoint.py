@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import adjoint
+from benchmarks import adjoint, watch
 from benchmarks.workloads import WORKLOADS
 from jacli.network import TensorNetwork, exact_arithmetic, trace_network
 from jacli.network.adjoint import Program
@@ -33,8 +33,8 @@ def test_a_watched_program_gives_the_same(device: torch.device) -> None:
         linear = Program(traced.graph).linearize(x)
         cotangents, tangents = torch.randn(3, 2, 5, device=device), torch.randn(3, 2, 4, device=device)
         expected = linear.vjp(cotangents), linear.jvp(tangents)
-        steps = adjoint.steps_of(linear, traced)
-        with adjoint._watching(linear, steps, adjoint._clock(device)):
+        steps = watch.steps_of(linear, traced)
+        with watch.watching(linear, steps, watch.clock(device)):
             watched = linear.vjp(cotangents), linear.jvp(tangents)
         assert all(torch.equal(a, b) for a, b in zip(watched, expected, strict=True))
         assert all(len(step.seconds) == 2 for step in steps.values())  # one a direction

@@ -1,0 +1,131 @@
+"""The local maps of an adjoint program watched one by one: their seconds, and the FLOPs of their products."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor, fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.compare import synchronize
+from jacli.network import TracedNetwork
+from jacli.network.adjoint import ProgramMap
+from jacli.network.adjoint.local_map import Collecting, LocalMap, Placing
+
+Result = TypeVar("Result")
+
+
+class Watch(Protocol):
+    """Runs a piece of work and notes something of it."""
+
+    def __call__(self, step: Step, work: Callable[[], Result]) -> Result: ...
+
+
+@dataclass
+class Step:
+    """A local map: its class, the layer it belongs to or follows, seconds of each run, FLOPs of products."""
+
+    kind: str
+    layer: str
+    seconds: list[float] = field(default_factory=list)
+    flops: int = 0
+
+
+class _Watched:
+    """A local map whose runs are watched."""
+
+    def __init__(self, inner: LocalMap, step: Step, watch: Watch) -> None:
+        self._inner, self._step, self._watch = inner, step, watch
+
+    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+        return self._watch(self._step, lambda: self._inner.pull(g, mine=mine))
+
+    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+        return self._watch(self._step, lambda: self._inner.push(t, mine=mine))
+
+
+class _WatchedPlacing(_Watched):
+    def pull_into(self, g: Tensor, into: Tensor) -> None:
+        assert isinstance(self._inner, Placing)
+        inner = self._inner
+        self._watch(self._step, lambda: inner.pull_into(g, into))
+
+
+class _WatchedCollecting(_Watched):
+    def push_into(self, t: Tensor, into: Tensor) -> None:
+        assert isinstance(self._inner, Collecting)
+        inner = self._inner
+        self._watch(self._step, lambda: inner.push_into(t, into))
+
+
+def _watched(inner: LocalMap, step: Step, watch: Watch) -> _Watched:
+    if isinstance(inner, Placing):
+        return _WatchedPlacing(inner, step, watch)
+    return (_WatchedCollecting if isinstance(inner, Collecting) else _Watched)(inner, step, watch)
+
+
+def count(step: Step, work: Callable[[], Result]) -> Result:
+    """Note the FLOPs of products."""
+    with FlopCounterMode(display=False) as counter:
+        result = work()
+    step.flops += counter.get_total_flops()
+    return result
+
+
+def clock(device: torch.device) -> Watch:
+    """Note seconds."""
+
+    def time_(step: Step, work: Callable[[], Result]) -> Result:
+        result, seconds = timed(work, device)
+        step.seconds.append(seconds)
+        return result
+
+    return time_
+
+
+def timed(work: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
+    """What a piece of work returns, and its seconds."""
+    synchronize(device)
+    start = time.perf_counter()
+    result = work()
+    synchronize(device)
+    return result, time.perf_counter() - start
+
+
+@contextmanager
+def watching(linear: ProgramMap, steps: dict[int, Step], watch: Watch) -> Iterator[None]:
+    """The maps of a program watched; ``steps`` by the map's `id`."""
+    edges = [edge for entering in linear._chains._into.values() for edge in entering]
+    plain = [edge.maps for edge in edges]
+    for edge in edges:
+        edge.maps = [_watched(inner, steps[id(inner)], watch) for inner in edge.maps]
+    try:
+        yield
+    finally:
+        for edge, maps in zip(edges, plain, strict=True):
+            edge.maps = maps
+
+
+def steps_of(linear: ProgramMap, traced: TracedNetwork) -> dict[int, Step]:
+    """A step for each local map, by the map's `id`.
+
+    A map with weights names the node of its weights; the others follow the last such map of their chain.
+    """
+    owners = {node.name: layer for node, layer in traced.layers.items()}
+    for node, layer in traced.layers.items():
+        owners |= {before.name: layer for before in node.all_input_nodes if before.op == "get_attr"}
+    steps = {}
+    for entering in linear._chains._into.values():
+        for edge in entering:
+            end = edge.source if isinstance(edge.source, fx.Node) else edge.target
+            layer = traced.layers.get(end, "") if isinstance(end, fx.Node) else ""
+            for inner in edge.maps:
+                key = getattr(inner, "key", None)
+                layer = owners.get(str(key[0]), layer) if key else layer
+                steps[id(inner)] = Step(type(inner).__name__, layer)
+    return steps
