@@ -13,6 +13,7 @@ from jacli.search import FEW_SAMPLES, Budget, Candidate, climb, ladder, methods_
 
 METHODS = ["loop", "replicate", "vmap", "forward"]
 NOTHING_REFUSED = dict.fromkeys([*METHODS, "factored"])
+NOT_TRACED = {**NOTHING_REFUSED, "adjoint": "not traced", "tangent": "not traced"}
 
 
 def shapes(n_samples=100, n_in=300, n_out=50, fixed_batch=None):
@@ -154,15 +155,28 @@ def test_one_row_is_the_smallest_size():
     ],
 )
 def test_the_likeliest_first(changes, expected):
-    assert methods_in_order(shapes(**changes), config(), NOTHING_REFUSED) == expected
+    assert methods_in_order(shapes(**changes), config(), NOT_TRACED) == expected
+
+
+def test_programs_come_first_where_the_network_was_traced():
+    assert methods_in_order(shapes(), config(), NOTHING_REFUSED)[:2] == ["adjoint", "loop"]
+    few_inputs = shapes(n_in=2)
+    assert methods_in_order(few_inputs, config(), NOTHING_REFUSED)[:3] == ["tangent", "forward", "adjoint"]
+
+
+def test_only_programs_run_in_a_reduced_precision():
+    few_inputs = shapes(n_in=2)
+    assert methods_in_order(shapes(), config(precision="bf16"), NOTHING_REFUSED) == ["adjoint", "tangent"]
+    assert methods_in_order(few_inputs, config(precision="bf16"), NOTHING_REFUSED) == ["tangent", "adjoint"]
+    assert methods_in_order(shapes(), config(precision="bf16"), NOT_TRACED) == []
 
 
 def test_a_small_batch_asked_for_is_few_samples():
-    assert methods_in_order(shapes(), config(batch_size=2), NOTHING_REFUSED)[0] == "vmap"
+    assert methods_in_order(shapes(), config(batch_size=2), NOT_TRACED)[0] == "vmap"
 
 
 def test_what_cannot_serve_is_passed_over():
-    refused = {**NOTHING_REFUSED, "vmap": "no rule"}
+    refused = {**NOT_TRACED, "vmap": "no rule"}
     assert methods_in_order(shapes(n_samples=1), config(), refused) == ["replicate", "loop"]
 
 

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 import jacli
+from jacli.config import PROGRAM_METHODS
 from jacli.errors import MethodError
 from jacli.methods import METHODS, Method, fill, load_method
 from jacli.network import (
     CutLinearized,
     CutNetwork,
     Linearized,
+    Program,
     TensorNetwork,
     any_cut,
     exact_arithmetic,
@@ -37,7 +39,8 @@ SERVED = [
     (name, method)
     for name in CASES
     for method in METHODS
-    if method != "factored" or name not in ("linear", "stateful", "stateful_buffer")
+    if not (method == "factored" and name == "linear")
+    and not (method in (*PROGRAM_METHODS, "factored") and name.startswith("stateful"))
 ]
 """A network of one layer has no place to cut it, and one that keeps state cannot be traced."""
 
@@ -48,9 +51,11 @@ def linearized(name, method, device):
     network = TensorNetwork.of_module(
         frozen_twin(module), select=case.select, fresh=name.startswith("stateful"), lone=True
     )
-    if method != "factored":
+    if method not in (*PROGRAM_METHODS, "factored"):
         return Linearized(network, x, {})
     traced = trace_network(network, x, {})
+    if method in PROGRAM_METHODS:
+        return Linearized(network, x, {}, program=Program(traced.graph, names=traced.extra))
     return CutLinearized(network, x, {}, cut_network=CutNetwork(traced, any_cut(traced)))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.func import jvp, vjp, vmap
 
 from jacli.network.adjoint.call import Call
+from jacli.network.adjoint.local_map import is_dense
 from jacli.network.settings import batched_pass
 from jacli.network.trace import NotTraceableError, operator_name
 
@@ -76,6 +77,7 @@ def as_traced(call: Call) -> None:
         value = flat[nodes.index(source)]
         if not isinstance(value, Tensor):
             raise NotTraceableError(f"{source} is passed on as several tensors at once")
+        value = value if is_dense(value) else value.contiguous()  # a dual number wants memory of its own
         call.edge(source, AsTraced(_of_one(call, source), value, call.passes.dtype, recurrent))
 
 
