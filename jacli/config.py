@@ -209,7 +209,7 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str, str]
     ),
     (
         lambda o: o.get("method") == "loop" and o.get("chunk_size") is not None,
-        "--chunk-size goes with --method vmap, replicate, forward, factored or auto.",
+        "--chunk-size goes with any --method but loop.",
         "loop has one pass size only.",
         "Leave it out.",
     ),
@@ -229,7 +229,7 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str, str]
         lambda o: o.get("precision", "ieee") != "ieee" and o.get("method") in AUTOGRAD_METHODS,
         f"--precision tf32 and bf16 do not go with --method {', '.join(AUTOGRAD_METHODS)}.",
         "These compute wholly in --dtype, as autograd does.",
-        "Leave --method out, or give factored.",
+        f"Leave --method out, or give {', '.join(PROGRAM_METHODS)} or factored.",
     ),
     (
         lambda o: o.get("tolerance") is not None and o.get("verify") == 0,

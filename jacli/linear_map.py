@@ -75,8 +75,8 @@ class Matrices(LinearMap, Protocol):
         """The matrices themselves, ``(batch, n_out, n_in)``."""
         ...
 
-    def first(self, count: int) -> Matrices:
-        """Those of the first samples only."""
+    def samples(self, start: int, stop: int) -> Matrices:
+        """Those of some consecutive samples only."""
         ...
 
 
@@ -157,8 +157,8 @@ class DenseMap:
     def dense(self) -> Tensor:
         return self.matrices
 
-    def first(self, count: int) -> DenseMap:
-        return DenseMap(self.matrices[:count])
+    def samples(self, start: int, stop: int) -> DenseMap:
+        return DenseMap(self.matrices[start:stop])
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ class FactoredMap(Chain):
     def dense(self) -> Tensor:
         return self.left @ self.right
 
-    def first(self, count: int) -> FactoredMap:
-        return FactoredMap(self.left[:count], self.right[:count])
+    def samples(self, start: int, stop: int) -> FactoredMap:
+        return FactoredMap(self.left[start:stop], self.right[start:stop])
 
 
 Extra = Mapping[str, object]

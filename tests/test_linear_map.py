@@ -60,7 +60,7 @@ def test_what_a_method_made_can_be_read(name: str) -> None:
     close(found.dense(), PRODUCT)
     close(found.rows(torch.tensor([6, 0, 0])), PRODUCT[:, [6, 0, 0]])
     assert found.rows(torch.tensor([], dtype=torch.long)).shape == (BATCH, 0, N_IN)
-    one = found.first(1)
+    one = found.samples(0, 1)
     assert type(one) is type(found) and one.batch == 1
     close(one.dense(), PRODUCT[:1])
 
@@ -73,7 +73,7 @@ def test_bytes() -> None:
 def test_reading_a_dense_map_copies_nothing() -> None:
     assert (
         DenseMap(PRODUCT).dense().data_ptr()
-        == DenseMap(PRODUCT).first(1).dense().data_ptr()
+        == DenseMap(PRODUCT).samples(0, 1).dense().data_ptr()
         == PRODUCT.data_ptr()
     )
 

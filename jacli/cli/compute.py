@@ -75,7 +75,7 @@ def compute(
         option(
             "--method",
             panel=METHOD,
-            help="auto, loop, replicate, vmap, forward or factored [auto].",
+            help="auto, loop, replicate, vmap, forward, adjoint, tangent or factored [auto].",
             metavar="NAME",
         ),
     ] = None,

@@ -335,10 +335,10 @@ class _Result:
             if len(self.matrices) == 0:
                 shape = (self._task.shapes.n_samples, matrices.n_out, matrices.n_in)
                 self.matrices = matrices.left.new_empty(shape)
-            factors = matrices.first(block.count)
+            factors = matrices.samples(0, block.count)
             torch.bmm(factors.left, factors.right, out=self.matrices[block.start : stop])
             return
-        dense = matrices.first(block.count).dense()
+        dense = matrices.samples(0, block.count).dense()
         if len(self.matrices) == 0:
             self.matrices = dense
         elif dense.data_ptr() != self.matrices[block.start : stop].data_ptr():

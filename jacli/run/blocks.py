@@ -137,7 +137,7 @@ class Run:
         count, shapes = block.count, self.prepared.shapes
         raw = self.prepared.source.read(block.start, block.start + count)
         index = self.prepared.source.index[block.start : block.start + count]
-        outputs, matrices = block.linearization.outputs[:count], block.matrices.first(count)
+        outputs, matrices = block.linearization.outputs[:count], block.matrices.samples(0, count)
         statistics = statistics_of(matrices, plan, seed=self.config.seed)
         finite = torch.isfinite(statistics.frobenius) & torch.isfinite(outputs.reshape(count, -1)).all(1)
         self.not_finite += index[~finite.cpu().numpy()].tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -189,7 +190,8 @@ class Engine:
         """The block by the plan, or by one with half the sizes, and so on, if memory runs out.
 
         And the worst error found: of checked rows in the first block; in the later ones of a traced network,
-        whose graph may have lost a derivative that the first samples do not reach, of one random cotangent.
+        whose graph may have lost a derivative that the first samples do not reach, of one random cotangent
+        at one sample, or at all of them where that sample's own forward pass took another side of a kink.
         """
         while True:
             try:
@@ -230,6 +232,8 @@ class Engine:
             config.seed + block.start,
             row_tolerance(block.linearization.dtype, config.precision),
         )
+        if block.start and self._sample_error(block, seed) <= tolerance:
+            return 0.0
         against = row_error if block.start == 0 else cotangent_error
         error = against(block.linearization, block.matrices, seed=seed)
         copies = _copies(plan)
@@ -244,6 +248,14 @@ class Engine:
                 todo="Leave --method out, or choose --method loop.",
             )
         return error
+
+    def _sample_error(self, block: ComputedBlock, seed: int) -> float:
+        """Of one sample of a later block, on its own: two passes of a sample, not of all of them."""
+        at = seed % block.count
+        if self._task.shapes.fixed_batch is not None:
+            return math.inf
+        sample = block.linearization.at(torch.tensor([at], device=block.linearization.device))
+        return cotangent_error(sample, block.matrices.samples(at, at + 1), seed=seed)
 
     def _check_alone(self, block: ComputedBlock) -> None:
         check_alone(

@@ -115,7 +115,7 @@ class RowsInFloat64:
         generator = torch.Generator().manual_seed(self._seed)
         index = torch.randperm(computed.n_rows, generator=generator)[:_COMPARED_ROWS]
         count = min(self._count, computed.count)
-        matrices = computed.matrices.first(count)
+        matrices = computed.matrices.samples(0, count)
         found = matrices.rows(index.to(computed.linearization.device))[..., : computed.n_columns].double()
         expected = self._expected(index.tolist())[:count, :, : computed.n_columns]
         neither = ~torch.isfinite(found) & ~torch.isfinite(expected)

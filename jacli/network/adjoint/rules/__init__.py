@@ -56,7 +56,7 @@ RULES = {
     "structure:slice_scatter": ("slice_scatter",),
     "structure:roll": ("roll",),
     "structure:flip": ("flip",),
-    "structure:constant_pad": ("constant_pad_nd",),
+    "structure:constant_pad": ("constant_pad_nd", "pad"),
     "structure:add": ("add",),
     "structure:subtract": ("sub",),
     # A factor for every number.
@@ -123,6 +123,7 @@ RULES = {
     "pooling:max_pool2d": ("max_pool2d", "max_pool2d_with_indices"),
     "pooling:avg_pool2d": ("avg_pool2d",),
     "pooling:adaptive_avg_pool2d": ("adaptive_avg_pool2d", "_adaptive_avg_pool2d"),
+    "pooling:upsample_nearest": ("upsample_nearest2d",),
     "reductions:sum_": ("sum",),
     "reductions:mean": ("mean",),
     "reductions:softmax": ("softmax", "_softmax"),

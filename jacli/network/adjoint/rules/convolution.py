@@ -2,13 +2,13 @@
 
 A convolution is linear: a tangent is pushed by the convolution itself, a cotangent pulled by the transposed
 one.  What torch offers for the latter is slow where the kernel strides or the input has few channels, so that
-on a CPU it is written as an ordinary convolution wherever the geometry allows (`_ways`):
+on a CPU it is written as an ordinary convolution wherever the geometry allows (`_transposed_way`, `_plain_way`):
 
 * stride 1: with the flipped kernel, channels in and out swapped;
 * one pixel with a stride: a product of channels, its pixels then put apart;
 * a stride s, few input channels or a kernel that is as large as its stride: a *sub-pixel* convolution whose
   s x s phases are channels (Shi et al., 2016), shuffled into pixels afterwards;
-* stride 1 with few input channels: m x m pixels side by side as channels of a convolution of stride m
+* stride 1 to few channels, in either direction: m x m pixels side by side as channels of a convolution of stride m
   (*super-pixels*), so that the kernels' inner loops have something to run over.
 """
 
@@ -108,13 +108,14 @@ class Convolution(Weighted):
         geometry = self.geometry
         kernel = channels_last(self.kernel.to(self.passes.dtype))
         shape = (self.shape_in if adjoint else self.shape_out)[2:]
-        if adjoint == geometry.transposed:
-            # Backwards through a transposed convolution, or forwards through a plain one.
-            return lambda images: _cut(geometry.plain(images, kernel), shape)
+        # Backwards through a transposed convolution, as forwards through a plain one, nothing is transposed.
+        plain = adjoint == geometry.transposed
         if self.passes.device.type == "cpu" and len(shape) <= 2:
-            found = _ways(self.kernel, geometry, shape)
+            found = (_plain_way if plain else _transposed_way)(self.kernel, geometry, shape)
             if found is not None:
                 return found.laid_out(self.passes.dtype)
+        if plain:
+            return lambda images: _cut(geometry.plain(images, kernel), shape)
         return lambda images: geometry.transpose(images, kernel, shape)
 
     def scaled_in(self, scale: Scale) -> Convolution | None:
@@ -153,21 +154,32 @@ class _Way:
         return lambda images: self.run(images, kernel)
 
 
-def _ways(kernel: Tensor, geometry: Geometry, shape: Sequence[int]) -> _Way | None:
-    """The transposed of a plain convolution as an ordinary one, where the geometry allows it."""
-    stride, padding, dilation = geometry.stride, geometry.padding, geometry.dilation
-    size, c_in = tuple(kernel.shape[2:]), kernel.shape[1] * geometry.groups
-    square = len(set(size)) == len(set(stride)) == len(set(padding)) == len(set(dilation)) == 1
-    image = len(size) == 2 and square and geometry.groups == 1 and dilation[0] == 1
-    reach = [d * (k - 1) - p for d, k, p in zip(dilation, size, padding, strict=True)]
-    if max(stride) == 1 and min(reach) >= 0:
-        if image and c_in <= _FEW_CHANNELS and size[0] > 1:
-            return _super_pixels(_flipped(kernel, 1), 4 if c_in == 1 else 2, reach[0], shape)
-        plain = replace(geometry, padding=tuple(reach))
-        return _Way(_flipped(kernel, geometry.groups), plain.plain)
-    if not image:
+def _is_square(kernel: Tensor, geometry: Geometry) -> bool:
+    """Whether it treats both axes of an image alike, all channels together, without holes."""
+    alike = (kernel.shape[2:], geometry.stride, geometry.padding, geometry.dilation)
+    square = kernel.dim() == 4 and all(len(set(numbers)) == 1 for numbers in alike)
+    return square and geometry.groups == 1 and geometry.dilation[0] == 1
+
+
+def _plain_way(kernel: Tensor, geometry: Geometry, shape: Sequence[int]) -> _Way | None:
+    """A convolution by a faster one than itself; None where there is none."""
+    few = kernel.shape[0] <= _FEW_CHANNELS and kernel.shape[-1] > 1 and geometry.stride[0] == 1
+    if not (_is_square(kernel, geometry) and few):
         return None
-    s = stride[0]
+    return _super_pixels(kernel, geometry.padding[0], shape)
+
+
+def _transposed_way(kernel: Tensor, geometry: Geometry, shape: Sequence[int]) -> _Way | None:
+    """The transposed of a plain convolution as an ordinary one, where the geometry allows it."""
+    size, c_in, padding = kernel.shape[2:], kernel.shape[1] * geometry.groups, geometry.padding
+    reach = [d * (k - 1) - p for d, k, p in zip(geometry.dilation, size, padding, strict=True)]
+    if max(geometry.stride) == 1 and min(reach) >= 0:
+        plain = replace(geometry, padding=tuple(reach))
+        flipped = _flipped(kernel, geometry.groups)
+        return _plain_way(flipped, plain, shape) or _Way(flipped, plain.plain)
+    if not _is_square(kernel, geometry):
+        return None
+    s = geometry.stride[0]
     if size[0] == 1 and padding[0] == 0:
         return _Way(kernel.transpose(0, 1), lambda images, w: _put_apart(F.conv2d(images, w), s, shape))
     if c_in * s * s <= _FEW_PHASES or (size[0] == s and padding[0] == 0):
@@ -218,12 +230,13 @@ def _sub_pixels(kernel: Tensor, stride: int, padding: int, shape: Sequence[int])
     return _Way(phases.reshape(c_in * s * s, c_out, reach, reach), run)
 
 
-def _super_pixels(kernel: Tensor, m: int, padding: int, shape: Sequence[int]) -> _Way:
+def _super_pixels(kernel: Tensor, padding: int, shape: Sequence[int]) -> _Way:
     """A convolution of stride 1 as one of stride m that gives ``m x m`` pixels as channels.
 
     Pixel ``m q + r`` is the kernel applied at ``m q``, moved by r within a kernel that is m - 1 larger.
     """
     c_out, c_in, size, _ = kernel.shape
+    m = 4 if c_out == 1 else 2
     large = size + m - 1
     moved = kernel.new_zeros(c_out, m, m, c_in, large, large)
     for ry, rx in ((y, x) for y in range(m) for x in range(m)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -152,9 +153,15 @@ def _pair(value: int | Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class Averages:
-    """Average-pooling, whose windows are the same for every vector and sample."""
+    """Average-pooling, whose windows are the same for every vector and sample.
 
-    window: tuple[object, ...]
+    Attributes:
+        window: Arguments of the pool: kernel, stride, padding, ceil_mode, count_include_pad, divisor.
+        shape_in: Of the operand.
+        shape_out: Of the result.
+    """
+
+    window: tuple[Any, ...]
     shape_in: torch.Size
     shape_out: torch.Size
 
@@ -171,25 +178,78 @@ class Averages:
         return windows.view(len(t), *self.shape_out)
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Every pixel repeated over a window of its own, times a factor: what the nearest neighbour upsamples to."""
+
+    side: tuple[int, int]
+    factor: float
+    shape_in: torch.Size
+
+    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+        _, c, h, w = self.shape_in
+        pixels = channels_last(g.reshape(-1, *g.shape[2:]))
+        summed: Tensor = aten.avg_pool2d(pixels, self.side, self.side, [0, 0], False, True, 1)
+        summed = summed if self.factor == 1 else summed.mul_(self.factor)
+        return summed.view(len(g), -1, c, h, w)
+
+    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+        (down, across), (batch, c, h, w) = self.side, self.shape_in
+        last = (t if self.factor == 1 else t * self.factor).permute(0, 1, 3, 4, 2)
+        repeated = last[:, :, :, None, :, None, :].expand(len(t), batch, h, down, w, across, c)
+        return repeated.reshape(len(t), batch, h * down, w * across, c).permute(0, 1, 4, 2, 3)
+
+
+@dataclass(frozen=True)
+class ApartAverages:
+    """Average-pooling with windows that do not overlap: the transposed of `Spread`."""
+
+    inverse: Spread
+
+    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+        return self.inverse.push(g, mine=mine)
+
+    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+        return self.inverse.pull(t, mine=mine)
+
+
 def avg_pool2d(call: Call) -> None:
     """``avg_pool2d``."""
-    if call["self"].dim() != 4:
+    shape = call["self"].shape
+    if len(shape) != 4:
         raise NoRule
     kernel = _pair(call["kernel_size"])
     stride = _pair(call["stride"]) if call["stride"] else kernel
     last = (call["ceil_mode"], call["count_include_pad"], call["divisor_override"])
     window = (kernel, stride, _pair(call["padding"]), *last)
-    call.edge("self", Averages(window, call["self"].shape, call.out.shape))
+    tiled = [n * k for n, k in zip(call.out.shape[2:], kernel, strict=True)] == list(shape[2:])
+    if kernel == stride and tiled and max(window[2]) == 0:
+        _apart(call, kernel, call["divisor_override"] or kernel[0] * kernel[1])
+    else:
+        call.edge("self", Averages(window, shape, call.out.shape))
 
 
 def adaptive_avg_pool2d(call: Call) -> None:
     """``adaptive_avg_pool2d`` where every window is as large as the others: average-pooling."""
-    shape, sides = call["self"].shape, call["output_size"]
+    shape, sides = call["self"].shape, call.out.shape[2:]
     if len(shape) != 4 or any(n % m for n, m in zip(shape[2:], sides, strict=True)):
         raise NoRule
     window = [n // m for n, m in zip(shape[2:], sides, strict=True)]
     if window == [1, 1]:
         call.edge("self")
-        return
-    arguments = (window, window, [0, 0], False, True, None)
-    call.edge("self", Averages(arguments, shape, call.out.shape))
+    else:
+        _apart(call, window, window[0] * window[1])
+
+
+def _apart(call: Call, window: Sequence[int], divisor: float) -> None:
+    spread = Spread((window[0], window[1]), 1 / divisor, call.out.shape)
+    call.edge("self", ApartAverages(spread))
+
+
+def upsample_nearest(call: Call) -> None:
+    """Nearest-neighbour upsampling by whole factors."""
+    name = "input" if call.has("input") else "self"
+    shape, larger = call[name].shape, call.out.shape
+    if any(m % n for n, m in zip(shape[2:], larger[2:], strict=True)):
+        raise NoRule
+    call.edge(name, Spread((larger[2] // shape[2], larger[3] // shape[3]), 1, shape))

@@ -166,18 +166,24 @@ def _listed(value: int | list[int]) -> list[int]:
 
 
 def constant_pad(call: Call) -> None:
-    """A frame of constants around the operand (a negative one cuts)."""
-    shape, maps = call["self"].shape, list[LocalMap]()
-    pad = call["pad"]
+    """A frame of constants around the operand; where a width is negative, that much less of it."""
+    if call.has("mode") and call["mode"] != "constant":
+        raise NoRule
+    shape, pad, maps = call["self"].shape, call["pad"], list[LocalMap]()
     for i in range(len(pad) // 2):
         axis, before, after = len(shape) - 1 - i, pad[2 * i], pad[2 * i + 1]
-        if min(before, after) < 0:
-            raise NoRule
-        wider = torch.Size((*shape[:axis], shape[axis] + before + after, *shape[axis + 1 :]))
-        if wider != shape:
-            maps.append(Placed(Sliced(axis, before, 1, wider, shape)))
-        shape = wider
+        kept = _resized(shape, axis, shape[axis] + min(before, 0) + min(after, 0))
+        framed = _resized(shape, axis, shape[axis] + before + after)
+        if kept != shape:
+            maps.append(Sliced(axis, max(0, -before), 1, shape, kept))
+        if framed != kept:
+            maps.append(Placed(Sliced(axis, max(0, before), 1, framed, kept)))
+        shape = framed
     call.edge("self", *maps)
+
+
+def _resized(shape: torch.Size, axis: int, n: int) -> torch.Size:
+    return torch.Size((*shape[:axis], n, *shape[axis + 1 :]))
 
 
 def add(call: Call) -> None:
