@@ -116,7 +116,7 @@ def test_a_model_of_a_fixed_batch(files: Path, jacli: Any) -> None:
     ran = jacli("bench", "fixed.pt", "x.npy")
     assert ran.code == 0
     rows = ran.out.splitlines()[2:]
-    assert sorted(row.split()[0] for row in rows[3:]) == ["factored", "replicate"]
+    assert sorted(row.split()[0] for row in rows[3:]) == ["adjoint", "factored", "replicate", "tangent"]
     assert all("refused: " in row and "4 only" in row for row in rows[3:])
     assert not any("refused" in row for row in rows[:3])
     assert "the model runs in batches of 4" in ran.err

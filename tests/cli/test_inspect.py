@@ -13,6 +13,7 @@ from torch import nn
 
 import jacli
 from jacli.cli import progress
+from jacli.config import METHOD_NAMES
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def test_a_result(files: Path, jacli: Any) -> None:
 def test_a_model_on_inputs(files: Path, jacli: Any) -> None:
     found = inspected(jacli, "model.pt", "--inputs", "x.npy")
     assert (found["input"], found["output"], found["samples"]) == ([4], [3], 5)
-    assert found["methods"] == dict.fromkeys(("loop", "replicate", "vmap", "forward", "factored"), "serves")
+    assert found["methods"] == dict.fromkeys(METHOD_NAMES, "serves")
 
 
 def test_as_text(files: Path, jacli: Any) -> None:

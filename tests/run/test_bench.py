@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jacli.config import AUTOGRAD_METHODS, METHOD_NAMES, from_options
+from jacli.config import AUTOGRAD_METHODS, COLUMN_METHODS, METHOD_NAMES, from_options
 from jacli.errors import OutOfMemoryError
 from jacli.methods import vmap
 from jacli.run import bench as benching
@@ -93,7 +93,7 @@ def test_every_method_serves_or_says_why_not(run: Any, name: str, options: dict[
     assert n_out == (2 if "classes" in options else shapes.n_out)
     assert found.reference_dtype == "float64"
     for method, row in rows.items():
-        if (name, method) == ("stateful", "factored"):
+        if name == "stateful" and method not in AUTOGRAD_METHODS:
             assert row.refused and row.plan is None and row.seconds is None
             continue
         assert row.refused is None and row.plan and row.seconds and row.seconds_a_sample
@@ -103,8 +103,8 @@ def test_every_method_serves_or_says_why_not(run: Any, name: str, options: dict[
         assert row.peak_bytes and row.peak_bytes >= min(row.plan.batch_size, SAMPLES) * 4
         assert row.seconds == pytest.approx(SAMPLES * row.seconds_a_sample)
         blocks = math.ceil(SAMPLES / row.plan.batch_size)
-        vectors = {"loop": n_out, "forward": math.ceil(n_in / row.plan.chunk_size)}
-        a_block = vectors.get(method, math.ceil(n_out / row.plan.chunk_size))
+        vectors = n_in if method in COLUMN_METHODS else n_out
+        a_block = math.ceil(vectors / row.plan.chunk_size)
         passes = row.to_dict()["passes"]
         assert passes == row.plan.passes
         assert method == "factored" or passes == blocks * a_block
@@ -132,7 +132,7 @@ def test_reduced_precisions_of_the_methods_that_have_them(run: Any) -> None:
     fastest = min(row.seconds for row in rows.values() if row.seconds)
     for row in reduced:
         assert row.seconds and row.relative == pytest.approx(row.seconds / fastest)
-        assert row.error_median is not None and row.error_median <= row.error_worst < 5e-2
+        assert row.error_median is not None and 1e-4 < row.error_median <= row.error_worst < 5e-2
         assert "auto" not in row.notes and not any("kink" in n or "wrong" in n for n in row.notes)
 
 
@@ -271,7 +271,7 @@ def test_a_program_that_stays_in_float32(run: Any) -> None:
 def test_a_fixed_batch(run: Any) -> None:
     found = run(torch.jit.script(Fixed()))
     rows = by_method(found)
-    for method in ("replicate", "factored"):
+    for method in ("replicate", "adjoint", "tangent", "factored"):
         assert "4 only" in rows[method].refused
     for method in ("loop", "vmap", "forward"):
         row = rows[method]
@@ -283,10 +283,10 @@ def test_a_fixed_batch(run: Any) -> None:
 def test_a_block_that_runs_out_of_memory_is_halved(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     real = benching.dense_block
 
-    def tight(task: Any, plan: Any, limit: float) -> Any:
+    def tight(task: Any, plan: Any, *others: Any) -> Any:
         if plan.batch_size > 2:
             raise MemoryError("DefaultCPUAllocator: can't allocate memory")
-        return real(task, plan, limit)
+        return real(task, plan, *others)
 
     monkeypatch.setattr(benching, "dense_block", tight)
     row = by_method(run("residual", batch_size=4))["loop"]
