@@ -75,13 +75,13 @@ class Drawn:
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
-    "relu in place": lambda: nn.ReLU(inplace=True),
+    "relu in place": lambda: Function("relu_", lambda x: x.clone().relu_()),
     "relu6": nn.ReLU6,
     "leaky relu": lambda: nn.LeakyReLU(0.2),
     "elu": nn.ELU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
-    "hardswish in place": lambda: nn.Hardswish(inplace=True),
+    "hardswish in place": lambda: Function("hardswish_", lambda x: functional.hardswish(x + 0.5, True)),
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
     "softplus": nn.Softplus,
@@ -233,9 +233,9 @@ def _layer(draw: Draw, shape: Shape, *, keep: bool = False, branches: bool = Tru
     return (module, after) if fits and (after == shape or not keep) else _activation(draw, shape)
 
 
-def _chain(draw: Draw, shape: Shape, most: int, **options: Any) -> Layer:
+def _chain(draw: Draw, shape: Shape, least: int, most: int, **options: Any) -> Layer:
     layers = []
-    for _ in range(draw(st.integers(0, most))):
+    for _ in range(draw(st.integers(least, most))):
         layer, shape = _layer(draw, shape, **options)
         layers.append(layer)
     return nn.Sequential(*layers), shape
@@ -246,7 +246,7 @@ def _join(draw: Draw, shape: Shape) -> Layer:
     if how == "halves" and shape[0] % 2:
         how = "sum"
     inner = (shape[0] // 2, *shape[1:]) if how == "halves" else shape
-    left, right = (_chain(draw, inner, 2, keep=True, branches=False)[0] for _ in range(2))
+    left, right = (_chain(draw, inner, 0, 2, keep=True, branches=False)[0] for _ in range(2))
     if how == "cat":
         return Join(how, left, right), (2 * shape[0], *shape[1:])
     return Join(how, left, right), shape
@@ -254,13 +254,13 @@ def _join(draw: Draw, shape: Shape) -> Layer:
 
 @st.composite
 def networks(draw: Draw) -> Drawn:
-    """A network of up to eight layers on images, sequences or vectors, with two to four samples."""
+    """A network of three to nine layers on images, sequences or vectors, with one to three samples."""
     small = st.integers(2, 6)
     shape = draw(
         st.one_of(st.tuples(st.integers(1, 4), small, small), st.tuples(small, small), st.tuples(small))
     )
     torch.manual_seed(draw(st.integers(0, 999)))
-    body, after = _chain(draw, shape, 8)
+    body, after = _chain(draw, shape, 3, 9)
     if math.prod(after) > 30:
         body = nn.Sequential(*body, nn.Flatten(), nn.Linear(math.prod(after), 7))
     return Drawn(body.eval(), torch.randn(draw(st.integers(1, 3)), *shape))

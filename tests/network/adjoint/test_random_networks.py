@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin, trace_network
 from jacli.network.adjoint import Program
@@ -26,6 +24,10 @@ drawn = settings(
     ],
 )
 
+WELL_CONDITIONED = 1e-6
+"""How far plain float32 pulls may be from float64 ones.  One network in fifty is further off: a mean over
+the axis of a softmax is a constant, whose derivative is rounding alone."""
+
 
 def both_ways(found):
     """The Jacobian out of rows and out of columns, ``(n_out, batch, n_in)`` each."""
@@ -35,22 +37,32 @@ def both_ways(found):
     return rows, columns.permute(2, 1, 0)
 
 
-def program_of(module, x):
-    network = TensorNetwork.of_module(frozen_twin(module))
-    return network, Program(trace_network(network, x, {}).graph)
+def network_of(case, dtype):
+    return TensorNetwork.of_module(frozen_twin(case.network).to(dtype))
+
+
+def program_of(network, x):
+    return Program(trace_network(network, x, {}).graph)
+
+
+def plain(network, x):
+    """``(n_out, batch, n_in)`` in float64, by plain pulls of the network itself."""
+    return plain_jacobian(lambda points: network(points, {}), x).transpose(0, 1).double()
 
 
 @given(networks())
 @drawn
 def test_float64_is_the_double_loop(case: Drawn) -> None:
-    """At the batch size drawn and at one more."""
+    """At the batch size it was traced at, and at one more."""
     with exact_arithmetic():
-        module = copy.deepcopy(case.network).double()
-        network, program = program_of(module, case.x.double())
-        for x in (case.x.double(), torch.cat([case.x, case.x[:1]]).double()):
-            expected = reference_jacobian(lambda points: network(points, {}), x).permute(2, 0, 1)
-            for found in both_ways(program.linearize(x)):
-                assert error(found, expected) <= 1e-10
+        network, x = network_of(case, torch.float64), case.x.double()
+        expected = reference_jacobian(lambda points: network(points, {}), x).permute(2, 0, 1)
+        assume(error(plain(network_of(case, torch.float32), case.x), expected) <= WELL_CONDITIONED)
+        program = program_of(network, x)
+        for batch in (x, torch.cat([x, x[:1]])):
+            same = torch.arange(len(batch)) % len(x)
+            for found in both_ways(program.linearize(batch)):
+                assert error(found, expected[:, same]) <= 1e-10
 
 
 @given(networks())
@@ -58,8 +70,10 @@ def test_float64_is_the_double_loop(case: Drawn) -> None:
 def test_float32_and_bf16_are_the_networks_own_linearisation(case: Drawn) -> None:
     """Held against plain float32 pulls of the network itself: the same masks and winners, kink or not."""
     with exact_arithmetic():
-        network, program = program_of(case.network, case.x)
-        expected = plain_jacobian(lambda points: network(points, {}), case.x).transpose(0, 1).double()
-        for precision, allowed in (("ieee", 1e-4), ("bf16", 0.05)):
+        network = network_of(case, torch.float32)
+        expected, exact = plain(network, case.x), plain(network_of(case, torch.float64), case.x.double())
+        assume(error(expected, exact) <= WELL_CONDITIONED)
+        program = program_of(network, case.x)
+        for precision, allowed in (("ieee", 1e-5), ("bf16", 0.06)):
             for found in both_ways(program.linearize(case.x, precision=precision)):
                 assert error(found, expected) <= allowed, precision
