@@ -91,10 +91,11 @@ def _stable_lines(command: str, text: str) -> list[str]:
         return [f"{match[1]} {match[2]}" for match in found if match]
     if command.startswith("jacli bench"):  # methods, in the order of this machine, and what is said of them
         found = (
-            re.match(rf" ({'|'.join(METHOD_NAMES)}) .*?((refused|no useful cut): .*)?$", x) for x in lines
+            re.match(rf" (({'|'.join(METHOD_NAMES)}) +\w+) .*?((refused|no useful cut): .*)?$", x)
+            for x in lines
         )
         header = next((x for x in lines if x.startswith(" method ")), "")
-        return [header, *sorted(f"{match[1]} {match[2]}" for match in found if match)]
+        return [header, *sorted(f"{match[1]} {match[3]}" for match in found if match)]
     text = "\n".join(lines)
     if command.startswith("jacli verify"):
         text = re.sub(r"\d\.\de-\d\d(?=  )|(?<=worst error )\S+(?=,)", "E", text)
@@ -117,7 +118,7 @@ def _without_choice(text: str) -> str:
     """Without what is chosen by measurement, on this machine and at this moment."""
     text = re.sub(r"method \w+ \((?!asked for).*?\)(?=, \d)", "method M", text)
     text = re.sub(r"relative error \S+(?=,)", "relative error E", text)
-    text = re.sub(r"^note: (not cut|passed over).*\n", "", text, flags=re.M)
+    text = re.sub(r"^note: (not cut|not traced|passed over).*\n", "", text, flags=re.M)
     text = re.sub(rf"^({'|'.join(_CHOSEN)})  .*\n?", "", text, flags=re.M)
     return re.sub(r"^(measured) .*(\n  .*)*", r"\1", text, flags=re.M)
 
