@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from time import monotonic
 
-from jacli.config import COLUMN_METHODS, PROGRAM_METHODS
+from jacli.config import AUTOGRAD_METHODS, COLUMN_METHODS, PROGRAM_METHODS
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, OutputError, UsageError
 from jacli.methods import METHODS, load_method
 from jacli.network import CutNetwork, NotTraceableError, Program, TracedNetwork
@@ -196,7 +196,20 @@ class Choice:
         shapes = self._task.shapes
         cut = self._factored() if min(shapes.n_in, shapes.n_selected) > _FEW else []
         clearly = bool(cut) and (cut[0].seconds or 0.0) < _CLEARLY * first
-        return self._plain(first_only=clearly) + cut
+        plans = self._plain(first_only=clearly)
+        return plans + self._without_graph(plans) + cut
+
+    def _without_graph(self, plans: list[Plan]) -> list[Plan]:
+        """The best autograd method tried, where none is among the plans: the graph may be wrong for them all."""
+        if any(plan.method in AUTOGRAD_METHODS for plan in plans):
+            return []
+        served = [m for m in self._tried.values() if m.method in AUTOGRAD_METHODS and m.failure is None]
+        best = min(filter(lambda m: self._fits(m, 1), served), key=self._run_seconds, default=None)
+        if best is None:
+            return []
+        self._measured += [m for m in served if m not in self._measured]
+        plan = self._plan(best.method, self._why(best.method), best.batch_size, best.chunk_size)
+        return [replace(plan, seconds=self._run_seconds(best))]
 
     def _trace(self) -> TracedNetwork:
         """The traced network, and its program; traced at most once.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import jacli
 from jacli.bracketing import Product, Seed
-from jacli.config import RunConfig
+from jacli.config import PROGRAM_METHODS, RunConfig
 from jacli.errors import MethodError, OutOfMemoryError
 from jacli.linear_map import FactoredMap
 from jacli.methods import load_method
@@ -26,7 +26,7 @@ from jacli.run.choose import Choice
 from jacli.run.engine import Engine
 from jacli.run.memory import MemoryLimit
 from jacli.run.probed import padded
-from jacli.run.task import Task, cut_network
+from jacli.run.task import Graph, Task, cut_network, program_of
 from tests.reference import reference_jacobian
 
 CPU = torch.device("cpu")
@@ -107,10 +107,18 @@ def factored_plan(work: Task, batch_size: int, chunk_size: int) -> Plan:
 
 def engine_of(work: Task, *plans: Plan, place=None) -> Engine:
     """An engine that is told its plans: nothing is measured."""
-    cut = cut_network(work) if any(plan.factored for plan in plans) else None
-    choice = Choice(work, kept=(plans[0], cut))
+    choice = Choice(work, kept=(plans[0], None))
     choice.plans, choice.taken_over = list(plans), False
+    graphs = {plan.method: graph_for(work, plan) for plan in plans}
+    choice.graph_of = lambda plan: graphs.get(plan.method)
     return Engine(work, choice, place)
+
+
+def graph_for(work: Task, plan: Plan) -> Graph:
+    """What a choice would have traced for the plan."""
+    if plan.factored:
+        return cut_network(work, work.trace())
+    return program_of(work.trace()) if plan.method in PROGRAM_METHODS else None
 
 
 def check(running: Engine, module: nn.Module = MODULE) -> list[int]:
@@ -119,7 +127,7 @@ def check(running: Engine, module: nn.Module = MODULE) -> list[int]:
     for block in running.blocks():
         assert block.start == sum(counts)
         assert block.matrices.batch >= block.count
-        found.append(block.matrices.first(block.count).dense().clone())
+        found.append(block.matrices.samples(0, block.count).dense().clone())
         counts.append(block.count)
     expected = reference_jacobian(module, POINTS).mT
     torch.testing.assert_close(torch.cat(found), expected, rtol=1e-10, atol=1e-12)
@@ -273,7 +281,7 @@ def test_a_wrong_method_is_passed_over(monkeypatch):
     for reason in running.chosen.passed_over.values():
         assert "differ from plain reverse passes by" in reason
     assert 0 < running.chosen.row_error < 1e-8
-    assert running.chosen.cut is None
+    assert running.chosen.graph is None
 
 
 def test_a_wrong_method_writes_into_the_result_and_is_overwritten(monkeypatch):
@@ -469,7 +477,8 @@ def test_results_of_a_block_take_at_most_half():
 
 def test_the_fastest_plan_is_the_first(monkeypatch):
     """And the others follow, for the case that it is wrong."""
-    seconds = {"loop": 3.0, "vmap": 1.0, "link 0: vmap": 0.1, "link 1: vmap": 0.1}
+    links = {f"link {i}: {method}": 0.1 for i in (0, 1) for method in ("adjoint", "vmap")}
+    seconds = {"loop": 3.0, "adjoint": 2.0, "vmap": 1.0, **links}
 
     def measure(candidate, linearize, memory, *, patience, name=""):
         name = name or candidate.method
@@ -485,7 +494,8 @@ def test_the_fastest_plan_is_the_first(monkeypatch):
     monkeypatch.setattr(choose, "measure", measure)
     monkeypatch.setattr(cutting, "measure", measure)
     choice = Choice(replace(task(), share=1e9))
-    assert [plan.method for plan in choice.plans] == ["factored", "loop"]  # so clearly that no more are tried
+    # So clearly that no more are tried; one that runs no graph comes last, should the graph be wrong.
+    assert [plan.method for plan in choice.plans] == ["factored", "adjoint", "loop"]
     assert [plan.seconds for plan in choice.plans] == sorted(plan.seconds for plan in choice.plans)
     assert choice.plans[0].factored.width == WIDTH
 
