@@ -200,7 +200,7 @@ class Choice:
         return plans + self._without_graph(plans) + cut
 
     def _without_graph(self, plans: list[Plan]) -> list[Plan]:
-        """The best autograd method tried, where none is among the plans: the graph may be wrong for them all."""
+        """The best autograd method tried, where none is among the plans: a wrong graph spoils all others."""
         if any(plan.method in AUTOGRAD_METHODS for plan in plans):
             return []
         served = [m for m in self._tried.values() if m.method in AUTOGRAD_METHODS and m.failure is None]
