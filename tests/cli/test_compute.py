@@ -297,10 +297,14 @@ def test_dtype(compute, exact: np.ndarray) -> None:
     assert close(found["jacobian"], exact, 1e-12)
 
 
+@pytest.mark.parametrize("method", ["auto", "adjoint", "tangent", "factored"])
 @pytest.mark.parametrize("precision", ["ieee", "bf16"])
-def test_precision(compute, exact: np.ndarray, precision: str) -> None:
-    found = compute("--precision", precision, "--verify", B)
+def test_precision(compute, exact: np.ndarray, precision: str, method: str) -> None:
+    found = compute("--precision", precision, "--method", method, "--verify", B)
     assert close(found["jacobian"], exact, 1e-5 if precision == "ieee" else 5e-2)
+    assert close(found["jacobian"], exact, 1e-4) == (precision == "ieee")  # it is not ignored
+    assert (found["verified_error"] > 1e-4).all() == (precision == "bf16")
+    assert not found["near_kink"].any()
     assert found["jacobian"].dtype == found["outputs"].dtype == np.float32
     assert found.attrs["precision"] == json.loads(found.attrs["config"])["precision"] == precision
     assert ("linear passes in bf16" in found.ran.err) == (precision == "bf16")

@@ -125,6 +125,17 @@ def test_a_result_repeats_its_plan(measured: list[str]) -> None:
     assert np.array_equal(jacobians_in("a.h5"), jacobians_in("b.h5"))
 
 
+def test_a_result_repeats_its_precision(folder: Path) -> None:
+    options = {"arch": "arch.py:make", "precision": "bf16"}
+    jacli.compute("weights.pt", "x.npy", out="reduced.h5", **options)
+    config = resolve_options({"config": "reduced.h5", "arch": "arch.py:make", "out": "again.h5"})
+    assert config.precision == "bf16"
+    run_compute(config, command="")
+    assert np.array_equal(jacobians_in("reduced.h5"), jacobians_in("again.h5"))
+    resolved = resolve_options({"config": "reduced.h5", "arch": "arch.py:make", "precision": "ieee"})
+    assert resolved.precision == "ieee" and resolved.repeated_plan is None
+
+
 @pytest.mark.parametrize(
     "flags", [{"seed": 3}, {"verify": 2}, {"save_dtype": "float16"}, {"compress": "gzip"}], ids=str
 )

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import jacli
-from jacli.errors import UsageError
+from jacli.errors import MethodError, UsageError
 from jacli.run.precision import check_precision, precisions_of
+from tests.reference import reference_jacobian
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
@@ -58,6 +59,35 @@ def test_the_python_calls_refuse_it_too(call: object) -> None:
         call(model, x, precision="tf32")
     with pytest.raises(UsageError, match="one of ieee, tf32, bf16"):
         call(model, x, precision="half")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", ["auto", "adjoint", "tangent", "factored"])
+def test_bf16_is_of_the_passes_alone(method: str, dtype: torch.dtype) -> None:
+    """The point is exact: no ReLU falls to the other side, and the error is rounding alone."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 3), nn.ReLU(), nn.Linear(3, 9)).to(
+        dtype
+    )
+    x = torch.randn(200, 12, dtype=dtype)
+    exact = reference_jacobian(model, x)
+    found = jacli.jacobian(model, x, precision="bf16", method=method)
+    assert found.dtype == dtype
+    gap = torch.linalg.matrix_norm(found.reshape(exact.shape).double() - exact)
+    errors = (gap / torch.linalg.matrix_norm(exact)).nan_to_num(0)  # all units may be off
+    assert 1e-4 < errors.median() < 1.5e-2 and errors.max() < 5e-2
+
+
+def test_a_network_of_which_there_is_no_program_has_no_reduced_precision() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sin() if float(x.detach().sum()) > 0 else x.cos()
+
+    x = torch.rand(4, 3)
+    assert jacli.jacobian(Branching(), x).shape == (4, 3, 3)
+    with pytest.raises(MethodError, match="does not run as a program") as raised:
+        jacli.jacobian(Branching(), x, precision="bf16")
+    assert "Leave --precision out" in raised.value.todo
 
 
 def test_a_method_of_autograd_has_no_precision() -> None:
