@@ -148,6 +148,7 @@ class Linearized:
             else:
                 flat, self._outputs = self._function(x)
             self._tape = (x, flat)
+            self._hold_against(self._outputs)
         x, flat = self._tape
         (gradient,) = torch.autograd.grad(flat, x, cotangents, retain_graph=True)
         return gradient.reshape(self.batch, self.n_in)
@@ -215,7 +216,10 @@ class Linearized:
 
     @property
     def program_map(self) -> ProgramMap:
-        """The program linearised at these points, its outputs held against the network's own.
+        """The program linearised at these points.
+
+        Its outputs become the `outputs` where these are not known yet: they are the model's own, of the same
+        kernels; where the model runs here by itself, for `pull`, they are compared with what it gives.
 
         Raises:
             MethodError: There is no program, it fails here, or its outputs are not the network's.
@@ -232,10 +236,16 @@ class Linearized:
                 forward_pass(recurrent=self._network.recurrent, device=self.device),
             ):
                 found = program.linearize(arguments[0], arguments[1:], precision=self._precision)
-            if not same_outputs(self.outputs, found.outputs[: self.batch]):
-                raise _no_program("its outputs are not those of the model on this block")
             self._program_map = found
+            if self._outputs is None:
+                self._outputs = found.outputs[: self.batch]
+            self._hold_against(self._outputs)
         return self._program_map
+
+    def _hold_against(self, own: Tensor) -> None:
+        """Compare the program's outputs, where there is a program, with the network's own."""
+        if self._program_map is not None and not same_outputs(own, self._program_map.outputs[: self.batch]):
+            raise _no_program("its outputs are not those of the model on this block")
 
     def at(self, index: Tensor) -> Linearized:
         """The same network at other samples of this batch: fewer, reordered or repeated."""

@@ -19,6 +19,7 @@ from jacli.run.kept import Kept
 from jacli.run.memory import MemoryLimit, memory_errors
 from jacli.run.precision import check_precision
 from jacli.run.probed import padded, probed_network
+from jacli.run.reused_memory import reused_memory
 from jacli.run.task import Points, Task
 from jacli.spectrum import largest_singular_values
 from jacli.spectrum import singular_values as all_singular_values
@@ -98,7 +99,7 @@ def jacobian(
         | {"batch_size": batch_size, "chunk_size": chunk_size, "memory": memory}
         | {"precision": precision, "singular_values": "none"}
     )
-    with exact_arithmetic():
+    with exact_arithmetic(), reused_memory():
         return _Work(model, x, config, arguments, per_sample).dense()
 
 
@@ -141,7 +142,7 @@ def singular_values(
     if k is not None and (not isinstance(k, int) or k < 1):
         raise UsageError(f"k={k!r} is wrong.", why="It must be a whole number of at least 1.")
     config = from_options({**_NO_FILES, "select": select, "of": of, "seed": seed, "precision": precision})
-    with exact_arithmetic():
+    with exact_arithmetic(), reused_memory():
         work = _Work(model, x, config, arguments, per_sample)
         few = k is not None and 4 * k < min(work.shapes.n_in, work.shapes.n_out)
         # Reduced products with J and J' are not transposes of one another: there J is formed, once.

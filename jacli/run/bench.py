@@ -24,6 +24,7 @@ from jacli.run.measure import now
 from jacli.run.memory import MemoryLimit, memory_errors
 from jacli.run.precision import precisions_of
 from jacli.run.prepare import Prepared, prepare
+from jacli.run.reused_memory import reused_memory
 from jacli.run.task import Graph, Task
 from jacli.run.timed_block import RowsInFloat64, TimedBlock, dense_block, factored_block
 from jacli.search import FEW_SAMPLES
@@ -167,7 +168,7 @@ def bench(
     reverse passes over four samples in float64.
     """
     config = replace(config, method="auto", precision="ieee")
-    with exact_arithmetic():
+    with exact_arithmetic(), reused_memory():
         prepared = prepare(config)
         with prepared.source:
             tried = _Bench(Run(config, prepared).task(), prepared, limit)

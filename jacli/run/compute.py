@@ -24,6 +24,7 @@ from jacli.run.provenance import provenance
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
 from jacli.run.report import ProgressCall, Report
 from jacli.run.resume import Unfinished
+from jacli.run.reused_memory import reused_memory
 from jacli.store import (
     ResultWriter,
     RunLock,
@@ -142,7 +143,7 @@ def run_compute(
     Raises:
         JacliError: See `compute`.
     """
-    with exact_arithmetic(), ExitStack() as stack:
+    with exact_arithmetic(), reused_memory(), ExitStack() as stack:
         out = result_path(config)
         check_folder(out)
         lock = RunLock(out, waiting)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from jacli.config import PROGRAM_METHODS
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
 from jacli.linear_map import DenseMap, Matrices
 from jacli.methods import Method, factors_of, fill, load_method
@@ -99,6 +100,7 @@ class Engine:
         self._choice = choice
         self._place = place
         self._start = start
+        self._number = 0
         self.notes: list[str] = []
         self.held = 0
         self.chosen = self.accepted = proven
@@ -114,11 +116,11 @@ class Engine:
             OutOfMemoryError: One sample with one vector a pass does not fit.
         """
         n_samples = self._task.shapes.n_samples
-        start, number = self._start, 0
+        start = self._start
         while start < n_samples:
             # What a block holds does not change from one to the next: it is looked at now and then.
-            number += 1
-            watch = self._task.memory.peak() if number & (number - 1) == 0 else nullcontext([0])
+            self._number += 1
+            watch = self._task.memory.peak() if self._now_and_then else nullcontext([0])
             with watch as held:
                 block = self._first() if self.chosen is None else self._next(start)
             self._check_alone(block)
@@ -129,6 +131,11 @@ class Engine:
             yield block
             del block
             self._stay_within(beside, start < n_samples)
+
+    @property
+    def _now_and_then(self) -> bool:
+        """At the first block, the second, the fourth, the eighth ..."""
+        return self._number & (self._number - 1) == 0
 
     def _placed(self, count: int) -> int:
         """Bytes of the result of the first samples, where it is kept: it does not count as held."""
@@ -189,14 +196,18 @@ class Engine:
     def _fitting(self, plan: Plan, start: int) -> tuple[Plan, ComputedBlock, float]:
         """The block by the plan, or by one with half the sizes, and so on, if memory runs out.
 
-        And the worst error found: of checked rows in the first block; in the later ones of a traced network,
-        whose graph may have lost a derivative that the first samples do not reach, of one random cotangent
-        at one sample, or at all of them where that sample's own forward pass took another side of a kink.
+        And the worst error found: of checked rows in the first block; in later ones of a cut network, and now
+        and then of one that runs as a program, whose graph may have lost a derivative that the first samples
+        do not reach, of one random cotangent at one sample; or at all of them where that sample's own forward
+        pass took another side of a kink.
         """
         while True:
             try:
                 block = self._block(plan, start)
-                checked = start == 0 or self._choice.graph_of(plan) is not None
+                looked_at = plan.factored is not None or (
+                    plan.method in PROGRAM_METHODS and self._now_and_then
+                )
+                checked = start == 0 or looked_at
                 return plan, block, self._error(plan, block) if checked else 0.0
             except Exception as error:
                 if not means_out_of_memory(error) or isinstance(error, JacliError):

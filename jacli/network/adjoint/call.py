@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from jacli.network.adjoint.local_map import Diagonal, Key, LocalMap, Scale
+from jacli.network.adjoint.local_map import Key, LocalMap, Scale
 from jacli.network.adjoint.prepared import Passes
 
 
@@ -123,10 +123,6 @@ class Call:
             source = self.node_of(source)
         if isinstance(source, Inner) or self._is_live(source):
             self.edges.append(Edge(source, self.target if into is None else into, list(maps)))
-
-    def factors(self, values: Tensor) -> Diagonal:
-        """A diagonal map in the passes' dtype."""
-        return Diagonal(values.to(self.passes.dtype))
 
     def scale(self, factors: Tensor, *, axis: int, keys: Iterable[Key | None]) -> Scale:
         """A factor for each index of an axis (negative); ``keys`` names the constants that they come from."""

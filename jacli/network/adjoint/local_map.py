@@ -129,7 +129,7 @@ class Sliced:
         return of[tuple(index)]
 
     def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        whole = g.new_zeros(len(g), *self.shape_in)
+        whole = empty_laid_out((len(g), *self.shape_in), g.stride(), g).zero_()
         self._part(whole).copy_(g)
         return whole
 
@@ -160,7 +160,7 @@ class Diagonal:
     """Every number times a factor of its own: the derivative of whatever acts number by number.
 
     Args:
-        factors: Of the shape of the value, or broadcast over it.
+        factors: Of the shape of the value, or broadcast over it; of any dtype, masks too.
     """
 
     def __init__(self, factors: Tensor) -> None:
@@ -173,13 +173,15 @@ class Diagonal:
     push = pull
 
     def _lay_out_as(self, vectors: Tensor) -> None:
-        """Factors in another order of memory than the vectors' make a product several times as slow."""
+        """In the vectors' dtype and order of memory: any other makes a product several times as slow."""
         factors, strides = self.factors, vectors.stride()[1:]
-        same_shape = factors.shape == vectors.shape[1:]
-        if same_shape and factors.stride() != strides and is_dense(vectors):
-            order = sorted(range(factors.dim()), key=lambda i: (-strides[i], -factors.shape[i]))
-            back = sorted(range(factors.dim()), key=order.__getitem__)
-            self.factors = factors.permute(order).contiguous().permute(back)
+        ordered = factors.stride() == strides or factors.shape != vectors.shape[1:] or not is_dense(vectors)
+        if factors.dtype == vectors.dtype and ordered:
+            return
+        if ordered:
+            self.factors = factors.to(vectors.dtype)
+            return
+        self.factors = empty_laid_out(factors.shape, strides, vectors).copy_(factors)
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,13 @@ class Multiple:
         return g.mul_(self.factor) if mine else g * self.factor
 
     push = pull
+
+
+def empty_laid_out(shape: Sequence[int], strides: Sequence[int], like: Tensor) -> Tensor:
+    """Memory of a shape whose axes follow one another as those of the strides do; else as ``like``."""
+    order = sorted(range(len(shape)), key=lambda i: (-strides[i], -shape[i]))
+    back = sorted(range(len(shape)), key=order.__getitem__)
+    return like.new_empty([shape[i] for i in order]).permute(back)
 
 
 def is_dense(t: Tensor) -> bool:

@@ -2,14 +2,14 @@
 
 A convolution is linear: a tangent is pushed by the convolution itself, a cotangent pulled by the transposed
 one.  What torch offers for the latter is slow where the kernel strides or the input has few channels, so that
-on a CPU it is written as an ordinary convolution wherever the geometry allows (`_transposed_way`, `_plain_way`):
+on a CPU it is written as an ordinary convolution wherever the geometry allows (`_transposed_way`):
 
 * stride 1: with the flipped kernel, channels in and out swapped;
 * one pixel with a stride: a product of channels, its pixels then put apart;
 * a stride s, few input channels or a kernel that is as large as its stride: a *sub-pixel* convolution whose
   s x s phases are channels (Shi et al., 2016), shuffled into pixels afterwards;
-* stride 1 to few channels, in either direction: m x m pixels side by side as channels of a convolution of stride m
-  (*super-pixels*), so that the kernels' inner loops have something to run over.
+* stride 1 to few channels, in either direction: m x m pixels side by side as channels of a convolution of
+  stride m (*super-pixels*), so that the kernels' inner loops have something to run over.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jacli.network.adjoint.call import Call, NoRule
-from jacli.network.adjoint.local_map import LocalMap, Reshaped
+from jacli.network.adjoint.local_map import Diagonal, LocalMap, Reshaped
 
 
 def batch_norm(call: Call) -> None:
@@ -65,7 +65,7 @@ def layer_norm(call: Call) -> None:
     if call["weight"] is not None and axes == 1:
         maps.append(call.scale(call["weight"], axis=-1, keys=[call.key("weight")]))
     elif call["weight"] is not None:
-        maps.append(call.factors(call["weight"].expand(x.shape)))
+        maps.append(Diagonal(call["weight"].expand(x.shape)))
     call.edge("input", *maps)
 
 

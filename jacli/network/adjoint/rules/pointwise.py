@@ -19,12 +19,12 @@ def pointwise(call: Call) -> None:
         arguments = (leaf, *call.args[1:])
         y = call.node.target(*arguments, **call.kwargs)  # type: ignore[operator]
         (factors,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
-    call.edge(name, call.factors(factors))
+    call.edge(name, Diagonal(factors))
 
 
 def relu(call: Call) -> None:
     """1 where the result is positive, else 0 (at 0 too, as autograd has it)."""
-    call.edge("self", call.factors(call.out > 0))
+    call.edge("self", Diagonal(call.out > 0))
 
 
 def mul(call: Call) -> None:
@@ -64,7 +64,7 @@ def _factor(call: Call, name: str, factors: Tensor) -> None:
 def _diagonal(call: Call, factors: Tensor) -> LocalMap:
     if factors.dim() == 0:
         return Multiple(float(factors))
-    return Diagonal(factors.to(call.passes.dtype).expand(call.out.shape))
+    return Diagonal(factors.expand(call.out.shape))
 
 
 def where(call: Call) -> None:

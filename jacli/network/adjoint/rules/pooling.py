@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jacli.network.adjoint.call import Call, NoRule
@@ -84,32 +85,36 @@ class ApartWinners(Winners):
         self._mask: Tensor | None = None
 
     def _winners(self) -> Tensor:
-        """``(batch, h_out, side, w_out, side, c)``: factors at the winners, else zeros."""
-        width = self._shape_in[3]
-        down, across = self._side
-        index = channels_last(self._index).permute(0, 2, 3, 1)
-        _, h, w, _ = index.shape
-        top = torch.arange(h, device=index.device).view(h, 1, 1) * down
-        left = torch.arange(w, device=index.device).view(w, 1) * across
-        within = (index - top * width - left).to(torch.int32)
-        at = torch.arange(down, device=index.device, dtype=torch.int32).view(down, 1, 1, 1) * width
-        at = at + torch.arange(across, device=index.device, dtype=torch.int32).view(across, 1)
-        mask = (within[:, :, None, :, None, :] == at).to(self._dtype)
-        if self._factors is not None:
-            mask.mul_(channels_last(self._factors).permute(0, 2, 3, 1)[:, :, None, :, None, :])
-        return mask
+        """``(batch, h_out, down, w_out across c)``: factors at the winners, else zeros."""
+        (_, c, _, width), (down, across) = self._shape_in, self._side
+        index = self._index.to(torch.int32)
+        factors = self._factors
+        if factors is not None and factors.dtype == torch.bool:
+            index, factors = index.masked_fill(~factors, -1), None
+        h, w = index.shape[2:]
+        rows = torch.arange(h * down, dtype=torch.int32, device=index.device).view(h, down, 1)
+        columns = torch.arange(w * across, dtype=torch.int32, device=index.device)
+        pixels = (rows * width + columns).repeat_interleave(c, 2)
+        mask = (self._wide(index)[:, :, None] == pixels).to(self._dtype)
+        return mask if factors is None else mask.mul_(self._wide(factors)[:, :, None])
+
+    def _wide(self, windows: Tensor) -> Tensor:
+        """``(..., c, h_out, w_out)`` to ``(..., h_out, w_out across c)``: repeated across, channels last.
+
+        Then products run over whole lines, not over the channels of one pixel.
+        """
+        *batch, c, h, w = windows.shape
+        last = windows.movedim(-3, -1)[..., None, :].expand(*batch, h, w, self._side[1], c)
+        return last.reshape(*batch, h, -1)
 
     def pull(self, g: Tensor, *, mine: bool) -> Tensor:
         if self._mask is None:
             self._mask = self._winners()
         k, (batch, c, height, width) = len(g), self._shape_in
         (down, across), (h, w) = self._side, self._index.shape[2:]
-        covered = (h * down, w * across) == (height, width)
-        make = g.new_empty if covered else g.new_zeros
-        pixels = make(k, batch, height, width, c)
-        windows = pixels[:, :, : h * down, : w * across].unflatten(3, (w, across)).unflatten(2, (h, down))
-        spread = g.permute(0, 1, 3, 4, 2)[:, :, :, None, :, None, :]
-        torch.mul(spread, self._mask, out=windows)
+        pixels = (self._wide(g)[:, :, :, None] * self._mask).view(k, batch, h * down, w * across, c)
+        if (h * down, w * across) != (height, width):
+            pixels = F.pad(pixels, (0, 0, 0, width - w * across, 0, height - h * down))
         return pixels.permute(0, 1, 4, 2, 3)
 
     def push(self, t: Tensor, *, mine: bool) -> Tensor:
@@ -180,7 +185,7 @@ class Averages:
 
 @dataclass(frozen=True)
 class Spread:
-    """Every pixel repeated over a window of its own, times a factor: what the nearest neighbour upsamples to."""
+    """Every pixel repeated over a window of its own, times a factor: nearest-neighbour upsampling."""
 
     side: tuple[int, int]
     factor: float

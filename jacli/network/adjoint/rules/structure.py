@@ -11,6 +11,7 @@ from torch import Tensor
 from jacli.network.adjoint.call import Call, NoRule
 from jacli.network.adjoint.local_map import (
     Broadcast,
+    Diagonal,
     LocalMap,
     Multiple,
     Permuted,
@@ -123,7 +124,7 @@ def slice_scatter(call: Call) -> None:
     call.edge("src", Placed(part))
     kept = torch.ones(whole[axis], dtype=call.passes.dtype, device=call.passes.device)
     kept[start:stop:step] = 0
-    call.edge("self", call.factors(kept.reshape(-1, *(1,) * (call.out.dim() - axis - 1)).expand(whole)))
+    call.edge("self", Diagonal(kept.reshape(-1, *(1,) * (call.out.dim() - axis - 1)).expand(whole)))
 
 
 @dataclass(frozen=True)
