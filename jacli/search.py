@@ -19,6 +19,8 @@ from jacli.plan import Measured, Shapes
 FEW_SAMPLES = 8
 """Below this many samples a block, passes are filled with several vectors of each."""
 
+_MANY_SAMPLES = 32
+
 _STEP = 4
 _PAYS = 0.97
 """A larger size must take less than this part of the time."""
@@ -123,7 +125,7 @@ def ladder(
         rows: Where to start; decided by the method if None.
     """
     vectors = shapes.n_in if method in COLUMN_METHODS else shapes.n_selected
-    rows = rows or _STARTS.get(method, FEW_SAMPLES)
+    rows = rows or _STARTS.get(method, _few(method, vectors))
     last, most = None, min(shapes.n_samples, max(most_samples, 1)) * vectors
     while True:
         candidate = sized(method, rows, shapes, config, vectors=vectors, most_samples=most_samples)
@@ -146,13 +148,18 @@ def sized(
         # Every forward pass runs the network anew: the more tangents share it the better.
         samples = min(most, max(1, rows // min(config.chunk_size or vectors, vectors)))
         return Candidate(method, samples, min(config.chunk_size or max(1, rows // samples), vectors))
-    samples = fixed or min(most, FEW_SAMPLES, rows)
+    samples = fixed or min(most, _few(method, vectors), rows)
     chunk = config.chunk_size or max(1, rows // samples)
     if config.method == "replicate" and config.chunk_size is None:
         chunk = vectors  # what is known by that name: one call
     if not fixed and chunk >= vectors:
         samples = min(most, max(samples, rows // vectors))
     return Candidate(method, samples, min(chunk, vectors))
+
+
+def _few(method: str, vectors: int) -> int:
+    """Samples a block to begin with: a program that few vectors go through wants its linearisation shared."""
+    return max(FEW_SAMPLES, min(_MANY_SAMPLES, 320 // vectors)) if method in PROGRAM_METHODS else FEW_SAMPLES
 
 
 def climb(

@@ -222,7 +222,7 @@ class _Work:
             self._points,
             self._memory,
             keeps_dense=True,
-            share=3.0 if self._kept.is_kept else 0.25,  # it is the first call of many
+            share=10.0 if self._kept.is_kept else 0.25,  # it is the first call of many
         )
 
     def dense(self) -> Tensor:

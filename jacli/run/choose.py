@@ -218,8 +218,10 @@ class Choice:
             NotTraceableError: No graph can be had.
         """
         if self._traced is None:
+            began = monotonic()
             self._traced = self._task.trace()
             self._program = program_of(self._traced)
+            self._budget.started += monotonic() - began  # whether it pays was thought of before
         return self._traced
 
     def _try_to_trace(self) -> bool:
@@ -429,7 +431,7 @@ class Choice:
         leaves = sum(1 for part in task.network.module.modules() if not list(part.children()))
         seconds = 0.05 + _MODULE_SECONDS * leaves
         most = max(2.0, 0.05 * self._budget.run_seconds)
-        if seconds < 0.5 * self._budget.run_seconds and self._budget.spent + seconds < most:
+        if seconds < 2 * task.share * self._budget.run_seconds and self._budget.spent + seconds < most:
             return True
         self.not_traced = "the run is too short to pay for it"
         return False

@@ -12,14 +12,25 @@ import torch
 from torch import Tensor
 
 from jacli.config import PROGRAM_METHODS
-from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
+from jacli.errors import (
+    JacliError,
+    MethodError,
+    ModelError,
+    OutOfMemoryError,
+    means_out_of_memory,
+    translating,
+)
 from jacli.linear_map import DenseMap, Matrices
 from jacli.methods import Method, factors_of, fill, load_method
 from jacli.network import CutLinearized, Linearized
+from jacli.network.linearize import same_outputs
 from jacli.plan import Plan
 from jacli.run.choose import Choice
 from jacli.run.task import Graph, Task
-from jacli.verify import check_alone, cotangent_error, row_error, row_tolerance
+from jacli.verify import block_failure, check_alone, cotangent_error, row_error, row_tolerance
+
+_FEW_SAMPLES = 2
+"""Of a block that are checked under a method that has proved itself on all samples of an earlier one."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,7 @@ class Engine:
         self._place = place
         self._start = start
         self._number = 0
+        self._doubted = False
         self.notes: list[str] = []
         self.held = 0
         self.chosen = self.accepted = proven
@@ -123,7 +135,6 @@ class Engine:
             watch = self._task.memory.peak() if self._now_and_then else nullcontext([0])
             with watch as held:
                 block = self._first() if self.chosen is None else self._next(start)
-            self._check_alone(block)
             block.linearization.close()
             start += block.count
             beside = held[0] - self._placed(start)
@@ -136,6 +147,12 @@ class Engine:
     def _now_and_then(self) -> bool:
         """At the first block, the second, the fourth, the eighth ..."""
         return self._number & (self._number - 1) == 0
+
+    def _looked_at(self, plan: Plan, start: int) -> bool:
+        """Whether a block is compared with plain passes: see `_fitting`."""
+        if start == 0 or plan.factored:
+            return True
+        return plan.method in PROGRAM_METHODS and (self._now_and_then or self._doubted)
 
     def _placed(self, count: int) -> int:
         """Bytes of the result of the first samples, where it is kept: it does not count as held."""
@@ -180,6 +197,7 @@ class Engine:
         assert self.chosen is not None
         if self.chosen.plan.method == "loop" or self._task.config.method not in ("auto", "loop"):
             raise failure
+        self._doubted = True
         plan = self.chosen.plan
         loop = replace(plan, method="loop", chunk_size=1, factored=None)
         _, block, _ = self._fitting(loop, start)
@@ -199,16 +217,13 @@ class Engine:
         And the worst error found: of checked rows in the first block; in later ones of a cut network, and now
         and then of one that runs as a program, whose graph may have lost a derivative that the first samples
         do not reach, of one random cotangent at one sample; or at all of them where that sample's own forward
-        pass took another side of a kink.
+        pass took another side of a kink.  After a block in which it was wrong every block is looked at.
         """
         while True:
             try:
                 block = self._block(plan, start)
-                looked_at = plan.factored is not None or (
-                    plan.method in PROGRAM_METHODS and self._now_and_then
-                )
-                checked = start == 0 or looked_at
-                return plan, block, self._error(plan, block) if checked else 0.0
+                self._check_alone(plan, block)
+                return plan, block, self._error(plan, block) if self._looked_at(plan, start) else 0.0
             except Exception as error:
                 if not means_out_of_memory(error) or isinstance(error, JacliError):
                     raise
@@ -243,10 +258,13 @@ class Engine:
             config.seed + block.start,
             row_tolerance(block.linearization.dtype, config.precision),
         )
-        if block.start and self._sample_error(block, seed) <= tolerance:
-            return 0.0
+        if block.start or self._choice.taken_over:
+            error = self._error_of_some(block, seed)
+            if error <= tolerance:
+                return error
         against = row_error if block.start == 0 else cotangent_error
-        error = against(block.linearization, block.matrices, seed=seed)
+        with translating(lambda error: block_failure(block.linearization.batch, error)):
+            error = against(block.linearization, block.matrices, seed=seed)
         copies = _copies(plan)
         if error > tolerance and copies > 1:
             # Its forward pass saw a larger batch, in which a ReLU may have fallen to the other side.
@@ -260,21 +278,29 @@ class Engine:
             )
         return error
 
-    def _sample_error(self, block: ComputedBlock, seed: int) -> float:
-        """Of one sample of a later block, on its own: two passes of a sample, not of all of them."""
-        at = seed % block.count
+    def _error_of_some(self, block: ComputedBlock, seed: int) -> float:
+        """Of a random cotangent, by a pass over few of the samples; infinite where they cannot be alone."""
         if self._task.shapes.fixed_batch is not None:
             return math.inf
-        sample = block.linearization.at(torch.tensor([at], device=block.linearization.device))
-        return cotangent_error(sample, block.matrices.samples(at, at + 1), seed=seed)
+        count = min(_FEW_SAMPLES, block.count)
+        start = seed % (block.count - count + 1)
+        index = torch.arange(start, start + count, device=block.linearization.device)
+        some = block.linearization.at(index)
+        return cotangent_error(some, block.matrices.samples(start, start + count), seed=seed)
 
-    def _check_alone(self, block: ComputedBlock) -> None:
-        check_alone(
-            block.linearization,
-            self._task.network.module,
-            position=(self._task.config.seed + block.start + block.count // 2) % block.count,
-            fixed_batch=self._task.shapes.fixed_batch is not None,
-        )
+    def _check_alone(self, plan: Plan, block: ComputedBlock) -> None:
+        """A sample on its own; where it differs it may be the graph that is wrong, not the model."""
+        try:
+            check_alone(
+                block.linearization,
+                self._task.network.module,
+                position=(self._task.config.seed + block.start + block.count // 2) % block.count,
+                fixed_batch=self._task.shapes.fixed_batch is not None,
+            )
+        except ModelError:
+            if plan.method in PROGRAM_METHODS:
+                _check_outputs(block.linearization)
+            raise
 
     def _stay_within(self, held: int, more: bool) -> None:
         """Halve the blocks to come if this one held more than it may."""
@@ -302,6 +328,19 @@ class Engine:
             why=f"The Jacobian of a sample takes {shapes.sample_bytes:,} bytes, "
             f"{memory.limit:,} may be held on {memory.device}; {said}.",
             todo="Take fewer outputs (--classes), more --memory, or another device; or --save factors.",
+        )
+
+
+def _check_outputs(block: Linearized) -> None:
+    """Hold the outputs that a program gave at a block against the model's own there."""
+    itself = block.at(torch.arange(block.batch, device=block.device))
+    with translating(lambda error: block_failure(block.batch, error)):
+        same = same_outputs(itself.outputs, block.outputs)
+    if not same:
+        raise MethodError(
+            "The network does not run as a program.",
+            why="Its outputs are not those of the model on this block.",
+            todo="Leave --method out, or choose --method loop.",
         )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from time import perf_counter
 
@@ -15,14 +16,20 @@ from jacli.linear_map import ClosableLinearization
 from jacli.methods import Method, checked_blocks, load_method
 from jacli.plan import Measured
 from jacli.run.memory import MemoryLimit
+from jacli.run.reused_memory import give_back
 from jacli.search import Candidate
 
 _LONG = 1.0
-"""After a first pass of fewer seconds a second is timed in any case: the first one fills caches."""
+"""A first pass of fewer seconds is followed by others in any case: the first one fills caches."""
 
-_WARMING_UP = 3
-"""Where a second pass is this many times as fast as the first, a third one tells whether it stays so."""
+_MIDDLING = 0.3
+"""A first pass of more seconds tells what the linearisation takes well enough."""
 
+_ENOUGH = 0.03
+"""Seconds of passes after the first that are enough to believe the fastest of them, """
+
+_MOST_PASSES = 5
+"""and so many passes."""
 
 OUT_OF_MEMORY = "out of memory"
 """The failure of a candidate of which a smaller one may fit."""
@@ -48,68 +55,83 @@ def measure(
     Returns:
         With ``failure`` where the method has no rule for the network, or memory ran out.
 
-    Cost: one linearisation and two passes; one where it takes long, three where the second was much faster.
+    Cost: one linearisation and two passes; one pass where it takes long, two linearisations and up to seven
+    passes where these are short.
     """
     method, device = load_method(candidate.method), memory.device
     named = Measured(name or candidate.method, candidate.batch_size, candidate.chunk_size)
-    linearization = None
     if candidate.method in ("vmap", "forward"):
         load_rules()
     try:
+        give_back()
         with memory.peak() as held:
-            linearization = linearize(candidate.batch_size)
-            times = _times(method, linearization, candidate, patience, device)
-            if len(times) == 1 and times[0][0] <= max(_LONG, patience):
-                # All in one pass: a second block, its caches warm, linearisation included.
-                linearization.close()
-                linearization = linearize(candidate.batch_size)
-                times = _times(method, linearization, candidate, patience, device)
+            setup, vector = _Stopwatch(method, linearize, candidate, device).seconds(patience)
     except MethodError as failure:
         return _failed(named, f"{failure.what} {failure.why}")
     except Exception as error:
         if not means_out_of_memory(error):
             raise
         return _failed(named, OUT_OF_MEMORY)
-    finally:
-        if linearization is not None:
+    return replace(named, setup_seconds=setup, vector_seconds=vector, bytes_held=held[0])
+
+
+class _Stopwatch:
+    """Times the passes of a candidate."""
+
+    def __init__(
+        self,
+        method: Method,
+        linearize: Callable[[int], ClosableLinearization],
+        candidate: Candidate,
+        device: torch.device,
+    ) -> None:
+        self._method = method
+        self._linearize = linearize
+        self._candidate = candidate
+        self._device = device
+
+    def seconds(self, patience: float) -> tuple[float, float]:
+        """Of a block before its first vector, and of a vector.
+
+        The first pass fills caches; a second one is timed unless the first took long, and more of them where
+        they are so short that a single one tells little.  Then a second block tells what linearising takes.
+        """
+        block = self._passes()
+        try:
+            first, n_first = next(block)
+            if first > max(_LONG, patience):
+                return 0.0, first / n_first
+            times: list[float] = []
+            for seconds, n_vectors in block:
+                times.append(seconds / n_vectors)
+                if len(times) == _MOST_PASSES or sum(times) * n_vectors > _ENOUGH:
+                    break
+        finally:
+            block.close()
+        if times and first > _MIDDLING:
+            return max(0.0, first - n_first * min(times)), min(times)
+        second = self._passes()
+        again, n_again = next(second)
+        second.close()
+        if not times:  # all in one pass
+            return 0.0, again / n_again
+        return max(0.0, again - n_again * min(times)), min(times)
+
+    def _passes(self) -> Generator[tuple[float, int]]:
+        """Seconds and vectors of a block's passes; the first one's with the linearisation."""
+        began = now(self._device)
+        linearization = self._linearize(self._candidate.batch_size)
+        columns = self._candidate.method in COLUMN_METHODS
+        try:
+            for block in checked_blocks(self._method, linearization, chunk_size=self._candidate.chunk_size):
+                ended = now(self._device)
+                n_vectors = len(block.inputs) if columns else len(block.outputs)
+                yield ended - began, n_vectors
+                del block
+                began = now(self._device)
+        finally:
             with suppress(Exception):
                 linearization.close()
-    (first, n_first), (last, n_last) = times[0], times[-1]
-    per_vector = last / n_last
-    return Measured(
-        named.method,
-        named.batch_size,
-        named.chunk_size,
-        setup_seconds=max(0.0, first - n_first * per_vector) if len(times) == 2 else 0.0,
-        vector_seconds=per_vector,
-        bytes_held=held[0],
-    )
-
-
-def _times(
-    method: Method,
-    linearization: ClosableLinearization,
-    candidate: Candidate,
-    patience: float,
-    device: torch.device,
-) -> list[tuple[float, int]]:
-    """Seconds and vectors of a block's first passes; the first includes the linearisation."""
-    times: list[tuple[float, int]] = []
-    began = now(device)
-    for block in checked_blocks(method, linearization, chunk_size=candidate.chunk_size):
-        ended = now(device)
-        n_vectors = len(block.inputs) if candidate.method in COLUMN_METHODS else len(block.outputs)
-        times.append((ended - began, n_vectors))
-        del block
-        if len(times) == 3 or not _again(times, patience):
-            break
-        began = now(device)
-    return times
-
-
-def _again(times: list[tuple[float, int]], patience: float) -> bool:
-    first, last = times[0][0], times[-1][0]
-    return first <= max(_LONG, patience) if len(times) == 1 else _WARMING_UP * last < first
 
 
 @cache

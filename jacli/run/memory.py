@@ -19,7 +19,6 @@ import torch
 from jacli.config import RunConfig
 from jacli.errors import JacliError, OutOfMemoryError, means_out_of_memory
 from jacli.plan import SINGULAR_VALUES_LIMIT, Shapes
-from jacli.run.reused_memory import give_back
 
 SAFE_SHARE = 0.7
 """Part of the free memory that a run takes unless told otherwise."""
@@ -158,7 +157,6 @@ def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    give_back()
     # Not Linux, or not allowed: the peak since the process began is then the (upper) bound.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

@@ -26,8 +26,8 @@ _LARGEST_BY_ITSELF = 32 * 2**20
 def reused_memory() -> Iterator[None]:
     """Keep freed memory inside; where the C library is another one, nothing changes.
 
-    Afterwards the thresholds are what they become by themselves in a process that has freed large blocks, and
-    what is free goes back to the system.
+    Afterwards the thresholds are what they become by themselves in a process that has freed large blocks; what
+    was kept stays for the next call, and goes back to the system as memory is freed again.
     """
     library = _gnu_library()
     if library is None:
@@ -40,7 +40,6 @@ def reused_memory() -> Iterator[None]:
     finally:
         library.mallopt(_MMAP_THRESHOLD, _LARGEST_BY_ITSELF)
         library.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_BY_ITSELF)
-        library.malloc_trim(0)
 
 
 def give_back() -> None:

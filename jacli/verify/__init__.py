@@ -1,6 +1,6 @@
 """Trust: a probe before the run, a check of its first block, a recheck; always through the original model."""
 
-from jacli.verify.alone import check_alone
+from jacli.verify.alone import block_failure, check_alone
 from jacli.verify.probe import BATCH_SIZES, Probed, probe
 from jacli.verify.recheck import Rechecked, StoredProducts, StoredSample, recheck, recheck_tolerance
 from jacli.verify.rows import cotangent_error, row_error, row_tolerance
@@ -11,6 +11,7 @@ __all__ = [
     "Rechecked",
     "StoredProducts",
     "StoredSample",
+    "block_failure",
     "check_alone",
     "cotangent_error",
     "probe",

@@ -38,16 +38,18 @@ def check_alone(linearization: Linearization, module: nn.Module, *, position: in
     everyone = torch.arange(size, device=linearization.device)
     index, where = (everyone.roll(1), (position + 1) % size) if fixed_batch else (everyone[position, None], 0)
 
-    def failure(error: Exception) -> ModelError:
-        return ModelError(
-            f"The model fails on a block of {size} samples.",
-            why=f"The model says: {telling_line(error)}",
-            todo="Give the batch size that it accepts: --batch-size N.",
-        )
-
-    with translating(failure):
+    with translating(lambda error: block_failure(size, error)):
         among = linearization.outputs[position]
         again = linearization.at(index).outputs[where]
     if moved(among, again, eps=TOLERANCE):
         how = "in another order" if fixed_batch else "on its own"
         raise mixing_error(module, f"sample {position} of a block of {size} gives another output {how}")
+
+
+def block_failure(size: int, error: Exception) -> ModelError:
+    """What to say where the model raises an error on a block of so many samples."""
+    return ModelError(
+        f"The model fails on a block of {size} samples.",
+        why=f"The model says: {telling_line(error)}",
+        todo="Give the batch size that it accepts: --batch-size N.",
+    )

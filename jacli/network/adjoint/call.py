@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, fx
 
@@ -34,6 +34,13 @@ class Inner:
 
 class NoRule(Exception):
     """The operator is called in a way that its rule does not cover: it runs as traced."""
+
+
+class WithWinners(NamedTuple):
+    """What a max-pool gives, and the flat pixel of each window's winner."""
+
+    values: Tensor
+    winners: Tensor
 
 
 @dataclass

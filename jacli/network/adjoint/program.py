@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from jacli.network.adjoint.as_traced import as_traced
-from jacli.network.adjoint.call import Call, Edge, NoRule
+from jacli.network.adjoint.call import Call, Edge, NoRule, WithWinners
 from jacli.network.adjoint.chains import Chains
 from jacli.network.adjoint.prepared import Passes
 from jacli.network.adjoint.rules import find_rule
@@ -170,7 +170,9 @@ class _Run:
     def _run(self, node: fx.Node) -> None:
         args = fx.map_arg(node.args, self._values.__getitem__)
         kwargs = fx.map_arg(node.kwargs, self._values.__getitem__)
-        value = node.target(*args, **kwargs)  # type: ignore[operator]
+        value = results = _run_operator(node, args, kwargs)
+        if isinstance(value, WithWinners):
+            value = value.values
         self._values[node] = value
         if not any(before in self._live for before in node.all_input_nodes):
             return
@@ -187,7 +189,7 @@ class _Run:
             self._calls[node] = (args, kwargs)
         elif _moves(value):
             self._live.add(node)
-            self._differentiate(node, node, args, kwargs, results=value, item=None)
+            self._differentiate(node, node, args, kwargs, results=results, item=None)
 
     def _differentiate(
         self,
@@ -221,6 +223,13 @@ class _Run:
             call.edges.clear()
             as_traced(call)
         self.edges += call.edges
+
+
+def _run_operator(node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The operator as it stands; of a max-pool the winners too, which its kernel finds in any case."""
+    if node.target is torch.ops.aten.max_pool2d.default:
+        return WithWinners(*torch.ops.aten.max_pool2d_with_indices(*args, **kwargs))
+    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _moves(value: Any) -> bool:

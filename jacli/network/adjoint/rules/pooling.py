@@ -136,7 +136,7 @@ def max_pool2d(call: Call) -> None:
     kernel, stride, padding, dilation, ceil_mode = window
     if x.dim() != 4:
         raise NoRule
-    index = aten.max_pool2d_with_indices(x, *window)[1] if call.item is None else call.results[1]
+    index = call.results[1]
     dtype = call.passes.dtype
     if kernel == stride and max(padding) == 0 and max(dilation) == 1 and not ceil_mode:
         call.edge("self", ApartWinners(index, window, (kernel[0], kernel[1]), x.shape, dtype))
