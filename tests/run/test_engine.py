@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import jacli
 from jacli.bracketing import Product, Seed
 from jacli.config import PROGRAM_METHODS, RunConfig
-from jacli.errors import MethodError, OutOfMemoryError
+from jacli.errors import MethodError, ModelError, OutOfMemoryError
 from jacli.linear_map import FactoredMap
 from jacli.methods import load_method
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
@@ -27,6 +27,7 @@ from jacli.run.engine import Engine
 from jacli.run.memory import MemoryLimit
 from jacli.run.probed import padded
 from jacli.run.task import Graph, Task, cut_network, program_of
+from jacli.verify import cotangent_error
 from tests.reference import reference_jacobian
 
 CPU = torch.device("cpu")
@@ -329,6 +330,131 @@ def test_rows_are_checked_on_the_first_block_only(monkeypatch):
     work = task()
     check(engine_of(work, plan_of(work, "vmap", 2, 4)))
     assert checked == [True]
+
+
+# Graphs that are wrong
+
+
+class Bounded(nn.Module):
+    """What `MODULE` is where no number is above 2; beyond, it forgets what the numbers do."""
+
+    def __init__(self, forgets: str) -> None:
+        super().__init__()
+        self.module, self.forgets = MODULE, forgets
+
+    def forward(self, x: Tensor) -> Tensor:
+        below = x.clamp(max=2.0)
+        return self.module(below + (x - below).detach() if self.forgets == "derivatives" else below)
+
+
+class KinkAlone(nn.Module):
+    """Where its numbers are zero, a lone sample falls to the other side of the ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.below = nn.Linear(N_IN, WIDTH, bias=False).double()
+        self.above = nn.Linear(WIDTH, N_OUT).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = 1e-12 if len(x) == 1 else -1e-12
+        return self.above(torch.relu(self.below(x) + shift))
+
+
+GRAPHS = ["adjoint", "tangent", "factored"]
+
+
+def work_of(points: Tensor, module: nn.Module = MODULE, **options) -> Task:
+    def at(start: int, size: int) -> tuple[Tensor, dict[str, Tensor], None]:
+        return points[start : start + size], {}, None
+
+    return replace(task(module, **options), points=at)
+
+
+def misled(work: Task, method: str, batch_size: int, forgets: str) -> Engine:
+    """An engine whose plan's graph is that of another network."""
+    sizes = (work, batch_size, 4)
+    plan = factored_plan(*sizes) if method == "factored" else plan_of(work, method, *sizes[1:])
+    other = replace(work, network=TensorNetwork.of_module(frozen_twin(Bounded(forgets))))
+    choice = Choice(work, kept=(plan, graph_for(other, plan)))
+    choice.plans, choice.taken_over = [plan], False
+    return Engine(work, choice)
+
+
+def computed(running: Engine) -> Tensor:
+    return torch.cat([block.matrices.samples(0, block.count).dense().clone() for block in running.blocks()])
+
+
+@pytest.mark.parametrize("forgets", ["derivatives", "values"])
+@pytest.mark.parametrize("method", GRAPHS)
+def test_a_graph_that_is_wrong_from_some_block_on_is_left_there(method, forgets):
+    """The second block is looked at; so is the third, since there the graph was wrong."""
+    points = POINTS.clamp(-2, 2)
+    points[4:, 0] = 5.0
+    running = misled(work_of(points), method, 4, forgets)
+    expected = reference_jacobian(MODULE, points).mT
+    torch.testing.assert_close(computed(running), expected, rtol=1e-10, atol=1e-12)
+    assert running.chosen.plan.method == method  # later samples may be without what it forgets
+    starts = [note.split(" to ")[0] for note in running.notes]
+    assert starts == ["samples 4", "samples 8"]
+    assert all(f"by loop, not {method}: " in note for note in running.notes)
+
+
+@pytest.mark.parametrize("forgets", ["derivatives", "values"])
+@pytest.mark.parametrize("method", GRAPHS)
+def test_one_that_is_wrong_at_once_is_passed_over(method, forgets):
+    points = POINTS.clamp(-2, 2)
+    points[:, 0] = 5.0
+    work = work_of(points)
+    running = misled(work, method, 4, forgets)
+    running._choice.plans.append(plan_of(work, "loop", 3))
+    torch.testing.assert_close(
+        computed(running), reference_jacobian(MODULE, points).mT, rtol=1e-10, atol=1e-12
+    )
+    assert list(running.chosen.passed_over) == [method] and running.chosen.method.name == "loop"
+    assert running.chosen.graph is None
+
+
+@pytest.mark.parametrize("method", GRAPHS)
+def test_a_graph_that_was_asked_for_and_is_wrong_is_refused(method):
+    points = POINTS.clamp(-2, 2)
+    points[4:, 0] = 5.0
+    with pytest.raises(MethodError, match=f"The method {method} is wrong"):
+        computed(misled(work_of(points, method=method), method, 4, "derivatives"))
+
+
+@pytest.mark.parametrize("method", ["adjoint", "tangent", "replicate", "vmap"])
+def test_a_kink_of_fewer_samples_is_not_held_against_the_block(monkeypatch, method):
+    """In the block, as the model runs it, the derivative is the method's own: that decides."""
+    compared = []
+
+    def noting(linearization, *arguments, **options):
+        compared.append(linearization.batch)
+        return cotangent_error(linearization, *arguments, **options)
+
+    monkeypatch.setattr(engine, "cotangent_error", noting)
+    monkeypatch.setattr(engine, "_FEW_SAMPLES", 1)
+    module, points = KinkAlone(), POINTS.clone()
+    points[7] = 0.0  # sample 1 of the second block, which the seed picks
+    work = work_of(points, module)
+    running = engine_of(work, plan_of(work, method, 6, 4))
+    expected = reference_jacobian(module, points).mT
+    assert expected[7].any()  # on its own
+    expected[7] = 0.0
+    torch.testing.assert_close(computed(running), expected, rtol=1e-10, atol=1e-12)
+    assert running.notes == []
+    assert compared == ([1, 5] if method in PROGRAM_METHODS else [])
+
+
+def test_a_model_that_mixes_samples_is_not_taken_for_a_wrong_graph():
+    """Its program gives in a block what the model gives there: a sample on its own gives something else."""
+
+    class Mixing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (torch.tanh(x) - 0.1 * x.detach().mean(0))[:, :N_OUT]
+
+    work = work_of(POINTS, Mixing())
+    with pytest.raises(ModelError, match="mixes samples"):
+        computed(engine_of(work, plan_of(work, "adjoint", 4, 4)))
 
 
 # Where results go, and what is held
