@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from jacli.matrix_product import product
+
 
 class LinearMap(Protocol):
     """A batch of linear maps: sample ``b`` has the matrix ``J[b]`` of shape ``(n_out, n_in)``.
@@ -183,10 +185,10 @@ class FactoredMap(Chain):
         return self.left.nbytes + self.right.nbytes
 
     def rows(self, index: Tensor) -> Tensor:
-        return self.left[:, index] @ self.right
+        return product(self.left[:, index], self.right)
 
     def dense(self) -> Tensor:
-        return self.left @ self.right
+        return product(self.left, self.right)
 
     def samples(self, start: int, stop: int) -> FactoredMap:
         return FactoredMap(self.left[start:stop], self.right[start:stop])

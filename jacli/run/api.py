@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from jacli.config import COLUMN_METHODS, RunConfig, from_options
 from jacli.errors import InputsError, UsageError, means_out_of_memory
 from jacli.linear_map import FactoredMap
+from jacli.matrix_product import product
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.plan import Plan, Shapes
 from jacli.run.choose import Choice
@@ -337,7 +338,7 @@ class _Result:
                 shape = (self._task.shapes.n_samples, matrices.n_out, matrices.n_in)
                 self.matrices = matrices.left.new_empty(shape)
             factors = matrices.samples(0, block.count)
-            torch.bmm(factors.left, factors.right, out=self.matrices[block.start : stop])
+            product(factors.left, factors.right, self.matrices[block.start : stop])
             return
         dense = matrices.samples(0, block.count).dense()
         if len(self.matrices) == 0:

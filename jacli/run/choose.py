@@ -440,6 +440,8 @@ class Choice:
         """The cut network's plan; forced, an error where there is none."""
         try:
             self._cut = self._cut or cut_network(self._task, self._trace())
+            if self._task.config.precision == "ieee":
+                self._load_rules("vmap")  # its links are tried by plain methods too
             return [Cutting(self._task, self._cut, self._budget, self._measured).plan(self._plan)]
         except OutOfMemoryError as failure:
             if self._task.config.method == "factored" or self._task.config.save == "factors":

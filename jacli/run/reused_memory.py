@@ -26,7 +26,7 @@ _LARGEST_BY_ITSELF = 32 * 2**20
 def reused_memory() -> Iterator[None]:
     """Keep freed memory inside; where the C library is another one, nothing changes.
 
-    Afterwards the thresholds are what they become by themselves in a process that has freed large blocks; what
+    Afterwards the thresholds are what they become by themselves where large blocks have been freed; what
     was kept stays for the next call, and goes back to the system as memory is freed again.
     """
     library = _gnu_library()

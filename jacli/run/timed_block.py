@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from jacli.linear_map import Block, DenseMap, Matrices
+from jacli.matrix_product import product
 from jacli.methods import checked_blocks, factors_of, load_method
 from jacli.methods.assemble import assemble
 from jacli.network import CutLinearized, Linearized
@@ -93,7 +94,7 @@ def factored_block(task: Task, plan: Plan, factored: FactoredPlan, graph: Graph,
     if task.keeps_dense:
         step = max(1, _PRODUCT_BYTES // (count * factors.n_in * task.shapes.itemsize))
         for start in range(0, factors.n_out, step):
-            factors.left[:, start : start + step] @ factors.right
+            product(factors.left[:, start : start + step], factors.right)
     seconds = (now(device) - began) * plan.batch_size / count
     size = (factors.n_out, factors.n_in)
     return TimedBlock(linearization, factors, count, *size, seconds, estimated=count < plan.batch_size)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jacli.matrix_product import Matrix
 from jacli.network.adjoint.call import Call, NoRule
 from jacli.network.adjoint.local_map import Broadcast, Key, LocalMap, Multiple, Scale, size
-from jacli.network.adjoint.matrix import Matrix
 from jacli.network.adjoint.prepared import Passes, Weighted
 
 
@@ -82,16 +82,19 @@ class RightOperand:
 def _times(vectors: Tensor, matrices: Tensor) -> Tensor:
     """``(k, ..., m, n) @ (..., n, p)``, the k vectors as more rows, or the matrices repeated.
 
-    Whichever copies less: a product in batches wants its operands side by side.
+    Whichever copies less: a product in batches wants its operands side by side.  Either way the result lies
+    in memory as ``(..., k, m, p)``, so that a product that follows has nothing to copy.
     """
     k, *batch, m, n = vectors.shape
     p = matrices.shape[-1]
-    if n * p <= m * n and vectors.is_contiguous():
-        repeated = matrices.expand(k, *batch, n, p).reshape(-1, n, p)
-        return torch.bmm(vectors.reshape(-1, m, n), repeated).reshape(k, *batch, m, p)
-    rows = vectors.movedim(0, -3).reshape(size(batch), k * m, n)
-    product = torch.bmm(rows, matrices.reshape(-1, n, p))
-    return product.reshape(*batch, k, m, p).movedim(-3, 0)
+    side_by_side = vectors.movedim(0, -3)
+    if side_by_side.is_contiguous() or m <= p:
+        rows = side_by_side.reshape(size(batch), k * m, n)
+        product = torch.bmm(rows, matrices.reshape(-1, n, p))
+    else:
+        repeated = matrices.unsqueeze(-3).expand(*batch, k, n, p).reshape(-1, n, p)
+        product = torch.bmm(side_by_side.flatten(0, -3), repeated)
+    return product.view(*batch, k, m, p).movedim(-3, 0)
 
 
 def linear(call: Call) -> None:
