@@ -25,6 +25,9 @@ _STEP = 4
 _PAYS = 0.97
 """A larger size must take less than this part of the time."""
 
+_NOISE = 1.2
+"""Between short passes a difference up to this factor may be noise: the climb goes on."""
+
 _SHORT = 0.01
 """Seconds of a pass below which the calls cost more than the arithmetic."""
 
@@ -197,6 +200,6 @@ def climb(
         short = measured.vector_seconds * measured.chunk_size < _SHORT
         if measured.failure or (took > 1.5 * best and not short):
             break
-        if before and took > _PAYS * seconds(before):
+        if before and took > _PAYS * seconds(before) and not (short and took < _NOISE * seconds(before)):
             break
     return tried

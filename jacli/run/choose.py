@@ -13,6 +13,7 @@ from jacli.errors import JacliError, MethodError, OutOfMemoryError, OutputError,
 from jacli.methods import METHODS, load_method
 from jacli.network import CutNetwork, NotTraceableError, Program, TracedNetwork
 from jacli.plan import FactoredPlan, Measured, Plan, check_batch_size, make_plan, with_counts
+from jacli.run.as_traced import as_traced
 from jacli.run.cutting import Cutting
 from jacli.run.measure import OUT_OF_MEMORY, load_rules, measure, seconds_per_byte
 from jacli.run.task import Graph, Task, cut_network, program_of
@@ -162,13 +163,13 @@ class Choice:
             plans = self._of_all()
         notes = [f"not traced: {self.not_traced}"] if self.not_traced else []
         notes += [f"not cut: {self.not_cut}"] if self.not_cut else []
-        if self._program is not None and any(plan.method in PROGRAM_METHODS for plan in plans[:1]):
-            notes += _as_traced(self._program)
         wanted = config.method
         if len(plans) == 1 and len({m.method for m in self._measured}) == 1 and wanted == "auto":
             plans = [replace(plans[0], why="the first in line; the run is too short to try others")]
         return [
-            replace(plan, measured=tuple(self._measured), notes=tuple(notes))
+            replace(
+                plan, measured=tuple(self._measured), notes=(*notes, *as_traced(plan, self.graph_of(plan)))
+            )
             for plan in sorted(plans, key=lambda plan: plan.seconds or 0.0)
         ]
 
@@ -466,9 +467,3 @@ class Choice:
                 ) from failure
             self.not_cut = why.rstrip(".")
             return []
-
-
-def _as_traced(program: Program) -> list[str]:
-    """What of a program has no rule of its own, in words."""
-    listed = ", ".join(f"{name} ({count})" for name, count in sorted(program.without_rule.items()))
-    return [f"differentiated by torch within the program: {listed}"] if listed else []

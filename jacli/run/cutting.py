@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from jacli import bracketing
 from jacli.bracketing import Bracketing
-from jacli.config import COLUMN_METHODS
+from jacli.config import COLUMN_METHODS, PROGRAM_METHODS
 from jacli.errors import MethodError, OutOfMemoryError
 from jacli.network import CutLinearized, CutNetwork
 from jacli.plan import FactoredPlan, LinkPlan, Measured, Plan
@@ -159,6 +159,12 @@ class Cutting:
             return growth * measured.bytes_held <= room
 
         for method in methods:
+            if (
+                method not in PROGRAM_METHODS
+                and self._has_rules(at)
+                and any(m.failure is None for m in found)
+            ):
+                break  # no operator of the link is left to torch: plain passes would run the same work slower
             best = min(map(seconds, found), default=math.inf)
             sizes = ladder(method, shapes, config, most_samples=size, rows=max(size, self._rows))
             # Its own budget: the estimate of a link is not that of the run.
@@ -173,6 +179,9 @@ class Cutting:
         if not fitting and self._task.memory.asked:
             raise self._too_large(size, found[-1].bytes_held)
         return fitting or found[-1:]
+
+    def _has_rules(self, at: int) -> bool:
+        return not self._cut.span(at, at + 1).program.without_rule
 
     def _beside(self, size: int) -> int:
         """Bytes held beside the passes: the factors of a block, and what norms and values take."""

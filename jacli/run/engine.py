@@ -25,6 +25,7 @@ from jacli.methods import Method, factors_of, fill, load_method
 from jacli.network import CutLinearized, Linearized
 from jacli.network.linearize import same_outputs
 from jacli.plan import Plan
+from jacli.run.as_traced import as_traced
 from jacli.run.choose import Choice
 from jacli.run.task import Graph, Task
 from jacli.verify import block_failure, check_alone, cotangent_error, row_error, row_tolerance
@@ -169,9 +170,10 @@ class Engine:
                 passed_over[plan.method] = f"{failure.what} {failure.why}"
                 last = failure
                 continue
-            self.chosen = Chosen(
-                load_method(plan.method), plan, error, passed_over, self._choice.graph_of(plan)
-            )
+            graph = self._choice.graph_of(plan)
+            notes = dict.fromkeys((*plan.notes, *as_traced(plan, graph)))
+            plan = replace(plan, notes=tuple(notes))
+            self.chosen = Chosen(load_method(plan.method), plan, error, passed_over, graph)
             self.accepted = self.chosen
             return block
         if self._choice.taken_over:

@@ -24,7 +24,7 @@ _LONG = 1.0
 """A first pass of fewer seconds is followed by others in any case: the first one fills caches."""
 
 _MIDDLING = 0.3
-"""A first pass of more seconds tells what the linearisation takes well enough."""
+"""A first pass of more seconds, half of which the vectors took, tells well enough what linearising takes."""
 
 _ENOUGH = 0.03
 """Seconds of passes after the first that are enough to believe the fastest of them, """
@@ -109,7 +109,7 @@ class _Stopwatch:
                     break
         finally:
             block.close()
-        if times and first > _MIDDLING:
+        if times and first > _MIDDLING and n_first * min(times) > first / 2:
             return max(0.0, first - n_first * min(times)), min(times)
         second = self._passes()
         again, n_again = next(second)

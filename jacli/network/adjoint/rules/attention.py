@@ -33,7 +33,9 @@ def attention(call: Call) -> None:
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
     weights = scores.softmax(-1)
-    if not weights.isfinite().all():  # a row that attends to nothing: torch has its own idea of it
+    if mask is not None and bool(
+        weights.isnan().any()
+    ):  # a row that attends to nothing: torch has its own idea
         raise NoRule
     dtype = call.passes.dtype
     inner = Inner()

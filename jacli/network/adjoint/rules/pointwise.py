@@ -62,8 +62,6 @@ def _factor(call: Call, name: str, factors: Tensor) -> None:
 
 
 def _diagonal(call: Call, factors: Tensor) -> LocalMap:
-    if factors.dim() == 0:
-        return Multiple(float(factors))
     return Diagonal(factors.expand(call.out.shape))
 
 
