@@ -12,7 +12,7 @@ from torch.func import vjp
 
 from jacli.network import TensorNetwork, frozen_twin, trace_network
 from jacli.network.adjoint import Program
-from tests.network.adjoint.operators import BATCH, OPERATORS, points, seeded
+from tests.network.adjoint.operators import BATCH, OPERATORS, Of, points, seeded
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,19 @@ def program(name: str, dtype: torch.dtype, device: torch.device) -> Program:
     """One program a case, which all tests share as all blocks of a run do."""
     traced = trace_network(network(name, dtype, device), at(name, BATCH, dtype, device), {})
     return Program(traced.graph)
+
+
+@cache
+def below_autograd(name: str, device: torch.device) -> Program:
+    """A program of the same graph in float64 after an in-place write.
+
+    Torch takes such writes out below autograd, where operators are others: ``addmm`` for ``linear``,
+    ``native_layer_norm`` for ``layer_norm``.
+    """
+    x = at(name, BATCH, torch.float64, device)
+    own = network(name, torch.float64, device)
+    after_a_write = TensorNetwork.of_module(Of(lambda m, x: m.own(x.clone().mul_(1)), own=own.module))
+    return Program(trace_network(after_a_write, x, {}).graph)
 
 
 @cache

@@ -49,10 +49,12 @@ MAXVIT = {
 }
 """``maxvit_t`` itself has windows of 7 and therefore 224 pixels."""
 
+_POOL = frozenset({"_adaptive_avg_pool2d"})  # to more pixels than there are
+
 FAMILIES = {
-    "AlexNet": Family("alexnet"),
-    "VGG": Family("vgg11", 32),
-    "VGG with batch norm": Family("vgg11_bn", 32),
+    "AlexNet": Family("alexnet", as_traced=_POOL),
+    "VGG": Family("vgg11", 32, as_traced=_POOL),
+    "VGG with batch norm": Family("vgg11_bn", 32, as_traced=_POOL),
     "ResNet": Family("resnet18"),
     "ResNet of bottlenecks": Family("resnet50", 32),
     "ResNeXt": Family("resnext50_32x4d", 32),
@@ -71,8 +73,8 @@ FAMILIES = {
     "ConvNeXt": Family("convnext_tiny", 32),
     "Vision transformer": Family("vit_b_16", 32, {"image_size": 32}),
     "Swin": Family("swin_t"),
-    "Swin V2": Family("swin_v2_t"),
-    "MaxViT": Family("MaxVit", 32, MAXVIT),
+    "Swin V2": Family("swin_v2_t", as_traced=frozenset({"linalg_vector_norm", "norm"})),
+    "MaxViT": Family("MaxVit", 32, MAXVIT, as_traced=frozenset({"einsum"})),
 }
 """Small as they may be: some halve an image five times, Inception wants 75 pixels."""
 
@@ -100,6 +102,9 @@ def built(family: Family) -> nn.Module:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:The TorchScript type system doesn't support"
+)  # of torchvision's Inception
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FAMILIES)
@@ -112,7 +117,9 @@ def test_the_program_is_the_network(name: str, kind: str) -> None:
             (torch.float64, {"ieee": 1e-9}),
             (torch.float32, {"ieee": 1e-5, "bf16": family.bf16}),
         ):
-            network = TensorNetwork.of_module(frozen_twin(KINDS[kind](own.to(dtype))))
+            select = "logits" if kind == "scripted" and "aux_logits" in family.options else None
+            module = frozen_twin(KINDS[kind](own.to(dtype)))
+            network = TensorNetwork.of_module(module, select=select)
             x = points(family, BATCH).to(dtype)
             program = Program(trace_network(network, x, {}).graph)
             expected = plain_jacobian(lambda z, network=network: network(z, {}), x).double()
@@ -126,4 +133,4 @@ def test_the_program_is_the_network(name: str, kind: str) -> None:
                 }
                 print(f"{name}, {kind}, {dtype}, {precision}: {gaps}, as traced {dict(program.without_rule)}")
                 assert max(gaps.values()) <= bound, (dtype, precision, gaps)
-        assert set(program.without_rule) == family.as_traced
+        assert set(program.without_rule) <= family.as_traced

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jacli.network import exact_arithmetic
+from jacli.network import NotTraceableError, exact_arithmetic
+from jacli.network.adjoint.rules import RULES
+from jacli.network.trace import operator_name
 from tests.network.adjoint.contract import (
     ARITHMETICS,
     at,
+    below_autograd,
     error,
     jacobian,
     network,
@@ -17,7 +20,7 @@ from tests.network.adjoint.contract import (
     pushed,
     vectors,
 )
-from tests.network.adjoint.operators import BATCH, OPERATORS
+from tests.network.adjoint.operators import AS_TRACED, BATCH, OPERATORS
 
 OTHER_BATCH = 7
 A_FEW = [
@@ -31,10 +34,37 @@ A_FEW = [
     "long short-term memory by cells",
 ]
 
-DIFFERENTIABLE = [
-    pytest.param(name, marks=pytest.mark.xfail(reason=case.limit)) if case.limit else name
-    for name, case in OPERATORS.items()
+NOT_FUNCTIONAL = [
+    *("conv2d padding around", "pad around", "cosine similarity", "root mean square norm"),
+    *(
+        "recurrent layer",
+        "long short-term memory",
+        "gated recurrent units",
+        "long short-term memory by cells",
+    ),
 ]
+"""Torch cannot take the writes out of what these become below autograd: such a network is not traced."""
+
+
+ELSEWHERE = {
+    *("_to_copy", "_reshape_alias", "alias", "relu_"),  # inside of operators, where a graph shows none
+    *("cudnn_batch_norm", "_native_batch_norm_legit_no_training"),  # of CUDA, and of exported programs
+}
+"""Operators with a rule that no case comes to."""
+
+
+def marked(names):
+    """Cases, those whose derivative is known to be wrong marked so."""
+    return [
+        pytest.param(name, marks=pytest.mark.xfail(reason=OPERATORS[name].limit))
+        if OPERATORS[name].limit
+        else name
+        for name in names
+    ]
+
+
+DIFFERENTIABLE = marked(OPERATORS)
+BOTH_WAYS = marked(name for name in OPERATORS if OPERATORS[name].forward)
 
 # Said of operators without a rule, and true of them.
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop because")
@@ -67,7 +97,7 @@ def test_rows_are_those_of_the_plain_pullback(name, arithmetic, device):
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS.values(), ids=ARITHMETICS)
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize("name", BOTH_WAYS)
 def test_columns_are_those_of_the_plain_pullback(name, arithmetic, device):
     """One, three and more than n_in tangents at a time, each twice; the caller's stay as they are."""
     found, expected = linearized(name, arithmetic, device), jacobian(name, BATCH, device)
@@ -96,7 +126,7 @@ def test_outputs_are_the_modules_own(name, dtype, device):
             assert torch.equal(found, own), batch
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize("name", BOTH_WAYS)
 def test_one_program_serves_every_batch_size(name, device):
     """Linearisations of one program live side by side: another block leaves the first as it was."""
     first = linearized(name, ARITHMETICS["float64"], device)
@@ -116,7 +146,9 @@ def test_one_program_serves_every_batch_size(name, device):
     assert torch.equal(at(name, BATCH, torch.float64, device), points)
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize(
+    "name", [name for name in OPERATORS if OPERATORS[name].forward and not OPERATORS[name].limit]
+)
 def test_adjoint_identity(name, device):
     """<u, J v> = <J' u, v>, in turns: neither direction disturbs the other."""
     found = linearized(name, ARITHMETICS["float64"], device)
@@ -128,7 +160,7 @@ def test_adjoint_identity(name, device):
         assert (((u * columns).sum(2) - (rows * v).sum(2)).abs() <= 1e-12 * scale).all()
 
 
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize("name", BOTH_WAYS)
 def test_vectors_that_share_memory_are_served(name, device):
     """Cotangents spread over the samples, and tangents that lie the other way round in memory."""
     found, expected = (
@@ -142,11 +174,56 @@ def test_vectors_that_share_memory_are_served(name, device):
     assert torch.equal(spread[:, 1], torch.eye(found.n_out).to(spread))
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATORS if OPERATORS[name].rule])
-def test_a_rule_is_there_and_is_used(name, device):
-    for arithmetic in ARITHMETICS.values():
-        linearized(name, arithmetic, device)
-        assert program(name, arithmetic.dtype, device).without_rule == {}
+@pytest.mark.parametrize("name", [name for name in OPERATORS if not OPERATORS[name].forward])
+def test_what_torch_has_no_forward_mode_of_is_not_pushed_through(name, device):
+    found = linearized(name, ARITHMETICS["float64"], device)
+    with pytest.raises(NotImplementedError, match="forward AD"):
+        found.jvp(vectors(1, BATCH, found.n_in, found.outputs))
+
+
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name not in NOT_FUNCTIONAL])
+def test_the_same_below_autograd(name, device):
+    """After an in-place write the graph has other operators, with rules of their own."""
+    case, x = OPERATORS[name], at(name, BATCH, torch.float64, device)
+    if case.limit:
+        pytest.xfail(case.limit)
+    found, expected = below_autograd(name, device).linearize(x), jacobian(name, BATCH, device)
+    own = network(name, torch.float64, device)(x, {})
+    assert error(found.outputs[None], own[None]) <= (1e-14 if case.outputs else 0)
+    u = vectors(found.n_out + 2, BATCH, found.n_out, x)
+    assert error(found.vjp(u), pulled(expected, u)) <= 1e-12
+    if case.forward:
+        v = vectors(found.n_in + 2, BATCH, found.n_in, x)
+        assert error(found.jvp(v), pushed(expected, v)) <= 1e-12
+
+
+@pytest.mark.parametrize("name", NOT_FUNCTIONAL)
+def test_what_cannot_be_traced_below_autograd_is_refused(name, device):
+    with pytest.raises(NotTraceableError, match="cannot be undone"):
+        below_autograd(name, device)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_rule_that_is_there_is_used(name, device):
+    """None but the operators that are said to run as traced do so, and they all do."""
+    expected = {operator for operator, cases in AS_TRACED.items() if name in cases}
+    for arithmetic in ("float32", "bf16"):
+        linearized(name, ARITHMETICS[arithmetic], device)
+        assert set(program(name, torch.float32, device).without_rule) == expected
+
+
+@pytest.mark.slow
+def test_every_operator_that_has_a_rule_is_in_the_contract(device):
+    """As modules call it, or as it is called below autograd."""
+    programs = [program(name, torch.float64, device) for name in OPERATORS]
+    programs += [below_autograd(name, device) for name in OPERATORS if name not in NOT_FUNCTIONAL]
+    met = {
+        operator_name(node)
+        for one in programs
+        for node in one.graph.graph.nodes
+        if node.op == "call_function"
+    }
+    assert {operator for served in RULES.values() for operator in served} - met == ELSEWHERE
 
 
 @pytest.mark.parametrize("name", A_FEW)

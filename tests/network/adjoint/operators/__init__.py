@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.network.adjoint.operators.as_traced import AS_TRACED
 from tests.network.adjoint.operators.attention import ATTENTION
 from tests.network.adjoint.operators.blocks import BLOCKS, WRITTEN
 from tests.network.adjoint.operators.case import BATCH, Of, Operator, points, seeded
@@ -12,7 +13,7 @@ from tests.network.adjoint.operators.products import PRODUCTS
 from tests.network.adjoint.operators.reductions import POOLS, REDUCTIONS
 from tests.network.adjoint.operators.shapes import JOINED, MOVED, PICKED
 
-__all__ = ["BATCH", "OPERATORS", "Of", "Operator", "points", "seeded"]
+__all__ = ["AS_TRACED", "BATCH", "OPERATORS", "Of", "Operator", "points", "seeded"]
 
 OPERATORS: dict[str, Operator] = {
     **CONVOLUTIONS,

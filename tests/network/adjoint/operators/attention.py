@@ -122,7 +122,6 @@ ATTENTION: dict[str, Operator] = {
     "recurrent layer": Operator(
         lambda: Of(lambda m, x: m.recurrent(x)[0], recurrent=nn.RNN(4, 6, batch_first=True)),
         (5, 4),
-        rule=False,
         outputs=ROUNDED,
     ),
     "long short-term memory": Operator(
@@ -131,26 +130,25 @@ ATTENTION: dict[str, Operator] = {
             recurrent=nn.LSTM(4, 6, 2, batch_first=True, bidirectional=True),
         ),
         (5, 4),
-        rule=False,
         outputs=ROUNDED,
     ),
     "gated recurrent units": Operator(
         lambda: Of(lambda m, x: m.recurrent(x)[0][:, -1], recurrent=nn.GRU(4, 6, batch_first=True)),
         (5, 4),
-        rule=False,
         outputs=ROUNDED,
     ),
     "long short-term memory by cells": Operator(
         lambda: Of(lambda m, x: torch.cat(m.cell(x[:, 1], m.cell(x[:, 0])), 1), cell=nn.LSTMCell(4, 6)),
         (5, 4),
-        rule=False,
     ),
-    "fourier transform": of(lambda x: torch.fft.rfft(x).abs(), (3, 7), rule=False),
+    "fourier transform": of(
+        lambda x: torch.fft.rfft(x).abs(), (3, 7), limit="complex values are taken for constants"
+    ),
     "grid sampling": of(
         lambda x: functional.grid_sample(
             x[:, :, :, :3], torch.tanh(x[:, :2, :, :3]).permute(0, 2, 3, 1), align_corners=False
         ),
         (3, 5, 4),
-        rule=False,
+        forward=False,
     ),
 }

@@ -19,17 +19,17 @@ class Operator:
     Attributes:
         make: Builds the module; called after seeding.
         shape: Of a sample; all axes different, and none of the batch's size.
-        rule: Whether every operator of it must have a rule: where one is missing the contract fails.
         positive: Whether the points are kept above zero (logarithms, roots).
         outputs: How far the outputs may be from the module's own: 0 is bit for bit.
-        limit: Why its derivative is known to be wrong or not to be had; None where all is well.
+        forward: Whether torch has a forward mode of what runs as traced.
+        limit: Why its derivative is known to be wrong; None where all is well.
     """
 
     make: Callable[[], nn.Module]
     shape: tuple[int, ...] = (C, H, W)
-    rule: bool = True
     positive: bool = False
     outputs: float = 0.0
+    forward: bool = True
     limit: str | None = None
 
 

@@ -129,7 +129,6 @@ CONVOLUTIONS: dict[str, Operator] = {
             ).reshape(-1, 3, 3, 2),
             kernels=nn.Linear(3, 27),
         ),
-        rule=False,
     ),
     "transposed conv1d": _transposed((3, 5), 4, 3),
     "transposed conv1d strided": _transposed((3, 5), 4, 4, stride=2, padding=1),

@@ -108,9 +108,7 @@ NORMALIZATIONS: dict[str, Operator] = {
     "instance norm": Operator(lambda: nn.InstanceNorm2d(3)),
     "instance norm with weights": _trained(nn.InstanceNorm2d, 3, shape=(3, 5, 4), affine=True),
     "instance norm of sequences": Operator(lambda: nn.InstanceNorm1d(3), (3, 7)),
-    "instance norm with running statistics": Operator(lambda: Instance(3), rule=False),
-    "local response norm": Operator(lambda: nn.LocalResponseNorm(3), (5, 3, 4), rule=False),
-    "weights of norm one": Operator(
-        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(5, 7)), (5,), rule=False
-    ),
+    "instance norm with running statistics": Operator(lambda: Instance(3)),
+    "local response norm": Operator(lambda: nn.LocalResponseNorm(3), (5, 3, 4)),
+    "weights of norm one": Operator(lambda: nn.utils.parametrizations.weight_norm(nn.Linear(5, 7)), (5,)),
 }

@@ -36,7 +36,7 @@ PRODUCTS: dict[str, Operator] = {
     ),
     "linear and flatten again": Operator(lambda: nn.Sequential(nn.Linear(4, 6), nn.Flatten()), (5, 4)),
     "bilinear": Operator(
-        lambda: Of(lambda m, x: m.form(x[:, :3], x[:, 3:]), form=nn.Bilinear(3, 4, 5)), (7,), rule=False
+        lambda: Of(lambda m, x: m.form(x[:, :3], x[:, 3:]), form=nn.Bilinear(3, 4, 5)), (7,)
     ),
     "mm": _with(torch.mm, 5, 7, shape=(5,)),
     "addmm": Operator(
@@ -72,9 +72,7 @@ PRODUCTS: dict[str, Operator] = {
     "bmm by a constant": Operator(
         lambda: Of(lambda m, x: torch.bmm(x, m.w.expand(x.shape[0], 4, 6)), w=torch.randn(1, 4, 6)), (5, 4)
     ),
-    "baddbmm": of(
-        lambda x: torch.baddbmm(x, torch.sin(x), torch.cos(x[:, :4]), beta=0.5, alpha=2), (5, 4), rule=False
-    ),
+    "baddbmm": of(lambda x: torch.baddbmm(x, torch.sin(x), torch.cos(x[:, :4]), beta=0.5, alpha=2), (5, 4)),
     "einsum of a constant": _with(lambda x, w: torch.einsum("bchw,cdw->bdh", x, w), 3, 6, 4, shape=(3, 5, 4)),
     "einsum of two live tensors": of(lambda x: torch.einsum("bcw,bdw->bcd", x, torch.sin(x)), (5, 4)),
     "einsum that transposes": of(lambda x: torch.einsum("bcw->bwc", x), (5, 4)),
@@ -82,14 +80,12 @@ PRODUCTS: dict[str, Operator] = {
     "tensordot": _with(lambda x, w: torch.tensordot(x, w, dims=([1, 3], [1, 0])), 4, 3, 6, shape=(3, 5, 4)),
     "outer product a sample": of(lambda x: x[:, :, None] * torch.sin(x)[:, None, :], (5,)),
     "inner product a sample": of(lambda x: (x * torch.sin(x)).sum(1, keepdim=True), (5,)),
-    "cosine similarity": of(
-        lambda x: functional.cosine_similarity(x[:, :3], x[:, 2:], dim=1), (5, 4), rule=False
-    ),
+    "cosine similarity": of(lambda x: functional.cosine_similarity(x[:, :3], x[:, 2:], dim=1), (5, 4)),
     "distances": of(
         lambda x: torch.cdist(x, x[:, :2] + 1),
         (5, 4),
-        rule=False,
-        limit="torch's batching rule of cdist's backward is wrong, and it has no forward mode",
+        forward=False,
+        limit="torch's batching rule of cdist's backward is wrong",
     ),
-    "determinant": of(lambda x: torch.linalg.det(x)[:, None], (4, 4), rule=False),
+    "determinant": of(lambda x: torch.linalg.det(x)[:, None], (4, 4)),
 }

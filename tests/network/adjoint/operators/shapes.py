@@ -37,6 +37,9 @@ MOVED: dict[str, Operator] = {
     "transpose": of(lambda x: x.transpose(1, 3)),
     "transpose with the batch": of(lambda x: torch.sin(x.transpose(0, 1)).transpose(0, 1), (5, 4)),
     "movedim": of(lambda x: x.movedim(1, -1)),
+    "swapaxes": of(lambda x: torch.moveaxis(x.swapaxes(1, 2), 3, 1).swapdims(2, 3)),
+    "transposed by a letter": of(lambda x: torch.sin(x.T).T, (5,)),
+    "view as another": of(lambda x: x.view_as(y := torch.sin(x).flatten(1)) + y.reshape_as(y)),
     "t": Operator(lambda: Of(lambda m, x: torch.mm(m.w, x.t()).t(), w=torch.randn(7, 5)), (5,)),
     "reshape that mixes axes": of(lambda x: x.reshape(-1, 10, 6)),
     "reshape of a permuted image": of(lambda x: x.permute(0, 3, 1, 2).reshape(-1, 6, 10)),
@@ -49,9 +52,10 @@ MOVED: dict[str, Operator] = {
     "unsqueeze": of(lambda x: x.unsqueeze(-1).unsqueeze(1)),
     "expand": of(lambda x: x.expand(-1, 3, 5, 4), (3, 1, 4)),
     "expand with new axes": of(lambda x: x[:, None].expand(-1, 6, -1, -1), (5, 4)),
+    "broadcast": of(lambda x: torch.broadcast_to(x, (x.shape[0], 3, 5, 4)), (3, 1, 4)),
     "repeat": of(lambda x: x.repeat(1, 2, 3), (5, 4)),
     "repeat each": of(lambda x: x.repeat_interleave(2, dim=1), (5, 4)),
-    "tile": of(lambda x: x.tile(1, 2, 3), (5, 4), rule=False),
+    "tile": of(lambda x: x.tile(1, 2, 3), (5, 4)),
     "flip": of(lambda x: x.flip(1, 3)),
     "roll": of(lambda x: torch.roll(x, (1, -2), (1, 3))),
     "rotate": of(lambda x: torch.rot90(x, 1, (2, 3))),
@@ -62,12 +66,12 @@ MOVED: dict[str, Operator] = {
     "channel shuffle": of(lambda x: functional.channel_shuffle(x, 2), (6, 5, 4)),
     "channel shuffle by views": of(_shuffled, (6, 5, 4)),
     "window partition": of(_windows, (4, 6, 5)),
-    "unfold along an axis": of(lambda x: x.unfold(2, 3, 2), (3, 7), rule=False),
-    "patches as columns": Operator(lambda: nn.Unfold(3, padding=1, stride=2), (3, 5, 6), rule=False),
-    "columns as patches": Operator(lambda: nn.Fold((5, 6), 3, padding=1, stride=2), (27, 9), rule=False),
-    "upper triangle": of(torch.triu, (5, 4), rule=False),
-    "diagonal": of(lambda x: torch.diagonal(x, dim1=1, dim2=2), (5, 4), rule=False),
-    "embedded diagonal": of(lambda x: torch.diag_embed(x), (5,), rule=False),
+    "unfold along an axis": of(lambda x: x.unfold(2, 3, 2), (3, 7)),
+    "patches as columns": Operator(lambda: nn.Unfold(3, padding=1, stride=2), (3, 5, 6)),
+    "columns as patches": Operator(lambda: nn.Fold((5, 6), 3, padding=1, stride=2), (27, 9)),
+    "upper triangle": of(torch.triu, (5, 4)),
+    "diagonal": of(lambda x: torch.diagonal(x, dim1=1, dim2=2), (5, 4)),
+    "embedded diagonal": of(lambda x: torch.diag_embed(x), (5,)),
 }
 
 PICKED: dict[str, Operator] = {
@@ -84,6 +88,7 @@ PICKED: dict[str, Operator] = {
     "split of which one part is used": of(lambda x: x.split(2, 2)[1]),
     "chunk": of(lambda x: (p := x.chunk(2, 1))[0] * torch.sigmoid(p[1]), (6, 5, 4)),
     "chunks that are used twice": of(lambda x: (p := x.chunk(3, 1))[0] * p[1] + torch.sin(p[1]), (6, 5)),
+    "split in unequal parts": of(lambda x: torch.sin((p := x.tensor_split(2, 2))[0][:, :, 1:]) + p[1]),
     "unbind": of(lambda x: (p := x.unbind(1))[2] * torch.sin(p[0])),
     "index by a constant": _at(lambda x, i: x[:, i], 2, 0, 1),
     "index by a constant that repeats": _at(lambda x, i: x[:, :, i], 2, 0, 2, 4, 2),
@@ -94,24 +99,22 @@ PICKED: dict[str, Operator] = {
     "index by a list": of(lambda x: x[:, [2, 0]]),
     "index select": _at(lambda x, i: x.index_select(2, i), 2, 0, 2),
     "gather by a constant": _at(
-        lambda x, i: x.gather(2, i.view(1, 1, 3, 1).expand(x.shape[0], 3, 3, 4)), 2, 0, 2, rule=False
+        lambda x, i: x.gather(2, i.view(1, 1, 3, 1).expand(x.shape[0], 3, 3, 4)), 2, 0, 2
     ),
-    "gather by the order of the points": of(lambda x: x.gather(2, x.argsort(2)), rule=False),
-    "take along an axis": of(lambda x: torch.take_along_dim(x, x.argmax(2, keepdim=True), 2), rule=False),
-    "sort": of(lambda x: x.sort(dim=2).values, rule=False),
-    "topk": of(lambda x: x.topk(2, dim=2).values, rule=False),
-    "median": of(lambda x: x.median(dim=2).values, rule=False),
+    "gather by the order of the points": of(lambda x: x.gather(2, x.argsort(2))),
+    "take along an axis": of(lambda x: torch.take_along_dim(x, x.argmax(2, keepdim=True), 2)),
+    "sort": of(lambda x: x.sort(dim=2).values),
+    "topk": of(lambda x: x.topk(2, dim=2).values),
+    "median": of(lambda x: x.median(dim=2).values),
     "scatter": _at(
         lambda x, i: torch.zeros_like(x).scatter(2, i.view(1, 1, 5, 1).expand_as(x), torch.sin(x)),
         *(2, 0, 1, 4, 3),
-        rule=False,
     ),
     "scatter add": _at(
         lambda x, i: torch.zeros_like(x).scatter_add(2, i.view(1, 1, 5, 1).expand_as(x), x),
         *(2, 0, 2, 4, 2),
-        rule=False,
     ),
-    "index add": _at(lambda x, i: torch.sin(x).index_add(2, i, x[:, :, :3]), 2, 0, 2, rule=False),
+    "index add": _at(lambda x, i: torch.sin(x).index_add(2, i, x[:, :, :3]), 2, 0, 2),
 }
 
 JOINED: dict[str, Operator] = {
@@ -131,6 +134,7 @@ JOINED: dict[str, Operator] = {
         ),
         (5, 4),
     ),
+    "concat": of(lambda x: torch.concat([x, torch.sin(x)], 1)),
     "stack": of(lambda x: torch.stack([x, torch.sin(x)], 2)),
     "stack of the last axis": of(lambda x: torch.stack([torch.sin(x), x], -1)),
     "stack with a constant": of(lambda x: torch.stack([x, torch.ones_like(x)], 1)),
