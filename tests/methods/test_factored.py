@@ -17,6 +17,7 @@ from jacli.methods.factored import blocks, factors, plan_by_passes
 from jacli.network import (
     CutLinearized,
     CutNetwork,
+    Linearized,
     TensorNetwork,
     exact_arithmetic,
     frozen_twin,
@@ -62,8 +63,13 @@ def plan_of(linearization, tree, *, methods="vmap", chunks=(4, 4)):
         widths=linearization.widths,
         split=tree.upper.first,
         tree=tree,
-        links=tuple(LinkPlan(name, *chunks) for name in names),
+        links=tuple(LinkPlan(name, *chunks, forward_of(name)) for name in names),
     )
+
+
+def forward_of(reverse):
+    """Programs with programs, autograd's passes with their like."""
+    return "tangent" if reverse == "adjoint" else "forward"
 
 
 def rows(first, last):
@@ -97,15 +103,16 @@ TREES = [
 ]
 
 
+@pytest.mark.parametrize("method", ["vmap", "adjoint"])
 @pytest.mark.parametrize("n_links", CHAIN_OF)
-def test_every_bracketing(n_links):
+def test_every_bracketing(n_links, method):
     """All kinds of tree whose root is a product, at every cut."""
     expected = chain(n_links)[3]
     trees = [tree for n, tree in TREES if n == n_links]
     assert len(trees) == {2: 4, 3: 40, 4: 300}[n_links]
     cut = linearized(n_links)
     for tree in trees:
-        found = factors(cut, plan_of(cut, tree))
+        found = factors(cut, plan_of(cut, tree, methods=method))
         assert found.left.shape == (2, cut.n_out, cut.widths[tree.upper.first])
         assert found.right.shape == (2, cut.widths[tree.upper.first], cut.n_in)
         torch.testing.assert_close(
@@ -118,7 +125,7 @@ ONE_OF_EACH = Product(Pull(Push(columns(2, 3), 3, 4), 1, 2), rows(0, 1))
 
 
 @pytest.mark.parametrize("chunks", [(1, 1), (2, 3), (5, 2), (100, 100)])
-@pytest.mark.parametrize("method", ["loop", "vmap", "replicate"])
+@pytest.mark.parametrize("method", ["loop", "vmap", "replicate", "adjoint"])
 def test_every_method_and_chunk(method, chunks):
     expected = chain(4)[3]
     cut = linearized(4)
@@ -143,21 +150,54 @@ def test_every_link_by_its_own_method_and_chunk(monkeypatch):
     monkeypatch.setattr(factored, "_PLAIN", {n: noting(n, m) for n, m in factored._PLAIN.items()})
     cut = linearized(4)
     tree = Product(rows(3, 4), Product(columns(2, 3), rows(0, 2)))
-    plan = plan_of(cut, tree, methods=("replicate", "vmap", "vmap", "loop"))
+    plan = plan_of(cut, tree, methods=("replicate", "vmap", "adjoint", "loop"))
     links = tuple(
         replace(link, reverse_chunk=i + 1, forward_chunk=i + 5) for i, link in enumerate(plan.links)
     )
     factors(cut, replace(plan, links=links))
     w = cut.widths
-    assert ran == [("loop", w[3], w[4], 4), ("forward", w[2], w[3], 7), ("replicate", w[0], w[2], 1)]
+    assert ran == [("loop", w[3], w[4], 4), ("tangent", w[2], w[3], 7), ("replicate", w[0], w[2], 1)]
 
 
-def test_selected_outputs():
+@pytest.mark.parametrize("reverse", ["adjoint", "vmap"])
+@pytest.mark.parametrize("forward", ["tangent", "forward"])
+def test_what_a_span_is_pulled_and_pushed_by(monkeypatch, reverse, forward):
+    """The methods of its first link, in chunks of their size; the other direction's have no part in it."""
+    ran = []
+    for name in ("adjoint", "vjp", "tangent", "jvp"):
+        real = getattr(Linearized, name)
+
+        def noting(link, vectors, name=name, real=real):
+            ran.append((name, link.n_in, link.n_out, len(vectors)))
+            return real(link, vectors)
+
+        monkeypatch.setattr(Linearized, name, noting)
+    cut = linearized(4)
+    plan = plan_of(cut, ONE_OF_EACH)
+    links = tuple(LinkPlan(reverse, 3, 5, forward) for _ in plan.links)
+    factors(cut, replace(plan, links=links))
+    w = cut.widths
+    rows_by = {"adjoint": "adjoint", "vmap": "vjp"}[reverse]
+    columns_by = {"tangent": "tangent", "forward": "jvp"}[forward]
+
+    def chunks(total, most):
+        return [min(most, total - start) for start in range(0, total, most)]
+
+    assert ran == [
+        *((columns_by, w[2], w[3], k) for k in chunks(w[2], 5)),
+        *((columns_by, w[3], w[4], k) for k in chunks(w[2], 5)),
+        *((rows_by, w[1], w[2], k) for k in chunks(w[4], 3)),
+        *((rows_by, w[0], w[1], k) for k in chunks(w[1], 3)),
+    ]
+
+
+@pytest.mark.parametrize("method", ["vmap", "adjoint"])
+def test_selected_outputs(method):
     selected = torch.tensor([[4, 0], [7, 29]])
     expected = chain(4)[3][torch.arange(2)[:, None], selected]
     cut = linearized(4, selected)
     for tree in (ONE_OF_EACH, Product(rows(1, 4), rows(0, 1))):
-        found = factors(cut, plan_of(cut, tree))
+        found = factors(cut, plan_of(cut, tree, methods=method))
         torch.testing.assert_close(found.dense(), expected, rtol=1e-10, atol=1e-12)
 
 
@@ -224,7 +264,7 @@ def test_a_plan_by_passes(n_links, chunk):
 
 @pytest.mark.parametrize("tree", [Product(rows(1, 2), rows(0, 1)), Product(columns(1, 2), rows(0, 1))])
 def test_a_plan_survives_json(tree):
-    plan = plan_of(linearized(2), tree, methods=("loop", "replicate"), chunks=(7, 2))
+    plan = plan_of(linearized(2), tree, methods=("loop", "adjoint"), chunks=(7, 2))
     assert FactoredPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 

@@ -84,7 +84,9 @@ def check(module: Callable[..., Tensor], x: Tensor, **options: object) -> None:
     torch.testing.assert_close(found.reshape(expected.shape), expected, rtol=1e-10, atol=1e-12)
 
 
-METHODS = ["auto", "loop", "vmap", "forward", "replicate", "factored"]
+METHODS = ["auto", "loop", "vmap", "forward", "replicate", "adjoint", "tangent", "factored"]
+
+GRAPHS = ("adjoint", "tangent", "factored")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -92,8 +94,8 @@ def test_a_second_call_finds_out_nothing_anew(x: Tensor, done: Counter[str], met
     module = model()
     check(module, x, method=method)
     assert done["probed"] == 1
-    assert done["measured"] > 0 or method in ("loop", "replicate")  # of which one size is possible
-    assert method != "factored" or done["traced"] == 1
+    assert done["measured"] > 0 or method in ("loop", "replicate", "adjoint")  # of which one size is possible
+    assert method not in GRAPHS or done["traced"] == 1
     done.clear()
     for _ in range(3):
         check(module, x, method=method)
@@ -149,7 +151,7 @@ def step(module: Network) -> None:
 WEIGHTS = [in_place, through_data, one_number, loaded, new_parameter, new_layer, buffer, step]
 
 
-@pytest.mark.parametrize("method", ["auto", "vmap", "factored"])
+@pytest.mark.parametrize("method", ["auto", "vmap", *GRAPHS])
 @pytest.mark.parametrize("change", WEIGHTS)
 def test_other_weights_give_other_jacobians(
     x: Tensor, done: Counter[str], change: Callable[[Network], None], method: str
@@ -162,19 +164,20 @@ def test_other_weights_give_other_jacobians(
     assert not done["probed"] or change is new_layer  # its shapes do not depend on values
     if method == "vmap" and change is not new_layer:
         assert not done["measured"]  # which sizes are the fastest does not depend on values
-    if method == "factored":
+    if method in GRAPHS:
         assert done["traced"] == 1  # the graph holds the parameters of then
     done.clear()
     check(module, x, method=method)
     assert not done
 
 
-def test_back_and_forth(x: Tensor) -> None:
+@pytest.mark.parametrize("method", GRAPHS)
+def test_back_and_forth(x: Tensor, method: str) -> None:
     module = model()
     first, second = copy.deepcopy(module.state_dict()), Network().double().state_dict()
     for state in (first, second, first, second):
         module.load_state_dict(state)
-        check(module, x, method="factored")
+        check(module, x, method=method)
 
 
 def number(module: Network) -> None:
@@ -193,7 +196,7 @@ def no_longer_that_type(module: Network) -> None:
     module.scale = 3  # of a float that was 2.0
 
 
-@pytest.mark.parametrize("method", ["auto", "factored"])
+@pytest.mark.parametrize("method", ["auto", *GRAPHS])
 @pytest.mark.parametrize("change", [number, flag, text, no_longer_that_type])
 def test_other_attributes_give_other_jacobians(
     x: Tensor, change: Callable[[Network], None], method: str
@@ -253,11 +256,14 @@ def other_class(module: Network) -> None:
         other_class,
     ],
 )
-def test_whatever_else_changes_gives_other_jacobians(x: Tensor, change: Callable[[Network], None]) -> None:
+@pytest.mark.parametrize("method", ["auto", *GRAPHS])
+def test_whatever_else_changes_gives_other_jacobians(
+    x: Tensor, change: Callable[[Network], None], method: str
+) -> None:
     module = model()
-    check(module, x)
+    check(module, x, method=method)
     change(module)
-    check(module, x)
+    check(module, x, method=method)
 
 
 class Scripted(nn.Module):
@@ -346,7 +352,7 @@ def test_an_argument_that_is_the_same_for_all_is_not_kept(x: Tensor, done: Count
     assert done["probed"] == 2 and not kept_module._ENTRIES
 
 
-@pytest.mark.parametrize("method", ["auto", "vmap"])
+@pytest.mark.parametrize("method", ["auto", "vmap", *GRAPHS])
 def test_an_argument_of_each_sample_is_given_anew(x: Tensor, done: Counter[str], method: str) -> None:
     module = Shifted().eval()
     for _ in range(2):
@@ -392,9 +398,10 @@ def test_two_modules_alike_do_not_share(x: Tensor, done: Counter[str]) -> None:
     check(two, x)
 
 
-def test_what_is_kept_goes_with_the_module(x: Tensor) -> None:
+@pytest.mark.parametrize("method", GRAPHS)
+def test_what_is_kept_goes_with_the_module(x: Tensor, method: str) -> None:
     module = model()
-    check(module, x, method="factored")
+    check(module, x, method=method)
     assert len(kept_module._ENTRIES) == 1
     del module
     gc.collect()
