@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from jacli.bracketing import Product, Seed
 from jacli.config import AUTOGRAD_METHODS, PROGRAM_METHODS, RunConfig
 from jacli.errors import MethodError, OutputError
 from jacli.linear_map import DenseMap
@@ -28,6 +29,7 @@ from jacli.plan import LinkPlan, Measured, Plan, Shapes
 from jacli.run import choose, cutting
 from jacli.run import task as task_module
 from jacli.run.choose import Choice
+from jacli.run.engine import Engine
 from jacli.run.memory import MemoryLimit
 from jacli.run.task import Task
 from jacli.search import Candidate
@@ -53,9 +55,9 @@ class Branching(nn.Module):
 class Cumulated(nn.Module):
     """With an operator that has no rule."""
 
-    def __init__(self) -> None:
+    def __init__(self, n_in: int = 9, n_out: int = 7) -> None:
         super().__init__()
-        self.linear = nn.Linear(9, 7).double()
+        self.linear = nn.Linear(n_in, n_out).double()
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cumsum(torch.tanh(self.linear(x)), 1)
@@ -68,6 +70,11 @@ def wide() -> nn.Module:
 
 def narrow(n_in: int = 9, n_out: int = 7) -> nn.Module:
     return nn.Sequential(nn.Linear(n_in, 3), nn.Tanh(), nn.Linear(3, n_out)).double()
+
+
+def cumulated() -> nn.Module:
+    """Narrow, with an operator without a rule on either side of the cut."""
+    return nn.Sequential(Cumulated(9, 3), Cumulated(3, 7))
 
 
 def task_of(module: nn.Module, n_samples: int = 11, **options: Any) -> Task:
@@ -93,6 +100,8 @@ def pretend(
 
     def measure(candidate: Candidate, linearize: Any, memory: Any, *, patience: float, name: str = "") -> Any:
         tried.append(name or candidate.method)
+        if name.endswith(PROGRAM_METHODS):
+            assert linearize(candidate.batch_size).program_map  # tells what has no rule
         each = seconds.get(tried[-1], otherwise) * candidate.batch_size
         return Measured(
             tried[-1], candidate.batch_size, candidate.chunk_size, setup_seconds=0.0, vector_seconds=each
@@ -202,11 +211,14 @@ def test_a_precision_is_served_by_programs_alone(
 
 
 @pytest.mark.parametrize("precision", ["ieee", "bf16"])
-def test_the_links_of_a_cut_network(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+@pytest.mark.parametrize("rules", ["all", "some"])
+def test_the_links_of_a_cut_network(monkeypatch: pytest.MonkeyPatch, rules: str, precision: str) -> None:
+    """Autograd is tried only where it is asked for some operator anyway, and never in a precision."""
     tried = pretend(monkeypatch, {})
-    (plan,) = Choice(task_of(narrow(), method="factored", precision=precision)).plans
+    module = narrow() if rules == "all" else cumulated()
+    (plan,) = Choice(task_of(module, method="factored", precision=precision)).plans
     found = {name.rpartition(" ")[2] for name in tried}
-    others = set() if precision == "bf16" else {"loop", "vmap", "forward"}
+    others = {"loop", "vmap", "forward"} if (rules, precision) == ("some", "ieee") else set()
     assert found == {"adjoint", "tangent"} | others
     for link in plan.factored.links:
         assert link.reverse_method in {"adjoint", *others} and link.forward_method in {"tangent", *others}
@@ -220,7 +232,7 @@ def test_a_link_takes_the_fastest_of_each_direction(monkeypatch: pytest.MonkeyPa
             **{"link 1: adjoint": 2.0, "link 1: vmap": 1.0, "link 1: tangent": 1.0, "link 1: forward": 2.0},
         },
     )
-    (plan,) = Choice(task_of(narrow(), method="factored")).plans
+    (plan,) = Choice(task_of(cumulated(), method="factored")).plans
     links = [(link.reverse_method, link.forward_method) for link in plan.factored.links]
     assert links == [("adjoint", "forward"), ("vmap", "tangent")]
 
@@ -257,6 +269,31 @@ def test_nor_is_there_one_at_a_single_batch_size(options: dict[str, str]) -> Non
 def test_operators_without_a_rule_are_named(method: str) -> None:
     best = Choice(task_of(Cumulated(), method=method)).plans[0]
     assert best.notes == ("differentiated by torch within the program: cumsum (1)",)
+
+
+@pytest.mark.parametrize("method", ["adjoint", "tangent", "factored"])
+def test_they_are_named_too_where_nothing_was_measured(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """The first block tells."""
+    module = nn.Sequential(nn.Linear(9, 3).double(), Cumulated(3, 7))
+    work = task_of(module, method=method, precision="bf16")
+    plan = replace(Choice(work).plans[0], notes=())
+    forbid(monkeypatch, *MEASURING)
+    running = Engine(work, again(work, plan))
+    for _ in running.blocks():
+        assert running.chosen.plan.notes == ("differentiated by torch within the program: cumsum (1)",)
+    assert running.chosen.to_dict()["notes"] == list(running.chosen.plan.notes)
+
+
+def test_of_a_cut_network_those_of_the_links_that_programs_fill_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = {"link 0: adjoint": 0.1, "link 1: loop": 0.1}
+    work = task_of(cumulated(), method="factored")
+    pretend(monkeypatch, fast)
+    running = Engine(work, Choice(work))
+    next(running.blocks())
+    links = running.chosen.plan.factored.links
+    assert (links[0].reverse_method, links[1].reverse_method) == ("adjoint", "loop")
+    assert running.chosen.plan.factored.tree == Product(Seed(1, 2, "reverse"), Seed(0, 1, "reverse"))
+    assert running.chosen.plan.notes == ("differentiated by torch within the program: cumsum (1)",)
 
 
 def test_they_are_of_no_interest_where_the_program_is_not_run() -> None:
