@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import jacli.methods.loop as loop
-import jacli.run.choose as choose
+import jacli.run.sizes as sizes
 from tests.reference import reference_jacobian
 
 B, N_IN, WIDTH, N_OUT = 5, 40, 3, 30
@@ -177,7 +177,7 @@ def test_the_plan_of_a_result_is_repeated_without_measuring(
     def fail(*arguments: object, **options: object) -> None:
         raise AssertionError("it was measured")
 
-    monkeypatch.setattr(choose, "measure", fail)
+    monkeypatch.setattr(sizes, "measure", fail)
     monkeypatch.setattr("jacli.run.cutting.measure", fail)
     again = tmp_path / "again.h5"
     ran = jacli("compute", "--config", tmp_path / "out.h5", "-o", again)

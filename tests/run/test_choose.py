@@ -26,13 +26,13 @@ from jacli.network import (
     frozen_twin,
 )
 from jacli.plan import LinkPlan, Measured, Plan, Shapes
-from jacli.run import choose, cutting
+from jacli.run import cutting, sizes
 from jacli.run import task as task_module
 from jacli.run.choose import Choice
 from jacli.run.engine import Engine
 from jacli.run.memory import MemoryLimit
 from jacli.run.task import Task
-from jacli.search import Candidate
+from jacli.search import Budget, Candidate
 from tests.reference import reference_jacobian
 
 CPU = torch.device("cpu")
@@ -107,7 +107,7 @@ def pretend(
             tried[-1], candidate.batch_size, candidate.chunk_size, setup_seconds=0.0, vector_seconds=each
         )
 
-    monkeypatch.setattr(choose, "measure", measure)
+    monkeypatch.setattr(sizes, "measure", measure)
     monkeypatch.setattr(cutting, "measure", measure)
     return tried
 
@@ -120,7 +120,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *places: tuple[object, str]) -> None
         monkeypatch.setattr(place, name, fail)
 
 
-MEASURING = (choose, "measure"), (cutting, "measure")
+MEASURING = (sizes, "measure"), (cutting, "measure")
 TRACING = (task_module, "trace_network")
 
 
@@ -188,7 +188,7 @@ def test_what_runs_the_graph_is_never_all_there_is(monkeypatch: pytest.MonkeyPat
     work = task_of(narrow())
     if time_is_up:
         work = task_of(wide())
-        monkeypatch.setattr(choose.Budget, "allowed", 0.0)
+        monkeypatch.setattr(Budget, "allowed", 0.0)
     choice = Choice(work)
     methods = [plan.method for plan in choice.plans]
     assert methods == (["adjoint", "loop"] if time_is_up else ["factored", "adjoint", "loop"])

@@ -16,7 +16,7 @@ from torch import nn
 import jacli
 from jacli.errors import OutputError, UsageError
 from jacli.plan import Measured
-from jacli.run import choose, cutting
+from jacli.run import cutting, sizes
 from jacli.run.compute import Outcome, run_compute
 from jacli.run.config_file import resolve_options
 from jacli.search import Candidate
@@ -90,7 +90,7 @@ def measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     torch.save(nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3)).state_dict(), "narrow.pt")
     jacli.compute("narrow.pt", "x.npy", arch="narrow.py:make", method="factored", save="full", out="a.h5")
     found: list[str] = []
-    for room in (choose, cutting):
+    for room in (sizes, cutting):
         real = room.measure
 
         def noting(candidate: Candidate, *arguments: Any, real: Any = real, **options: Any) -> Measured:

@@ -291,12 +291,12 @@ def test_the_plan_is_taken_over_and_nothing_is_measured(place: Path, monkeypatch
     stopped_after(place, 1, **automatic, memory=200_000)
     with open_results(part_path(out)) as results:
         plan = json.loads(str(results.attrs["plan"]))
-    import jacli.run.choose as choose
+    import jacli.run.sizes as sizes
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(choose, "measure", refuse)
+    monkeypatch.setattr(sizes, "measure", refuse)
     go_on(place, **automatic, memory=200_000)
     with open_results(out) as results:
         assert json.loads(str(results.attrs["plan"])) == plan

@@ -21,7 +21,7 @@ from jacli.linear_map import FactoredMap
 from jacli.methods import load_method
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.plan import FactoredPlan, LinkPlan, Measured, Plan, Shapes, make_plan
-from jacli.run import choose, cutting, engine
+from jacli.run import cutting, engine, sizes
 from jacli.run.choose import Choice
 from jacli.run.engine import Engine
 from jacli.run.memory import MemoryLimit
@@ -534,7 +534,7 @@ def pretend(monkeypatch, held, *, vector_seconds=lambda rows: 1e-3 / rows) -> li
         )
         return tried[-1]
 
-    monkeypatch.setattr(choose, "measure", measure)
+    monkeypatch.setattr(sizes, "measure", measure)
     monkeypatch.setattr(cutting, "measure", measure)
     return tried
 
@@ -618,7 +618,7 @@ def test_the_fastest_plan_is_the_first(monkeypatch):
             vector_seconds=each * candidate.batch_size,
         )
 
-    monkeypatch.setattr(choose, "measure", measure)
+    monkeypatch.setattr(sizes, "measure", measure)
     monkeypatch.setattr(cutting, "measure", measure)
     choice = Choice(replace(task(), share=1e9))
     # So clearly that no more are tried; one that runs no graph comes last, should the graph be wrong.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import jacli
-from jacli.run import api, choose, cutting, task
+from jacli.run import api, cutting, sizes, task
 from jacli.run import kept as kept_module
 from tests.reference import reference_jacobian
 
@@ -60,7 +60,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(place, name, run)
 
     counting(api, "probed_network", "probed")
-    counting(choose, "measure", "measured")
+    counting(sizes, "measure", "measured")
     counting(cutting, "measure", "measured")
     counting(task, "trace_network", "traced")
     return counts
