@@ -2,8 +2,8 @@
 
 Choosing costs a part of a run; a second call with the same module, shape and options takes the plan
 over, on a fresh copy of the module.  A traced network is a graph of what the module was: it is taken over
-only where every parameter, buffer and attribute still is the same, and its outputs are compared with those
-of the fresh copy on every block, as always.
+only where every parameter, buffer and attribute still is the same, and is looked at as in any run: by plain
+passes through the fresh copy.
 """
 
 from __future__ import annotations
