@@ -146,8 +146,7 @@ class Choice:
         if config.method == "factored" or config.save == "factors":
             plans = self._factored()
         elif config.method in PROGRAM_METHODS or config.precision != "ieee":
-            require_served("adjoint", self._refused)
-            self._graphs.require()
+            self._graphs.require(self._refused["adjoint"])
             plans = self._plain() if config.method != "auto" else self._with_cut(math.inf)
         elif config.method != "auto":
             plans = self._plain()

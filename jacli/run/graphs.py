@@ -81,20 +81,25 @@ class Graphs:
             self.not_traced = str(failure)
         return self._traced is not None
 
-    def require(self) -> None:
+    def require(self, refusal: str | None) -> None:
         """Trace, where nothing but a program serves.
+
+        Args:
+            refusal: Why none does, if that is known.
 
         Raises:
             MethodError: It cannot be traced.
         """
-        if not self.try_to_trace():
-            config = self._task.config
-            asked = f"--method {config.method}" if config.method in PROGRAM_METHODS else "--precision"
-            raise MethodError(
-                "The network does not run as a program.",
-                why=f"Of its operators no graph can be had: {self.not_traced}.",
-                todo=f"Leave {asked} out: plain methods serve it.",
-            )
+        if refusal is None and self.try_to_trace():
+            return
+        why = refusal or f"of its operators no graph can be had: {self.not_traced}"
+        config = self._task.config
+        asked = f"--method {config.method}" if config.method in PROGRAM_METHODS else "--precision"
+        raise MethodError(
+            "The network does not run as a program.",
+            why=f"{why[0].upper()}{why[1:]}.",
+            todo=f"Leave {asked} out: plain methods serve it.",
+        )
 
     def worth_it(self) -> bool:
         """Whether tracing takes little of what a program or a cut may save."""

@@ -260,6 +260,8 @@ def test_nor_is_there_one_at_a_single_batch_size(options: dict[str, str]) -> Non
     with pytest.raises(MethodError) as refused:
         Choice(replace(work, shapes=replace(work.shapes, fixed_batch=4)))
     assert "accepts 4 only" in refused.value.why
+    (asked,) = options
+    assert refused.value.todo.startswith(f"Leave --{asked} out")
 
 
 # What of a program torch differentiates
