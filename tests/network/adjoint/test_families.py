@@ -102,9 +102,8 @@ def built(family: Family) -> nn.Module:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings(
-    "ignore:The TorchScript type system doesn't support"
-)  # of torchvision's Inception
+@pytest.mark.filterwarnings("ignore:The TorchScript type system doesn't support")  # Inception
+@pytest.mark.filterwarnings("ignore:Scripted .* always returns")  # Inception and GoogLeNet
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FAMILIES)

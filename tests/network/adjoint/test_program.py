@@ -84,6 +84,14 @@ def test_an_earlier_answer_is_not_written_over_by_a_later_one():
     found.vjp(torch.randn(3, 2, 5))
     found.jvp(u)
     assert torch.equal(first, kept)
-    with torch.inference_mode():  # what passes give is an inference tensor
-        first += 1
+
+
+@pytest.mark.xfail(reason="the passes give inference tensors")
+def test_the_answer_is_the_callers_own_to_write_to():
+    network = TensorNetwork.of_module(nn.ReLU())
+    x, u = torch.randn(2, 5), torch.randn(3, 2, 5)
+    found = Program(trace_network(network, x, {}).graph).linearize(x)
+    first = found.vjp(u)
+    kept = first.clone()
+    first += 1
     assert torch.equal(found.vjp(u), kept)
