@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -395,3 +395,30 @@ def test_links_survive_json_with_both_their_methods() -> None:
     assert {(k.reverse_method, k.forward_method) for k in plan.factored.links} == {("adjoint", "tangent")}
     recorded = json.loads(json.dumps(plan.to_dict()))["factored"]["links"]
     assert [LinkPlan(**link) for link in recorded] == list(plan.factored.links)
+
+
+@pytest.mark.parametrize("make", [wide, narrow])
+def test_where_the_graph_is_wrong_the_run_goes_on_without(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[], nn.Module]
+) -> None:
+    """Of a choice by measurement: whatever runs the graph is passed over, and that is told."""
+    module = make()
+
+    class Forgetful(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return module(0.9 * x + (0.1 * x).detach())
+
+    real, other = task_module.trace_network, TensorNetwork.of_module(frozen_twin(Forgetful()))
+    monkeypatch.setattr(task_module, "trace_network", lambda network, x, extra: real(other, x, extra))
+    pretend(monkeypatch, {name: 0.1 for i in (0, 1) for name in (f"link {i}: adjoint", f"link {i}: tangent")})
+    work = task_of(module)
+    choice = Choice(work)
+    running = Engine(work, choice)
+    found = torch.cat([block.matrices.samples(0, block.count).dense() for block in running.blocks()])
+    expected = reference_jacobian(module, work.points(0, 11)[0]).mT
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    assert running.chosen.method.name in AUTOGRAD_METHODS and running.chosen.graph is None
+    expected_methods = ["adjoint"] if make is wide else ["factored", "adjoint"]
+    assert list(running.chosen.passed_over) == expected_methods
+    for reason in running.chosen.passed_over.values():
+        assert "differ from plain reverse passes by 1.0e-01" in reason
