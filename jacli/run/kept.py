@@ -1,8 +1,8 @@
 """What `jacli.jacobian` keeps of a call for the next one with the same model and shape.
 
 Choosing costs a part of a run; a second call with the same module, shape and options takes the plan
-over, on a fresh copy of the module.  A traced network is a graph of what the module was: it is taken over
-only where every parameter, buffer and attribute still is the same, and is looked at as in any run: by plain
+over, on a copy of the module as it is now.  A traced network is a graph of what the module was: it is
+taken over only where every parameter, buffer and attribute still is the same, and is looked at as in any run: by plain
 passes through the fresh copy.
 """
 
@@ -44,7 +44,7 @@ class Kept:
 
     Attributes:
         choice: Plan and traced network to go on with, or None.
-        network: A fresh copy of the module with what the probe learnt of the earlier one, or None.
+        network: A copy of the module, with what the probe learnt of the earlier one, or None.
     """
 
     def __init__(self, model: Callable[..., object] | None, key: Hashable) -> None:
@@ -55,9 +55,14 @@ class Kept:
         entry = _ENTRIES.get(model, {}).get(key) if model is not None else None
         if entry is None or not isinstance(model, nn.Module):
             return
-        self.network = replace(entry.network, module=frozen_twin(model)), entry.probed
-        if entry.graph is None or (entry.twin is not None and _same_state(model, entry.twin)):
+        if entry.twin is not None and _same_state(model, entry.twin):
+            # A module that keeps no state between calls: the earlier copy is as good as a fresh one.
+            self.network = replace(entry.network, module=entry.twin), entry.probed
             self.choice = entry.plan, entry.graph
+            return
+        self.network = replace(entry.network, module=frozen_twin(model)), entry.probed
+        if entry.graph is None:
+            self.choice = entry.plan, None
 
     @property
     def is_kept(self) -> bool:

@@ -47,10 +47,8 @@ class AsTraced:
         return self._batched(pushed, t)
 
     def _batched(self, product: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
-        # Derivatives are not to be had of tensors that were made in inference mode.
-        with torch.inference_mode(False), torch.enable_grad(), batched_pass(recurrent=self.recurrent):
-            exact = vectors.to(self.point.dtype, copy=True)
-            found: Tensor = vmap(product)(exact)
+        with torch.enable_grad(), batched_pass(recurrent=self.recurrent):
+            found: Tensor = vmap(product)(vectors.to(self.point.dtype))
             return found.detach().to(self.dtype)
 
 

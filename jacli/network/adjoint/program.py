@@ -115,14 +115,14 @@ class ProgramMap:
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         """``(k, batch, n_out) -> (k, batch, n_in)``, one adjoint pass."""
-        with torch.inference_mode(), reduced_precision(self._precision):
+        with torch.no_grad(), reduced_precision(self._precision):
             g = cotangents.to(self._dtype).reshape(len(cotangents), *self.outputs.shape)
             rows = self._chains.pull(g, mine=g.data_ptr() != cotangents.data_ptr())
             return self._returned(rows, cotangents, self._x_shape)
 
     def jvp(self, tangents: Tensor) -> Tensor:
         """``(k, batch, n_in) -> (k, batch, n_out)``, one tangent pass."""
-        with torch.inference_mode(), reduced_precision(self._precision):
+        with torch.no_grad(), reduced_precision(self._precision):
             t = tangents.to(self._dtype).reshape(len(tangents), *self._x_shape)
             columns = self._chains.push(t, mine=t.data_ptr() != tangents.data_ptr())
             return self._returned(columns, tangents, self.outputs.shape)

@@ -30,7 +30,7 @@ RULES = {
         "_to_copy",
         "feature_dropout",
     ),
-    "structure:dropout": ("dropout",),
+    "structure:dropout": ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
     "structure:reshape": (
         *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"),
         *("reshape_as", "_reshape_alias"),
@@ -58,7 +58,8 @@ RULES = {
     "structure:flip": ("flip",),
     "structure:constant_pad": ("constant_pad_nd", "pad"),
     "structure:add": ("add",),
-    "structure:subtract": ("sub",),
+    "structure:subtract": ("sub", "subtract"),
+    "structure:subtract_from": ("rsub",),
     # A factor for every number.
     "pointwise:relu": ("relu",),
     "pointwise:pointwise": (

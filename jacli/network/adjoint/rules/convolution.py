@@ -98,7 +98,9 @@ class Convolution(Weighted):
 
     def _run(self, vectors: Tensor, before: torch.Size, after: torch.Size, *, adjoint: bool) -> Tensor:
         k, batch = len(vectors), after[0]
-        way = self.prepared((self.geometry, before, after, adjoint), lambda: self._way(adjoint=adjoint))
+        way = self.prepared(
+            (self.geometry, before[1:], after[1:], adjoint), lambda: self._way(adjoint=adjoint)
+        )
         images = channels_last(vectors.reshape(k * batch, *before[1:]))
         result: Tensor = way(images)
         return result.view(k, batch, *result.shape[1:])

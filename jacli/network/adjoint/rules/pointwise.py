@@ -14,6 +14,8 @@ def pointwise(call: Call) -> None:
     name = "input" if call.has("input") and not call.has("self") else "self"
     call.only(name)
     x = call[name]
+    if call.out.shape != x.shape:  # a larger exponent or bound: the operand is broadcast
+        raise NoRule
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         arguments = (leaf, *call.args[1:])
@@ -23,8 +25,8 @@ def pointwise(call: Call) -> None:
 
 
 def relu(call: Call) -> None:
-    """1 where the result is positive, else 0 (at 0 too, as autograd has it)."""
-    call.edge("self", Diagonal(call.out > 0))
+    """0 where the result is, else 1 (at NaN too), as autograd has it."""
+    call.edge("self", Diagonal(call.out.le(0).logical_not_()))
 
 
 def mul(call: Call) -> None:
@@ -44,6 +46,7 @@ def div(call: Call) -> None:
     if not isinstance(b, Tensor):
         call.edge("self", Multiple(1 / b))
         return
+    b = b.to(call.out.dtype)
     if call.is_live("self"):
         _factor(call, "self", b.reciprocal())
     if call.is_live("other"):

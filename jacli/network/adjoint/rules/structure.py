@@ -40,6 +40,8 @@ def reshape(call: Call) -> None:
     """Views and reshapes, squeezes, flattenings: the same numbers in the same order."""
     name = "input" if call.has("input") else "self"
     shape_in = call[name].shape
+    if call[name].dtype != call.out.dtype:  # the same bits as other numbers
+        raise NoRule
     call.edge(name, *([] if shape_in == call.out.shape else [Reshaped(shape_in, call.out.shape)]))
 
 
@@ -197,8 +199,13 @@ def subtract(call: Call) -> None:
     _sum(call, -call["alpha"])
 
 
-def _sum(call: Call, of_other: float) -> None:
-    for name, factor in (("self", 1), ("other", of_other)):
+def subtract_from(call: Call) -> None:
+    """``other - alpha self``, broadcast."""
+    _sum(call, 1, -call["alpha"])
+
+
+def _sum(call: Call, of_other: float, of_self: float = 1) -> None:
+    for name, factor in (("self", of_self), ("other", of_other)):
         value = call[name]
         if not isinstance(value, Tensor):
             continue
