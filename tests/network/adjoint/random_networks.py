@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.network.adjoint.operators.normalization import batch_norm, trained
+from tests.network.adjoint.operators.normalisation import batch_norm, trained
 
 Shape = tuple[int, ...]
 Draw = Callable[[st.SearchStrategy], Any]

@@ -7,7 +7,7 @@ from tests.network.adjoint.operators.attention import ATTENTION
 from tests.network.adjoint.operators.blocks import BLOCKS, WRITTEN
 from tests.network.adjoint.operators.case import BATCH, Of, Operator, points, seeded
 from tests.network.adjoint.operators.convolution import CONVOLUTIONS
-from tests.network.adjoint.operators.normalization import NORMALIZATIONS
+from tests.network.adjoint.operators.normalisation import NORMALISATIONS
 from tests.network.adjoint.operators.pointwise import ARITHMETIC, POINTWISE
 from tests.network.adjoint.operators.products import PRODUCTS
 from tests.network.adjoint.operators.reductions import POOLS, REDUCTIONS
@@ -18,7 +18,7 @@ __all__ = ["AS_TRACED", "BATCH", "OPERATORS", "Of", "Operator", "points", "seede
 OPERATORS: dict[str, Operator] = {
     **CONVOLUTIONS,
     **PRODUCTS,
-    **NORMALIZATIONS,
+    **NORMALISATIONS,
     **POINTWISE,
     **ARITHMETIC,
     **MOVED,

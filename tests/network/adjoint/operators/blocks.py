@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.network.adjoint.operators.case import Of, Operator
-from tests.network.adjoint.operators.normalization import batch_norm, trained
+from tests.network.adjoint.operators.normalisation import batch_norm, trained
 
 
 def _written(function: Any) -> Operator:

@@ -53,7 +53,7 @@ class Instance(nn.InstanceNorm2d):
         self.running_var.uniform_(0.3, 2)
 
 
-NORMALIZATIONS: dict[str, Operator] = {
+NORMALISATIONS: dict[str, Operator] = {
     "batch norm of vectors": _chain(lambda: batch_norm(5, 0), shape=(5,)),
     "batch norm of sequences": _chain(lambda: batch_norm(5, 1), shape=(5, 4)),
     "batch norm of images": _chain(lambda: batch_norm(3)),
