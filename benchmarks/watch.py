@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.compare import synchronize
 from jacli.network import TracedNetwork
 from jacli.network.adjoint import ProgramMap
-from jacli.network.adjoint.local_map import Collecting, LocalMap, Placing
+from jacli.network.adjoint.local_map import LocalMap
 
 Result = TypeVar("Result")
 
@@ -49,24 +50,20 @@ class _Watched:
         return self._watch(self._step, lambda: self._inner.push(t, mine=mine))
 
 
-class _WatchedPlacing(_Watched):
-    def pull_into(self, g: Tensor, into: Tensor) -> None:
-        assert isinstance(self._inner, Placing)
-        inner = self._inner
-        self._watch(self._step, lambda: inner.pull_into(g, into))
-
-
-class _WatchedCollecting(_Watched):
-    def push_into(self, t: Tensor, into: Tensor) -> None:
-        assert isinstance(self._inner, Collecting)
-        inner = self._inner
-        self._watch(self._step, lambda: inner.push_into(t, into))
-
-
 def _watched(inner: LocalMap, step: Step, watch: Watch) -> _Watched:
-    if isinstance(inner, Placing):
-        return _WatchedPlacing(inner, step, watch)
-    return (_WatchedCollecting if isinstance(inner, Collecting) else _Watched)(inner, step, watch)
+    """The map watched, with those of the directions in which it adds into place that it has."""
+    watched = _Watched(inner, step, watch)
+    for name in ("pull_into", "push_into"):
+        into_place = getattr(inner, name, None)
+        if into_place is not None:
+            setattr(watched, name, partial(_into_place, into_place, step, watch))
+    return watched
+
+
+def _into_place(
+    add: Callable[[Tensor, Tensor], None], step: Step, watch: Watch, v: Tensor, into: Tensor
+) -> None:
+    watch(step, lambda: add(v, into))
 
 
 def count(step: Step, work: Callable[[], Result]) -> Result:

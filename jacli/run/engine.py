@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from time import monotonic
 
 import torch
 from torch import Tensor
@@ -32,6 +33,10 @@ from jacli.verify import block_failure, check_alone, cotangent_error, row_error,
 
 _FEW_SAMPLES = 2
 """Of a block that are checked under a method that has proved itself on all samples of an earlier one."""
+
+
+_CHECK_SHARE = 30
+"""A program's block is looked at once this many times the seconds have passed that the last look took."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,8 @@ class Engine:
         self._start = start
         self._number = 0
         self._doubted = False
+        self._unchecked_since = monotonic()
+        self._check_seconds = 0.0
         self.notes: list[str] = []
         self.held = 0
         self.chosen = self.accepted = proven
@@ -153,7 +160,8 @@ class Engine:
         """Whether a block is compared with plain passes: see `_fitting`."""
         if start == 0 or plan.factored:
             return True
-        return plan.method in PROGRAM_METHODS and (self._now_and_then or self._doubted)
+        cheap = monotonic() - self._unchecked_since > _CHECK_SHARE * self._check_seconds
+        return plan.method in PROGRAM_METHODS and (cheap or self._doubted)
 
     def _placed(self, count: int) -> int:
         """Bytes of the result of the first samples, where it is kept: it does not count as held."""
@@ -216,10 +224,10 @@ class Engine:
     def _fitting(self, plan: Plan, start: int) -> tuple[Plan, ComputedBlock, float]:
         """The block by the plan, or by one with half the sizes, and so on, if memory runs out.
 
-        And the worst error found: of checked rows in the first block; in later ones of a cut network, and now
-        and then of one that runs as a program, whose graph may have lost a derivative that the first samples
-        do not reach, of one random cotangent at one sample; or at all of them where that sample's own forward
-        pass took another side of a kink.  After a block in which it was wrong every block is looked at.
+        And the worst error found: of checked rows in the first block; in later ones of a traced network,
+        whose graph may have lost a derivative that the first samples do not reach, of one random cotangent at
+        few samples; or at all of them where their own forward pass took another side of a kink.  Of a
+        program's blocks so many are looked at that it takes a few hundredths of the time: all but small ones.
         """
         while True:
             try:
@@ -287,8 +295,13 @@ class Engine:
         count = min(_FEW_SAMPLES, block.count)
         start = seed % (block.count - count + 1)
         index = torch.arange(start, start + count, device=block.linearization.device)
-        some = block.linearization.at(index)
-        return cotangent_error(some, block.matrices.samples(start, start + count), seed=seed)
+        began = monotonic()
+        with translating(lambda error: block_failure(count, error)):
+            some = block.linearization.at(index)
+            error = cotangent_error(some, block.matrices.samples(start, start + count), seed=seed)
+        self._unchecked_since = monotonic()
+        self._check_seconds = self._unchecked_since - began
+        return error
 
     def _check_alone(self, plan: Plan, block: ComputedBlock) -> None:
         """A sample on its own; where it differs it may be the graph that is wrong, not the model."""

@@ -2,8 +2,8 @@
 
 Choosing costs a part of a run; a second call with the same module, shape and options takes the plan
 over, on a copy of the module as it is now.  A traced network is a graph of what the module was: it is
-taken over only where every parameter, buffer and attribute still is the same, and is looked at as in any run: by plain
-passes through the fresh copy.
+taken over only where every parameter, buffer and attribute still is the same, and is looked at as in any
+run: by plain passes through that copy.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from torch import Tensor
 
 from jacli.network.adjoint.call import Edge
-from jacli.network.adjoint.local_map import Collecting, LocalMap, Placing, is_dense
+from jacli.network.adjoint.local_map import LocalMap, is_dense
 
 
 class Chains:
@@ -120,6 +120,8 @@ class _Vectors:
         before = self.take(value)
         if before is None:
             total = vectors
+        elif _memory(before) == _memory(vectors):  # the same numbers, perhaps in another order
+            total = before + vectors
         elif self.may_write(before):
             total = before.add_(vectors)
         elif self.may_write(vectors):
@@ -131,19 +133,15 @@ class _Vectors:
 
     def placed(self, value: Hashable, local_map: LocalMap, vectors: Tensor, *, pulled: bool) -> bool:
         """Whether a map that only puts numbers into place could add them to what is held at a value."""
-        if not isinstance(local_map, Placing if pulled else Collecting):
+        add_into = getattr(local_map, "pull_into" if pulled else "push_into", None)
+        before = self._at.get(value)
+        if add_into is None or before is None:
             return False
-        before = self.take(value)
-        if before is None:
+        others = self._holders[_memory(before)] - 1
+        if others or not is_dense(before) or _memory(before) == _memory(vectors):
             return False
-        can = self.may_write(before) and _memory(before) != _memory(vectors)
-        if can and isinstance(local_map, Placing) and pulled:
-            local_map.pull_into(vectors, before)
-        elif can and isinstance(local_map, Collecting) and not pulled:
-            local_map.push_into(vectors, before)
-        self._at[value] = before
-        self._holders[_memory(before)] += 1
-        return can
+        add_into(vectors, before)
+        return True
 
 
 def _memory(vectors: Tensor) -> int:

@@ -6,7 +6,9 @@ included) k vectors are one tensor ``(k, *S)``.  A map from a value of shape ``I
 ``pull``: ``(k, *O) -> (k, *I)``, cotangents from the operator's result to its operand (the transposed map);
 ``push``: ``(k, *I) -> (k, *O)``, tangents from the operand to the result.
 
-``mine`` says that nobody else reads the vectors given: a map may then write its result into them.
+``mine`` says that nobody else reads the vectors given: a map may then write its result into them.  A map
+that only puts numbers into their place, zeros elsewhere, may besides have ``pull_into`` or ``push_into``,
+which add to vectors that are there already: then no zeros are made, and no second tensor.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,23 +31,6 @@ class LocalMap(Protocol):
     def pull(self, g: Tensor, *, mine: bool) -> Tensor: ...
 
     def push(self, t: Tensor, *, mine: bool) -> Tensor: ...
-
-
-@runtime_checkable
-class Placing(Protocol):
-    """A map of which one direction only puts numbers into their place, the rest being zeros.
-
-    Where a vector is there already they are added to it: no zeros are made, no second tensor.
-    """
-
-    def pull_into(self, g: Tensor, into: Tensor) -> None: ...
-
-
-@runtime_checkable
-class Collecting(Protocol):
-    """As `Placing`, of which it is the transposed."""
-
-    def push_into(self, t: Tensor, into: Tensor) -> None: ...
 
 
 @dataclass(frozen=True)
