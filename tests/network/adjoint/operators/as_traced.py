@@ -156,10 +156,6 @@ AS_TRACED: dict[str, tuple[str, ...]] = {
     "rms_norm": ("root mean square norm",),
     "rnn_tanh": ("recurrent layer",),
     "rot90": ("rotate",),
-    "rsub": (
-        "subtract from a number",
-        "subtract reversed",
-    ),
     "scatter": ("scatter",),
     "scatter_add": ("scatter add",),
     "select_scatter": ("a channel set to zero",),
