@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import jacli
-from jacli.config import PROGRAM_METHODS
+from jacli.config import AUTOGRAD_METHODS, PROGRAM_METHODS
 from jacli.errors import MethodError
 from jacli.methods import METHODS, Method, fill, load_method
 from jacli.network import (
@@ -22,6 +22,8 @@ from jacli.network import (
     frozen_twin,
     trace_network,
 )
+from jacli.run.precision import precisions_of
+from jacli.verify.recheck import PASSES
 from tests.cases import CASES, build
 from tests.reference import reference_jacobian
 
@@ -101,6 +103,45 @@ def test_same_for_every_chunk_and_batch_size(name, method, device):
             name, torch.float64, device, method=method, batch_size=batch_size, chunk_size=chunk_size
         )
         assert relative(found, expected) < 1e-10, (batch_size, chunk_size)
+
+
+REDUCED = [(name, method) for name, method in SERVED if method not in AUTOGRAD_METHODS]
+
+
+def reduced_precisions(device):
+    """Those of this device beside its exact arithmetic."""
+    return [precision for precision in precisions_of(device, torch.float32) if precision != "ieee"]
+
+
+@pytest.mark.parametrize(("name", "method"), REDUCED)
+def test_equals_the_reference_in_every_precision(name, method, device):
+    """Whatever the chunk and batch size, on four calls; and it is not the exact arithmetic in disguise."""
+    expected = reference(name, device)
+    exact = jacobian(name, torch.float32, device, method=method)
+    for precision in reduced_precisions(device):
+        for batch_size, chunk_size in ((None, None), (1, 3), (2, 2), (len(expected), 100)):
+            found = jacobian(
+                name,
+                torch.float32,
+                device,
+                method=method,
+                precision=precision,
+                batch_size=batch_size,
+                chunk_size=chunk_size,
+            )
+            assert relative(found, expected) < PASSES[precision], (precision, batch_size, chunk_size)
+        assert name == "dead_gradient" or not torch.equal(found, exact), precision
+
+
+@pytest.mark.parametrize(("name", "method"), REDUCED)
+def test_every_entry_comes_exactly_once_in_every_precision(name, method, device):
+    """Each row and column is its own unit vector's, not only close in the mean."""
+    expected = reference(name, device)
+    largest = expected.double().flatten(1).norm(dim=1).clamp(min=1e-30)
+    for precision in reduced_precisions(device):
+        found = jacobian(name, torch.float32, device, method=method, precision=precision)
+        gap = (found.double() - expected).norm(dim=1).amax(1)
+        assert (gap <= PASSES[precision] * largest).all(), precision
 
 
 @pytest.mark.parametrize(("name", "method"), SERVED)
