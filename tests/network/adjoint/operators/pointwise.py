@@ -100,6 +100,9 @@ POINTWISE: dict[str, Operator] = {
     "nothing at all": Operator(nn.Identity),
     "dropout in eval mode": Operator(nn.Dropout),
     "dropout of channels in eval mode": Operator(nn.Dropout2d),
+    "alpha dropout in eval mode": Operator(
+        lambda: nn.Sequential(nn.AlphaDropout(), nn.FeatureAlphaDropout())
+    ),
     "no derivative at all beside a live one": of(lambda x: torch.cat([torch.sign(x), x], 1)),
     "zeros like it": of(lambda x: torch.cat([torch.zeros_like(x), x], 1)),
     "a detached factor": of(lambda x: x.detach() * torch.sin(x)),
@@ -123,6 +126,7 @@ ARITHMETIC: dict[str, Operator] = {
     "subtract from a constant": _with(lambda x, c: c - x, 5, 1),
     "subtract a live one": of(lambda x: torch.sin(x) - x),
     "subtract with alpha": of(lambda x: torch.sub(x, torch.sin(x), alpha=0.3)),
+    "subtract, by its other name": of(lambda x: torch.subtract(torch.sin(x), x, alpha=0.3)),
     "subtract reversed": of(lambda x: torch.rsub(x, torch.sin(x), alpha=0.3)),
     "subtract a mean": of(lambda x: x - x.mean((2, 3), keepdim=True)),
     "multiply by a number": of(lambda x: 1.7 * x),
