@@ -151,6 +151,8 @@ class Linearized:
             self._hold_against(self._outputs)
         x, flat = self._tape
         (gradient,) = torch.autograd.grad(flat, x, cotangents, retain_graph=True)
+        if gradient.untyped_storage().data_ptr() == cotangents.untyped_storage().data_ptr():
+            gradient = gradient.clone()  # a network that only views its input hands the cotangents back
         return gradient.reshape(self.batch, self.n_in)
 
     def vjp(self, cotangents: Tensor) -> Tensor:

@@ -232,6 +232,15 @@ def test_a_missing_rule_is_refused_by_name(device):
     assert torch.allclose(jacli.jacobian(Square(), x).diagonal(dim1=1, dim2=2), 2 * x)
 
 
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "factored"])
+@pytest.mark.parametrize("module", [nn.Identity(), nn.Flatten(), nn.Dropout()], ids=repr)
+def test_an_output_in_the_memory_of_the_input(module, method, device):
+    """Autograd hands the very cotangents back there, which a method may write to afterwards."""
+    x = torch.randn(2, 3, 4, device=device)
+    found = jacli.jacobian(module, x, method=method).reshape(2, 12, 12)
+    assert torch.equal(found, torch.eye(12, device=device).expand(2, -1, -1))
+
+
 def test_fill_writes_into_place_and_reports_memory():
     class Failing:
         batch, n_out, n_in, dtype, device = 1, 2, 3, torch.float32, torch.device("cpu")
