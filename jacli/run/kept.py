@@ -2,8 +2,8 @@
 
 Choosing costs a part of a run; a second call with the same module, shape and options takes the plan
 over, on a copy of the module as it is now.  A traced network is a graph of what the module was: it is
-taken over only where every parameter, buffer and attribute still is the same, and is looked at as in any
-run: by plain passes through that copy.
+taken over only where everything in the module still is the same, and is looked at as in any run: by plain
+passes through that copy.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from jacli.config import RunConfig
 from jacli.network import TensorNetwork, frozen_twin
 from jacli.plan import Plan
+from jacli.run.alike import alike
 from jacli.run.engine import Chosen
 from jacli.run.task import Graph
 from jacli.verify import Probed
@@ -55,9 +56,12 @@ class Kept:
         entry = _ENTRIES.get(model, {}).get(key) if model is not None else None
         if entry is None or not isinstance(model, nn.Module):
             return
-        if entry.twin is not None and _same_state(model, entry.twin):
+        if entry.twin is not None and alike(model, entry.twin):
             # A module that keeps no state between calls: the earlier copy is as good as a fresh one.
-            self.network = replace(entry.network, module=entry.twin), entry.probed
+            # Not so of TorchScript, whose attributes are not seen: there plain passes show what changed.
+            scripted = any(isinstance(part, torch.jit.ScriptModule) for part in model.modules())
+            module = frozen_twin(model) if scripted else entry.twin
+            self.network = replace(entry.network, module=module), entry.probed
             self.choice = entry.plan, entry.graph
             return
         self.network = replace(entry.network, module=frozen_twin(model)), entry.probed
@@ -131,16 +135,3 @@ def _identity(value: object) -> Hashable:
     if isinstance(value, (list, tuple)):
         return tuple(map(_identity, value))
     return id(value)
-
-
-def _same_state(model: nn.Module, twin: nn.Module) -> bool:
-    """Whether every parameter and buffer is still the one that was copied."""
-    own = (*model.named_parameters(), *model.named_buffers())
-    kept = dict((*twin.named_parameters(), *twin.named_buffers()))
-    return len(own) == len(kept) and all(
-        name in kept and kept[name].shape == value.shape and _equal(kept[name], value) for name, value in own
-    )
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from types import MethodType
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,12 @@ import jacli
 from jacli.run import api, cutting, sizes, task
 from jacli.run import kept as kept_module
 from tests.reference import reference_jacobian
+
+
+class Settings:
+    """An object that holds a number, as many a model's settings do."""
+
+    gain = 1.0
 
 
 class Network(nn.Module):
@@ -32,11 +39,15 @@ class Network(nn.Module):
         self.options = {"power": 1}
         self.plain = torch.linspace(0.5, 1.5, 7, dtype=torch.float64)
         self.act: Callable[[Tensor], Tensor] = torch.sin
+        self.config = Settings()
+        self.array = np.ones(1)
+        self.others = [nn.Linear(7, 7).double()]  # no part of the module, as far as torch knows
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.body(x) * self.scale + self.shift
         y = -y if self.flag else y
         y = torch.sin(y) if self.how == "sin" else torch.cos(y)
+        y = self.others[0](y) * (self.config.gain + self.array[0])
         return self.act(y * self.factors[0] * self.plain) ** self.options["power"] * self.shift
 
 
@@ -219,6 +230,22 @@ def tensor_that_is_no_buffer(module: Network) -> None:
     module.plain = 2 * module.plain
 
 
+def tensor_through_data(module: Network) -> None:
+    module.plain.data.mul_(2)
+
+
+def number_in_an_object(module: Network) -> None:
+    module.config.gain = 3.0
+
+
+def array(module: Network) -> None:
+    module.array[0] = 4
+
+
+def weights_of_a_layer_in_a_list(module: Network) -> None:
+    module.others[0].weight.data.mul_(2)
+
+
 def function(module: Network) -> None:
     module.act = torch.cos
 
@@ -249,6 +276,10 @@ def other_class(module: Network) -> None:
         entry_of_list,
         entry_of_dict,
         tensor_that_is_no_buffer,
+        tensor_through_data,
+        number_in_an_object,
+        array,
+        weights_of_a_layer_in_a_list,
         function,
         layer_without_parameters,
         hook,
@@ -287,11 +318,12 @@ def test_torchscript_is_kept_too(x: Tensor, done: Counter[str]) -> None:
     check(module, x)
 
 
-def test_an_attribute_of_torchscript(x: Tensor) -> None:
+@pytest.mark.parametrize("method", ["auto", "adjoint", "tangent"])
+def test_an_attribute_of_torchscript(x: Tensor, method: str) -> None:
     module = torch.jit.script(Scripted().double().eval())
-    check(module, x)
+    check(module, x, method=method)
     module.scale = 5.0
-    check(module, x)
+    check(module, x, method=method)
 
 
 def test_other_shapes_and_options_are_measured_for_themselves(x: Tensor, done: Counter[str]) -> None:
