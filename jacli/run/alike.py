@@ -66,7 +66,7 @@ def _parts(value: object) -> Mapping[Any, Any] | None:
     if isinstance(value, (list, tuple)):
         return dict(enumerate(value))
     if isinstance(value, SimpleNamespace):
-        return vars(value)
+        return dict(sorted(vars(value).items()))
     if isinstance(value, MethodType):
         return {"function": value.__func__, "of": value.__self__}
     if isinstance(value, ref):
@@ -74,12 +74,12 @@ def _parts(value: object) -> Mapping[Any, Any] | None:
     if isinstance(value, partial):
         return {"function": value.func, "arguments": value.args, "named": value.keywords}
     if isinstance(value, nn.Module):
-        return {name: part for name, part in vars(value).items() if name != "training"}
+        return {name: part for name, part in sorted(vars(value).items()) if name != "training"}
     kind = type(value)
     opaque = kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__
     if opaque or not hasattr(value, "__dict__") or any(hasattr(base, "__slots__") for base in kind.__mro__):
         return None
-    return vars(value)
+    return dict(sorted(vars(value).items()))
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
