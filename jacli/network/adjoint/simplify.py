@@ -126,8 +126,10 @@ def _fold_scale(chain: list[LocalMap], at: int, step: int) -> bool:
     """Fold the scale at a place into the next product before (step -1) or behind (1) it; whether it could."""
     scale = chain[at]
     assert isinstance(scale, Scale)
+    # A pool takes the pixels of a channel for one another: only what they all have in common passes it.
+    passed = (Diagonal, Multiple, Winners) if scale.axis == -3 else (Diagonal, Multiple)
     to = at + step
-    while 0 <= to < len(chain) and isinstance(chain[to], (Diagonal, Multiple, Winners)):
+    while 0 <= to < len(chain) and isinstance(chain[to], passed):
         to += step
     if not 0 <= to < len(chain):
         return False

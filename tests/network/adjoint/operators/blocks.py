@@ -194,6 +194,14 @@ BLOCKS: dict[str, Operator] = {
         lambda: nn.Conv2d(6, 4, 3),
         shape=(3, 8, 6),
     ),
+    "norm of rows, pool of stride 1, linear": _module(
+        *(lambda: trained(nn.LayerNorm(6)), lambda: nn.MaxPool2d(3, 1, 1), lambda: nn.Linear(6, 7)),
+        shape=(3, 5, 6),
+    ),
+    "norm of rows, pool, linear": _module(
+        *(lambda: trained(nn.LayerNorm(6)), lambda: nn.MaxPool2d(2), lambda: nn.Linear(3, 7)),
+        shape=(3, 4, 6),
+    ),
     "conv, norm, relu, overlapping pool": _module(
         *(lambda: nn.Conv2d(3, 6, 7, 2, 3, bias=False), lambda: batch_norm(6), nn.ReLU),
         lambda: nn.MaxPool2d(3, 2, 1),
