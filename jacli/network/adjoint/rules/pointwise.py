@@ -65,6 +65,8 @@ def _factor(call: Call, name: str, factors: Tensor) -> None:
 
 
 def _diagonal(call: Call, factors: Tensor) -> LocalMap:
+    if not factors.is_floating_point() and factors.dtype != torch.bool:
+        factors = factors.to(call.out.dtype)  # two small integers, folded, would overflow
     return Diagonal(factors.expand(call.out.shape))
 
 

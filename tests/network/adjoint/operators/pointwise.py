@@ -133,6 +133,9 @@ ARITHMETIC: dict[str, Operator] = {
     "multiply by a constant": _with(lambda x, c: x * c, 3, 5, 4),
     "multiply by a constant a channel": _with(lambda x, c: c * x, 3, 1, 1),
     "multiply by a constant that spreads it": _with(lambda x, c: x * c, 3, 5, 4, shape=(3, 1, 4)),
+    "multiply by small integers twice": Operator(
+        lambda: Of(lambda m, x: x * m.i * m.i, i=torch.tensor([200, 3, 17, 255], dtype=torch.uint8))
+    ),
     "multiply by itself": of(lambda x: x * x),
     "multiply by a function of itself": of(lambda x: x * torch.sigmoid(x)),
     "multiply by a live gate a channel": of(lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True))),
