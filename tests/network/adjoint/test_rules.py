@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import fx
 
 from jacli.network import NotTraceableError, exact_arithmetic
-from jacli.network.adjoint.rules import RULES
+from jacli.network.adjoint.call import Call
+from jacli.network.adjoint.rules import RULES, find_rule
 from jacli.network.trace import operator_name
 from tests.network.adjoint.contract import (
     ARITHMETICS,
@@ -222,6 +226,29 @@ def test_every_operator_that_has_a_rule_is_in_the_contract(device):
         if node.op == "call_function"
     }
     assert {operator for served in RULES.values() for operator in served} - met == ELSEWHERE
+
+
+def test_the_batch_norm_of_cudnn_is_the_same_scale():
+    """It runs on no CPU, and calls its arguments otherwise."""
+    graph, weight, bias, mean, var = fx.Graph(), *torch.rand(4, 3)
+    names = [graph.placeholder("x"), *map(graph.get_attr, ("weight", "bias", "mean", "var"))]
+    node = graph.call_function(torch.ops.aten.cudnn_batch_norm.default, (*names, False, 0.1, 0.01))
+    call = Call(
+        node=node,
+        target=node,
+        args=(x := torch.randn(2, 3, 5, 4), weight, bias, mean, var, False, 0.1, 0.01),
+        kwargs={},
+        out=torch.nn.functional.batch_norm(x, mean, var, weight, bias, eps=0.01),
+        results=None,
+        item=0,
+        live={names[0]},
+        constant=set(names[1:]),
+        passes=SimpleNamespace(dtype=torch.float32),
+    )
+    find_rule(node)(call)
+    ((scale,),) = [edge.maps for edge in call.edges]
+    t = torch.randn(6, 2, 3, 5, 4)
+    torch.testing.assert_close(scale.push(t, mine=False), t * (weight / (var + 0.01).sqrt())[:, None, None])
 
 
 @pytest.mark.parametrize("name", A_FEW)

@@ -17,7 +17,8 @@ def batch_norm(call: Call) -> None:
     trained = call["training"] if call.has("training") else False
     if trained or call["running_var"] is None or call.item not in (None, 0):
         raise NoRule
-    factors = (call["running_var"] + call["eps"]).rsqrt()
+    eps = call["epsilon" if call.has("epsilon") else "eps"]  # cuDNN's operator spells it out
+    factors = (call["running_var"] + eps).rsqrt()
     keys = [call.key("running_var")]
     if call["weight"] is not None:
         factors = factors * call["weight"]
