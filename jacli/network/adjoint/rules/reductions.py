@@ -34,15 +34,6 @@ def mean(call: Call) -> None:
     _reduced(call, mean=True)
 
 
-def global_average(call: Call) -> None:
-    """Adaptive average pooling to one pixel is a mean; other sizes run as traced."""
-    shape = call["self"].shape
-    spatial = len(call["output_size"])
-    if any(n != 1 for n in call["output_size"]):
-        raise NoRule
-    _mean_over(call, [shape.numel() and len(shape) - 1 - i for i in range(spatial)], mean=True)
-
-
 def _reduced(call: Call, *, mean: bool) -> None:
     axes = call["dim"] if call.has("dim") else None
     dim = call["self"].dim()
