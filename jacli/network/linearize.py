@@ -241,7 +241,8 @@ class Linearized:
             self._program_map = found
             if self._outputs is None:
                 self._outputs = found.outputs[: self.batch]
-            self._hold_against(self._outputs)
+            else:
+                self._hold_against(self._outputs)
         return self._program_map
 
     def _hold_against(self, own: Tensor) -> None:
