@@ -1,14 +1,13 @@
-"""An operator without a rule: its derivative as torch makes it, batched over the vectors."""
+"""An operator without a rule: its derivative as torch makes it, vector by vector."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.func import jvp, vjp, vmap
+from torch.func import jvp
 
 from jacli.network.adjoint.call import Call
 from jacli.network.adjoint.local_map import is_dense
@@ -16,40 +15,47 @@ from jacli.network.settings import batched_pass
 from jacli.network.trace import NotTraceableError, operator_name
 
 
-@dataclass(frozen=True)
 class AsTraced:
-    """The derivative of a function of one tensor at a point, as torch differentiates it.
+    """The derivative of an operator at a point, as torch differentiates it, one vector after the other.
 
-    Attributes:
+    No batching rule has a part in it: of some operators torch's are silently wrong (``cdist``).
+
+    Args:
         function: From the operand to the result.
         point: The operand's value.
         dtype: Of the vectors outside; inside they have the point's.
         recurrent: Whether it is a recurrent layer.
     """
 
-    function: Callable[[Tensor], Tensor]
-    point: Tensor
-    dtype: torch.dtype
-    recurrent: bool
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], point: Tensor, dtype: torch.dtype, *, recurrent: bool
+    ) -> None:
+        self._function = function
+        self._point = point.detach()
+        self._dtype = dtype
+        self._recurrent = recurrent
+        self._tape: tuple[Tensor, Tensor] | None = None
 
     def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        def pulled(cotangent: Tensor) -> Tensor:
-            result: Tensor = vjp(self.function, self.point)[1](cotangent)[0]
-            return result
-
-        return self._batched(pulled, g)
+        with torch.enable_grad():
+            if self._tape is None:
+                x = self._point.clone().requires_grad_(True)
+                self._tape = x, self._function(x)
+            x, y = self._tape
+            if not y.requires_grad:
+                return g.new_zeros(len(g), *x.shape)
+            rows = [
+                torch.autograd.grad(y, x, cotangent, retain_graph=True, materialize_grads=True)[0]
+                for cotangent in g.to(y.dtype)
+            ]
+        return torch.stack(rows).to(self._dtype)
 
     def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        def pushed(tangent: Tensor) -> Tensor:
-            result: Tensor = jvp(self.function, (self.point,), (tangent,))[1]
-            return result
-
-        return self._batched(pushed, t)
-
-    def _batched(self, product: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
-        with torch.enable_grad(), batched_pass(recurrent=self.recurrent):
-            found: Tensor = vmap(product)(vectors.to(self.point.dtype))
-            return found.detach().to(self.dtype)
+        with torch.enable_grad(), batched_pass(recurrent=self._recurrent):
+            columns = [
+                jvp(self._function, (self._point,), (tangent,))[1] for tangent in t.to(self._point.dtype)
+            ]
+        return torch.stack(columns).detach().to(self._dtype)
 
 
 def as_traced(call: Call) -> None:
@@ -76,7 +82,7 @@ def as_traced(call: Call) -> None:
         if not isinstance(value, Tensor):
             raise NotTraceableError(f"{source} is passed on as several tensors at once")
         value = value if is_dense(value) else value.contiguous()  # a dual number wants memory of its own
-        call.edge(source, AsTraced(_of_one(call, source), value, call.passes.dtype, recurrent))
+        call.edge(source, AsTraced(_of_one(call, source), value, call.passes.dtype, recurrent=recurrent))
 
 
 def _of_one(call: Call, source: fx.Node) -> Callable[[Tensor], Tensor]:

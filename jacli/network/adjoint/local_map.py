@@ -216,11 +216,6 @@ def is_dense(t: Tensor) -> bool:
     return all(stride != 0 or size == 1 for size, stride in zip(t.shape, t.stride(), strict=True))
 
 
-def channels_last(t: Tensor) -> Tensor:
-    """``(n, c, h, w)`` with the channels side by side in memory, which convolutions on a CPU want."""
-    return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
-
-
 def size(shape: Sequence[int]) -> int:
     """Number of elements."""
     return math.prod(shape)

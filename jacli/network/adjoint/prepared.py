@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from jacli.network.adjoint.local_map import Key, Scale
 
@@ -18,12 +19,28 @@ class Passes:
     Attributes:
         dtype: Of vectors and of what they are multiplied by.
         device: Where.
+        images_last: Whether images lie in memory with their channels last: what convolutions on a CPU and
+            those of a GPU's tensor cores (bf16, TF32) want; its kernels for exact float32 want them first.
         store: What was prepared from constants for earlier blocks (flipped kernels, folded weights).
     """
 
     dtype: torch.dtype
     device: torch.device
+    images_last: bool
     store: dict[Any, Any]
+
+    def images(self, t: Tensor) -> Tensor:
+        """``(n, c, h, w)`` in the order of memory that convolutions want; other tensors as they are."""
+        if t.dim() != 4:
+            return t
+        return t.contiguous(
+            memory_format=torch.channels_last if self.images_last else torch.contiguous_format
+        )
+
+    def empty_images(self, like: Tensor, shape: Sequence[int]) -> Tensor:
+        """Memory for images in that order."""
+        n, c, h, w = shape
+        return like.new_empty(n, h, w, c).permute(0, 3, 1, 2) if self.images_last else like.new_empty(shape)
 
 
 class Weighted:

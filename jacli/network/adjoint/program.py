@@ -27,7 +27,7 @@ from jacli.network.adjoint.prepared import Passes
 from jacli.network.adjoint.rules import find_rule
 from jacli.network.adjoint.simplify import simplify
 from jacli.network.settings import reduced_precision
-from jacli.network.trace import NO_DERIVATIVE, operator_name
+from jacli.network.trace import NO_DERIVATIVE, NotTraceableError, operator_name
 
 PASSES_DTYPE = {"bf16": torch.bfloat16}
 """Precision to the dtype of vectors; those of the points for the others."""
@@ -69,11 +69,15 @@ class Program:
             constants: Values of the graph's further placeholders.
             precision: Of the passes to come: ``ieee``, ``tf32`` or ``bf16``; the graph runs as it is.
 
+        Raises:
+            NotTraceableError: Its numbers become complex on the way, or several tensors are one operand.
+
         Cost: a forward pass and as much again for masks and multipliers; memory: these.
         """
         dtype = PASSES_DTYPE.get(precision, x.dtype)
-        store = self._stores.setdefault((dtype, x.device), {})
-        run = _Run(self, Passes(dtype, x.device, store))
+        store = self._stores.setdefault((precision, x.dtype, x.device), {})
+        images_last = x.device.type == "cpu" or precision != "ieee"
+        run = _Run(self, Passes(dtype, x.device, images_last, store))
         with torch.no_grad():
             outputs = run.forward([x.detach(), *constants])
         self.without_rule = dict(run.without_rule)
@@ -176,6 +180,8 @@ class _Run:
         self._values[node] = value
         if not any(before in self._live for before in node.all_input_nodes):
             return
+        if isinstance(value, Tensor) and value.is_complex():
+            raise NotTraceableError(f"{operator_name(node)} gives complex numbers")
         if node.target is operator.getitem:
             parent, item = node.args
             if _moves(value):

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+import jacli
 from jacli.network import CutNetwork, TensorNetwork, any_cut, exact_arithmetic, frozen_twin, trace_network
 from jacli.network.adjoint import Program
+from jacli.network.trace import NotTraceableError
 from tests.narrow import NARROW
 from tests.network.adjoint.contract import error, plain_jacobian, pulled, pushed, vectors
 
@@ -94,3 +96,19 @@ def test_the_answer_is_the_callers_own_to_write_to():
     kept = first.clone()
     first += 1
     assert torch.equal(found.vjp(u), kept)
+
+
+def test_complex_numbers_on_the_way_are_refused():
+    """They move with the points, and no vector is carried through them."""
+
+    class Spectrum(nn.Module):
+        def forward(self, x):
+            return torch.fft.rfft(x).abs()
+
+    x = torch.randn(2, 7, dtype=torch.float64)
+    traced = trace_network(TensorNetwork.of_module(Spectrum()), x, {})
+    with pytest.raises(NotTraceableError, match="fft_r2c|fft_rfft"):
+        Program(traced.graph).linearize(x)
+    # By plain passes it is served.
+    rows = torch.autograd.functional.jacobian(lambda z: torch.fft.rfft(z).abs(), x[:1])[0, :, 0]
+    assert torch.allclose(jacli.jacobian(Spectrum(), x)[0].mT, rows)

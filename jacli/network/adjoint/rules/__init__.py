@@ -5,7 +5,7 @@ and says, with `Call.edge`, by which local linear maps each operand moves the re
 called in a way that it does not cover it raises `NoRule`; then, and where there is no rule, the operator
 runs as torch differentiates it (`jacli.network.adjoint.as_traced`).
 
-A new rule is a function and a line here; its cases in ``tests/network/adjoint/operators.py`` hold it against
+A new rule is a function and a line here; its cases in ``tests/network/adjoint/operators`` hold it against
 the plain pullback.  Names are ATen's, without overloads (``torch.ops.aten.<name>``).
 """
 
@@ -28,7 +28,7 @@ RULES = {
         "lift_fresh_copy",
         "to",
         "_to_copy",
-        "feature_dropout",
+        "type_as",
     ),
     "structure:dropout": ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"),
     "structure:reshape": (
@@ -44,6 +44,7 @@ RULES = {
         "swapdims",
         "moveaxis",
         "numpy_T",
+        "mT",
     ),
     "structure:expand": ("expand", "expand_as", "broadcast_to"),
     "structure:slice_": ("slice",),
@@ -54,8 +55,12 @@ RULES = {
     "structure:cat": ("cat", "concat"),
     "structure:stack": ("stack",),
     "structure:slice_scatter": ("slice_scatter",),
+    "structure:select_scatter": ("select_scatter",),
     "structure:roll": ("roll",),
     "structure:flip": ("flip",),
+    "structure:pixel_shuffle": ("pixel_shuffle",),
+    "structure:pixel_unshuffle": ("pixel_unshuffle",),
+    "structure:fill": ("fill", "zero"),
     "structure:constant_pad": ("constant_pad_nd", "pad"),
     "structure:add": ("add",),
     "structure:subtract": ("sub", "subtract"),
@@ -103,7 +108,7 @@ RULES = {
             "atanh",
             "erf",
         ),
-        *("erfc", "pow", "clamp", "clamp_min", "clamp_max", "clip", "nan_to_num", "sinc", "lgamma", "relu_"),
+        *("erfc", "pow", "clamp", "clamp_min", "clamp_max", "clip", "nan_to_num", "sinc", "lgamma", "prelu"),
     ),
     "pointwise:mul": ("mul", "multiply"),
     "pointwise:div": ("div", "divide", "true_divide"),
@@ -127,7 +132,7 @@ RULES = {
     "pooling:upsample_nearest": ("upsample_nearest2d",),
     "reductions:sum_": ("sum",),
     "reductions:mean": ("mean",),
-    "reductions:softmax": ("softmax", "_softmax"),
+    "reductions:softmax": ("softmax", "_softmax", "_safe_softmax"),
     "reductions:log_softmax": ("log_softmax", "_log_softmax"),
     "normalisation:batch_norm": (
         *("batch_norm", "native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training"),

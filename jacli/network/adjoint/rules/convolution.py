@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jacli.network.adjoint.call import Call, NoRule
-from jacli.network.adjoint.local_map import Key, Scale, channels_last
+from jacli.network.adjoint.local_map import Key, Scale
 from jacli.network.adjoint.prepared import Passes, Weighted
 
 _FEW_CHANNELS = 4
@@ -101,21 +101,21 @@ class Convolution(Weighted):
         way = self.prepared(
             (self.geometry, before[1:], after[1:], adjoint), lambda: self._way(adjoint=adjoint)
         )
-        images = channels_last(vectors.reshape(k * batch, *before[1:]))
+        images = self.passes.images(vectors.reshape(k * batch, *before[1:]))
         result: Tensor = way(images)
         return result.view(k, batch, *result.shape[1:])
 
     def _way(self, *, adjoint: bool) -> Callable[[Tensor], Tensor]:
         """How vectors go in one direction: from images to images."""
         geometry = self.geometry
-        kernel = channels_last(self.kernel.to(self.passes.dtype))
+        kernel = self.passes.images(self.kernel.to(self.passes.dtype))
         shape = (self.shape_in if adjoint else self.shape_out)[2:]
         # Backwards through a transposed convolution, as forwards through a plain one, nothing is transposed.
         plain = adjoint == geometry.transposed
         if self.passes.device.type == "cpu" and len(shape) <= 2:
             found = (_plain_way if plain else _transposed_way)(self.kernel, geometry, shape)
             if found is not None:
-                return found.laid_out(self.passes.dtype)
+                return found.laid_out(self.passes)
         if plain:
             return lambda images: _cut(geometry.plain(images, kernel), shape)
         return lambda images: geometry.transpose(images, kernel, shape)
@@ -151,8 +151,8 @@ class _Way:
     kernel: Tensor
     run: Callable[[Tensor, Tensor], Tensor]
 
-    def laid_out(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        kernel = channels_last(self.kernel.to(dtype))
+    def laid_out(self, passes: Passes) -> Callable[[Tensor], Tensor]:
+        kernel = passes.images(self.kernel.to(passes.dtype))
         return lambda images: self.run(images, kernel)
 
 
@@ -272,18 +272,31 @@ def convolution(call: Call) -> None:
     call.only("input")
     x, kernel = call["input"], call["weight"]
     n = kernel.dim() - 2
-    if x.dim() != n + 2 or isinstance(call["padding"], str):
+    if x.dim() != n + 2:
         raise NoRule
     transposed = bool(call["transposed"]) if call.has("transposed") else call.has("output_padding")
     geometry = Geometry(
         stride=_each(call["stride"], n),
-        padding=_each(call["padding"], n),
+        padding=_padding(call, n),
         dilation=_each(call["dilation"], n),
         groups=call["groups"],
         transposed=transposed,
     )
     derivative = Convolution(kernel, geometry, x.shape, call.out.shape, call.passes, call.key("weight"))
     call.edge("input", derivative)
+
+
+def _padding(call: Call, n: int) -> tuple[int, ...]:
+    """In numbers; what pads one side more than the other has no rule."""
+    padding = call["padding"]
+    if not isinstance(padding, str):
+        return _each(padding, n)
+    if padding == "valid":
+        return (0,) * n
+    both = [d * (k - 1) for d, k in zip(_each(call["dilation"], n), call["weight"].shape[2:], strict=True)]
+    if any(b % 2 for b in both):
+        raise NoRule
+    return tuple(b // 2 for b in both)
 
 
 def _each(value: int | Sequence[int], n: int) -> tuple[int, ...]:

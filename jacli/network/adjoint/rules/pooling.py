@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jacli.network.adjoint.call import Call, NoRule
-from jacli.network.adjoint.local_map import Diagonal, channels_last
+from jacli.network.adjoint.local_map import Diagonal
+from jacli.network.adjoint.prepared import Passes
 
 aten = torch.ops.aten
 
@@ -23,26 +24,23 @@ class Winners:
         index: Flat pixel of the winner of each window, ``(batch, c, h_out, w_out)``.
         window: Arguments of the pool: kernel, stride, padding, dilation, ceil_mode.
         shape_in: ``(batch, c, h, w)``.
-        dtype: Of vectors.
+        passes: How vectors are carried.
     """
 
-    def __init__(
-        self, index: Tensor, window: Sequence[object], shape_in: torch.Size, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, index: Tensor, window: Sequence[object], shape_in: torch.Size, passes: Passes) -> None:
         self._index = index
         self._window = window
         self._shape_in = shape_in
-        self._dtype = dtype
+        self._passes = passes
         self._repeated: Tensor | None = None
 
     def pull(self, g: Tensor, *, mine: bool) -> Tensor:
         k, batch = len(g), self._shape_in[0]
         if self._repeated is None or len(self._repeated) != k * batch:
-            index = channels_last(self._index).expand(k, *self._index.shape)
-            self._repeated = channels_last(index.reshape(k * batch, *self._index.shape[1:]))
-        windows = channels_last(g.reshape(k * batch, *g.shape[2:]))
-        n, c, h, w = (k * batch, *self._shape_in[1:])
-        like = g.new_empty(n, h, w, c).permute(0, 3, 1, 2)
+            index = self._index.expand(k, *self._index.shape).reshape(k * batch, *self._index.shape[1:])
+            self._repeated = self._passes.images(index)
+        windows = self._passes.images(g.reshape(k * batch, *g.shape[2:]))
+        like = self._passes.empty_images(g, (k * batch, *self._shape_in[1:]))
         pixels: Tensor = aten.max_pool2d_with_indices_backward(windows, like, *self._window, self._repeated)
         return pixels.view(k, batch, *pixels.shape[1:])
 
@@ -53,7 +51,7 @@ class Winners:
     def behind(self, factors: Tensor) -> Diagonal:
         """A diagonal map before this one as one behind it: each window hears through its winner's factor."""
         at_winners = factors.expand(self._shape_in).flatten(2).gather(2, self._index.flatten(2))
-        return Diagonal(channels_last(at_winners.view(self._index.shape)))
+        return Diagonal(at_winners.view(self._index.shape))
 
 
 class ApartWinners(Winners):
@@ -66,7 +64,7 @@ class ApartWinners(Winners):
         window: As `Winners`; kernel equal to stride, no padding.
         side: Height and width of a window.
         shape_in: As `Winners`.
-        dtype: As `Winners`.
+        passes: As `Winners`.
         factors: A diagonal map behind, ``(batch, c, h_out, w_out)``, taken into the mask.
     """
 
@@ -76,10 +74,10 @@ class ApartWinners(Winners):
         window: Sequence[object],
         side: tuple[int, int],
         shape_in: torch.Size,
-        dtype: torch.dtype,
+        passes: Passes,
         factors: Tensor | None = None,
     ) -> None:
-        super().__init__(index, window, shape_in, dtype)
+        super().__init__(index, window, shape_in, passes)
         self._side = side
         self._factors = factors
         self._mask: Tensor | None = None
@@ -95,7 +93,7 @@ class ApartWinners(Winners):
         rows = torch.arange(h * down, dtype=torch.int32, device=index.device).view(h, down, 1)
         columns = torch.arange(w * across, dtype=torch.int32, device=index.device)
         pixels = (rows * width + columns).repeat_interleave(c, 2)
-        mask = (self._wide(index)[:, :, None] == pixels).to(self._dtype)
+        mask = (self._wide(index)[:, :, None] == pixels).to(self._passes.dtype)
         return mask if factors is None else mask.mul_(self._wide(factors)[:, :, None])
 
     def _wide(self, windows: Tensor) -> Tensor:
@@ -124,7 +122,7 @@ class ApartWinners(Winners):
     def times(self, factors: Tensor) -> ApartWinners:
         """This map, then a diagonal one."""
         both = factors if self._factors is None else self._factors * factors
-        return ApartWinners(self._index, self._window, self._side, self._shape_in, self._dtype, both)
+        return ApartWinners(self._index, self._window, self._side, self._shape_in, self._passes, both)
 
 
 def max_pool2d(call: Call) -> None:
@@ -137,11 +135,10 @@ def max_pool2d(call: Call) -> None:
     if x.dim() != 4:
         raise NoRule
     index = call.results[1]
-    dtype = call.passes.dtype
     if kernel == stride and max(padding) == 0 and max(dilation) == 1 and not ceil_mode:
-        call.edge("self", ApartWinners(index, window, (kernel[0], kernel[1]), x.shape, dtype))
+        call.edge("self", ApartWinners(index, window, (kernel[0], kernel[1]), x.shape, call.passes))
     else:
-        call.edge("self", Winners(index, window, x.shape, dtype))
+        call.edge("self", Winners(index, window, x.shape, call.passes))
 
 
 def _window(call: Call) -> tuple[list[int], list[int], list[int], list[int], bool]:
@@ -164,36 +161,45 @@ class Averages:
         window: Arguments of the pool: kernel, stride, padding, ceil_mode, count_include_pad, divisor.
         shape_in: Of the operand.
         shape_out: Of the result.
+        passes: How vectors are carried.
     """
 
     window: tuple[Any, ...]
     shape_in: torch.Size
     shape_out: torch.Size
+    passes: Passes
 
     def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        windows = channels_last(g.reshape(-1, *self.shape_out[1:]))
-        n, c, h, w = (len(windows), *self.shape_in[1:])
-        like = g.new_empty(n, h, w, c).permute(0, 3, 1, 2)
+        windows = self.passes.images(g.reshape(-1, *self.shape_out[1:]))
+        like = self.passes.empty_images(g, (len(windows), *self.shape_in[1:]))
         pixels: Tensor = aten.avg_pool2d_backward(windows, like, *self.window)
         return pixels.view(len(g), *self.shape_in)
 
     def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        pixels = channels_last(t.reshape(-1, *self.shape_in[1:]))
+        pixels = self.passes.images(t.reshape(-1, *self.shape_in[1:]))
         windows: Tensor = aten.avg_pool2d(pixels, *self.window)
         return windows.view(len(t), *self.shape_out)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Every pixel repeated over a window of its own, times a factor: nearest-neighbour upsampling."""
+    """Every pixel repeated over a window of its own, times a factor: nearest-neighbour upsampling.
+
+    Attributes:
+        side: Height and width of a window.
+        factor: Of every number.
+        shape_in: ``(batch, c, h, w)``.
+        passes: How vectors are carried.
+    """
 
     side: tuple[int, int]
     factor: float
     shape_in: torch.Size
+    passes: Passes
 
     def pull(self, g: Tensor, *, mine: bool) -> Tensor:
         _, c, h, w = self.shape_in
-        pixels = channels_last(g.reshape(-1, *g.shape[2:]))
+        pixels = self.passes.images(g.reshape(-1, *g.shape[2:]))
         summed: Tensor = aten.avg_pool2d(pixels, self.side, self.side, [0, 0], False, True, 1)
         summed = summed if self.factor == 1 else summed.mul_(self.factor)
         return summed.view(len(g), -1, c, h, w)
@@ -231,7 +237,7 @@ def avg_pool2d(call: Call) -> None:
     if kernel == stride and tiled and max(window[2]) == 0:
         _apart(call, kernel, call["divisor_override"] or kernel[0] * kernel[1])
     else:
-        call.edge("self", Averages(window, shape, call.out.shape))
+        call.edge("self", Averages(window, shape, call.out.shape, call.passes))
 
 
 def adaptive_avg_pool2d(call: Call) -> None:
@@ -247,7 +253,7 @@ def adaptive_avg_pool2d(call: Call) -> None:
 
 
 def _apart(call: Call, window: Sequence[int], divisor: float) -> None:
-    spread = Spread((window[0], window[1]), 1 / divisor, call.out.shape)
+    spread = Spread((window[0], window[1]), 1 / divisor, call.out.shape, call.passes)
     call.edge("self", ApartAverages(spread))
 
 
@@ -257,4 +263,5 @@ def upsample_nearest(call: Call) -> None:
     shape, larger = call[name].shape, call.out.shape
     if any(m % n for n, m in zip(shape[2:], larger[2:], strict=True)):
         raise NoRule
-    call.edge(name, Spread((larger[2] // shape[2], larger[3] // shape[3]), 1, shape))
+    side = larger[2] // shape[2], larger[3] // shape[3]
+    call.edge(name, Spread(side, 1, shape, call.passes))

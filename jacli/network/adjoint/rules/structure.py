@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jacli.network.adjoint.call import Call, NoRule
@@ -55,7 +56,6 @@ def permute(call: Call) -> None:
 
 def expand(call: Call) -> None:
     """The operand repeated along axes."""
-    call.only("self")
     call.edge("self", Broadcast(call["self"].shape, call.out.shape))
 
 
@@ -124,9 +124,27 @@ def slice_scatter(call: Call) -> None:
     start, stop, step = slice(call["start"], call["end"], call["step"]).indices(whole[axis])
     part = Sliced(axis, start, step, whole, call["src"].shape)
     call.edge("src", Placed(part))
-    kept = torch.ones(whole[axis], dtype=call.passes.dtype, device=call.passes.device)
-    kept[start:stop:step] = 0
-    call.edge("self", Diagonal(kept.reshape(-1, *(1,) * (call.out.dim() - axis - 1)).expand(whole)))
+    call.edge("self", _all_but(call, axis, slice(start, stop, step)))
+
+
+def select_scatter(call: Call) -> None:
+    """``self`` with one index of an axis replaced by ``src``."""
+    whole, axis = call.out.shape, call["dim"] % call.out.dim()
+    at = call["index"] % whole[axis]
+    kept = _resized(whole, axis, 1)
+    call.edge("src", Reshaped(call["src"].shape, kept), Placed(Sliced(axis, at, 1, whole, kept)))
+    call.edge("self", _all_but(call, axis, slice(at, at + 1)))
+
+
+def _all_but(call: Call, axis: int, replaced: slice) -> Diagonal:
+    kept = torch.ones(call.out.shape[axis], dtype=torch.bool, device=call.passes.device)
+    kept[replaced] = False
+    return Diagonal(kept.reshape(-1, *(1,) * (call.out.dim() - axis - 1)).expand(call.out.shape))
+
+
+def fill(call: Call) -> None:
+    """All of it one number: nothing of what was there is left."""
+    call.only("self")
 
 
 @dataclass(frozen=True)
@@ -162,6 +180,22 @@ def flip(call: Call) -> None:
     """Axes backwards."""
     axes = [1 + d % call.out.dim() for d in call["dims"]]
     call.edge("self", Rearranged(lambda t: t.flip(axes), lambda g: g.flip(axes)))
+
+
+def pixel_shuffle(call: Call) -> None:
+    """Channels to pixels."""
+    factor = call["upscale_factor"]
+    call.edge(
+        "self", Rearranged(lambda t: F.pixel_shuffle(t, factor), lambda g: F.pixel_unshuffle(g, factor))
+    )
+
+
+def pixel_unshuffle(call: Call) -> None:
+    """Pixels to channels."""
+    factor = call["downscale_factor"]
+    call.edge(
+        "self", Rearranged(lambda t: F.pixel_unshuffle(t, factor), lambda g: F.pixel_shuffle(g, factor))
+    )
 
 
 def _listed(value: int | list[int]) -> list[int]:

@@ -141,9 +141,6 @@ ATTENTION: dict[str, Operator] = {
         lambda: Of(lambda m, x: torch.cat(m.cell(x[:, 1], m.cell(x[:, 0])), 1), cell=nn.LSTMCell(4, 6)),
         (5, 4),
     ),
-    "fourier transform": of(
-        lambda x: torch.fft.rfft(x).abs(), (3, 7), limit="complex values are taken for constants"
-    ),
     "grid sampling": of(
         lambda x: functional.grid_sample(
             x[:, :, :, :3], torch.tanh(x[:, :2, :, :3]).permute(0, 2, 3, 1), align_corners=False
