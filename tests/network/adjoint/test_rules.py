@@ -57,21 +57,7 @@ ELSEWHERE = {
 """Operators with a rule that no case comes to."""
 
 
-def marked(names):
-    """Cases, those whose derivative is known to be wrong marked so."""
-    return [
-        pytest.param(name, marks=pytest.mark.xfail(reason=OPERATORS[name].limit))
-        if OPERATORS[name].limit
-        else name
-        for name in names
-    ]
-
-
-DIFFERENTIABLE = marked(OPERATORS)
-BOTH_WAYS = marked(name for name in OPERATORS if OPERATORS[name].forward)
-
-# Said of operators without a rule, and true of them.
-pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop because")
+BOTH_WAYS = [name for name in OPERATORS if OPERATORS[name].forward]
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +72,7 @@ def linearized(name, arithmetic, device, batch=BATCH):
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS.values(), ids=ARITHMETICS)
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize("name", OPERATORS)
 def test_rows_are_those_of_the_plain_pullback(name, arithmetic, device):
     """One, three and more than n_out cotangents at a time, each twice; the caller's stay as they are."""
     found, expected = linearized(name, arithmetic, device), jacobian(name, BATCH, device)
@@ -150,9 +136,7 @@ def test_one_program_serves_every_batch_size(name, device):
     assert torch.equal(at(name, BATCH, torch.float64, device), points)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in OPERATORS if OPERATORS[name].forward and not OPERATORS[name].limit]
-)
+@pytest.mark.parametrize("name", BOTH_WAYS)
 def test_adjoint_identity(name, device):
     """<u, J v> = <J' u, v>, in turns: neither direction disturbs the other."""
     found = linearized(name, ARITHMETICS["float64"], device)
@@ -185,7 +169,7 @@ def test_what_torch_has_no_forward_mode_of_is_not_pushed_through(name, device):
         found.jvp(vectors(1, BATCH, found.n_in, found.outputs))
 
 
-@pytest.mark.parametrize("name", marked(name for name in OPERATORS if name not in NOT_FUNCTIONAL))
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name not in NOT_FUNCTIONAL])
 def test_the_same_below_autograd(name, device):
     """After an in-place write the graph has other operators, with rules of their own."""
     case, x = OPERATORS[name], at(name, BATCH, torch.float64, device)

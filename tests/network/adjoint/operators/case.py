@@ -22,7 +22,6 @@ class Operator:
         positive: Whether the points are kept above zero (logarithms, roots).
         outputs: How far the outputs may be from the module's own: 0 is bit for bit.
         forward: Whether torch has a forward mode of what runs as traced.
-        limit: Why its derivative is known to be wrong; None where all is well.
     """
 
     make: Callable[[], nn.Module]
@@ -30,7 +29,6 @@ class Operator:
     positive: bool = False
     outputs: float = 0.0
     forward: bool = True
-    limit: str | None = None
 
 
 class Of(nn.Module):
