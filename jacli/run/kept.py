@@ -98,7 +98,8 @@ class Kept:
             config.of,
         )
         rows = tuple((name, extra[name].shape[1:], extra[name].dtype) for name in sorted(extra))
-        settings = (torch.get_num_threads(), rows, _plain_attributes(model))
+        autocast = torch.is_autocast_enabled(x.device.type)  # then the probe refuses, whatever is kept
+        settings = (torch.get_num_threads(), autocast, rows, _plain_attributes(model))
         return cls(model, (tuple(x.shape), x.dtype, x.device, options, settings))
 
     def keep(self, network: TensorNetwork, probed: Probed, chosen: Chosen) -> None:

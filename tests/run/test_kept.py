@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import jacli
+from jacli.errors import ModelError
 from jacli.run import api, cutting, sizes, task
 from jacli.run import kept as kept_module
 from tests.reference import reference_jacobian
@@ -350,6 +351,14 @@ def test_of_and_select_are_part_of_what_is_kept(x: Tensor) -> None:
     expected = reference_jacobian(lambda y: torch.softmax(module(y), -1), x)
     torch.testing.assert_close(probs, expected, rtol=1e-10, atol=1e-12)
     assert torch.equal(jacli.jacobian(module, x), logits)
+
+
+@pytest.mark.parametrize("method", ["auto", "loop", "adjoint"])
+def test_a_call_under_autocast_is_refused_as_the_first_one_is(method: str) -> None:
+    module, x = nn.Linear(9, 7), torch.randn(5, 9)
+    jacli.jacobian(module, x, method=method)
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ModelError, match="bfloat16"):
+        jacli.jacobian(module, x, method=method)
 
 
 def test_functions_are_not_kept(x: Tensor, done: Counter[str]) -> None:
