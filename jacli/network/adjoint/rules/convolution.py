@@ -175,7 +175,8 @@ def _transposed_way(kernel: Tensor, geometry: Geometry, shape: Sequence[int]) ->
     """The transposed of a plain convolution as an ordinary one, where the geometry allows it."""
     size, c_in, padding = kernel.shape[2:], kernel.shape[1] * geometry.groups, geometry.padding
     reach = [d * (k - 1) - p for d, k, p in zip(geometry.dilation, size, padding, strict=True)]
-    if max(geometry.stride) == 1 and min(reach) >= 0:
+    # Dilated, it may have output padding at stride 1 too: pixels that a plain convolution would not give.
+    if max(geometry.stride) == 1 and min(reach) >= 0 and not any(geometry.output_padding):
         plain = replace(geometry, padding=tuple(reach))
         flipped = _flipped(kernel, geometry.groups)
         return _plain_way(flipped, plain, shape) or _Way(flipped, plain.plain)
@@ -281,6 +282,7 @@ def convolution(call: Call) -> None:
         dilation=_each(call["dilation"], n),
         groups=call["groups"],
         transposed=transposed,
+        output_padding=_each(call["output_padding"], n) if transposed else (),
     )
     derivative = Convolution(kernel, geometry, x.shape, call.out.shape, call.passes, call.key("weight"))
     call.edge("input", derivative)

@@ -264,4 +264,7 @@ def upsample_nearest(call: Call) -> None:
     if any(m % n for n, m in zip(shape[2:], larger[2:], strict=True)):
         raise NoRule
     side = larger[2] // shape[2], larger[3] // shape[3]
+    asked = call["scale_factors"] if call.has("scale_factors") else (call["scales_h"], call["scales_w"])
+    if any(scale not in (None, n) for scale, n in zip(asked or (), side, strict=False)):
+        raise NoRule  # 3.1 times 3 pixels are 9 as well, but others win
     call.edge(name, Spread(side, 1, shape, call.passes))

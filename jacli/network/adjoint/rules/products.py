@@ -100,6 +100,8 @@ def _times(vectors: Tensor, matrices: Tensor) -> Tensor:
 def linear(call: Call) -> None:
     """``linear(input, weight, bias)``: the bias goes."""
     call.only("input")
+    if call["weight"].dim() != 2:  # a vector: one number out, without an axis
+        raise NoRule
     call.edge("input", Product(call["weight"], call.passes, call.key("weight")))
 
 

@@ -55,6 +55,7 @@ AS_TRACED: dict[str, tuple[str, ...]] = {
         "instance norm with running statistics",
     ),
     "lerp": ("lerp",),
+    "linear": ("linear by a vector",),
     "linalg_det": ("determinant",),
     "linalg_vector_norm": (
         "normalised to length one",
@@ -107,7 +108,10 @@ AS_TRACED: dict[str, tuple[str, ...]] = {
     "upsample_bicubic2d": ("upsampling by cubics",),
     "upsample_bilinear2d": ("upsampling by lines", "upsampling by lines, corners aligned"),
     "upsample_nearest1d": ("upsampling of sequences",),
-    "upsample_nearest2d": ("upsampling by the nearest to a size",),
+    "upsample_nearest2d": (
+        "upsampling by the nearest, not quite thrice",
+        "upsampling by the nearest to a size",
+    ),
     "var": ("variance", "variance without correction"),
     "var_mean": ("variance and mean",),
 }

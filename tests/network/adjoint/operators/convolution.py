@@ -148,6 +148,9 @@ CONVOLUTIONS: dict[str, Operator] = {
     "transposed conv2d groups": _transposed((6, 5, 4), 4, 3, groups=2, stride=2),
     "transposed conv2d depthwise": _transposed((5, 4, 3), 5, 3, groups=5, padding=1),
     "transposed conv2d dilated": _transposed((3, 5, 4), 4, 3, dilation=2, padding=1),
+    "transposed conv2d dilated, with output padding": _transposed(
+        (3, 5, 4), 4, 3, dilation=2, output_padding=1
+    ),
     "transposed conv2d 3x2, strides 2 and 1": _transposed((3, 5, 4), 4, (3, 2), stride=(2, 1)),
     "transposed conv2d from one pixel": _transposed((7, 1, 1), 3, (5, 4)),
     "transposed conv2d to one channel": _transposed((6, 4, 3), 1, 4, stride=2, padding=1),

@@ -27,6 +27,7 @@ PRODUCTS: dict[str, Operator] = {
     "linear of transposed rows": Operator(
         lambda: Of(lambda m, x: m.linear(x.mT).mT, linear=nn.Linear(5, 7)), (5, 4)
     ),
+    "linear by a vector": _with(functional.linear, 4, shape=(5, 4)),
     "linear twice with one matrix": Operator(
         lambda: Of(lambda m, x: m.linear(torch.tanh(m.linear(x))), linear=nn.Linear(5, 5)), (5,)
     ),

@@ -71,6 +71,7 @@ POOLS: dict[str, Operator] = {
     "adaptive average pool of sequences": _pool(nn.AdaptiveAvgPool1d, 3, shape=(3, 7)),
     "adaptive average pool of volumes": _pool(nn.AdaptiveAvgPool3d, (2, 1, 3), shape=(3, 4, 5, 6)),
     "upsampling by the nearest": _pool(nn.Upsample, scale_factor=2, shape=(3, 5, 4)),
+    "upsampling by the nearest, not quite thrice": _pool(nn.Upsample, scale_factor=3.1, shape=(2, 4, 3)),
     "upsampling by the nearest to a size": _pool(nn.Upsample, size=(7, 9), shape=(3, 5, 4)),
     "upsampling by lines": _pool(nn.Upsample, scale_factor=2, mode="bilinear", shape=(3, 5, 4)),
     "upsampling by lines, corners aligned": _pool(
