@@ -211,9 +211,15 @@ class Choice:
     def _nothing_serves(self) -> JacliError:
         self._check_first_block()
         shapes, memory = self._task.shapes, self._task.memory
-        failures = {m.method: m.failure for m in self._measured if m.failure}
-        if all(m.failure not in (None, OUT_OF_MEMORY) for m in self._measured):
+        # Of parts of a cut network one may have been served where the others were not.
+        whole = [m for m in self._measured if m.method in METHODS]
+        failures = {m.method: m.failure for m in whole if m.failure}
+        if all(m.failure not in (None, OUT_OF_MEMORY) for m in whole):
             listed = "; ".join(f"{name}: {why}" for name, why in failures.items())
+            if self._task.config.precision != "ieee":
+                return MethodError(
+                    "No program can serve this model.", why=listed, todo="Leave --precision out."
+                )
             return MethodError(
                 "No method can serve this model.", why=listed, todo="Give --method loop to see its error."
             )

@@ -25,7 +25,7 @@ from jacli.linear_map import DenseMap, Matrices
 from jacli.methods import Method, factors_of, fill, load_method
 from jacli.network import CutLinearized, Linearized
 from jacli.network.linearize import same_outputs
-from jacli.plan import Plan
+from jacli.plan import Plan, with_counts
 from jacli.run.as_traced import as_traced
 from jacli.run.choose import Choice
 from jacli.run.task import Graph, Task
@@ -190,7 +190,22 @@ class Engine:
             self._choice = Choice(replace(self._task, config=replace(self._task.config, repeated_plan=None)))
             return self._first()
         assert last is not None  # there is a plan at least
-        raise last
+        config = self._task.config
+        free = config.method == "auto" and config.precision == "ieee" and config.save != "factors"
+        if not free or "loop" in passed_over:
+            raise last
+        return self._first_by_loop(passed_over)
+
+    def _first_by_loop(self, passed_over: dict[str, str]) -> ComputedBlock:
+        """The first block by plain passes, where the choice is free and all that was chosen is wrong."""
+        loop = load_method("loop")
+        plan = replace(
+            self._choice.plans[0], method="loop", chunk_size=1, factored=None, notes=(), seconds=None
+        )
+        plan = replace(with_counts(plan, self._task.shapes, loop.passes), why="all others tried were wrong")
+        plan, block, error = self._fitting(plan, 0)
+        self.chosen = self.accepted = Chosen(loop, plan, error, passed_over, None)
+        return block
 
     def _next(self, start: int) -> ComputedBlock:
         """A later block; by another plan where the one in force does not serve there."""
@@ -284,7 +299,9 @@ class Engine:
             raise MethodError(
                 f"The method {plan.method} is wrong on this model.",
                 why=f"Its rows differ from plain reverse passes by {error:.1e} (relative).",
-                todo="Leave --method out, or choose --method loop.",
+                todo="Leave --method out, or choose --method loop."
+                if config.precision == "ieee"
+                else "Leave --precision out.",
             )
         return error
 

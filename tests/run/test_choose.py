@@ -264,6 +264,22 @@ def test_nor_is_there_one_at_a_single_batch_size(options: dict[str, str]) -> Non
     assert refused.value.todo.startswith(f"Leave --{asked} out")
 
 
+class Spectrum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.behind = nn.Linear(12, 12).double(), nn.Linear(7, 30).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.behind(torch.fft.rfft(self.before(x)).abs())
+
+
+def test_nor_is_there_one_through_complex_numbers() -> None:
+    """Its narrowest cut has a part that is served: that is no want of memory."""
+    with pytest.raises(MethodError, match="No program can serve") as refused:
+        Choice(task_of(Spectrum(), precision="bf16"))
+    assert "complex" in refused.value.why and refused.value.todo == "Leave --precision out."
+
+
 # What of a program torch differentiates
 
 

@@ -308,9 +308,21 @@ def test_a_method_without_a_rule_is_passed_over(monkeypatch):
     }
 
 
-def test_where_every_method_is_wrong_the_last_is_told(monkeypatch):
-    doubled(monkeypatch, "vmap", "forward")
+def test_where_all_that_was_chosen_is_wrong_plain_passes_serve(monkeypatch):
+    doubled(monkeypatch, "vmap", "factored")
     work = task()
+    running = engine_of(work, plan_of(work, "vmap", 4, 4), factored_plan(work, 3, 4))
+    assert check(running) == [4, 4, 3]
+    assert (running.chosen.method.name, running.chosen.plan.passes) == ("loop", 3 * N_OUT)
+    assert list(running.chosen.passed_over) == ["vmap", "factored"]
+
+
+@pytest.mark.parametrize(
+    "asked", [{"method": "forward"}, {"precision": "bf16"}, {"save": "factors"}], ids=str
+)
+def test_where_plain_passes_are_not_what_was_asked_for_the_last_is_told(monkeypatch, asked):
+    doubled(monkeypatch, "vmap", "forward")
+    work = task(**asked)
     with pytest.raises(MethodError, match="The method forward is wrong on this model") as wrong:
         check(engine_of(work, plan_of(work, "vmap", 4, 4), plan_of(work, "forward", 4, 4)))
     assert re.search(r"differ from plain reverse passes by \d\.\de[+-]0[01] \(relative\)", wrong.value.why)
