@@ -51,7 +51,7 @@ NOT_FUNCTIONAL = [
 
 
 ELSEWHERE = {
-    *("_to_copy", "_reshape_alias", "alias", "relu_"),  # inside of operators, where a graph shows none
+    *("_to_copy", "_reshape_alias", "alias"),  # inside of operators, where a graph shows none
     *("cudnn_batch_norm", "_native_batch_norm_legit_no_training"),  # of CUDA, and of exported programs
 }
 """Operators with a rule that no case comes to."""

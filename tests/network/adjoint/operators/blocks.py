@@ -27,6 +27,11 @@ def _zeroed(y: Tensor, m: nn.Module) -> Tensor:
     return torch.sin(y)
 
 
+def _zeroed_by_its_name(y: Tensor, m: nn.Module) -> Tensor:
+    y[:, 1].zero_()
+    return torch.sin(y)
+
+
 def _slice_from_slice(y: Tensor, m: nn.Module) -> Tensor:
     z = y.clone()
     z[:, 1:3] = y[:, 3:5] * y[:, :2]
@@ -171,6 +176,7 @@ def _module(*make: Any, shape: tuple[int, ...]) -> Operator:
 
 WRITTEN: dict[str, Operator] = {
     "a channel set to zero": _written(_zeroed),
+    "a channel set to zero by its name": _written(_zeroed_by_its_name),
     "a slice written from a slice": _written(_slice_from_slice),
     "added to in place": _written(_added_to),
     "written through a view": _written(_through_a_view),
