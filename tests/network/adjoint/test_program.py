@@ -98,6 +98,27 @@ def test_the_answer_is_the_callers_own_to_write_to():
     assert torch.equal(found.vjp(u), kept)
 
 
+@pytest.mark.parametrize(
+    "shut",
+    [torch.relu, lambda x: x.clamp(min=0), lambda x: torch.where(x > 0, x, 0.0)],
+    ids=["relu", "clamp", "where"],
+)
+@pytest.mark.parametrize("steep", [torch.sqrt, torch.log, lambda x: 1 / x], ids=["sqrt", "log", "reciprocal"])
+def test_what_a_mask_shuts_out_is_zero_where_the_slope_behind_is_infinite(shut, steep):
+    class Steep(nn.Module):
+        def forward(self, x):
+            return steep(shut(x))
+
+    x = torch.tensor([[-1.0, 2.0, -3.0], [4.0, -0.5, 0.25]])
+    network = TensorNetwork.of_module(Steep())
+    found = Program(trace_network(network, x, {}).graph).linearize(x)
+    rows = plain_jacobian(lambda z: network(z, {}), x)
+    assert torch.equal(rows.isfinite(), torch.ones_like(rows, dtype=torch.bool))
+    u = torch.eye(3)[:, None].expand(3, 2, 3)
+    assert torch.equal(found.vjp(u).movedim(0, 1), rows)
+    assert torch.equal(found.jvp(u).permute(1, 2, 0), rows)
+
+
 def test_complex_numbers_on_the_way_are_refused():
     """They move with the points, and no vector is carried through them."""
 

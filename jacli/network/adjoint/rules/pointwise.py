@@ -7,6 +7,12 @@ from torch import Tensor
 
 from jacli.network.adjoint.call import Call, NoRule
 from jacli.network.adjoint.local_map import Broadcast, Diagonal, LocalMap, Multiple
+from jacli.network.trace import operator_name
+
+_MASKS = frozenset(
+    ("clamp", "clamp_min", "clamp_max", "clip", "hardtanh", "relu6", "threshold", "hardshrink")
+)
+"""Operators whose factor is 0 or 1: torch picks by it and does not multiply, which matters at infinity."""
 
 
 def pointwise(call: Call) -> None:
@@ -21,7 +27,7 @@ def pointwise(call: Call) -> None:
         arguments = (leaf, *call.args[1:])
         y = call.node.target(*arguments, **call.kwargs)  # type: ignore[operator]
         (factors,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
-    call.edge(name, Diagonal(factors))
+    call.edge(name, Diagonal(factors != 0 if operator_name(call.node) in _MASKS else factors))
 
 
 def relu(call: Call) -> None:
