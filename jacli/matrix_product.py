@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_FEW_ROWS = 16
+
 _LARGE = 64
 """Rows of a matrix below which nothing is gained."""
 
@@ -32,17 +34,18 @@ class Matrix:
     """
 
     def __init__(self, matrix: Tensor) -> None:
+        self._matrix = matrix
         self._as_kernel: Tensor | None = None
         if min(matrix.shape) >= 8 and _by_convolution(matrix):
             kernel = matrix.t().contiguous()[:, :, None, None]
             self._as_kernel = kernel.contiguous(memory_format=torch.channels_last)
-        self._matrix = matrix.contiguous()
+            self._matrix = self._as_kernel[:, :, 0, 0].t()  # held once
 
     def rows_times(self, rows: Tensor) -> Tensor:
         """``(..., p) @ (p, n)``, one product whatever the number of axes in front."""
         flat = rows.reshape(-1, rows.shape[-1])
         n = self._matrix.shape[1]
-        if self._as_kernel is None or len(flat) < 16:
+        if self._as_kernel is None or len(flat) < _FEW_ROWS:
             product = torch.mm(flat, self._matrix)
         else:
             pixels = flat.view(1, len(flat), 1, -1).permute(0, 3, 1, 2)

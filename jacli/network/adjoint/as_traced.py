@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.func import jvp
 
 from jacli.network.adjoint.call import Call
 from jacli.network.adjoint.local_map import is_dense
-from jacli.network.settings import batched_pass
+from jacli.network.settings import batched_pass, forward_pass
 from jacli.network.trace import NotTraceableError, operator_name
 
 
@@ -37,7 +38,7 @@ class AsTraced:
         self._tape: tuple[Tensor, Tensor] | None = None
 
     def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        with torch.enable_grad():
+        with torch.enable_grad(), self._kernels():
             if self._tape is None:
                 x = self._point.clone().requires_grad_(True)
                 self._tape = x, self._function(x)
@@ -50,8 +51,12 @@ class AsTraced:
             ]
         return torch.stack(rows).to(self._dtype)
 
+    def _kernels(self) -> AbstractContextManager[None]:
+        """Those that have a derivative: cuDNN's recurrent layers have none when evaluating."""
+        return forward_pass(recurrent=self._recurrent, device=self._point.device)
+
     def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        with torch.enable_grad(), batched_pass(recurrent=self._recurrent):
+        with torch.enable_grad(), self._kernels(), batched_pass(recurrent=self._recurrent):
             columns = [
                 jvp(self._function, (self._point,), (tangent,))[1] for tangent in t.to(self._point.dtype)
             ]

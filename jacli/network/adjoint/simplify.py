@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
-import torch
-
 from jacli.network.adjoint.call import Edge
 from jacli.network.adjoint.local_map import (
     Diagonal,
@@ -92,9 +90,6 @@ def _fold(first: LocalMap, second: LocalMap) -> list[LocalMap] | None:
         dims = tuple(first.dims[i] for i in second.dims)
         return [] if dims == tuple(range(len(dims))) else [Permuted(dims)]
     if isinstance(first, Diagonal) and isinstance(second, Diagonal):
-        if first.factors.dtype == torch.bool and second.factors.is_floating_point():
-            # What a mask shuts out is zero, even where the slope behind is infinite: sqrt at relu's zeros.
-            return [Diagonal(torch.where(first.factors, second.factors, 0))]
         return [Diagonal(first.factors * second.factors)]
     if isinstance(first, Diagonal) and isinstance(second, Winners):
         # The pool has fewer numbers than what it looks at.

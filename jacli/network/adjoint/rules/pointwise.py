@@ -7,16 +7,30 @@ from torch import Tensor
 
 from jacli.network.adjoint.call import Call, NoRule
 from jacli.network.adjoint.local_map import Broadcast, Diagonal, LocalMap, Multiple
-from jacli.network.trace import operator_name
-
-_MASKS = frozenset(
-    ("clamp", "clamp_min", "clamp_max", "clip", "hardtanh", "relu6", "threshold", "hardshrink")
-)
-"""Operators whose factor is 0 or 1: torch picks by it and does not multiply, which matters at infinity."""
+from jacli.network.trace import NotTraceableError, operator_name
 
 
 def pointwise(call: Call) -> None:
     """``y = f(x)`` of each number: the factor is f'(x), as autograd gives it for a cotangent of ones."""
+    name, factors = _slopes(call)
+    call.edge(name, Diagonal(factors))
+
+
+def mask(call: Call) -> None:
+    """Where the factor is 0 or 1: torch picks by it and does not multiply, which matters at infinity."""
+    name, factors = _slopes(call)
+    call.edge(name, Diagonal(factors != 0))
+
+
+def steep(call: Call) -> None:
+    """Where the factor may be infinite, as that of a root is at zero."""
+    name, factors = _slopes(call)
+    _require_finite(call, factors)
+    call.edge(name, Diagonal(factors))
+
+
+def _slopes(call: Call) -> tuple[str, Tensor]:
+    """The operand's name, and f' at each of its numbers."""
     name = "input" if call.has("input") and not call.has("self") else "self"
     call.only(name)
     x = call[name]
@@ -27,7 +41,17 @@ def pointwise(call: Call) -> None:
         arguments = (leaf, *call.args[1:])
         y = call.node.target(*arguments, **call.kwargs)  # type: ignore[operator]
         (factors,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
-    call.edge(name, Diagonal(factors != 0 if operator_name(call.node) in _MASKS else factors))
+    return name, factors
+
+
+def _require_finite(call: Call, factors: Tensor) -> None:
+    """An infinite factor times a zero is no number, where autograd may never have multiplied them.
+
+    Raises:
+        NotTraceableError: Plain passes have to serve this block.
+    """
+    if not bool(factors.isfinite().all()):
+        raise NotTraceableError(f"the slope of {operator_name(call.node)} is not finite at some point")
 
 
 def relu(call: Call) -> None:
@@ -53,10 +77,10 @@ def div(call: Call) -> None:
         call.edge("self", Multiple(1 / b))
         return
     b = b.to(call.out.dtype)
-    if call.is_live("self"):
-        _factor(call, "self", b.reciprocal())
-    if call.is_live("other"):
-        _factor(call, "other", -call.out / b)
+    for name, factors in (("self", b.reciprocal()), ("other", -call.out / b)):
+        if call.is_live(name):
+            _require_finite(call, factors)
+            _factor(call, name, factors)
 
 
 def _factor(call: Call, name: str, factors: Tensor) -> None:

@@ -88,6 +88,8 @@ def split(call: Call) -> None:
     """One of the parts of an axis (``split``, ``chunk``, ``tensor_split``)."""
     whole, axis = call["self"], call["dim"] % call["self"].dim()
     assert call.item is not None  # each part is taken out by itself
+    if sum(part.shape[axis] for part in call.results) != whole.shape[axis]:  # parts may be said to overlap
+        raise NoRule
     start = sum(part.shape[axis] for part in call.results[: call.item])
     call.edge("self", Sliced(axis, start, 1, whole.shape, call.out.shape))
 
