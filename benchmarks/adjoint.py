@@ -104,7 +104,7 @@ def profile(workload: Workload, precision: str, device: torch.device, *, rounds:
     pushed = sizes.n_in < sizes.n_out
     vectors = _vectors(sizes)
     network = TensorNetwork.of_module(model)
-    with exact_arithmetic():
+    with exact_arithmetic(), reused_memory():
         traced, tracing = timed(lambda: trace_network(network, x, {}), device)
         program = Program(traced.graph)
 
