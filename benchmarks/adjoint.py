@@ -26,6 +26,7 @@ from benchmarks.workloads import WORKLOADS, Sizes, Workload, sizes_of
 from jacli.network import TensorNetwork, exact_arithmetic, trace_network
 from jacli.network.adjoint import Program, ProgramMap
 from jacli.run.precision import precisions_of
+from jacli.run.reused_memory import reused_memory
 
 _LONG_RUN = 120.0
 """Seconds of the run of which building the program may take 5 %."""
