@@ -135,7 +135,7 @@ def _trace_once(network: TensorNetwork, *arguments: Any, names: Sequence[str]) -
     except Exception as error:  # whatever a model's code does with tensors that have no values
         if means_out_of_memory(error) or isinstance(error, NotTraceableError):
             raise
-        raise NotTraceableError(f"it cannot be traced: {telling_line(error)}") from error
+        raise NotTraceableError(f"it cannot be traced: {telling_line(error).rstrip('.')}") from error
     if any(_mutates(node) for node in graph.graph.nodes):
         raise NotTraceableError("it writes into tensors in place in a way that cannot be undone")
     (returned,) = graph.graph.output_node().args
