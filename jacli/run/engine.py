@@ -306,7 +306,10 @@ class Engine:
         return error
 
     def _error_of_some(self, block: ComputedBlock, seed: int) -> float:
-        """Of a random cotangent, by a pass over few of the samples; infinite where they cannot be alone."""
+        """Of a random cotangent, by a pass over few of the samples.
+
+        Infinite where they cannot be alone, or give other outputs there, which tell more in bf16.
+        """
         if self._task.shapes.fixed_batch is not None:
             return math.inf
         count = min(_FEW_SAMPLES, block.count)
@@ -316,9 +319,10 @@ class Engine:
         with translating(lambda error: block_failure(count, error)):
             some = block.linearization.at(index)
             error = cotangent_error(some, block.matrices.samples(start, start + count), seed=seed)
+            same = same_outputs(some.outputs, block.linearization.outputs[index])
         self._unchecked_since = monotonic()
         self._check_seconds = self._unchecked_since - began
-        return error
+        return error if same else math.inf
 
     def _check_alone(self, plan: Plan, block: ComputedBlock) -> None:
         """A sample on its own; where it differs it may be the graph that is wrong, not the model."""

@@ -353,6 +353,25 @@ def test_of_and_select_are_part_of_what_is_kept(x: Tensor) -> None:
     assert torch.equal(jacli.jacobian(module, x), logits)
 
 
+@pytest.mark.parametrize("method", ["adjoint", "tangent", "factored"])
+def test_a_small_change_outside_of_the_module_is_seen_in_a_reduced_precision(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """One that the error of the passes would hide."""
+
+    class Scaled(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = super().forward(x) * Settings.gain
+            return y
+
+    module, x = Scaled(nn.Linear(9, 3), nn.Tanh(), nn.Linear(3, 7)), torch.randn(5, 9)
+    before = jacli.jacobian(module, x, method=method, precision="bf16")
+    assert torch.equal(jacli.jacobian(module, x, method=method, precision="bf16"), before)
+    monkeypatch.setattr(Settings, "gain", 1.01)
+    after = jacli.jacobian(module, x, method=method, precision="bf16")
+    assert (after * before).sum() / before.square().sum() == pytest.approx(1.01, abs=5e-3)
+
+
 @pytest.mark.parametrize("method", ["auto", "loop", "adjoint"])
 def test_a_call_under_autocast_is_refused_as_the_first_one_is(method: str) -> None:
     module, x = nn.Linear(9, 7), torch.randn(5, 9)
