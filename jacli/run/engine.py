@@ -28,6 +28,7 @@ from jacli.network.linearize import same_outputs
 from jacli.plan import Plan, with_counts
 from jacli.run.as_traced import as_traced
 from jacli.run.choose import Choice
+from jacli.run.repeated import Repeated, copies_in
 from jacli.run.task import Graph, Task
 from jacli.verify import block_failure, check_alone, cotangent_error, row_error, row_tolerance
 
@@ -290,10 +291,10 @@ class Engine:
         against = row_error if block.start == 0 else cotangent_error
         with translating(lambda error: block_failure(block.linearization.batch, error)):
             error = against(block.linearization, block.matrices, seed=seed)
-        copies = _copies(plan)
+        copies = copies_in(plan)
         if error > tolerance and copies > 1:
             # Its forward pass saw a larger batch, in which a ReLU may have fallen to the other side.
-            repeated = _Repeated(block.linearization, copies)
+            repeated = Repeated(block.linearization, copies)
             error = min(error, against(repeated, block.matrices, seed=seed))
         if error > tolerance:
             raise MethodError(
@@ -378,34 +379,6 @@ def _check_outputs(block: Linearized) -> None:
             why="Its outputs are not those of the model on this block.",
             todo="Leave --method out, or choose --method loop.",
         )
-
-
-def _copies(plan: Plan) -> int:
-    """How many copies of a sample were in the batches that a plan ran."""
-    if plan.method == "replicate":
-        return plan.chunk_size
-    links = plan.factored.links if plan.factored else ()
-    return max((link.reverse_chunk for link in links if link.reverse_method == "replicate"), default=1)
-
-
-class _Repeated:
-    """Plain passes over copies of a block, of which the first counts: it rounds as `replicate` does."""
-
-    def __init__(self, block: Linearized, copies: int) -> None:
-        self.batch, self.n_out, self.n_in = block.batch, block.n_out, block.n_in
-        self.dtype, self.device = block.dtype, block.device
-        self._repeated = block.at(torch.arange(block.batch, device=block.device).repeat(copies))
-
-    @property
-    def outputs(self) -> Tensor:
-        """Of the first copy."""
-        return self._repeated.outputs[: self.batch]
-
-    def pull(self, cotangents: Tensor) -> Tensor:
-        """``(batch, n_out) -> (batch, n_in)``."""
-        every = cotangents.new_zeros(self._repeated.batch, self.n_out)
-        every[: self.batch] = cotangents
-        return self._repeated.pull(every)[: self.batch]
 
 
 def _sizes(plan: Plan) -> str:
