@@ -8,7 +8,7 @@ PIP_INSTALL := $(PY) -m pip install --quiet -c constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test check format-check lint types contracts format sample-models test-slow test-families bench bench-adjoint bench-memory bench-store bench-scale bench-startup clean
+.PHONY: help demo test check format-check lint types contracts format sample-models test-slow test-exhaustive bench bench-adjoint bench-memory bench-store bench-scale bench-startup clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,13 +19,13 @@ demo: $(VENV)/.jacli ## Compute and summarize the Jacobians of the first sample 
 
 # One thread a worker: two workers that each take all cores only get in each other's way.
 test: $(VENV)/.test ## Run the tests, but not the slow ones
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow and not families"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow and not exhaustive"
 
 test-slow: $(VENV)/.test ## Run the slow tests: memory on files of 2 GB, an array on a real Slurm
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m slow --timeout 900
 
-test-families: $(VENV)/.test ## Run the adjoint program over one network of every torchvision family (ten minutes)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m families --timeout 900
+test-exhaustive: $(VENV)/.test ## The adjoint program over every torchvision family, and its rules below autograd (ten minutes)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m exhaustive --timeout 900
 
 check: format-check lint types contracts test ## Format, lint, types, import contracts, tests
 

@@ -33,7 +33,8 @@ def reused_memory() -> Iterator[None]:
     if library is None:
         yield
         return
-    library.mallopt(_MMAP_THRESHOLD, 2**30)
+    # Older versions take no more than they come to by themselves.
+    library.mallopt(_MMAP_THRESHOLD, 2**30) or library.mallopt(_MMAP_THRESHOLD, _LARGEST_BY_ITSELF)
     library.mallopt(_TRIM_THRESHOLD, _KEPT)
     try:
         yield

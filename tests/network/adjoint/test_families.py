@@ -101,7 +101,7 @@ def built(family: Family) -> nn.Module:
     return module.eval()
 
 
-@pytest.mark.families
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:The TorchScript type system doesn't support")  # Inception
 @pytest.mark.filterwarnings("ignore:Scripted .* always returns")  # Inception and GoogLeNet
 @pytest.mark.timeout(600)

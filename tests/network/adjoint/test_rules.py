@@ -169,6 +169,7 @@ def test_what_torch_has_no_forward_mode_of_is_not_pushed_through(name, device):
         found.jvp(vectors(1, BATCH, found.n_in, found.outputs))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [name for name in OPERATORS if name not in NOT_FUNCTIONAL])
 def test_the_same_below_autograd(name, device):
     """After an in-place write the graph has other operators, with rules of their own."""
