@@ -22,6 +22,7 @@ from torch import Tensor
 from jacli import bracketing
 from jacli.bracketing import Bracketing, Product, Pull, Push, Seed
 from jacli.linear_map import Block, ClosableLinearization, CutLinearization, FactoredMap, Linearization
+from jacli.matrix_product import product
 from jacli.methods import adjoint, forward, loop, replicate, tangent, vmap
 from jacli.methods.assemble import assemble
 from jacli.plan import FactoredPlan, LinkPlan
@@ -83,17 +84,12 @@ class _Work:
             return self._closing(link, lambda: assemble(_PLAIN[method](link, chunk_size=chunk), link))
         if isinstance(tree, Product):
             upper = self.matrix(tree.upper)
-            return upper @ self.matrix(tree.lower)
+            return product(upper, self.matrix(tree.lower))
         if isinstance(tree, Pull):
             rows = self.matrix(tree.upper).transpose(0, 1)
             link = self._span(tree.through_first, tree.through_last)
             how = self._how(tree.through_first, tree.through_last)
-            # As its price was measured.
-            one_by_one = how.reverse_method == "loop"
-            pulled: Callable[[Tensor], Tensor] = link.adjoint if how.reverse_method == "adjoint" else link.vjp
-            if one_by_one:
-                pulled = lambda vectors: link.pull(vectors[0])[None]  # noqa: E731
-            chunk = 1 if one_by_one else how.reverse_chunk
+            pulled, chunk = _reverse(link, how)
             return self._closing(link, lambda: _in_chunks(pulled, rows, chunk).transpose(0, 1))
         assert isinstance(tree, Push)
         columns = self.matrix(tree.lower)
@@ -119,11 +115,18 @@ class _Work:
             link.close()
 
 
-def _in_chunks(product: Callable[[Tensor], Tensor], vectors: Tensor, chunk: int) -> Tensor:
+def _reverse(link: ClosableLinearization, how: LinkPlan) -> tuple[Callable[[Tensor], Tensor], int]:
+    """How cotangents are pulled through a link, as its price was measured, and how many at a time."""
+    if how.reverse_method == "loop":
+        return lambda vectors: link.pull(vectors[0])[None], 1
+    return link.adjoint if how.reverse_method == "adjoint" else link.vjp, how.reverse_chunk
+
+
+def _in_chunks(through: Callable[[Tensor], Tensor], vectors: Tensor, chunk: int) -> Tensor:
     """``(k, batch, d) -> (k, batch, e)``, some vectors at a time, each chunk into its place."""
     result: Tensor | None = None
     for start in range(0, len(vectors), chunk):
-        part = product(vectors[start : start + chunk].contiguous())
+        part = through(vectors[start : start + chunk].contiguous())
         if result is None:
             result = part.new_empty(len(vectors), *part.shape[1:])
         result[start : start + chunk] = part

@@ -41,16 +41,18 @@ def exact_arithmetic() -> Iterator[None]:
         torch.set_float32_matmul_precision(matmul)
 
 
-def _precision_switches() -> list[tuple[Any, str, Any]]:
+def _precision_switches(*, of_cpu: bool = True) -> list[tuple[Any, str, Any]]:
     """Where torch keeps the precision of float32 products: holder, attribute, exact value.
 
-    Since torch 2.9 it is ``fp32_precision``, an operator and a library each; mixing it with the
-    older ``allow_tf32`` raises, so the older ones are touched only where there is nothing else.
+    Those of CUDA, and ``of_cpu``.  Since torch 2.9 it is ``fp32_precision``, an operator and a library each;
+    mixing it with the older ``allow_tf32`` raises, so the older ones are touched only where there is nothing
+    else.
     """
     backends: Any = torch.backends  # its stubs know neither of the two ways in full
     cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
     if hasattr(cuda.matmul, "fp32_precision"):
-        operators = (cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.conv, mkldnn.matmul, mkldnn.rnn)
+        operators = [cuda.matmul, cudnn.conv, cudnn.rnn]
+        operators += [mkldnn.conv, mkldnn.matmul, mkldnn.rnn] if of_cpu else []
         return [(operator, "fp32_precision", "ieee") for operator in operators]
     return [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
 
@@ -61,7 +63,7 @@ def reduced_precision(precision: str) -> Iterator[None]:
     if precision != "tf32":
         yield
         return
-    switches = [(h, n, e) for h, n, e in _precision_switches() if h not in _of_cpu()]
+    switches = _precision_switches(of_cpu=False)
     before = [(holder, name, getattr(holder, name)) for holder, name, _ in switches]
     for holder, name, exact in switches:
         setattr(holder, name, "tf32" if exact == "ieee" else True)
@@ -70,11 +72,6 @@ def reduced_precision(precision: str) -> Iterator[None]:
     finally:
         for holder, name, value in before:
             setattr(holder, name, value)
-
-
-def _of_cpu() -> tuple[Any, ...]:
-    mkldnn: Any = torch.backends.mkldnn
-    return tuple(getattr(mkldnn, name, None) for name in ("conv", "matmul", "rnn"))
 
 
 @contextmanager

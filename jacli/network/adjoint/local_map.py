@@ -13,7 +13,6 @@ which add to vectors that are there already: then no zeros are made, and no seco
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -126,16 +125,23 @@ class Sliced:
 
 
 @dataclass(frozen=True)
-class Placed:
+class Transposed:
+    """What pulls as another map pushes, and pushes as it pulls: sums of `Broadcast`, for one."""
+
+    inverse: LocalMap
+
+    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+        return self.inverse.push(g, mine=mine)
+
+    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+        return self.inverse.pull(t, mine=mine)
+
+
+@dataclass(frozen=True)
+class Placed(Transposed):
     """The operand as a part of the result, zeros elsewhere: the transposed of `Sliced`."""
 
     inverse: Sliced
-
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        return self.inverse.push(g, mine=False)
-
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        return self.inverse.pull(t, mine=False)
 
     def push_into(self, t: Tensor, into: Tensor) -> None:
         self.inverse.pull_into(t, into)
@@ -214,8 +220,3 @@ def empty_laid_out(shape: Sequence[int], strides: Sequence[int], like: Tensor) -
 def is_dense(t: Tensor) -> bool:
     """Whether no two of its numbers share memory (as in an expanded tensor): it may be written to."""
     return all(stride != 0 or size == 1 for size, stride in zip(t.shape, t.stride(), strict=True))
-
-
-def size(shape: Sequence[int]) -> int:
-    """Number of elements."""
-    return math.prod(shape)

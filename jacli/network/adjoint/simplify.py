@@ -7,6 +7,7 @@ only the order of rounding changes.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -20,7 +21,6 @@ from jacli.network.adjoint.local_map import (
     Permuted,
     Reshaped,
     Scale,
-    size,
 )
 from jacli.network.adjoint.rules.convolution import Convolution
 from jacli.network.adjoint.rules.pooling import ApartWinners, Winners
@@ -103,7 +103,7 @@ def _fold(first: LocalMap, second: LocalMap) -> list[LocalMap] | None:
 
 def _flattened_image(first: Reshaped, second: Product) -> list[LocalMap] | None:
     """An image that is flattened for a product: in the order in which convolutions hold it."""
-    if len(first.shape_in) != 4 or len(first.shape_out) != 2 or size(first.shape_in[2:]) == 1:
+    if len(first.shape_in) != 4 or len(first.shape_out) != 2 or math.prod(first.shape_in[2:]) == 1:
         return None
     if first.shape_out[0] != first.shape_in[0]:
         return None

@@ -12,6 +12,7 @@ the plain pullback.  Names are ATen's, without overloads (``torch.ops.aten.<name
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 
 from torch import fx
@@ -83,15 +84,15 @@ RULES = {
 
 _BY_OPERATOR = {name: rule for rule, names in RULES.items() for name in names.split()}
 
-_FOUND: dict[str, Callable[[Call], None]] = {}
-
 
 def find_rule(node: fx.Node) -> Callable[[Call], None] | None:
     """The rule of an operator; None if there is none."""
-    name = operator_name(node)
-    if name not in _FOUND:
-        if name not in _BY_OPERATOR:
-            return None
-        module, _, function = _BY_OPERATOR[name].partition(":")
-        _FOUND[name] = getattr(import_module(f"{__name__}.{module}"), function)
-    return _FOUND[name]
+    rule = _BY_OPERATOR.get(operator_name(node))
+    return None if rule is None else _load(rule)
+
+
+@cache
+def _load(rule: str) -> Callable[[Call], None]:
+    module, _, function = rule.partition(":")
+    found: Callable[[Call], None] = getattr(import_module(f"{__name__}.{module}"), function)
+    return found

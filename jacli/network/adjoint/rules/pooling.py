@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jacli.network.adjoint.call import Call, NoRule
-from jacli.network.adjoint.local_map import Diagonal
+from jacli.network.adjoint.local_map import Diagonal, Transposed
 from jacli.network.adjoint.prepared import Passes
 
 aten = torch.ops.aten
@@ -211,19 +211,6 @@ class Spread:
         return repeated.reshape(len(t), batch, h * down, w * across, c).permute(0, 1, 4, 2, 3)
 
 
-@dataclass(frozen=True)
-class ApartAverages:
-    """Average-pooling with windows that do not overlap: the transposed of `Spread`."""
-
-    inverse: Spread
-
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        return self.inverse.push(g, mine=mine)
-
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        return self.inverse.pull(t, mine=mine)
-
-
 def avg_pool2d(call: Call) -> None:
     """``avg_pool2d``."""
     shape = call["self"].shape
@@ -253,8 +240,9 @@ def adaptive_avg_pool2d(call: Call) -> None:
 
 
 def _apart(call: Call, window: Sequence[int], divisor: float) -> None:
+    """Windows that do not overlap."""
     spread = Spread((window[0], window[1]), 1 / divisor, call.out.shape, call.passes)
-    call.edge("self", ApartAverages(spread))
+    call.edge("self", Transposed(spread))
 
 
 def upsample_nearest(call: Call) -> None:

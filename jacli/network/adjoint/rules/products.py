@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from jacli.matrix_product import Matrix
 from jacli.network.adjoint.call import Call, NoRule
-from jacli.network.adjoint.local_map import Broadcast, Key, LocalMap, Multiple, Scale, size
+from jacli.network.adjoint.local_map import Broadcast, Key, LocalMap, Multiple, Scale
 from jacli.network.adjoint.prepared import Passes, Weighted
 
 
@@ -89,7 +90,7 @@ def _times(vectors: Tensor, matrices: Tensor) -> Tensor:
     p = matrices.shape[-1]
     side_by_side = vectors.movedim(0, -3)
     if side_by_side.is_contiguous() or m <= p:
-        rows = side_by_side.reshape(size(batch), k * m, n)
+        rows = side_by_side.reshape(math.prod(batch), k * m, n)
         product = torch.bmm(rows, matrices.reshape(-1, n, p))
     else:
         repeated = matrices.unsqueeze(-3).expand(*batch, k, n, p).reshape(-1, n, p)

@@ -8,20 +8,7 @@ import torch
 from torch import Tensor
 
 from jacli.network.adjoint.call import Call, NoRule
-from jacli.network.adjoint.local_map import Broadcast, LocalMap, Multiple, Reshaped
-
-
-@dataclass(frozen=True)
-class Summed:
-    """Sums along axes, which stay with size one: the transposed of `Broadcast`."""
-
-    inverse: Broadcast
-
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        return self.inverse.push(g, mine=False)
-
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        return self.inverse.pull(t, mine=False)
+from jacli.network.adjoint.local_map import Broadcast, LocalMap, Multiple, Reshaped, Transposed
 
 
 def sum_(call: Call) -> None:
@@ -46,7 +33,7 @@ def _reduced(call: Call, *, mean: bool) -> None:
 def _mean_over(call: Call, axes: list[int], *, mean: bool) -> None:
     shape = call["self"].shape
     kept = torch.Size(1 if i in axes else n for i, n in enumerate(shape))
-    maps: list[LocalMap] = [Summed(Broadcast(kept, shape))]
+    maps: list[LocalMap] = [Transposed(Broadcast(kept, shape))]
     if mean:
         maps.append(Multiple(kept.numel() / shape.numel()))
     if kept != call.out.shape:
