@@ -184,6 +184,14 @@ def _vit_ti16() -> nn.Module:
     return model
 
 
+def _vit_b16() -> nn.Module:
+    model: nn.Module = import_torchvision().models.vit_b_16()
+    head = model.get_submodule("heads.head")
+    assert isinstance(head, nn.Linear)
+    nn.init.normal_(head.weight, std=0.02)
+    return model
+
+
 def _mlp(*widths: int, linear_at: tuple[int, ...] = ()) -> Callable[[], nn.Module]:
     """Linear layers with ReLUs between them; none behind the layers in ``linear_at``."""
 
@@ -234,3 +242,12 @@ WORKLOADS = {
         Workload("decoder", _decoder, (16,), batch=32, quick_batch=2),
     )
 }
+
+LARGE_WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("convnext_t", _torchvision("convnext_tiny"), _IMAGE, batch=1, quick_batch=1),
+        Workload("vit_b16", _vit_b16, _IMAGE, batch=1, quick_batch=1, attention=True),
+    )
+}
+"""Networks of which a CPU would need an hour."""

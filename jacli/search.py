@@ -31,6 +31,10 @@ _NOISE = 1.2
 _SHORT = 0.01
 """Seconds of a pass below which the calls cost more than the arithmetic."""
 
+_TRIFLE = 0.01
+"""A trial that takes at most this part of the run is made even where the budget is spent: a link of a few
+layers is measured after all others, and one vector a pass would cost far more than to find that out."""
+
 _STARTS = {"loop": 32, "forward": 16}
 
 Measure = Callable[["Candidate", float], Measured]
@@ -191,7 +195,8 @@ def climb(
         if before is not None:
             growth = candidate.rows / max(1, before.batch_size * before.chunk_size)
             expected = 2 * growth * before.vector_seconds * before.chunk_size + growth * before.setup_seconds
-            if before.failure or not fits(before, growth) or not budget.left_for(expected):
+            affordable = expected <= _TRIFLE * budget.run_seconds or budget.left_for(expected)
+            if before.failure or not fits(before, growth) or not affordable:
                 break
         measured = measure(candidate, budget.patience)
         took = seconds(measured)

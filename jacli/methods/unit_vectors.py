@@ -47,5 +47,5 @@ def _units(linearization: Linearization, n: int, chunk_size: int) -> Iterator[tu
         units = torch.zeros(
             len(chosen), linearization.batch, n, dtype=linearization.dtype, device=linearization.device
         )
-        units[torch.arange(len(chosen)), :, torch.arange(chosen.start, chosen.stop)] = 1
+        units.diagonal(offset=start, dim1=0, dim2=2).fill_(1)
         yield units, chosen

@@ -17,6 +17,9 @@ from jacli.run.memory import spectrum_bytes
 from jacli.run.task import Task
 from jacli.search import FEW_SAMPLES, Budget, Candidate, climb, ladder
 
+_AS_FAST = 1.03
+"""Of plans within this factor of the fastest the one with the largest batches is taken: each is checked."""
+
 _WIDER = 4
 """A link is not tried in reverse where that takes this many times more vectors."""
 
@@ -54,7 +57,9 @@ class Cutting:
                 sizes = [] if plans else [size // 2]
                 continue
             self._budget.run_seconds = min(self._budget.run_seconds, plans[-1].seconds or math.inf)
-        return min(plans, key=lambda plan: plan.seconds or 0.0)
+        fastest = min(plan.seconds or 0.0 for plan in plans)
+        as_fast = [plan for plan in plans if (plan.seconds or 0.0) <= _AS_FAST * fastest]
+        return max(as_fast, key=lambda plan: plan.batch_size)
 
     def _plan_of(self, size: int, make: Callable[..., Plan]) -> Plan:
         """The plan at one block size, with the seconds of the run."""

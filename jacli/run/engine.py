@@ -23,10 +23,11 @@ from jacli.errors import (
 )
 from jacli.linear_map import DenseMap, Matrices
 from jacli.methods import Method, factors_of, fill, load_method
-from jacli.network import CutLinearized, Linearized
+from jacli.network import CutLinearized, Linearized, Program
 from jacli.network.linearize import same_outputs
 from jacli.plan import Plan, with_counts
 from jacli.run.as_traced import as_traced
+from jacli.run.batch_graph import batch_graphs
 from jacli.run.choose import Choice
 from jacli.run.repeated import Repeated, copies_in
 from jacli.run.task import Graph, Task
@@ -263,18 +264,25 @@ class Engine:
 
     def _block(self, plan: Plan, start: int) -> ComputedBlock:
         count = min(plan.batch_size, self._task.shapes.n_samples - start)
-        linearization = self._task.linearize(
-            self._task.points(start, plan.batch_size), self._choice.graph_of(plan)
-        )
-        matrices: Matrices
+        points, graph = self._task.points(start, plan.batch_size), self._choice.graph_of(plan)
         if plan.factored:
-            assert isinstance(linearization, CutLinearized)
-            matrices = factors_of(linearization, plan.factored)
+            cut = self._task.linearize(points, graph)
+            assert isinstance(cut, CutLinearized)
+            return ComputedBlock(start, count, cut, factors_of(cut, plan.factored))
+        method = load_method(plan.method)
+        out = self._place(plan, start, count) if self._place else None
+        if isinstance(graph, Program) and points[0].is_cuda:
+            linearization, dense = batch_graphs(graph).fill(
+                lambda points, outputs: self._task.linearize(points, graph, outputs),
+                points,
+                method,
+                plan.chunk_size,
+                out,
+            )
         else:
-            method = load_method(plan.method)
-            out = self._place(plan, start, count) if self._place else None
-            matrices = DenseMap(fill(method, linearization, chunk_size=plan.chunk_size, out=out))
-        return ComputedBlock(start, count, linearization, matrices)
+            linearization = self._task.linearize(points, graph)
+            dense = fill(method, linearization, chunk_size=plan.chunk_size, out=out)
+        return ComputedBlock(start, count, linearization, DenseMap(dense))
 
     def _error(self, plan: Plan, block: ComputedBlock) -> float:
         if plan.method == "loop":
@@ -354,6 +362,8 @@ class Engine:
             self._continue_with(smaller)
 
     def _release(self) -> None:
+        if self.chosen is not None and isinstance(self.chosen.graph, Program):
+            batch_graphs(self.chosen.graph).clear()
         gc.collect()
         if self._task.memory.device.type == "cuda":
             torch.cuda.empty_cache()

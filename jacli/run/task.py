@@ -55,15 +55,24 @@ class Task:
     written: bool = False
     share: float = 0.25
 
-    def linearize(self, points: Points, graph: Graph = None) -> Linearized:
-        """The network at these points: as it is, with its program, or cut."""
+    def linearize(self, points: Points, graph: Graph = None, outputs: Tensor | None = None) -> Linearized:
+        """The network at these points: as it is, with its program, or cut; its outputs where known."""
         x, extra, selected = points
         n_out, precision = self.shapes.n_out, self.config.precision
         if isinstance(graph, CutNetwork):
             return CutLinearized(
                 self.network, x, extra, selected, cut_network=graph, n_out=n_out, precision=precision
             )
-        return Linearized(self.network, x, extra, selected, n_out=n_out, program=graph, precision=precision)
+        return Linearized(
+            self.network,
+            x,
+            extra,
+            selected,
+            outputs=outputs,
+            n_out=n_out,
+            program=graph,
+            precision=precision,
+        )
 
     def trace(self) -> TracedNetwork:
         """The network as a graph.

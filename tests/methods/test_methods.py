@@ -130,7 +130,9 @@ def test_equals_the_reference_in_every_precision(name, method, device):
                 chunk_size=chunk_size,
             )
             assert relative(found, expected) < PASSES[precision], (precision, batch_size, chunk_size)
-        assert name == "dead_gradient" or not torch.equal(found, exact), precision
+        # Matrices of a few numbers have no kernel of tensor cores: TF32 is then the exact arithmetic.
+        in_disguise = device.type == "cpu" and name != "dead_gradient" and torch.equal(found, exact)
+        assert not in_disguise, precision
 
 
 @pytest.mark.parametrize(("name", "method"), REDUCED)

@@ -103,6 +103,14 @@ def pushed(jacobians: Tensor, tangents: Tensor) -> Tensor:
     return torch.einsum("kbi,boi->kbo", tangents.double(), jacobians)
 
 
+def repeats(again: Tensor, before: Tensor) -> bool:
+    """Whether the same work gave the same numbers: bit for bit on a CPU; cuDNN adds up in any order."""
+    if again.is_cuda:
+        rounding = 1e-2 if before.dtype == torch.bfloat16 else 1e-5
+        return bool((again - before).abs().max() <= rounding * before.abs().max())
+    return torch.equal(again, before)
+
+
 def error(found: Tensor, expected: Tensor) -> float:
     """The largest relative error of a sample, ``(k, batch, ...)``; 0 of a sample that is zero in both."""
     assert found.shape == expected.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ from tests.network.adjoint.contract import (
     program,
     pulled,
     pushed,
+    repeats,
     vectors,
 )
 from tests.network.adjoint.operators import AS_TRACED, BATCH, OPERATORS
@@ -60,6 +62,18 @@ ELSEWHERE = {
 BOTH_WAYS = [name for name in OPERATORS if OPERATORS[name].forward]
 
 
+on_a_cpu = pytest.mark.skipif(
+    os.environ.get("JACLI_TEST_DEVICE", "cpu") != "cpu", reason="CUDA's recurrent layers are other operators"
+)
+
+NO_FORWARD_MODE_ON_CUDA = (
+    "long short-term memory",
+    "gated recurrent units",
+    "long short-term memory by cells",
+)
+"""Their fused cells have none in torch; a run is told so by the method's name."""
+
+
 @pytest.fixture(autouse=True)
 def exact():
     with exact_arithmetic():
@@ -83,13 +97,15 @@ def test_rows_are_those_of_the_plain_pullback(name, arithmetic, device):
         assert rows.dtype == arithmetic.dtype
         assert error(rows, pulled(expected, u)) <= arithmetic.tolerance, count
         assert torch.equal(u, given)
-        assert torch.equal(found.vjp(u), rows)
+        assert repeats(found.vjp(u), rows)
 
 
 @pytest.mark.parametrize("arithmetic", ARITHMETICS.values(), ids=ARITHMETICS)
 @pytest.mark.parametrize("name", BOTH_WAYS)
 def test_columns_are_those_of_the_plain_pullback(name, arithmetic, device):
     """One, three and more than n_in tangents at a time, each twice; the caller's stay as they are."""
+    if device.type == "cuda" and name in NO_FORWARD_MODE_ON_CUDA:
+        pytest.skip("CUDA's fused cells have no forward mode")
     found, expected = linearized(name, arithmetic, device), jacobian(name, BATCH, device)
     for count in (1, 3, found.n_in + 2):
         v = vectors(count, BATCH, found.n_in, found.outputs)
@@ -98,7 +114,7 @@ def test_columns_are_those_of_the_plain_pullback(name, arithmetic, device):
         assert columns.dtype == arithmetic.dtype
         assert error(columns, pushed(expected, v)) <= arithmetic.tolerance, count
         assert torch.equal(v, given)
-        assert torch.equal(found.jvp(v), columns)
+        assert repeats(found.jvp(v), columns)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -111,9 +127,10 @@ def test_outputs_are_the_modules_own(name, dtype, device):
         own = network(name, dtype, device)(x, {})
         assert found.shape == own.shape and found.dtype == own.dtype
         if OPERATORS[name].outputs:
-            assert error(found[None], own[None].double()) <= OPERATORS[name].outputs
+            allowed = OPERATORS[name].outputs if device.type == "cpu" else 1e-5
+            assert error(found[None], own[None].double()) <= allowed
         else:
-            assert torch.equal(found, own), batch
+            assert repeats(found, own), batch
 
 
 @pytest.mark.parametrize("name", BOTH_WAYS)
@@ -132,7 +149,7 @@ def test_one_program_serves_every_batch_size(name, device):
         tangents = vectors(3, batch, found.n_in, found.outputs)
         assert error(found.vjp(cotangents), pulled(expected, cotangents)) <= 1e-12, batch
         assert error(found.jvp(tangents), pushed(expected, tangents)) <= 1e-12, batch
-    assert torch.equal(first.vjp(u), rows)
+    assert repeats(first.vjp(u), rows)
     assert torch.equal(at(name, BATCH, torch.float64, device), points)
 
 
@@ -184,6 +201,7 @@ def test_the_same_below_autograd(name, device):
         assert error(found.jvp(v), pushed(expected, v)) <= 1e-12
 
 
+@on_a_cpu
 @pytest.mark.parametrize("name", NOT_FUNCTIONAL)
 def test_what_cannot_be_traced_below_autograd_is_refused(name, device):
     with pytest.raises(NotTraceableError, match="cannot be undone"):

@@ -28,6 +28,7 @@ from jacli.network.adjoint.prepared import Passes, Weighted
 
 _FEW_CHANNELS = 4
 _FEW_PHASES = 32
+_MANY_CHANNELS = 128
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,10 @@ class Convolution(Weighted):
         shape = (self.shape_in if adjoint else self.shape_out)[2:]
         # Backwards through a transposed convolution, as forwards through a plain one, nothing is transposed.
         plain = adjoint == geometry.transposed
-        if self.passes.device.type == "cpu" and len(shape) <= 2:
-            found = (_plain_way if plain else _transposed_way)(self.kernel, geometry, shape)
+        if len(shape) <= 2:
+            on_gpu = self.passes.device.type == "cuda"
+            find = _plain_way if plain else _transposed_way_on_gpu if on_gpu else _transposed_way
+            found = find(self.kernel, geometry, shape)
             if found is not None:
                 return found.laid_out(self.passes)
         if plain:
@@ -188,6 +191,24 @@ def _transposed_way(kernel: Tensor, geometry: Geometry, shape: Sequence[int]) ->
     if c_in * s * s <= _FEW_PHASES or (size[0] == s and padding[0] == 0):
         return _sub_pixels(kernel, s, padding[0], shape)
     return None
+
+
+def _transposed_way_on_gpu(kernel: Tensor, geometry: Geometry, shape: Sequence[int]) -> _Way | None:
+    """As `_transposed_way`, where cuDNN's own transposed convolution is slow.
+
+    Measured on an H100 (`benchmarks/NOTES.md`): to few channels its kernels for tensor cores run nearly
+    empty; in exact float32, with many channels, it takes a direct kernel at a third of the flipped one's
+    speed.
+    """
+    c_in = kernel.shape[1] * geometry.groups
+    s = geometry.stride[0]
+    found = _transposed_way(kernel, geometry, shape)
+    if max(geometry.stride) > 1:
+        phases = kernel.shape[-1] > 1 and _is_square(kernel, geometry)
+        few = c_in * s * s <= _FEW_PHASES or kernel.shape[-1] == s
+        return found if phases and few else None
+    many = kernel.dtype == torch.float32 and c_in >= _MANY_CHANNELS and geometry.groups == 1
+    return found if many or c_in <= _FEW_CHANNELS else None
 
 
 def _flipped(kernel: Tensor, groups: int) -> Tensor:

@@ -170,8 +170,15 @@ class Averages:
     passes: Passes
 
     def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        windows = self.passes.images(g.reshape(-1, *self.shape_out[1:]))
-        like = self.passes.empty_images(g, (len(windows), *self.shape_in[1:]))
+        windows = g.reshape(-1, *self.shape_out[1:])
+        like_shape = (len(windows), *self.shape_in[1:])
+        padding = self.window[2]
+        if windows.is_cuda and max(padding):
+            # With channels last, CUDA's kernel forgets the padding: wrong numbers, no error, up to torch 2.13
+            # (https://github.com/pytorch/pytorch/issues/188344).
+            windows, like = windows.contiguous(), windows.new_empty(like_shape)
+        else:
+            windows, like = self.passes.images(windows), self.passes.empty_images(g, like_shape)
         pixels: Tensor = aten.avg_pool2d_backward(windows, like, *self.window)
         return pixels.view(len(g), *self.shape_in)
 
