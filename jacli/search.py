@@ -31,9 +31,9 @@ _NOISE = 1.2
 _SHORT = 0.01
 """Seconds of a pass below which the calls cost more than the arithmetic."""
 
-_TRIFLE = 0.01
-"""A trial that takes at most this part of the run is made even where the budget is spent: a link of a few
-layers is measured after all others, and one vector a pass would cost far more than to find that out."""
+START_ROWS_ON_GPU = 256
+"""A GPU is idle with fewer rows in flight, and every size that is tried costs it seconds of loading kernels:
+on an H100 a search from 8 rows on spent its budget before it came to a good size."""
 
 _STARTS = {"loop": 32, "forward": 16}
 
@@ -120,7 +120,13 @@ def methods_in_order(shapes: Shapes, config: RunConfig, refused: Mapping[str, st
 
 
 def ladder(
-    method: str, shapes: Shapes, config: RunConfig, *, most_samples: int, rows: int | None = None
+    method: str,
+    shapes: Shapes,
+    config: RunConfig,
+    *,
+    most_samples: int,
+    rows: int | None = None,
+    least_rows: int = 1,
 ) -> Iterator[Candidate]:
     """A method's candidates from few rows in flight to all of them, each size once.
 
@@ -130,9 +136,10 @@ def ladder(
         config: Sizes asked for are kept.
         most_samples: Samples whose results fit in memory.
         rows: Where to start; decided by the method if None.
+        least_rows: Where to start at least: see `START_ROWS_ON_GPU`.
     """
     vectors = shapes.n_in if method in COLUMN_METHODS else shapes.n_selected
-    rows = rows or _STARTS.get(method, _few(method, vectors))
+    rows = max(rows or _STARTS.get(method, _few(method, vectors)), least_rows)
     last, most = None, min(shapes.n_samples, max(most_samples, 1)) * vectors
     while True:
         candidate = sized(method, rows, shapes, config, vectors=vectors, most_samples=most_samples)
@@ -177,6 +184,7 @@ def climb(
     *,
     fits: Callable[[Measured, float], bool],
     best: float = math.inf,
+    trifle: float = 0.0,
 ) -> list[Measured]:
     """Measure larger and larger candidates of one method while that pays.
 
@@ -188,14 +196,17 @@ def climb(
         fits: Whether one would fit in memory with so many times its rows.
         best: Seconds of the run with the best of other methods: a method is left where it takes half as
             long again, unless its passes are short: then it is calls that cost, and larger sizes save them.
+        trifle: Part of the run that a trial may take even where the budget is spent.
     """
     tried: list[Measured] = []
     for candidate in candidates:
         before = tried[-1] if tried else None
         if before is not None:
             growth = candidate.rows / max(1, before.batch_size * before.chunk_size)
-            expected = 2 * growth * before.vector_seconds * before.chunk_size + growth * before.setup_seconds
-            affordable = expected <= _TRIFLE * budget.run_seconds or budget.left_for(expected)
+            more_samples = candidate.batch_size / max(1, before.batch_size)
+            expected = 2 * growth * before.vector_seconds * before.chunk_size
+            expected += more_samples * before.setup_seconds
+            affordable = expected <= trifle * budget.run_seconds or budget.left_for(expected)
             if before.failure or not fits(before, growth) or not affordable:
                 break
         measured = measure(candidate, budget.patience)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,26 +69,31 @@ RACES = (
     Race("resnet18", 64, 2, 30),
 )
 
+_NETWORKS = {race.network for race in RACES}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the races; 0 if none failed."""
-    options = parser("compare", "jacli beside its peers on one device.", seconds=160).parse_args(arguments)
+    words = parser("compare", "jacli beside its peers on one device.", seconds=160)
+    words.add_argument("--only", nargs="+", metavar="NAME", help="networks, run, spectra (all)")
+    words.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN try all its kernels")
+    options = words.parse_args(arguments)
+    torch.backends.cudnn.benchmark = options.cudnn_benchmark
     device: torch.device = options.device
     record = Record(options.out / "compare.jsonl", options.seconds)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     record.add("machine", {"device": machine(device), "torch": torch.__version__, "small": options.small})
-    races = [race for race in RACES if not (options.small and race.network not in SMALL)]
-    first, later = races[:4], races[4:]
-    for race in first:
-        _race(record, race, device, small=options.small)
-    run = "resnet18 run"
-    record.run(
-        f"{run}, statistics only", lambda: _compute(device, small=options.small, save="none"), needs=30
-    )
-    record.run(f"{run}, written", lambda: _compute(device, small=options.small, save="full"), needs=12)
-    record.run("spectra", lambda: _spectra(device, small=options.small), needs=10)
-    for race in later:
-        _race(record, race, device, small=options.small)
+    small, only = options.small, options.only
+    races = [race for race in RACES if race.network in (only or (SMALL if small else _NETWORKS))]
+    for race in races[:4]:
+        _race(record, race, device, small=small)
+    if not only or "run" in only:
+        record.run("run, statistics only", partial(_compute, device, small=small, save="none"), needs=20)
+        record.run("run, written", partial(_compute, device, small=small, save="full"), needs=15)
+    if not only or "spectra" in only:
+        record.run("spectra", partial(_spectra, device, small=small), needs=10)
+    for race in races[4:]:
+        _race(record, race, device, small=small)
     return 1 if record.failures else 0
 
 
@@ -235,13 +241,14 @@ def _measured(
 
 def _compute(device: torch.device, *, small: bool, save: str) -> dict[str, object]:
     """``jacli compute`` from a file to a file: seconds and how busy the device is."""
-    samples = 2 if small else (256 if save == "none" else 16)
+    samples = 2 if small else (64 if save == "none" else 8)
     found: dict[str, object] = {"samples": samples}
     with tempfile.TemporaryDirectory() as folder:
         model, x = WORKLOADS["resnet18"].make(samples, torch.device("cpu"))
         torch.save(model.state_dict(), Path(folder) / "model.pt")
         np.save(Path(folder) / "x.npy", x.numpy())
-        for precision in precisions_of(device, torch.float32):
+        precisions = precisions_of(device, torch.float32)
+        for precision in precisions if save == "none" else (precisions[0], precisions[-1]):
             out = Path(folder) / f"{precision}.h5"
 
             def run(precision: str = precision, out: Path = out) -> object:

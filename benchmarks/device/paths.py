@@ -423,7 +423,11 @@ def command(device: torch.device) -> Mapping[str, object]:
     )
     with _folder() as folder:
         for model, inputs, more in cases:
-            files: dict[str, Any] = {"model": str(SAMPLES / model), "inputs": str(SAMPLES / inputs), "overwrite": True}
+            files: dict[str, Any] = {
+                "model": str(SAMPLES / model),
+                "inputs": str(SAMPLES / inputs),
+                "overwrite": True,
+            }
             expected = folder / "cpu.h5"
             jacli.compute(**files, out=str(expected), device="cpu", **more)
             ways: list[dict[str, Any]] = [{"precision": p} for p in precisions_of(device, torch.float32)]

@@ -14,11 +14,16 @@ from jacli.network import CutLinearized, CutNetwork
 from jacli.plan import FactoredPlan, LinkPlan, Measured, Plan
 from jacli.run.measure import OUT_OF_MEMORY, measure, seconds_per_multiply
 from jacli.run.memory import spectrum_bytes
+from jacli.run.sizes import least_rows
 from jacli.run.task import Task
 from jacli.search import FEW_SAMPLES, Budget, Candidate, climb, ladder
 
 _AS_FAST = 1.03
 """Of plans within this factor of the fastest the one with the largest batches is taken: each is checked."""
+
+MAX_TRIAL_SHARE_OF_RUN = 0.01
+"""A trial that takes at most this part of the run is made even where the budget is spent: a link of a few
+layers is measured after all others, and one vector per pass would cost far more than finding that out."""
 
 _WIDER = 4
 """A link is not tried in reverse where that takes this many times more vectors."""
@@ -171,10 +176,19 @@ class Cutting:
             ):
                 break  # no operator of the link is left to torch: plain passes would run the same work slower
             best = min(map(seconds, found), default=math.inf)
-            sizes = ladder(method, shapes, config, most_samples=size, rows=max(size, self._rows))
+            sizes = ladder(
+                method,
+                shapes,
+                config,
+                most_samples=size,
+                rows=max(size, self._rows),
+                least_rows=least_rows(self._task.memory.device),
+            )
             # Its own budget: the estimate of a link is not that of the run.
             budget = replace(self._budget)
-            found += climb(sizes, try_one, seconds, budget, fits=fits, best=best)
+            found += climb(
+                sizes, try_one, seconds, budget, fits=fits, best=best, trifle=MAX_TRIAL_SHARE_OF_RUN
+            )
         if not any(m.failure is None and fits(m, 1) for m in found):
             for rows in (2, 1):  # what is smaller holds less
                 sizes = ladder(methods[0], shapes, config, most_samples=size, rows=rows * size)

@@ -6,12 +6,14 @@ import math
 from functools import cached_property
 from time import monotonic
 
+import torch
+
 from jacli.config import COLUMN_METHODS
 from jacli.plan import Measured
 from jacli.run.graphs import Graphs
 from jacli.run.measure import load_rules, measure, seconds_per_byte
 from jacli.run.task import Task
-from jacli.search import Budget, Candidate, climb, ladder, sized
+from jacli.search import START_ROWS_ON_GPU, Budget, Candidate, climb, ladder, sized
 
 
 class Sizes:
@@ -35,7 +37,15 @@ class Sizes:
     def ladder(self, method: str) -> list[Candidate]:
         """A method's candidates, from small to large."""
         task = self._task
-        return list(ladder(method, task.shapes, task.config, most_samples=self._most_samples))
+        return list(
+            ladder(
+                method,
+                task.shapes,
+                task.config,
+                most_samples=self._most_samples,
+                least_rows=least_rows(task.memory.device),
+            )
+        )
 
     def first(self, method: str) -> Measured:
         """The smallest candidate of a method, measured; the budget learns what the run takes by it."""
@@ -115,6 +125,11 @@ class Sizes:
         if fits and self._budget.left_for(min(map(self.run_seconds, tried))):
             return [self.measure(size, self._budget.patience)]
         return []
+
+
+def least_rows(device: torch.device) -> int:
+    """Rows in flight that a search begins with at least."""
+    return START_ROWS_ON_GPU if device.type == "cuda" else 1
 
 
 def load_batching_rules(method: str, budget: Budget) -> None:

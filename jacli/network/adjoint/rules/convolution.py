@@ -28,7 +28,7 @@ from jacli.network.adjoint.prepared import Passes, Weighted
 
 _FEW_CHANNELS = 4
 _FEW_PHASES = 32
-_MANY_CHANNELS = 128
+_SMALL_KERNEL, _SMALL_IMAGE = 3, 32
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class Convolution(Weighted):
         # Backwards through a transposed convolution, as forwards through a plain one, nothing is transposed.
         plain = adjoint == geometry.transposed
         if len(shape) <= 2:
-            on_gpu = self.passes.device.type == "cuda"
-            find = _plain_way if plain else _transposed_way_on_gpu if on_gpu else _transposed_way
+            exact_on_gpu = self.passes.device.type == "cuda" and not self.passes.images_last
+            find = _plain_way if plain else _transposed_way_on_gpu if exact_on_gpu else _transposed_way
             found = find(self.kernel, geometry, shape)
             if found is not None:
                 return found.laid_out(self.passes)
@@ -194,21 +194,18 @@ def _transposed_way(kernel: Tensor, geometry: Geometry, shape: Sequence[int]) ->
 
 
 def _transposed_way_on_gpu(kernel: Tensor, geometry: Geometry, shape: Sequence[int]) -> _Way | None:
-    """As `_transposed_way`, where cuDNN's own transposed convolution is slow.
+    """As `_transposed_way`, but in exact float32 only where cuDNN's own transposed convolution is slower.
 
-    Measured on an H100 (`benchmarks/NOTES.md`): to few channels its kernels for tensor cores run nearly
-    empty; in exact float32, with many channels, it takes a direct kernel at a third of the flipped one's
-    speed.
+    Measured on an H100 (`benchmarks/NOTES.md`): tensor cores (TF32, bf16) gain by every rewriting.  Without
+    them small images gain up to three times by the flipped kernel, large images and kernels lose.
     """
-    c_in = kernel.shape[1] * geometry.groups
-    s = geometry.stride[0]
-    found = _transposed_way(kernel, geometry, shape)
+    stride, size = geometry.stride[0], kernel.shape[-1]
+    few_channels = kernel.shape[1] * geometry.groups <= _FEW_CHANNELS
     if max(geometry.stride) > 1:
-        phases = kernel.shape[-1] > 1 and _is_square(kernel, geometry)
-        few = c_in * s * s <= _FEW_PHASES or kernel.shape[-1] == s
-        return found if phases and few else None
-    many = kernel.dtype == torch.float32 and c_in >= _MANY_CHANNELS and geometry.groups == 1
-    return found if many or c_in <= _FEW_CHANNELS else None
+        serves = size <= stride
+    else:
+        serves = few_channels or (size <= _SMALL_KERNEL and max(shape) <= _SMALL_IMAGE)
+    return _transposed_way(kernel, geometry, shape) if serves else None
 
 
 def _flipped(kernel: Tensor, groups: int) -> Tensor:
