@@ -25,6 +25,7 @@ from jacli.run.prepare import Prepared
 from jacli.run.provenance import READ_BY_CONTENT
 from jacli.run.recheck import recheck_samples
 from jacli.store import ResultWriter, part_path, remove_part
+from jacli.store.batches import first_damage
 
 _FREE = (*CHANGES_NO_NUMBER, "device")
 """Options that may differ from the run's beginning; of the device its kind is compared."""
@@ -79,6 +80,20 @@ class Unfinished:
             writer.close()
             raise
         return found
+
+    def check_checksums(self) -> None:
+        """Read all that is finished and compare it with its checksums; much cheaper than computing it again.
+
+        Raises:
+            OutputError: It is not what was written.
+        """
+        damage = first_damage(self.writer.datasets, self.done)
+        if damage:
+            raise OutputError(
+                f"{self.writer.part} was damaged after it was written.",
+                why=f"The checksum is wrong: {damage}.",
+                todo="Check that disk, and start anew with --no-resume, which removes it.",
+            )
 
     def _refuse(self, differences: list[str]) -> None:
         if not differences:

@@ -223,3 +223,12 @@ def disk_error(out: Path, error: OSError, *, kept: int) -> OutputError:
             todo=f"Free space, {again} Or store less: --save none, --save-dtype float16.",
         )
     return OutputError(f"Writing {out} failed.", why=why, todo=f"Check that disk, {again}")
+
+
+def not_continued(part: Path, why: str) -> OutputError:
+    """What to tell of a ``.part`` that is no sound unfinished result."""
+    return OutputError(
+        f"{part} cannot be continued.",
+        why=f"It is no unfinished result of jacli, or damaged: {why.rstrip('.')}.",
+        todo="Move it away, start anew with --no-resume (which removes it), or choose another name with -o.",
+    )
