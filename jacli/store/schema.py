@@ -265,8 +265,8 @@ def dimension_names(
 
 
 def bytes_on_disk(layout: ResultLayout) -> dict[str, int]:
-    """Bytes of each dataset, uncompressed."""
-    return {name: dataset.nbytes for name, dataset in layout.datasets().items()}
+    """Bytes of each dataset, uncompressed; without those that have a number per batch, which are small."""
+    return {name: dataset.nbytes for name, dataset in layout.datasets().items() if not dataset.grows}
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int, batch_size: int) -> tuple[int, ...]:

@@ -462,7 +462,7 @@ def test_dry_run(compute, jacli, tmp_path: Path, options: tuple[str, ...]) -> No
     planned = json.loads(ran.out)
     found = compute(*options)
     with h5py.File(found.path) as file:
-        sizes = {name: d.size * d.dtype.itemsize for name, d in file.items() if not name_only(d)}
+        sizes = {name: file[name].nbytes for name in found.data if name != "batch_start"}
     assert planned["bytes_on_disk"] == sizes
     assert planned["bytes_on_disk_total"] == sum(sizes.values())
     assert planned["plan"]["method"] == found.attrs["method"]
