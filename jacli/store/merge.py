@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 
 from jacli.errors import OutputError, ResultsError
+from jacli.hdf5_chunks import checked
 from jacli.store.batches import first_damage
 from jacli.store.dimensions import attach_scales, create_scales
 from jacli.store.lay_out import CHECKSUMMED_METADATA
@@ -121,7 +122,7 @@ def write_merged(
                 with h5py.File(shard.path, "r", rdcc_nbytes=_CACHE_BYTES) as opened:
                     _check_checksums(shard, opened)
                     for name in copied:
-                        _copy_rows(opened[name], file[name], layouts[name], source)
+                        _copy_rows(checked(opened[name]), file[name], layouts[name], source)
                     for name in per_batch:
                         entries = opened[name][:] + (source.start if name == "batch_start" else 0)
                         file[name][batches : batches + len(entries)] = entries
