@@ -64,6 +64,6 @@ def test_a_model_that_fails_on_larger_blocks_is_named(error):
             raise error("too many")
         return torch.tanh(x)
 
-    with pytest.raises(ModelError, match="fails on a block of 8"):
+    with pytest.raises(ModelError, match="fails on a batch of 8"):
         jacli.jacobian(Function(small_only), torch.randn(16, 6), batch_size=8)
     assert jacli.jacobian(Function(small_only), torch.randn(16, 6), batch_size=4).shape == (16, 6, 5)
