@@ -166,7 +166,7 @@ class BatchChecks:
             errors.append(self._batch_error(linearization, linearization, seed=seed))
         else:
             errors.append(cotangent_error(linearization, linearization, seed=seed))
-        return max(errors) <= row_tolerance(linearization.dtype)
+        return max(errors) <= self._tolerance(linearization)
 
     def _seed(self, block: ComputedBlock) -> int:
         return self._task.config.seed + block.start
@@ -210,7 +210,11 @@ class BatchChecks:
         The run's forward pass may have seen other kernels or a larger batch, where a ReLU may have fallen to
         the other side: where the error is too large, passes that round alike are tried.
         """
-        linearization, seed, tolerance = block.linearization, self._seed(block), self._tolerance(block)
+        linearization, seed, tolerance = (
+            block.linearization,
+            self._seed(block),
+            self._tolerance(block.linearization),
+        )
         with translating(lambda error: batch_failure(linearization.batch, error)):
             error = check(linearization, block.matrices, seed=seed)
             if error <= tolerance:
@@ -221,8 +225,9 @@ class BatchChecks:
                     return error
         raise self._wrong(plan, error)
 
-    def _tolerance(self, block: ComputedBlock) -> float:
-        return row_tolerance(block.linearization.dtype, self._task.config.precision)
+    def _tolerance(self, linearization: Linearized) -> float:
+        half = self._seen(linearization).half
+        return row_tolerance(linearization.dtype, self._task.config.precision, half)
 
     def _wrong(self, plan: Plan, error: float) -> JacliError:
         if plan.method == "loop":
@@ -261,7 +266,7 @@ class BatchChecks:
             error = cotangent_error(some, block.matrices.samples(start, start + count), seed=seed)
             same = same_outputs(some.outputs, block.linearization.outputs[index])
         self._few.end()
-        if same and error <= self._tolerance(block):
+        if same and error <= self._tolerance(block.linearization):
             return error
         return self._checked(plan, block, cotangent_error)
 

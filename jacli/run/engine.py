@@ -176,8 +176,9 @@ class Engine:
     def _instead(self, start: int, failure: MethodError) -> ComputedBlock:
         """One block by plain passes, which are right wherever the network has a derivative."""
         assert self.chosen is not None
-        if self.chosen.plan.method == "loop" or self._task.config.method not in ("auto", "loop"):
-            raise failure
+        config, method = self._task.config, self.chosen.plan.method
+        if method == "loop" or config.method not in ("auto", "loop") or config.save == "factors":
+            raise self._stopped(start, failure)
         self._checks.doubt()
         plan = self.chosen.plan
         loop = replace(plan, method="loop", chunk_size=1, factored=None)
@@ -185,6 +186,27 @@ class Engine:
         stop = start + block.count - 1
         self.notes.append(f"samples {start} to {stop} by loop, not {plan.method}: {failure.why}")
         return block
+
+    def _stopped(self, start: int, failure: MethodError) -> MethodError:
+        """The method in force fails at a later batch, and no other may take its place."""
+        assert self.chosen is not None
+        method, config = self.chosen.plan.method, self._task.config
+        if not self._task.written:
+            todo = "Leave method out: what it cannot do is then computed by loop."
+        elif config.save == "factors":
+            todo = "Start anew with --no-resume, and with --save full or none: other methods give no factors."
+        elif method == "loop":
+            todo = "Leave those samples out with --samples; what is done cannot be finished with them."
+        else:
+            todo = (
+                "Run the same command with --method auto: it keeps what is done, and computes by loop what "
+            )
+            todo += f"{method} cannot."
+        return MethodError(
+            f"The method {method} serves up to sample {start - 1}, and not from there on.",
+            why=f"{failure.what} {failure.why}",
+            todo=todo,
+        )
 
     def _continue_with(self, plan: Plan) -> None:
         assert self.chosen is not None

@@ -21,10 +21,13 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 _SHARE_OF_LARGEST = 1e-2
 """This part of a sample's largest output counts as size of every other: all of them round with it."""
 
-_NOISE_ALLOWED = 100
-"""A gap counts as rounding up to this many times what moving the inputs by one rounding error does."""
+_NOISE = 8
+"""Rounding errors by which inputs are moved, to see what rounding does to a model."""
 
-_NOISE_DRAWS = 3
+_NOISE_DRAWS = 6
+
+_NOISE_ALLOWED = 16
+"""A gap counts as rounding up to this many times what the largest of these moves does."""
 
 
 def check_batch(
@@ -52,7 +55,7 @@ def check_batch(
         ModelError: A sample's output differs by more than rounding, or the model fails on the batch.
         MemoryError: An allocation failed.
 
-    Cost: one forward pass of the batch and ``alone`` of one sample; five more of the batch where a gap
+    Cost: one forward pass of the batch and ``alone`` of one sample; eight more of the batch where a gap
     is larger than rounding usually leaves.
     """
     size = linearization.batch
@@ -131,19 +134,20 @@ def _apart(a: Tensor, b: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _of_rounding(linearization: Linearization, seed: int) -> Tensor:
-    """How far one rounding error of the inputs moves each sample's outputs, ``(batch,)``, as `_apart` has it.
+    """How far noise of the size of rounding moves each sample's outputs, ``(batch,)``, as `_apart` has it.
 
-    The operation's own rounding errors are of that size, and are amplified alike.  Zero for a model that
-    gives other outputs at the same inputs: that is no rounding.
+    The operation's own rounding errors are amplified as the noise is; and where they take a step of the
+    function (a rounded activation) at a tie, so does the noise.  Zero for a model that gives other outputs at
+    the same inputs: that is no rounding.
     """
     everyone = torch.arange(linearization.batch, device=linearization.device)
     itself, again = (linearization.at(everyone).outputs for _ in range(2))
     sizes = _sizes(itself)
     if not bool((_apart(again, itself, sizes) <= 1).all()):
         return torch.zeros(len(itself), dtype=torch.float64, device=itself.device)
-    eps = torch.finfo(linearization.dtype).eps
+    noise = _NOISE * torch.finfo(linearization.dtype).eps
     moved = [
-        _apart(linearization.at(everyone, noise=eps, seed=seed + draw).outputs, itself, sizes)
+        _apart(linearization.at(everyone, noise=noise, seed=seed + draw).outputs, itself, sizes)
         for draw in range(_NOISE_DRAWS)
     ]
     return torch.stack(moved).amax(0)

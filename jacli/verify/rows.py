@@ -15,16 +15,21 @@ from jacli.verify.recheck import PASSES, ReversePasses
 
 N_ROWS = 4
 
+_AS_COARSE_AS = {"float16": "tf32", "bfloat16": "bf16"}
+"""The precision whose fraction has as many bits."""
+
 _N_SIZES = 4
 """Further Gaussian cotangents that the method's matrices are multiplied by: they tell the matrices' size."""
 
 
-def row_tolerance(dtype: torch.dtype, precision: str = "ieee") -> float:
+def row_tolerance(dtype: torch.dtype, precision: str = "ieee", half: str | None = None) -> float:
     """Largest relative error of a right method: rounding leaves 1e-6 (1e-15), a wrong rule 0.1 and more.
 
-    Passes in a reduced precision are allowed what they leave (`PASSES`) besides.
+    Passes in a reduced precision are allowed what they leave (`PASSES`) besides; so are models that compute
+    in ``half`` precision inside, whose plain passes round in it.
     """
-    return (1e-8 if dtype == torch.float64 else 1e-3) + PASSES[precision]
+    inside = PASSES[_AS_COARSE_AS[half]] if half else 0.0
+    return (1e-8 if dtype == torch.float64 else 1e-3) + PASSES[precision] + inside
 
 
 def row_error(linearization: ReversePasses, matrices: Matrices, *, seed: int) -> float:
@@ -136,7 +141,7 @@ def _combined(
     generator: torch.Generator,
     silent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """``u'J`` by a plain pass, ``(batch, n_in)``, and its distance from that of the matrices, ``(batch,)``."""
+    """``u'J`` by a plain pass, ``(batch, n_in)``, and how far the matrices' own is from it, ``(batch,)``."""
     vectors = torch.randn(1 + _N_SIZES, linearization.batch, linearization.n_out, generator=generator)
     vectors = vectors.to(linearization.device, linearization.dtype)
     if silent is not None:
