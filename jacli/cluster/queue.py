@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jacli.errors import OutputError, UsageError
+from jacli.own_files import replace_own
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def write_submitted(folder: Path, submitted: Submitted) -> None:
     """
     new = folder / f"{_FILE}.{os.getpid()}.new"
     try:
-        new.write_text(json.dumps(asdict(submitted), indent=1) + "\n", encoding="utf-8")
-        os.replace(new, folder / _FILE)
+        text = json.dumps(asdict(submitted), indent=1) + "\n"
+        replace_own(folder / _FILE, text.encode(), new=new)
     except OSError as error:
         raise OutputError(
             f"{folder / _FILE} cannot be written.",

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from jacli.own_files import read_own, replace_own
 from jacli.store.place import new_progress_path, progress_path
 
 
@@ -66,11 +67,7 @@ def write_progress(out: Path, progress: Progress) -> None:
     new = new_progress_path(out)
     values = {**asdict(progress), "updated": time.time()}
     with contextlib.suppress(OSError):
-        try:
-            new.write_text(json.dumps(values), encoding="utf-8")
-            os.replace(new, path)
-        finally:
-            new.unlink(missing_ok=True)
+        replace_own(path, json.dumps(values).encode(), new=new)
 
 
 def remove_progress(out: Path) -> None:
@@ -82,8 +79,8 @@ def remove_progress(out: Path) -> None:
 def read_progress(out: Path) -> Progress | None:
     """What the run that writes ``out`` last said; None where there is nothing to be understood."""
     try:
-        values: Any = json.loads(progress_path(out).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        values: Any = json.loads(read_own(progress_path(out)))
+    except (OSError, ValueError, RecursionError):
         return None
     return _from_json(values) if isinstance(values, Mapping) else None
 
@@ -92,12 +89,17 @@ def _from_json(values: Mapping[str, Any]) -> Progress | None:
     known = {f.name for f in fields(Progress)}
     try:
         found = Progress(**{name: value for name, value in values.items() if name in known})
-        numbers = (found.samples, found.done, found.done_before, found.started, found.updated)
+        whole = (found.samples, found.done, found.done_before)
+        texts = (found.state, found.folder, found.reason, *found.command, found.shard or "")
         if (
-            not all(isinstance(number, int | float) for number in numbers)
+            not all(isinstance(number, int) for number in whole)
+            or not all(isinstance(number, int | float) for number in (found.started, found.updated))
+            or not all(isinstance(text, str) for text in texts)
+            or not isinstance(found.command, list)
             or not 0 <= found.done <= found.samples
+            or not math.isfinite(found.started + found.updated)
         ):
             return None
         return Progress(**{**asdict(found), "command": tuple(map(str, found.command))})
-    except TypeError:
+    except (TypeError, OverflowError):
         return None
