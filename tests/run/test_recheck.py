@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import jacli
 from jacli.config import from_options
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
-from jacli.run import stored
+from jacli.run import recheck, stored
 from jacli.run.prepare import prepare
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
 from jacli.run.repeated import AsRun, ways
