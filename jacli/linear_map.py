@@ -232,8 +232,15 @@ class Linearization(LinearMap, Protocol):
         """As `jvp`, by the tangent program, in the precision asked for."""
         ...
 
-    def at(self, index: Tensor) -> Linearization:
-        """The same network at samples ``index`` of this batch: fewer, reordered or repeated."""
+    def at(self, index: Tensor, *, noise: float = 0.0, seed: int = 0) -> Linearization:
+        """The same network at samples ``index`` of this batch: fewer, reordered or repeated.
+
+        Args:
+            index: ``(m,)``.
+            noise: Moves every input by Gaussian noise of this size, relative to it or to the root mean square
+                of its sample, whichever is larger.
+            seed: Of the noise.
+        """
         ...
 
     @property

@@ -256,7 +256,7 @@ def _recheck_line(found: Recheck) -> str:
     line = f"rechecked {samples} against the model in {found.dtype}: "
     if found.worst_error is None:
         return line + "at a kink of the network, equal to plain passes in the run's own dtype"
-    kinks = f", {len(found.at_kinks)} at a kink" if found.at_kinks else ""
+    kinks = f", {len(found.at_kinks)} at a kink left out" if found.at_kinks else ""
     return line + f"relative error {found.worst_error:.1e}, {found.tolerance:.1e} allowed{kinks}"
 
 

@@ -109,7 +109,9 @@ def _print(found: Verification) -> None:
         for sample in found.samples
     )
     print_table(Table(("sample", "error", "near_kink", "verdict"), rows, found.notes))
-    typer.echo(
-        f"worst error {found.worst_error:.1e}, tolerance {found.tolerance:.1e}, "
-        f"against reverse passes in {found.dtype}"
+    kinks = len(found.at_kinks)
+    worst = (
+        "no sample away from a kink" if found.worst_error is None else f"worst error {found.worst_error:.1e}"
     )
+    left_out = f" ({kinks} at a kink left out: up to {found.worst_at_kinks:.1e})" if kinks else ""
+    typer.echo(f"{worst}{left_out}, tolerance {found.tolerance:.1e}, against reverse passes in {found.dtype}")

@@ -7,6 +7,7 @@ from jacli.network.network import TensorNetwork, frozen_twin
 from jacli.network.settings import exact_arithmetic
 from jacli.network.spans import CutLinearized, CutNetwork
 from jacli.network.trace import NotTraceableError, TracedNetwork, trace_network
+from jacli.network.watched import Watched, watch
 
 __all__ = [
     "Cut",
@@ -17,9 +18,11 @@ __all__ = [
     "Program",
     "TensorNetwork",
     "TracedNetwork",
+    "Watched",
     "any_cut",
     "exact_arithmetic",
     "frozen_twin",
     "trace_network",
     "useful_cuts",
+    "watch",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
 
+from jacli.agreement import finite, gaps
 from jacli.errors import MethodError, telling_line, translating
 from jacli.linear_map import Extra
 from jacli.network.adjoint import Program, ProgramMap
@@ -250,18 +251,33 @@ class Linearized:
         if self._program_map is not None and not same_outputs(own, self._program_map.outputs[: self.batch]):
             raise _no_program("its outputs are not those of the model on this block")
 
-    def at(self, index: Tensor) -> Linearized:
-        """The same network at other samples of this batch: fewer, reordered or repeated."""
+    def at(self, index: Tensor, *, noise: float = 0.0, seed: int = 0) -> Linearized:
+        """The same network at other samples of this batch: fewer, reordered, repeated or moved by noise."""
         extra = {
             name: value[index.to(value.device)] if isinstance(value, Tensor) else value
             for name, value in self._extra.items()
         }
         selected = None if self._selected is None else self._selected[index]
-        return Linearized(self._network, self._x[index], extra, selected, n_out=self._n_out)
+        x = self._x[index]
+        if noise:
+            x = x + noise * _sizes(x) * _gaussian_like(x, seed)
+        return Linearized(self._network, x, extra, selected, n_out=self._n_out)
 
     def close(self) -> None:
         """Free the tape, the pullback and the linear program."""
         self._tape = self._pullback = self._program_map = None
+
+
+def _sizes(x: Tensor) -> Tensor:
+    """The magnitude of every number, or its sample's root mean square if larger; 1 for a zero sample."""
+    rms = x.reshape(len(x), -1).square().mean(1).sqrt()
+    rms = torch.where(rms > 0, rms, 1.0)
+    return torch.maximum(x.abs(), rms.reshape(-1, *[1] * (x.dim() - 1)))
+
+
+def _gaussian_like(x: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
 
 
 OUTPUTS_AGREE = 1e-4
@@ -273,11 +289,9 @@ def same_outputs(own: Tensor, traced: Tensor) -> bool:
     """Whether two batches of outputs are the same, each sample by its own scale."""
     if own.shape != traced.shape:
         return False
-    own, traced = (t.double().reshape(len(t), -1) for t in (own, traced))
-    if not torch.equal(own.isfinite(), traced.isfinite()):
-        return False
-    gap = torch.linalg.vector_norm((own - traced).nan_to_num(0, 0, 0), ord=torch.inf, dim=1)
-    scale = torch.linalg.vector_norm(own.nan_to_num(0, 0, 0), ord=torch.inf, dim=1)
+    own, traced = own.reshape(len(own), -1), traced.reshape(len(own), -1)
+    gap = torch.linalg.vector_norm(gaps(traced, own), ord=torch.inf, dim=1)
+    scale = torch.linalg.vector_norm(finite(own), ord=torch.inf, dim=1)
     return bool((gap <= OUTPUTS_AGREE * scale + 1e-30).all())
 
 

@@ -6,9 +6,8 @@ operators.  It is taken at two batch sizes, which tells three things at once: th
 same at both, which axis of every tensor is the batch's, and which of the numbers baked into the graph
 (the ``2`` of ``view(2, -1)``) are the batch size; these are put back as such.
 
-A graph that this goes wrong for does not go unnoticed: its outputs are compared with the network's own, on
-every block where it is cut, for one sample of every block where it runs as a program, and its derivatives
-are now and then (`jacli.run.engine`).
+A graph that this goes wrong for does not go unnoticed: its outputs are compared with the network's own in
+every batch, and its derivatives in some (`jacli.run.batch_checks`).
 """
 
 from __future__ import annotations

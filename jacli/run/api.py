@@ -12,20 +12,21 @@ from jacli.config import COLUMN_METHODS, RunConfig, from_options
 from jacli.errors import InputsError, UsageError, means_out_of_memory
 from jacli.linear_map import FactoredMap
 from jacli.matrix_product import product
-from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
+from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.network.settings import reduced_precision
 from jacli.plan import Plan, Shapes
+from jacli.run.batch_checks import BatchChecks
 from jacli.run.choose import Choice
-from jacli.run.engine import ComputedBlock, Engine
+from jacli.run.engine import Engine
 from jacli.run.kept import Kept
 from jacli.run.memory import MemoryLimit, memory_errors
 from jacli.run.precision import check_precision
 from jacli.run.probed import padded, probed_network
 from jacli.run.reused_memory import reused_memory
-from jacli.run.task import Points, Task
+from jacli.run.task import ComputedBlock, Points, Task
 from jacli.spectrum import largest_singular_values
 from jacli.spectrum import singular_values as all_singular_values
-from jacli.verify import BATCH_SIZES, Probed, check_alone
+from jacli.verify import BATCH_SIZES, Probed
 
 _NO_FILES = {"model": "-", "inputs": "-"}
 """Options are checked as the command's; model and inputs are in memory here."""
@@ -245,13 +246,16 @@ class _Work:
     def largest(self, k: int) -> Tensor | None:
         """The k largest singular values without forming J; None where they did not converge.
 
-        So too where a primitive has no rule for this model: the matrix then has to be formed.
+        So too where a primitive has no rule for this model or is wrong on it: the matrix has to be formed.
         """
         size = self.probed.fixed_batch or len(self.x)
-        parts = []
+        task, parts = self.task, []
+        checks = BatchChecks(task)
         for start in range(0, len(self.x), size):
-            linearization = self._checked(start, size)
+            linearization = task.linearize(self._points(start, size))
             try:
+                if not checks.products_serve(linearization, start=start):
+                    return None
                 spectrum = largest_singular_values(
                     linearization, k, seed=self.config.seed, dtype=self.x.dtype, device=self.x.device
                 )
@@ -259,19 +263,11 @@ class _Work:
                 if means_out_of_memory(error):
                     raise
                 return None
-            if bool((spectrum.errors > _CONVERGED * spectrum.values[:, :1]).any()):
+            if not bool((spectrum.errors <= _CONVERGED * spectrum.values[:, :1]).all()):
                 return None
             parts.append(spectrum.values[: min(size, len(self.x) - start)])
             linearization.close()
         return torch.cat(parts)
-
-    def _checked(self, start: int, size: int) -> Linearized:
-        """The network at a block, after a look whether a sample gives the same on its own."""
-        linearization = self.task.linearize(self._points(start, size))
-        position = min(size, len(self.x) - start) // 2
-        fixed = self.probed.fixed_batch is not None
-        check_alone(linearization, self.network.module, position=position, fixed_batch=fixed)
-        return linearization
 
 
 def _check_points(x: Tensor) -> None:

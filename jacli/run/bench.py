@@ -362,10 +362,10 @@ def _doubts(plan: Plan, computed: TimedBlock, errors: Tensor, config: RunConfig)
     complete = (computed.n_rows, computed.n_columns) == (matrices.n_out, matrices.n_in)
     if complete and plan.method != "loop":  # which consists of the passes of the check
         own = row_error(linearization, matrices, seed=config.seed)
-        if own > row_tolerance(linearization.dtype, config.precision):
+        if not own <= row_tolerance(linearization.dtype, config.precision):
             yield f"wrong on this model: off by {own:.1e} from plain reverse passes in {config.dtype}"
             return
-    if errors.max() > recheck_tolerance(config.dtype, config.dtype, config.precision):
+    if not errors.max() <= recheck_tolerance(config.dtype, config.dtype, config.precision):
         yield "a sample differs in float64: it lies at a kink, or is badly conditioned"
 
 

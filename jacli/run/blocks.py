@@ -13,14 +13,13 @@ from jacli.config import RunConfig
 from jacli.linear_map import FactoredMap, Matrices
 from jacli.network import Linearized
 from jacli.plan import SINGULAR_VALUES_LIMIT, Plan
-from jacli.run.engine import ComputedBlock
 from jacli.run.factored_array import FactoredArray
 from jacli.run.host_copies import ArrivingArray, HostCopies
 from jacli.run.memory import MemoryLimit
 from jacli.run.prepare import Prepared
 from jacli.run.probed import padded
 from jacli.run.statistics import statistics_of
-from jacli.run.task import Points, Task
+from jacli.run.task import ComputedBlock, Points, Task
 from jacli.store import ResultLayout
 
 StoredArray = np.ndarray | FactoredArray | ArrivingArray

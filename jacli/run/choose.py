@@ -18,7 +18,7 @@ from jacli.run.measure import OUT_OF_MEMORY
 from jacli.run.sizes import Sizes, load_batching_rules
 from jacli.run.task import Graph, Task
 from jacli.search import Budget, methods_in_order
-from jacli.verify import check_alone
+from jacli.verify import check_batch
 
 _CLEARLY = 0.7
 """A cut network that takes less than this part of a first size's time is not compared with more of them."""
@@ -238,7 +238,7 @@ class Choice:
         for size in {m.batch_size for m in self._measured if m.failure not in (None, OUT_OF_MEMORY)}:
             block = task.linearize(task.points(0, size))
             fixed = task.shapes.fixed_batch is not None
-            check_alone(block, task.network.module, position=size // 2, fixed_batch=fixed)
+            check_batch(block, task.network.module, seed=task.config.seed, alone=1, fixed_batch=fixed)
 
     def _plain(self, *, first_only: bool = False) -> list[Plan]:
         """The best sizes of every plain method that applies; or the first size of the first that serves."""

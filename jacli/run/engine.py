@@ -3,42 +3,23 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from time import monotonic
 
 import torch
 from torch import Tensor
 
-from jacli.config import PROGRAM_METHODS
-from jacli.errors import (
-    JacliError,
-    MethodError,
-    ModelError,
-    OutOfMemoryError,
-    means_out_of_memory,
-    translating,
-)
-from jacli.linear_map import DenseMap, Matrices
+from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
+from jacli.linear_map import DenseMap
 from jacli.methods import Method, factors_of, fill, load_method
-from jacli.network import CutLinearized, Linearized, Program
-from jacli.network.linearize import same_outputs
+from jacli.network import CutLinearized, Program
 from jacli.plan import Plan, with_counts
 from jacli.run.as_traced import as_traced
+from jacli.run.batch_checks import BatchChecks
 from jacli.run.batch_graph import batch_graphs
 from jacli.run.choose import Choice
-from jacli.run.repeated import Repeated, copies_in
-from jacli.run.task import Graph, Task
-from jacli.verify import block_failure, check_alone, cotangent_error, row_error, row_tolerance
-
-_FEW_SAMPLES = 2
-"""Of a block that are checked under a method that has proved itself on all samples of an earlier one."""
-
-
-_CHECK_SHARE = 30
-"""A program's block is looked at once this many times the seconds have passed that the last look took."""
+from jacli.run.task import ComputedBlock, Graph, Task
 
 
 @dataclass(frozen=True)
@@ -66,23 +47,6 @@ class Chosen:
             "row_check_error": self.row_error,
             "passed_over": dict(self.passed_over),
         }
-
-
-@dataclass(frozen=True)
-class ComputedBlock:
-    """Jacobians of some consecutive samples.
-
-    Attributes:
-        start: First sample.
-        count: Samples; the linearisation and the matrices may have more, where the batch was padded.
-        linearization: The network there: outputs, selected outputs.
-        matrices: ``(>= count, n_out, n_in)``, written where they were to be placed.
-    """
-
-    start: int
-    count: int
-    linearization: Linearized
-    matrices: Matrices
 
 
 Place = Callable[[Plan, int, int], Tensor | None]
@@ -120,9 +84,7 @@ class Engine:
         self._place = place
         self._start = start
         self._number = 0
-        self._doubted = False
-        self._unchecked_since = monotonic()
-        self._check_seconds = 0.0
+        self._checks = BatchChecks(task)
         self.notes: list[str] = []
         self.held = 0
         self.chosen = self.accepted = proven
@@ -134,7 +96,7 @@ class Engine:
 
         Raises:
             MethodError: No plan serves the first block, or none serves a later one.
-            ModelError: A sample gives another output alone than in its block.
+            ModelError: Samples are not independent of one another, or of their place in the batch.
             OutOfMemoryError: One sample with one vector a pass does not fit.
         """
         n_samples = self._task.shapes.n_samples
@@ -157,13 +119,6 @@ class Engine:
     def _now_and_then(self) -> bool:
         """At the first block, the second, the fourth, the eighth ..."""
         return self._number & (self._number - 1) == 0
-
-    def _looked_at(self, plan: Plan, start: int) -> bool:
-        """Whether a block is compared with plain passes: see `_fitting`."""
-        if start == 0 or plan.factored:
-            return True
-        cheap = monotonic() - self._unchecked_since > _CHECK_SHARE * self._check_seconds
-        return plan.method in PROGRAM_METHODS and (cheap or self._doubted)
 
     def _placed(self, count: int) -> int:
         """Bytes of the result of the first samples, where it is kept: it does not count as held."""
@@ -222,15 +177,37 @@ class Engine:
     def _instead(self, start: int, failure: MethodError) -> ComputedBlock:
         """One block by plain passes, which are right wherever the network has a derivative."""
         assert self.chosen is not None
-        if self.chosen.plan.method == "loop" or self._task.config.method not in ("auto", "loop"):
-            raise failure
-        self._doubted = True
+        config, method = self._task.config, self.chosen.plan.method
+        if method == "loop" or config.method not in ("auto", "loop") or config.save == "factors":
+            raise self._stopped(start, failure)
+        self._checks.doubt()
         plan = self.chosen.plan
         loop = replace(plan, method="loop", chunk_size=1, factored=None)
         _, block, _ = self._fitting(loop, start)
         stop = start + block.count - 1
         self.notes.append(f"samples {start} to {stop} by loop, not {plan.method}: {failure.why}")
         return block
+
+    def _stopped(self, start: int, failure: MethodError) -> MethodError:
+        """The method in force fails at a later batch, and no other may take its place."""
+        assert self.chosen is not None
+        method, config = self.chosen.plan.method, self._task.config
+        if not self._task.written:
+            todo = "Leave method out: what it cannot do is then computed by loop."
+        elif config.save == "factors":
+            todo = "Start anew with --no-resume, and with --save full or none: other methods give no factors."
+        elif method == "loop":
+            todo = "Leave those samples out with --samples; what is done cannot be finished with them."
+        else:
+            todo = (
+                "Run the same command with --method auto: it keeps what is done, and computes by loop what "
+            )
+            todo += f"{method} cannot."
+        return MethodError(
+            f"The method {method} serves up to sample {start - 1}, and not from there on.",
+            why=f"{failure.what} {failure.why}",
+            todo=todo,
+        )
 
     def _continue_with(self, plan: Plan) -> None:
         assert self.chosen is not None
@@ -241,16 +218,12 @@ class Engine:
     def _fitting(self, plan: Plan, start: int) -> tuple[Plan, ComputedBlock, float]:
         """The block by the plan, or by one with half the sizes, and so on, if memory runs out.
 
-        And the worst error found: of checked rows in the first block; in later ones of a traced network,
-        whose graph may have lost a derivative that the first samples do not reach, of one random cotangent at
-        few samples; or at all of them where their own forward pass took another side of a kink.  Of a
-        program's blocks so many are looked at that it takes a few hundredths of the time: all but small ones.
+        And the worst error that its checks found (`BatchChecks`).
         """
         while True:
             try:
                 block = self._block(plan, start)
-                self._check_alone(plan, block)
-                return plan, block, self._error(plan, block) if self._looked_at(plan, start) else 0.0
+                return plan, block, self._checks.error(plan, block, taken_over=self._choice.taken_over)
             except Exception as error:
                 if not means_out_of_memory(error) or isinstance(error, JacliError):
                     raise
@@ -284,69 +257,6 @@ class Engine:
             dense = fill(method, linearization, chunk_size=plan.chunk_size, out=out)
         return ComputedBlock(start, count, linearization, DenseMap(dense))
 
-    def _error(self, plan: Plan, block: ComputedBlock) -> float:
-        if plan.method == "loop":
-            return 0.0  # it consists of the passes that the check is made with
-        config = self._task.config
-        seed, tolerance = (
-            config.seed + block.start,
-            row_tolerance(block.linearization.dtype, config.precision),
-        )
-        if block.start or self._choice.taken_over:
-            error = self._error_of_some(block, seed)
-            if error <= tolerance:
-                return error
-        against = row_error if block.start == 0 else cotangent_error
-        with translating(lambda error: block_failure(block.linearization.batch, error)):
-            error = against(block.linearization, block.matrices, seed=seed)
-        copies = copies_in(plan)
-        if error > tolerance and copies > 1:
-            # Its forward pass saw a larger batch, in which a ReLU may have fallen to the other side.
-            repeated = Repeated(block.linearization, copies)
-            error = min(error, against(repeated, block.matrices, seed=seed))
-        if error > tolerance:
-            raise MethodError(
-                f"The method {plan.method} is wrong on this model.",
-                why=f"Its rows differ from plain reverse passes by {error:.1e} (relative).",
-                todo="Leave --method out, or choose --method loop."
-                if config.precision == "ieee"
-                else "Leave --precision out.",
-            )
-        return error
-
-    def _error_of_some(self, block: ComputedBlock, seed: int) -> float:
-        """Of a random cotangent, by a pass over few of the samples.
-
-        Infinite where they cannot be alone, or give other outputs there, which tell more in bf16.
-        """
-        if self._task.shapes.fixed_batch is not None:
-            return math.inf
-        count = min(_FEW_SAMPLES, block.count)
-        start = seed % (block.count - count + 1)
-        index = torch.arange(start, start + count, device=block.linearization.device)
-        began = monotonic()
-        with translating(lambda error: block_failure(count, error)):
-            some = block.linearization.at(index)
-            error = cotangent_error(some, block.matrices.samples(start, start + count), seed=seed)
-            same = same_outputs(some.outputs, block.linearization.outputs[index])
-        self._unchecked_since = monotonic()
-        self._check_seconds = self._unchecked_since - began
-        return error if same else math.inf
-
-    def _check_alone(self, plan: Plan, block: ComputedBlock) -> None:
-        """A sample on its own; where it differs it may be the graph that is wrong, not the model."""
-        try:
-            check_alone(
-                block.linearization,
-                self._task.network.module,
-                position=(self._task.config.seed + block.start + block.count // 2) % block.count,
-                fixed_batch=self._task.shapes.fixed_batch is not None,
-            )
-        except ModelError:
-            if plan.method in PROGRAM_METHODS:
-                _check_outputs(block.linearization)
-            raise
-
     def _stay_within(self, held: int, more: bool) -> None:
         """Halve the blocks to come if this one held more than it may."""
         chosen, memory = self.chosen, self._task.memory
@@ -375,19 +285,6 @@ class Engine:
             why=f"The Jacobian of a sample takes {shapes.sample_bytes:,} bytes, "
             f"{memory.limit:,} may be held on {memory.device}; {said}.",
             todo="Take fewer outputs (--classes), more --memory, or another device; or --save factors.",
-        )
-
-
-def _check_outputs(block: Linearized) -> None:
-    """Hold the outputs that a program gave at a block against the model's own there."""
-    itself = block.at(torch.arange(block.batch, device=block.device))
-    with translating(lambda error: block_failure(block.batch, error)):
-        same = same_outputs(itself.outputs, block.outputs)
-    if not same:
-        raise MethodError(
-            "The network does not run as a program.",
-            why="Its outputs are not those of the model on this block.",
-            todo="Leave --method out, or choose --method loop.",
         )
 
 

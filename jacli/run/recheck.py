@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,15 +15,12 @@ from torch import Tensor
 
 from jacli.config import RunConfig
 from jacli.network import Linearized, TensorNetwork, frozen_twin
-from jacli.network.settings import batched_pass
 from jacli.plan import Plan
 from jacli.run.prepare import Prepared
+from jacli.run.repeated import AsRun, as_run
 from jacli.run.stored import Dataset, stored_sample
 from jacli.store.batches import batch_holding
 from jacli.verify import Rechecked, recheck, recheck_tolerance
-
-PLAIN_METHODS = ("loop", "replicate")
-"""Their forward pass takes every kernel; the others' only those with batching rules."""
 
 
 def choose_rows(n_samples: int, n: int, seed: int) -> list[int]:
@@ -79,6 +76,7 @@ def recheck_samples(
             position=position,
             tolerance=tolerance_of(config),
             seed=(config.seed if seed is None else seed) + row,
+            fixed_batch=prepared.shapes.fixed_batch is not None,
         )
         exact.close()
         yield row, found
@@ -181,53 +179,11 @@ def _converted(
 
 def _own_blocks(
     prepared: Prepared, plan: Mapping[str, Any], row: int, selected: Tensor | None, *, batch: tuple[int, int]
-) -> Iterator[tuple[_AsRun, int]]:
+) -> Iterator[tuple[AsRun, int]]:
     """The batch of the run that holds ``row``, once for each way its forward pass may have rounded."""
     start, stop = batch
     x, extra = _batch(prepared, start, stop, prepared.shapes.fixed_batch or 0)
-    for batched, copies in _ways(plan):
-        block = _linearized(prepared.network, x, extra, selected)
-        recurrent = prepared.network.recurrent and plan["method"] == "forward"
-        yield _AsRun(block, batched=batched, copies=copies, recurrent=recurrent), row - start
-        block.close()
-
-
-def _ways(plan: Mapping[str, Any]) -> list[tuple[bool, int]]:
-    """Whether only kernels with batching rules serve, and how many copies of the block; likeliest first."""
-    links = (plan.get("factored") or {}).get("links", ())
-    copies = [link["reverse_chunk"] for link in links if link["reverse_method"] == "replicate"]
-    if plan["method"] == "replicate":
-        copies = [plan["chunk_size"]]
-    ways = [] if plan["method"] in PLAIN_METHODS else [(True, 1)]
-    return list(dict.fromkeys([*((False, int(n)) for n in copies), *ways, (False, 1)]))
-
-
-class _AsRun:
-    """Plain reverse passes whose forward pass rounds as the method's own did, so that kinks fall alike.
-
-    ``replicate`` runs the model on ``copies`` copies of every sample, and row i comes from copy
-    ``i % copies``: a cotangent u pulls back as the sum over the copies c of the parts of u at c,
-    ``c + copies``, ...  Batched methods (``batched``) take the kernels that have batching rules.
-    """
-
-    def __init__(self, block: Linearized, *, batched: bool, copies: int, recurrent: bool) -> None:
-        self.batch, self.n_out, self.n_in = block.batch, block.n_out, block.n_in
-        self.dtype, self.device = block.dtype, block.device
-        self._copies = min(copies, self.n_out)
-        self._passes: Callable[[], AbstractContextManager[None]] = nullcontext
-        if batched:
-            self._passes = partial(batched_pass, recurrent=recurrent)
-        repeated = torch.arange(self.batch, device=self.device).repeat(self._copies)
-        self._block = block if self._copies == 1 else block.at(repeated)
-
-    @property
-    def outputs(self) -> Tensor:
-        return self._block.outputs[: self.batch]
-
-    def pull(self, cotangents: Tensor) -> Tensor:
-        copy_of = torch.arange(self.n_out, device=self.device) % self._copies
-        mine = copy_of == torch.arange(self._copies, device=self.device)[:, None]  # (copies, n_out)
-        spread = (cotangents * mine[:, None, :]).reshape(-1, self.n_out)
-        with self._passes():
-            gradients = self._block.pull(spread)
-        return gradients.reshape(self._copies, self.batch, self.n_in).sum(0)
+    block = _linearized(prepared.network, x, extra, selected)
+    for passes in as_run(block, plan, recurrent=prepared.network.recurrent):
+        yield passes, row - start
+        passes.close()

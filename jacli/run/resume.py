@@ -31,6 +31,9 @@ from jacli.store.batches import first_damage
 _FREE = (*CHANGES_NO_NUMBER, "device")
 """Options that may differ from the run's beginning; of the device its kind is compared."""
 
+_GOES_ON = (("method", "auto"),)
+"""Values that finish a run begun with another one: `auto` follows the plan of the unfinished file."""
+
 _HASHED = ("model", "arch", "inputs", "labels")
 """Options that are compared by the content of what they name, which may have moved."""
 
@@ -116,7 +119,7 @@ class Unfinished:
         return [
             f"--{name.replace('_', '-')} was {_shown(before.get(name))}, is {_shown(now[name])}"
             for name in compared
-            if before.get(name) != now[name]
+            if before.get(name) != now[name] and (name, now[name]) not in _GOES_ON
         ]
 
     def check_model(self, prepared: Prepared) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from jacli.config import RunConfig
+from jacli.linear_map import Matrices
 from jacli.network import (
     CutLinearized,
     CutNetwork,
@@ -82,6 +83,23 @@ class Task:
         """
         x, extra, _ = self.points(0, 1)
         return trace_network(self.network, x, extra)
+
+
+@dataclass(frozen=True)
+class ComputedBlock:
+    """Jacobians of some consecutive samples.
+
+    Attributes:
+        start: First sample.
+        count: Samples; the linearisation and the matrices may have more, where the batch was padded.
+        linearization: The network there: outputs, selected outputs.
+        matrices: ``(>= count, n_out, n_in)``, written where they were to be placed.
+    """
+
+    start: int
+    count: int
+    linearization: Linearized
+    matrices: Matrices
 
 
 def program_of(traced: TracedNetwork) -> Program:

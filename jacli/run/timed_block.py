@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jacli.agreement import relative_errors
 from jacli.linear_map import Block, DenseMap, Matrices
 from jacli.matrix_product import product
 from jacli.methods import checked_blocks, factors_of, load_method
@@ -119,10 +120,7 @@ class RowsInFloat64:
         matrices = computed.matrices.samples(0, count)
         found = matrices.rows(index.to(computed.linearization.device))[..., : computed.n_columns].double()
         expected = self._expected(index.tolist())[:count, :, : computed.n_columns]
-        neither = ~torch.isfinite(found) & ~torch.isfinite(expected)
-        gap = (found - expected).masked_fill(neither, 0).nan_to_num(nan=torch.inf, posinf=torch.inf)
-        norm = expected.nan_to_num(0, 0, 0).flatten(1).norm(dim=1)
-        return torch.where(gap.flatten(1).any(1), gap.flatten(1).norm(dim=1) / norm, 0.0)
+        return relative_errors(found, expected)
 
     def _expected(self, index: Sequence[int]) -> Tensor:
         """Rows ``index`` of the first samples, ``(samples, k, n_in)``."""

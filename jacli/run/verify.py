@@ -72,10 +72,19 @@ class Verification:
         return tuple(sample.sample_index for sample in self.samples if sample.found.failed)
 
     @property
-    def worst_error(self) -> float:
-        """Of samples away from kinks; of all where there are no others."""
-        away = [s.found.error for s in self.samples if not s.found.near_kink]
-        return max(away or [s.found.error for s in self.samples])
+    def worst_error(self) -> float | None:
+        """Of samples away from kinks; None where there are no others."""
+        return max((s.found.error for s in self.samples if not s.found.near_kink), default=None)
+
+    @property
+    def at_kinks(self) -> tuple[int, ...]:
+        """Positions in INPUTS of the samples at a kink, which `worst_error` leaves out."""
+        return tuple(s.sample_index for s in self.samples if s.found.near_kink)
+
+    @property
+    def worst_at_kinks(self) -> float | None:
+        """The largest difference of a sample at a kink from the reference; None where there is none."""
+        return max((s.found.error for s in self.samples if s.found.near_kink), default=None)
 
     @property
     def dtype(self) -> str:
@@ -89,6 +98,8 @@ class Verification:
             "tolerance": self.tolerance,
             "verified_dtype": self.dtype,
             "worst_error": _json_number(self.worst_error),
+            "at_kinks": list(self.at_kinks),
+            "worst_error_at_kinks": _json_number(self.worst_at_kinks),
             "failed": list(self.failed),
             "samples": [
                 {
@@ -105,8 +116,8 @@ class Verification:
         }
 
 
-def _json_number(value: float) -> float | str:
-    return value if math.isfinite(value) else "Infinity"
+def _json_number(value: float | None) -> float | str | None:
+    return value if value is None or math.isfinite(value) else "Infinity"
 
 
 def verify(

@@ -1,22 +1,26 @@
-"""Trust: a probe before the run, a check of its first block, a recheck; always through the original model."""
+"""Trust: a probe before the run, checks of its batches, a recheck; always through the original model."""
 
-from jacli.verify.alone import block_failure, check_alone
-from jacli.verify.probe import BATCH_SIZES, Probed, probe
+from jacli.verify.independence import batch_failure, check_batch
+from jacli.verify.probe import BATCH_SIZES, CROSS_SAMPLE_LIMIT, Probed, mixing_error, probe
 from jacli.verify.recheck import Rechecked, StoredProducts, StoredSample, recheck, recheck_tolerance
-from jacli.verify.rows import cotangent_error, row_error, row_tolerance
+from jacli.verify.rows import batch_errors, cotangent_error, row_error, row_tolerance, transpose_error
 
 __all__ = [
     "BATCH_SIZES",
+    "CROSS_SAMPLE_LIMIT",
     "Probed",
     "Rechecked",
     "StoredProducts",
     "StoredSample",
-    "block_failure",
-    "check_alone",
+    "batch_errors",
+    "batch_failure",
+    "check_batch",
     "cotangent_error",
+    "mixing_error",
     "probe",
     "recheck",
     "recheck_tolerance",
     "row_error",
     "row_tolerance",
+    "transpose_error",
 ]

@@ -55,7 +55,7 @@ def test_a_profile_counts_the_products(name: str, vectors: int, device: torch.de
 
 def test_a_quick_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str], device: torch.device) -> None:
     tables = tmp_path / "results.md"
-    arguments = ["--quick", "--rounds", "1", "--only", "lenet", "--top", "3", "--markdown", str(tables)]
+    arguments = ["--quick", "--rounds", "1", "--only", "lenet", "--top", "8", "--markdown", str(tables)]
     assert adjoint.main(arguments) == 0
     text = tables.read_text()
     assert text.count("| lenet, 4 x 10 cotangents |") == len(precisions_of(device, torch.float32))

@@ -20,6 +20,7 @@ from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_tw
 from jacli.run import recheck, stored
 from jacli.run.prepare import prepare
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
+from jacli.run.repeated import AsRun, ways
 from jacli.run.verify import verify
 from jacli.store import ResultLayout, ResultWriter, open_results
 from tests.store.layouts import random_block
@@ -413,16 +414,16 @@ def test_copies_of_a_block_pull_back_as_the_block(copies: int) -> None:
     network = TensorNetwork.of_module(frozen_twin(Convolution()))
     block = Linearized(network, torch.randn(2, *INPUT), {})
     u = torch.randn(2, N)
-    repeated = recheck._AsRun(block, batched=copies > 3, copies=copies, recurrent=False)
+    repeated = AsRun(block, batched=copies > 3, copies=copies, recurrent=False)
     torch.testing.assert_close(repeated.pull(u), block.pull(u))
     torch.testing.assert_close(repeated.outputs, block.outputs)
 
 
 def test_ways_in_which_a_run_may_have_rounded() -> None:
     plain, batched = (False, 1), (True, 1)
-    assert recheck._ways({"method": "loop", "chunk_size": 1}) == [plain]
-    assert recheck._ways({"method": "vmap", "chunk_size": 8}) == [batched, plain]
-    assert recheck._ways({"method": "replicate", "chunk_size": 8}) == [(False, 8), plain]
+    assert ways({"method": "loop", "chunk_size": 1}) == [plain]
+    assert ways({"method": "vmap", "chunk_size": 8}) == [batched, plain]
+    assert ways({"method": "replicate", "chunk_size": 8}) == [(False, 8), plain]
     links = [{"reverse_method": name, "reverse_chunk": 4} for name in ("replicate", "vmap", "replicate")]
     factored = {"method": "factored", "chunk_size": 8, "factored": {"links": links}}
-    assert recheck._ways(factored) == [(False, 4), batched, plain]
+    assert ways(factored) == [(False, 4), batched, plain]

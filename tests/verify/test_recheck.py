@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.verify import StoredProducts, StoredSample, recheck, recheck_tolerance
-from jacli.verify.recheck import N_PROBES, N_ROWS
+from jacli.verify.recheck import N_NEARBY, N_PROBES, N_ROWS
 from tests.cases import CASES, build
 
 SEEDS = range(12)
@@ -407,3 +407,105 @@ def test_tolerances() -> None:
     assert recheck_tolerance("float32", "float16") == pytest.approx(1.1e-3)
     assert recheck_tolerance("float32", "float32", "tf32") == pytest.approx(1e-2, rel=0.02)
     assert recheck_tolerance("float64", "float16", "bf16") == pytest.approx(5.1e-2)
+
+
+class Placed(nn.Module):
+    """Smooth; what a row gives depends on its place in larger batches."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.linear, self.how = nn.Linear(6, 12), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = torch.arange(len(x))[:, None]
+        y = torch.tanh(self.linear(x))
+        if len(x) > N_NEARBY and self.how == "outputs":
+            y = y * (1 + rows % 2)
+        if len(x) > N_NEARBY and self.how == "gradients":
+            y = y + torch.where(rows % 2 == 1, y - y.detach(), 0.0)
+        if len(x) > N_NEARBY and self.how == "at a kink of a neighbour":
+            y = y + torch.relu(x.roll(1, 0)[:, :1])
+        return y
+
+
+@pytest.mark.parametrize("how", ["outputs", "gradients", "at a kink of a neighbour"])
+def test_what_a_batch_does_to_a_sample_is_no_kink(how: str) -> None:
+    """Plain passes in the run's own batch agree with the result; nothing jumps near the sample."""
+    module, x = Placed(how), torch.randn(20, 6)
+    run = linearized(module, x)
+    reference = linearized(frozen_twin(module).double(), x[:2].double())
+    assert recheck(
+        sample_of(jacobian_alone(run, 0), run.outputs[0]), reference, lambda: [(run, 0)],
+        position=0, tolerance=1e-4, seed=0,
+    ).failed == (how == "at a kink of a neighbour")  # fmt: skip
+    found = recheck(
+        sample_of(jacobian_alone(run, 1), run.outputs[1]),
+        reference,
+        lambda: [(run, 1)],
+        position=1,
+        tolerance=1e-4,
+        seed=0,
+    )
+    assert found.failed
+    assert not found.near_kink
+
+
+KINKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "absolute value": torch.abs,
+    "hard tanh": lambda y: nn.functional.hardtanh(y, -1, 0),
+    "pool": lambda y: nn.functional.max_pool1d(torch.cat([y, 0 * y], 1).reshape(-1, 2, 9).mT, 2).squeeze(2),
+    "maximum": lambda y: torch.maximum(y, 0 * y),
+    "sort": lambda y: y.sort(1).values,
+}
+
+
+class Kinked(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.top, self.kind = nn.Linear(40, 9), nn.Linear(9, 12), kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.top(KINKS[self.kind](self.first(x)))
+
+
+@pytest.mark.parametrize("kind", KINKS)
+def test_kinks_of_every_kind_are_seen(kind: str) -> None:
+    """Sums of rounding noise at one unit (at two, for a sort): the derivative is another in float64."""
+    kinks = 0
+    for seed in range(60):
+        torch.manual_seed(seed)
+        module, x = Kinked(kind), torch.randn(2, 40)
+        with torch.no_grad():
+            before = module.first(x)[0]
+            module.first.bias[4] -= before[4] - (before[5] if kind == "sort" else 0.0)
+        run = linearized(module, x)
+        reference = linearized(frozen_twin(module).double(), x.double())
+        dense = jacobian(run, 0)
+        options = {"position": 0, "tolerance": 1e-4, "seed": seed}
+        found = recheck(sample_of(dense, run.outputs[0]), reference, lambda r=run: [(r, 0)], **options)
+        assert not found.failed
+        kinks += found.near_kink
+    assert kinks >= 5
+
+
+def test_outputs_that_differ_are_excused_by_no_kink() -> None:
+    module, x = at_a_tie()
+    run = linearized(module, x)
+    reference = linearized(frozen_twin(module).double(), x.double())
+
+    class Shifted:
+        """The run's own passes, which agree with the shifted outputs too."""
+
+        def __getattr__(self, name: str):
+            return getattr(run, name)
+
+        @property
+        def outputs(self) -> Tensor:
+            return run.outputs + 0.01
+
+    stored = sample_of(jacobian(run, 0), run.outputs[0] + 0.01)
+    found = recheck(stored, reference, lambda: [(Shifted(), 0)], position=0, tolerance=1e-4, seed=0)
+    assert found.failed
+    assert not found.near_kink

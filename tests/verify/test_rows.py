@@ -5,7 +5,7 @@ import torch
 
 from jacli.linear_map import DenseMap, FactoredMap
 from jacli.network import Linearized, TensorNetwork, frozen_twin
-from jacli.verify import cotangent_error, row_error, row_tolerance
+from jacli.verify import batch_errors, cotangent_error, row_error, row_tolerance, transpose_error
 from tests.cases import build
 from tests.reference import reference_jacobian
 
@@ -76,3 +76,109 @@ def test_rows_that_are_not_finite_in_both_agree():
     dense = linearization.vjp(torch.eye(4)[:, None].expand(4, 2, 4)).transpose(0, 1)
     assert not torch.isfinite(dense).all()
     assert row_error(linearization, DenseMap(dense), seed=0) == 0
+
+
+CHECKS = {
+    "rows": row_error,
+    "cotangent": cotangent_error,
+    "batch": lambda *arguments, seed: batch_errors(*arguments, seed=seed)[0],
+}
+
+
+class Wide(torch.nn.Module):
+    """198 outputs; with ``root`` one of them has an infinite slope where the first input is zero."""
+
+    def __init__(self, root: bool) -> None:
+        super().__init__()
+        self.linear, self.root = torch.nn.Linear(6, 198), root
+
+    def forward(self, x):
+        y = torch.tanh(self.linear(x))
+        return torch.cat([y[:, 1:], x[:, :1].abs().sqrt()], 1) if self.root else y
+
+
+def wide(*, root: bool, batch: int = 9) -> tuple[Linearized, torch.Tensor]:
+    torch.manual_seed(2)
+    module, x = Wide(root).double(), torch.randn(batch, 6, dtype=torch.float64)
+    x[3, 0] = 0.0 if root else 1.0
+    linearization = Linearized(TensorNetwork.of_module(frozen_twin(module)), x, {})
+    rows = [linearization.pull(torch.eye(198, dtype=torch.float64)[i].expand(batch, -1)) for i in range(198)]
+    return linearization, torch.stack(rows, 1)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_sample_that_is_not_finite_hides_no_other(check):
+    linearization, dense = wide(root=True)
+    assert not torch.isfinite(dense[3]).all() and torch.isfinite(dense[4:]).all()
+    tolerance = row_tolerance(dense.dtype)
+    for seed in range(10):
+        assert CHECKS[check](linearization, DenseMap(dense), seed=seed) <= tolerance
+        halved = dense * 0.5
+        assert not CHECKS[check](linearization, DenseMap(halved), seed=seed) <= tolerance
+
+
+@pytest.mark.parametrize("check", ["rows", "cotangent"])
+def test_a_method_that_is_finite_where_plain_passes_are_not_differs(check):
+    linearization, dense = wide(root=True)
+    claimed = DenseMap(dense.nan_to_num(0, 0, 0))
+    assert CHECKS[check](linearization, claimed, seed=0) == torch.inf
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("wrong", [[7], [0, 197], [20, 21, 22]])
+def test_few_wrong_rows_of_many_are_found(check, wrong):
+    linearization, dense = wide(root=False)
+    dense[:, wrong] *= 0.16
+    for seed in range(40):
+        assert CHECKS[check](linearization, DenseMap(dense), seed=seed) > row_tolerance(dense.dtype)
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_matrices_of_the_first_samples_of_a_padded_batch(check):
+    linearization, dense = wide(root=False)
+    assert CHECKS[check](linearization, DenseMap(dense[:5]), seed=1) < 1e-12
+    assert CHECKS[check](linearization, DenseMap(dense[1:6]), seed=1) > 0.1
+
+
+class Leaky(torch.nn.Module):
+    """Its gradients cross from a sample to its neighbour, or to all others, its outputs do not."""
+
+    def __init__(self, share: float, *, neighbour: bool) -> None:
+        super().__init__()
+        self.linear, self.share, self.neighbour = torch.nn.Linear(6, 11).double(), share, neighbour
+
+    def forward(self, x):
+        other = x.roll(1, 0) if self.neighbour else x.mean(0)
+        return self.linear(x + self.share * (other - other.detach()))
+
+
+@pytest.mark.parametrize("share", [1.0, 1e-3])
+@pytest.mark.parametrize("neighbour", [True, False])
+@pytest.mark.parametrize("batch", [2, 3, 16])
+def test_gradients_that_cross_between_samples_are_found(share, neighbour, batch):
+    module = Leaky(share, neighbour=neighbour)
+    linearization = Linearized(
+        TensorNetwork.of_module(module), torch.randn(batch, 6, dtype=torch.float64), {}
+    )
+    rows = [linearization.pull(torch.eye(11).double()[i].expand(batch, -1)) for i in range(11)]
+    matrices = DenseMap(torch.stack(rows, 1))  # as loop has them: with what crosses
+    for seed in range(10):
+        error, crossed = batch_errors(linearization, matrices, seed=seed)
+        assert error > row_tolerance(torch.float64) or crossed > 1e-6
+    if not neighbour:
+        assert crossed > 1e-6
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.001])
+def test_forward_mode_is_the_transpose_of_reverse_passes(factor, honest):
+    linearization, _ = honest
+    assert transpose_error(linearization, seed=0) < 1e-12
+
+    class Scaled(Linearized):
+        def jvp(self, tangents):
+            return factor * super().jvp(tangents)
+
+    module, x, _ = build("conv_relu", torch.float64)
+    scaled = Scaled(TensorNetwork.of_module(frozen_twin(module)), x, {})
+    for seed in range(5):
+        assert transpose_error(scaled, seed=seed) > row_tolerance(torch.float64)

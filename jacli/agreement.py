@@ -1,0 +1,76 @@
+"""Relative errors that neither NaN nor infinity can slip past: the one place where results are compared.
+
+A guard reads ``not error <= tolerance``; the errors given here are never NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SMALLEST = 1e-300
+"""Sizes below count as zero: a difference there is infinitely far in practice."""
+
+
+def gaps(found: Tensor, reference: Tensor) -> Tensor:
+    """``|found - reference|``, entry by entry, in float64.
+
+    Two entries that are not finite agree, with a gap of 0, unless they are opposite infinities.  NaN agrees
+    with an infinity, since ``0 * inf`` is NaN in one order of multiplication and infinite in another: a
+    reverse pass gives NaN where a forward pass gives infinity.  A finite number and one that is not are
+    infinitely far apart.
+
+    Args:
+        found: Any shape.
+        reference: The same shape.
+
+    Returns:
+        That shape; finite or infinite, never NaN.
+    """
+    found, reference = (_as_real(values).double() for values in (found, reference))
+    alike = ~torch.isfinite(found) & ~torch.isfinite(reference) & (found != -reference)
+    difference = (found - reference).abs().masked_fill(alike, 0)
+    return difference.nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+def finite(values: Tensor) -> Tensor:
+    """The values in float64 with zeros in place of those that are not finite."""
+    values = _as_real(values).double()
+    return values.masked_fill(~torch.isfinite(values), 0)
+
+
+def norms(values: Tensor) -> Tensor:
+    """2-norm per sample, ``(batch, ...) -> (batch,)``, scaled so that no square leaves float64's range."""
+    flat = values.reshape(len(values), -1)
+    if flat.shape[1] == 0:
+        return flat.new_zeros(len(flat), dtype=torch.float64)
+    largest = flat.abs().amax(1)
+    unit = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
+    scaled: Tensor = torch.linalg.vector_norm(flat / unit[:, None], dim=1)
+    return unit * scaled
+
+
+def ratios(gap: Tensor, size: Tensor) -> Tensor:
+    """``gap / size``; 0 where the gap is 0, whatever the size.  Sizes that are not finite count as 0."""
+    return torch.where(gap > 0, gap / finite(size).clamp(min=_SMALLEST), 0.0)
+
+
+def relative_errors(found: Tensor, reference: Tensor, *, scale: Tensor | None = None) -> Tensor:
+    """2-norm of the difference per sample, relative to the reference's or to ``scale`` where that is larger.
+
+    Args:
+        found: ``(batch, ...)``.
+        reference: The same shape; entries that are not finite do not count for its norm.
+        scale: ``(batch,)``: numbers that are small by cancellation are not held to their own size.
+
+    Returns:
+        ``(batch,)``, float64; infinite where one of the two is not finite and the other is (see `gaps`).
+    """
+    size = norms(finite(reference))
+    if scale is not None:
+        size = torch.maximum(size, finite(scale))
+    return ratios(norms(gaps(found, reference)), size)
+
+
+def _as_real(values: Tensor) -> Tensor:
+    return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values

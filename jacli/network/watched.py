@@ -1,0 +1,77 @@
+"""What a forward pass does beside its result: does it read values, does it compute in half precision?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_aten = torch.ops.aten
+_READING = frozenset((_aten._local_scalar_dense.default, _aten.is_nonzero.default, _aten.equal.default))
+_LEAVING = frozenset((Tensor.numpy, Tensor.tolist, Tensor.__array__))
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What was seen.
+
+    Attributes:
+        reads_values: A tensor became a Python number, on which control flow may depend (``if x.sum() > 0``).
+        half: ``float16`` or ``bfloat16`` where an operation gave such a tensor (autocast, half layers),
+            else None.
+    """
+
+    reads_values: bool
+    half: str | None
+
+
+def watch(run: Callable[[], object]) -> Watched:
+    """Run something and report which operations it used.
+
+    An ``item()`` of TorchScript and of an exported program is seen as well; a value that leaves torch by
+    a pointer is not.
+
+    Cost: the run, and some microseconds per operation.
+    """
+    operations = _Operations()
+    with operations, _Leaving(operations):
+        run()
+    return Watched(operations.reads, operations.half)
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.reads = False
+        self.half: str | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.reads |= func in _READING
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor) and value.dtype in _HALVES:
+                self.half = str(value.dtype).removeprefix("torch.")
+        return result
+
+
+class _Leaving(TorchFunctionMode):
+    """Notices calls that hand values to Python or NumPy without an operation."""
+
+    def __init__(self, operations: _Operations) -> None:
+        super().__init__()
+        self._operations = operations
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[Any], args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self._operations.reads |= func in _LEAVING
+        return func(*args, **(kwargs or {}))

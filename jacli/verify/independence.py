@@ -1,0 +1,153 @@
+"""Every batch of a run: does each sample give what it gives in another order, and on its own?
+
+The probe before the run sees two samples.  This sees what comes later: samples that influence one another in
+larger batches only, outputs that depend on the row, a branch on the whole batch, state that shows
+after a while.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from jacli.agreement import finite, gaps, ratios
+from jacli.errors import ModelError, telling_line, translating
+from jacli.linear_map import Linearization
+from jacli.verify.probe import mixing_error
+
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+"""Largest gap of a number, relative to it or to the median of that output over the batch."""
+
+_SHARE_OF_LARGEST = 1e-2
+"""This part of a sample's largest output counts as size of every other: all of them round with it."""
+
+_NOISE = 8
+"""Rounding errors by which inputs are moved, to see what rounding does to a model."""
+
+_NOISE_DRAWS = 6
+
+_NOISE_ALLOWED = 16
+"""A gap counts as rounding up to this many times what the largest of these moves does."""
+
+
+def check_batch(
+    linearization: Linearization, module: nn.Module, *, seed: int, alone: int, fixed_batch: bool
+) -> None:
+    """Run a batch in another order, and some of its samples on their own; their outputs must stay.
+
+    Outputs are continuous, at a kink too, so they may differ by rounding alone, whatever the Jacobian does.
+    The order is a seeded cycle through all places.  What depends on a sample's place alone is therefore
+    always found: the cycle leads from each kind of place to every other.  What depends on the neighbours
+    escapes only if every affected sample keeps its own, which for one of them happens with probability
+    ``1 / (n - 1)`` in a batch of n.  What depends on the batch as a whole, whatever its order (a branch on a
+    sum), shows in a sample that is run alone: if half of the samples give another output there and k of them
+    are run, it escapes with probability ``2 ** -k``.
+
+    Args:
+        linearization: The network at the batch.
+        module: Named in the error.
+        seed: Of the order and the samples.
+        alone: How many samples are run alone.  Where the batch size is fixed, a seeded half of the batch
+            is run among copies of itself in their place, if this is not 0.
+        fixed_batch: Whether the model accepts no other batch size.
+
+    Raises:
+        ModelError: A sample's output differs by more than rounding, or the model fails on the batch.
+        MemoryError: An allocation failed.
+
+    Cost: one forward pass of the batch and ``alone`` of one sample; eight more of the batch where a gap
+    is larger than rounding usually leaves.
+    """
+    size = linearization.batch
+    if size == 1:
+        return  # it is on its own
+    generator = torch.Generator().manual_seed(seed)
+    with translating(lambda error: batch_failure(size, error)):
+        _compare(linearization, _cycle(size, generator), module, "in another order", seed)
+        if fixed_batch and alone:
+            _compare(linearization, _halved(size, generator), module, "in other company", seed)
+        elif not fixed_batch:
+            for position in torch.randperm(size, generator=generator)[:alone]:
+                _compare(linearization, position[None], module, "on its own", seed)
+
+
+def batch_failure(size: int, error: Exception) -> ModelError:
+    """What to say where the model raises an error on a batch of so many samples."""
+    return ModelError(
+        f"The model fails on a batch of {size} samples.",
+        why=f"The model says: {telling_line(error)}",
+        todo="Give the batch size that it accepts: --batch-size N.",
+    )
+
+
+def _cycle(size: int, generator: torch.Generator) -> Tensor:
+    """A random permutation that is one cycle, so that nothing keeps its place."""
+    visited = torch.randperm(size, generator=generator)
+    order = torch.empty_like(visited)
+    order[visited] = visited.roll(1)
+    return order
+
+
+def _halved(size: int, generator: torch.Generator) -> Tensor:
+    """Half of the places keep their samples, and copies of these fill the others; ``(size,)``."""
+    places = torch.randperm(size, generator=generator)
+    half = (size + 1) // 2
+    index = torch.arange(size)
+    index[places[half:]] = places[: size - half]
+    return index
+
+
+def _compare(linearization: Linearization, index: Tensor, module: nn.Module, how: str, seed: int) -> None:
+    """Hold the outputs at samples ``index`` against those of the same samples in the batch."""
+    index = index.to(linearization.device)
+    again = linearization.at(index).outputs
+    among = linearization.outputs
+    sizes = _sizes(among)[index]
+    if again.shape == sizes.shape:
+        apart = _apart(again, among[index], sizes)
+        if bool((apart <= 1).all()):
+            return
+        rounding = _of_rounding(linearization, seed)[index]
+        strays = (~(apart <= (_NOISE_ALLOWED * rounding).clamp(min=1))).nonzero().flatten().tolist()
+    else:
+        strays = [0]
+    if strays:
+        which = int(index[strays[0]])
+        others = f", and {len(strays) - 1} more do" if len(strays) > 1 else ""
+        raise mixing_error(
+            module, f"sample {which} of a batch of {linearization.batch} gives another output {how}{others}"
+        )
+
+
+def _sizes(outputs: Tensor) -> Tensor:
+    """What a gap may be by rounding, ``(batch, *output)``: see `TOLERANCE` and `_SHARE_OF_LARGEST`."""
+    values = finite(outputs).abs()
+    usual = torch.maximum(values, values.median(dim=0, keepdim=True).values)
+    largest = values.reshape(len(values), -1).amax(1).reshape(-1, *[1] * (values.dim() - 1))
+    allowed = TOLERANCE.get(outputs.dtype, TOLERANCE[torch.float32])
+    return allowed * torch.maximum(usual, _SHARE_OF_LARGEST * largest)
+
+
+def _apart(a: Tensor, b: Tensor, sizes: Tensor) -> Tensor:
+    """The largest gap of each sample in units of what is allowed, ``(batch,)``."""
+    return ratios(gaps(a, b), sizes).reshape(len(a), -1).amax(1)
+
+
+def _of_rounding(linearization: Linearization, seed: int) -> Tensor:
+    """How far noise of the size of rounding moves each sample's outputs, ``(batch,)``, as `_apart` has it.
+
+    The operation's own rounding errors are amplified as the noise is; and where they take a step of the
+    function (a rounded activation) at a tie, so does the noise.  Zero for a model that gives other outputs at
+    the same inputs: that is no rounding.
+    """
+    everyone = torch.arange(linearization.batch, device=linearization.device)
+    itself, again = (linearization.at(everyone).outputs for _ in range(2))
+    sizes = _sizes(itself)
+    if not bool((_apart(again, itself, sizes) <= 1).all()):
+        return torch.zeros(len(itself), dtype=torch.float64, device=itself.device)
+    noise = _NOISE * torch.finfo(linearization.dtype).eps
+    moved = [
+        _apart(linearization.at(everyone, noise=noise, seed=seed + draw).outputs, itself, sizes)
+        for draw in range(_NOISE_DRAWS)
+    ]
+    return torch.stack(moved).amax(0)
