@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 import warnings
-from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
 
 import jacli
-from jacli.cli import stopping
+from jacli.cli import stopping, streams
 from jacli.cli.bench import bench
 from jacli.cli.compute import compute
 from jacli.cli.doctor import doctor
@@ -25,8 +23,10 @@ from jacli.cli.verify import verify
 from jacli.errors import (
     JacliError,
     OutOfMemoryError,
+    OutputError,
     means_out_of_memory,
 )
+from jacli.printable import escape_lines
 
 app = typer.Typer(
     name="jacli",
@@ -49,7 +49,7 @@ app.command(short_help="Versions, devices, and whether a folder can take results
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"jacli {jacli.__version__}")
+        streams.show(f"jacli {jacli.__version__}")
         raise typer.Exit
 
 
@@ -68,6 +68,7 @@ def _root(
 
 def main() -> NoReturn:
     """Run the command line; every error becomes its message and its exit code."""
+    streams.guard()
     debug = "--debug" in sys.argv
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries; what a user must know, jacli says itself
@@ -85,9 +86,6 @@ def main() -> NoReturn:
         code = _report(stop.as_error())
     except MemoryError as error:
         code = _report(OutOfMemoryError("Out of memory.", why=str(error), todo="Take fewer --samples."))
-    except BrokenPipeError:  # the reader has seen enough: `jacli summarize ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception as error:
         if means_out_of_memory(error):
             todo = "Give more --memory, or fewer --samples or --classes."
@@ -99,14 +97,19 @@ def main() -> NoReturn:
             file=sys.stderr,
         )
         code = 1
-    sys.stdout.flush()
+    lost = streams.lost_output()
+    if lost is not None and not code:
+        why = f"Standard output: {lost.strerror or lost}."
+        todo = "Free space, or send it elsewhere; nothing else was left undone."
+        code = _report(OutputError("What was asked for could not be printed.", why=why, todo=todo))
     sys.exit(code)
 
 
 def _report(error: JacliError) -> int:
-    what, *rest = (part for part in (error.what, error.why, error.todo) if part)
-    with suppress(OSError):  # nobody may be listening any more; the code still says it
-        print(f"jacli: {what}", file=sys.stderr)
-        for part in rest:
-            print(f"  {part}", file=sys.stderr)
+    first, *rest = (
+        line for part in (error.what, error.why, error.todo) if part for line in escape_lines(part)
+    )
+    streams.say(f"jacli: {first}")
+    for line in rest:
+        streams.say(f"  {line}")
     return error.exit_code

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jacli.cli.options import AllowPickle, Arch, AsJson
+from jacli.cli.streams import show, show_json
 
 if TYPE_CHECKING:
     from jacli.run.verify import Verification
@@ -52,9 +53,7 @@ def verify(
             file, model=model, inputs=inputs, arch=arch, allow_pickle=allow_pickle, progress=progress, **asked
         )
     if as_json:
-        import json
-
-        typer.echo(json.dumps(found.to_dict(), indent=2))
+        show_json(found.to_dict())
     else:
         _print(found)
     if found.failed:
@@ -101,7 +100,7 @@ def _print(found: Verification) -> None:
         for sample in found.samples
     )
     print_table(Table(("sample", "error", "near_kink", "verdict"), rows, found.notes))
-    typer.echo(
+    show(
         f"worst error {found.worst_error:.1e}, tolerance {found.tolerance:.1e}, "
         f"against reverse passes in {found.dtype}"
     )

@@ -12,9 +12,9 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from jacli.errors import OutputError, UsageError
+from jacli.json_values import read_json
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ _FILE = "jobs.json"
 def read_submitted(folder: Path) -> Submitted:
     """What ``folder`` tells; nothing where there is nothing to be understood."""
     try:
-        values: Any = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        values = read_json(folder / _FILE)
         arrays = tuple(
             Array(str(a["job"]), int(a["count"]), tuple(map(str, a["arguments"]))) for a in values["arrays"]
         )

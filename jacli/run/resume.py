@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import random
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from jacli.config import CHANGES_NO_NUMBER, RunConfig
 from jacli.errors import OutputError
 from jacli.methods import load_method
 from jacli.plan import Plan
+from jacli.printable import quote
 from jacli.run.blocks import Run
 from jacli.run.choose import Choice
 from jacli.run.engine import Chosen
@@ -50,9 +50,9 @@ class Unfinished:
         self.writer = writer
         self.done = writer.committed
         self._recorded = writer.attributes
-        self._config: Mapping[str, Any] = _json(self._recorded.get("config"), dict)
-        self.plan: Mapping[str, Any] = _json(self._recorded.get("plan"), dict)
-        self.notes: list[str] = _json(self._recorded.get("notes"), list)
+        self._config: Mapping[str, Any] = self._recorded.json_object("config")
+        self.plan: Mapping[str, Any] = self._recorded.json_object("plan")
+        self.notes = self._recorded.json_texts("notes")
 
     @classmethod
     def of(cls, out: Path, config: RunConfig) -> Unfinished | None:
@@ -214,14 +214,6 @@ def _rows_not_finite(writer: ResultWriter, done: int) -> Iterator[int]:
         yield from (start + np.flatnonzero(~finite)).tolist()
 
 
-def _json(text: object, kind: type) -> Any:
-    try:
-        value = json.loads(str(text))
-    except ValueError:
-        value = None
-    return value if isinstance(value, kind) else kind()
-
-
 def _without_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of forward; those from files, which are compared by content, by name only."""
     return {
@@ -231,4 +223,4 @@ def _without_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: object) -> str:
-    return shlex.quote(value) if isinstance(value, str) else json.dumps(value)
+    return quote(value) if isinstance(value, str) else json.dumps(value)

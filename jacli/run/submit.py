@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from jacli.config import RunConfig
 from jacli.errors import ModelError, OutputError, UsageError
 from jacli.inputs import open_inputs
 from jacli.option_values import Shard
+from jacli.printable import join_words
 from jacli.run.submit_options import SlurmOptions, refuse_unprintable, resolve_submission
 from jacli.store import check_place, read_holder
 
@@ -182,7 +182,7 @@ def _notes(job: Job, before: Submitted, *, started: bool) -> list[str]:
     if started and before.arrays and before.arrays[-1].arguments != job.arguments:
         notes.append(
             "other shards were submitted with other options, and only shards of the same run can be merged; "
-            f"then it was: jacli compute {shlex.join(before.arrays[-1].arguments)}"
+            f"then it was: jacli compute {join_words(before.arrays[-1].arguments)}"
         )
     return notes
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from jacli.errors import OutputError
+from jacli.printable import quote_path
 from jacli.store.place import cannot_write, part_path
 
 RENEWED_EVERY = 15.0
@@ -165,7 +166,8 @@ class RunLock:
         return OutputError(
             f"Another process is writing {self._out}.",
             why=f"It is {holder or 'unknown'}, by {self._path.name}.",
-            todo=f"Wait for it (`jacli status {self._out}` says how far it is), or choose another -o.",
+            todo=f"Wait for it (`jacli status {quote_path(self._out)}` says how far it is), "
+            "or choose another -o.",
         )
 
     def check(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -14,7 +15,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from jacli.json_values import read_json
 from jacli.store.place import new_progress_path, progress_path
+
+STATES = ("running", "stopped", "failed")
 
 
 @dataclass(frozen=True)
@@ -82,22 +86,30 @@ def remove_progress(out: Path) -> None:
 def read_progress(out: Path) -> Progress | None:
     """What the run that writes ``out`` last said; None where there is nothing to be understood."""
     try:
-        values: Any = json.loads(progress_path(out).read_text(encoding="utf-8"))
+        values = read_json(progress_path(out))
     except (OSError, ValueError):
         return None
     return _from_json(values) if isinstance(values, Mapping) else None
 
 
 def _from_json(values: Mapping[str, Any]) -> Progress | None:
-    known = {f.name for f in fields(Progress)}
-    try:
-        found = Progress(**{name: value for name, value in values.items() if name in known})
-        numbers = (found.samples, found.done, found.done_before, found.started, found.updated)
-        if (
-            not all(isinstance(number, int | float) for number in numbers)
-            or not 0 <= found.done <= found.samples
-        ):
-            return None
-        return Progress(**{**asdict(found), "command": tuple(map(str, found.command))})
-    except TypeError:
+    """What a file says, once each of its values is of the right kind; None if one is not."""
+    known = {name: values[name] for name in (f.name for f in fields(Progress)) if name in values}
+    command = known.get("command", [])
+    if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
         return None
+    try:
+        found = Progress(**{**known, "command": tuple(command)})
+    except TypeError:  # one is not there
+        return None
+    counts, times = (found.samples, found.done, found.done_before), (found.started, found.updated)
+    texts = (found.state, found.folder, found.reason, found.shard or "")
+    sound = (
+        all(type(count) is int for count in counts)
+        and all(type(when) in (int, float) and math.isfinite(when) for when in times)
+        and all(isinstance(text, str) for text in texts)
+        and found.state in STATES
+        and 0 <= found.done <= found.samples
+        and found.done_before >= 0
+    )
+    return found if sound else None

@@ -14,6 +14,8 @@ import h5py
 import numpy as np
 
 from jacli.errors import OutputError
+from jacli.store.attributes import Attributes
+from jacli.store.guarded import DAMAGED, reading_results
 from jacli.store.lay_out import filters_of, lay_out
 from jacli.store.pieces import Rows, contiguous, pieces
 from jacli.store.place import (
@@ -31,6 +33,7 @@ from jacli.store.place import (
 )
 from jacli.store.schema import AFTERWARDS, SCHEMA, DatasetLayout, ResultLayout
 from jacli.store.sink import FileSink
+from jacli.store.sources import attributes_of
 from jacli.store.uninterrupted import UninterruptedDataset, uninterrupted
 
 _COMMIT_SHARE = 0.1
@@ -163,9 +166,10 @@ class ResultWriter:
 
     @property
     @uninterrupted()
-    def attributes(self) -> Mapping[str, object]:
+    def attributes(self) -> Attributes:
         """Root attributes; JSON stays text."""
-        return MappingProxyType(dict(self._file.attrs))
+        with reading_results(self.part, *DAMAGED):
+            return Attributes(self.part, attributes_of(self._file))
 
     @property
     @uninterrupted()
