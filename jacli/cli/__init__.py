@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import traceback
 import warnings
@@ -27,6 +29,14 @@ from jacli.errors import (
     means_out_of_memory,
 )
 from jacli.printable import escape_lines
+
+_OF_THE_SYSTEM = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+        *(errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE),
+    }
+)
+"""Errors of a path or its disk, and not of jacli."""
 
 app = typer.Typer(
     name="jacli",
@@ -87,22 +97,30 @@ def main() -> NoReturn:
     except MemoryError as error:
         code = _report(OutOfMemoryError("Out of memory.", why=str(error), todo="Take fewer --samples."))
     except Exception as error:
-        if means_out_of_memory(error):
-            todo = "Give more --memory, or fewer --samples or --classes."
-            sys.exit(_report(OutOfMemoryError("Out of memory.", why=str(error).splitlines()[0], todo=todo)))
-        traceback.print_exc()
-        print(
-            f"\nThis is a defect of jacli {jacli.__version__}. "
-            "Please report it with the command and the text above.",
-            file=sys.stderr,
-        )
-        code = 1
+        code = _report_unforeseen(error)
     lost = streams.lost_output()
     if lost is not None and not code:
         why = f"Standard output: {lost.strerror or lost}."
         todo = "Free space, or send it elsewhere; nothing else was left undone."
         code = _report(OutputError("What was asked for could not be printed.", why=why, todo=todo))
     sys.exit(code)
+
+
+def _report_unforeseen(error: Exception) -> int:
+    """Errors that no part of jacli foresaw: of memory, of a disk or folder, or a defect."""
+    if means_out_of_memory(error):
+        todo = "Give more --memory, or fewer --samples or --classes."
+        return _report(OutOfMemoryError("Out of memory.", why=str(error).partition("\n")[0], todo=todo))
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM and error.filename is not None:
+        what = f"{os.fsdecode(error.filename)} cannot be used."
+        return _report(OutputError(what, why=f"{error.strerror}.", todo="Check that path and its disk."))
+    traceback.print_exc()
+    print(
+        f"\nThis is a defect of jacli {jacli.__version__}. "
+        "Please report it with the command and the text above.",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def _report(error: JacliError) -> int:

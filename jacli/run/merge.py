@@ -105,6 +105,7 @@ def merge(
         check_samples(whole, shards)
         notes = check_same_run(shards)
         if virtual:
+            _refuse_names(shards)
             notes += _open_files_note(count)
         attributes = _attributes(target, shards, notes, command)
         write_merged(target, shards, attributes, virtual=virtual, overwrite=overwrite, progress=progress)
@@ -179,6 +180,19 @@ def _refuse_unfinished(out: Path, states: Sequence[FileStatus]) -> None:
         why=f"{listed[0].upper()}{listed[1:]}.",
         todo=todo,
     )
+
+
+def _refuse_names(shards: Sequence[ShardFile]) -> None:
+    """An index names its shards in HDF5, whose readers take no name that is not UTF-8."""
+    for shard in shards:
+        try:
+            os.fsencode(shard.path.name).decode("utf-8")
+        except UnicodeDecodeError:
+            raise UsageError(
+                f"An index cannot name {shard.path}.",
+                why="That name is no UTF-8, and HDF5 knows no other.",
+                todo="Merge with --copy, or rename the shards.",
+            ) from None
 
 
 def _open_files_note(count: int) -> list[str]:

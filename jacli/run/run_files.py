@@ -6,6 +6,7 @@ Told by the small files beside an unfinished result, which is itself never opene
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -99,10 +100,10 @@ def look_at(path: Path, shard: Shard | None = None, *, counted: bool = True) -> 
     """
     # The lock goes last when a run ends: who has no holder has its final name by now.
     holder, progress = read_holder(path), read_progress(path)
-    if holder is None and path.exists():
+    if holder is None and os.path.exists(path):
         return _finished(path, shard) if counted else FileStatus(path, shard, "complete")
     if progress is None:
-        begun = holder is not None or part_path(path).exists()
+        begun = holder is not None or os.path.exists(part_path(path))
         state = "waiting" if holder is not None else "killed" if begun else "missing"
         return FileStatus(path, shard, state, where=str(holder or ""))
     state = progress.state

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jacli.cluster import name_of_shard, shard_rows, shards_beside
+from jacli.content import why_unseen
 from jacli.errors import ResultsError, UsageError
 from jacli.option_values import Shard
 from jacli.printable import as_argument
@@ -200,7 +201,7 @@ def _in_shards(
 ) -> RunStatus:
     """Some shards of a run, or all of them."""
     if all(file.state == "complete" for file in every):
-        merge = () if out.exists() else (str(RunCommand(("jacli", "merge", as_argument(out)))),)
+        merge = () if os.path.exists(out) else (str(RunCommand(("jacli", "merge", as_argument(out)))),)
         return RunStatus(out, tuple(files), merge, estimated=estimated)
     return replace(_with_next(out, files, command_of_another(out, every)), estimated=estimated)
 
@@ -216,6 +217,6 @@ def _refuse_nothing(files: Sequence[FileStatus], path: Path) -> None:
     if all(file.state == "missing" for file in files):
         raise ResultsError(
             f"There is nothing of the name {path}.",
-            why="Neither a result, nor an unfinished one, nor shards of one.",
+            why=why_unseen(path) or "Neither a result, nor an unfinished one, nor shards of one.",
             todo="Check the path; a run writes to its -o, and that is out.h5 if it is not said.",
         )

@@ -22,6 +22,7 @@ from jacli.cluster.queue import (
 )
 from jacli.cluster.slurm import Job, render_array, render_merge
 from jacli.config import RunConfig
+from jacli.content import why_unseen
 from jacli.errors import ModelError, OutputError, UsageError
 from jacli.inputs import open_inputs
 from jacli.option_values import Shard
@@ -97,10 +98,11 @@ def plan_submission(flags: Mapping[str, Any]) -> Submission:
 
 def _check_model_and_inputs(config: RunConfig, asked: SlurmOptions) -> None:
     """What every task would fail at, told at once."""
-    if not Path(config.model).exists() and ":" not in config.model:
+    if not os.path.exists(config.model) and ":" not in config.model:
         raise ModelError(
             f"There is no file {config.model}.",
-            why="Nor is it an architecture's name, which has a colon (torchvision:resnet18).",
+            why=why_unseen(config.model)
+            or "Nor is it an architecture's name, which has a colon (torchvision:resnet18).",
             todo="Check the path.",
         )
     with open_inputs(

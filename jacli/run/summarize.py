@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jacli import summary
-from jacli.content import MAX_EXPANSION
+from jacli.content import MAX_EXPANSION, why_unseen
 from jacli.errors import ResultsError, UsageError
 from jacli.hdf5_guard import examine_hdf5
 from jacli.store.guarded import open_guarded
@@ -370,9 +370,9 @@ def _nothing_there(file: h5py.File, path: Path) -> ResultsError:
 
 
 def _unreadable(path: Path, error: OSError) -> ResultsError:
-    if not path.exists():
-        what, why, todo = "cannot be read", "It does not exist.", "Check the path."
-        if path.with_name(path.name + ".part").exists():
+    if not os.path.exists(path):
+        what, why, todo = "cannot be read", why_unseen(path) or "It does not exist.", "Check the path."
+        if os.path.exists(f"{path}.part"):
             todo = "The run that writes it is not finished: wait for it."
     elif path.is_dir():
         what, why = "is a folder", "Results are files."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,7 +149,7 @@ def verify(
                 todo="Copy it again, or compute it again.",
             )
         _check_model(config, results, given)
-        if not config.inputs.startswith(RANDOM_PREFIX) and not Path(config.inputs).exists():
+        if not config.inputs.startswith(RANDOM_PREFIX) and not os.path.exists(config.inputs):
             raise _gone(InputsError, config.inputs, "inputs", given)
         prepared = prepare(config)
         with prepared.source:
@@ -193,7 +194,7 @@ def _check_model(config: RunConfig, results: Results, given: Mapping[str, Any]) 
     if recorded is None:
         return
     path = Path(config.model)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise _gone(ModelError, config.model, "model", given)
     if sha256_of(path) != recorded:
         raise ModelError(

@@ -24,6 +24,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from jacli.errors import OutputError
+from jacli.json_values import read_json
 from jacli.printable import quote_path
 from jacli.store.place import cannot_write, part_path
 
@@ -203,9 +204,12 @@ class RunLock:
 
 def _read(path: Path) -> Holder | None:
     try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+        holder = Holder(**read_json(path))
     except (OSError, ValueError, TypeError):
         return None
+    texts, numbers = (holder.host, holder.space, holder.token), (holder.pid, holder.began, holder.restarts)
+    sound = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
+    return holder if sound and isinstance(holder.job, str | None) else None
 
 
 def _lives(path: Path, holder: Holder) -> bool:

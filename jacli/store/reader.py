@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -11,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from jacli.content import why_unseen
 from jacli.errors import ResultsError
 from jacli.store.attributes import Attributes
 from jacli.store.dimensions import is_bare_dimension
@@ -111,9 +113,10 @@ def open_results(path: str | Path) -> Results:
         ResultsError: No such file, damaged, not a jacli result, or of a schema that this version cannot read.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise ResultsError(f"{path}: {what}.", todo="Give a result file of `jacli compute`.")
+    if not os.path.isfile(path):
+        what = "is a folder" if os.path.isdir(path) else "no such file"
+        why = why_unseen(path) or ""
+        raise ResultsError(f"{path}: {what}.", why=why, todo="Give a result file of `jacli compute`.")
     try:
         file = open_guarded(path)
     except OSError as error:
