@@ -8,6 +8,7 @@ nothing else.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import json
@@ -34,6 +35,16 @@ _PLAIN = str.maketrans(
     }
 )
 """In place of characters that an encoding lacks; of all others their escape is written."""
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """How `str.encode` goes on at characters that the encoding lacks."""
+    assert isinstance(error, UnicodeEncodeError)  # as of a registered handler of `str.encode` alone
+    lacking = error.object[error.start : error.end]
+    return lacking.translate(_PLAIN).encode("ascii", "backslashreplace").decode(), error.end
+
+
+codecs.register_error("jacli.plain", _plain)
 
 _lines_kept = False
 """Whether what the command is for lies in a file, so that what it prints may get lost."""
@@ -196,10 +207,7 @@ def _without_nan(value: Any) -> Any:
 def _put(stream: TextIO, text: str) -> None:
     """All of a text, at once; where the encoding lacks a character, plain ones in its place."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    try:
-        content = text.encode(encoding)
-    except UnicodeEncodeError:
-        content = text.translate(_PLAIN).encode(encoding, "backslashreplace")
+    content = text.encode(encoding, "jacli.plain")
     try:
         descriptor = stream.fileno()
     except (OSError, AttributeError):  # a stream in memory

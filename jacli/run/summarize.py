@@ -22,7 +22,7 @@ from jacli import summary
 from jacli.content import MAX_EXPANSION, why_unseen
 from jacli.errors import ResultsError, UsageError
 from jacli.hdf5_guard import examine_hdf5
-from jacli.store.guarded import open_guarded
+from jacli.store.guarded import DAMAGED, open_guarded, reading_results
 from jacli.store.indexed import IndexedDataset, Shards
 from jacli.store.sources import as_python
 from jacli.store.structure import check_numbers, check_structure
@@ -129,12 +129,13 @@ def _summarize_open(
     output_axes: int,
     per_class: bool,
 ) -> tuple[FileSummary, list[str]]:
-    if str(file.attrs.get("schema")).startswith("jacli/"):
-        check_structure(path, file)
-    jacobian, axes = _find_jacobian(file, path, dataset, output_axes)
-    if not dataset:
-        check_numbers(path, file, (key for key in STORED if _is_dataset(file, key)))
-    stored = {} if dataset else {key: file[key] for key in STORED if _is_dataset(file, key)}
+    with reading_results(path, *DAMAGED):  # links in a circle, among others
+        if str(file.attrs.get("schema")).startswith("jacli/"):
+            check_structure(path, file)
+        jacobian, axes = _find_jacobian(file, path, dataset, output_axes)
+        if not dataset:
+            check_numbers(path, file, (key for key in STORED if _is_dataset(file, key)))
+        stored = {} if dataset else {key: file[key] for key in STORED if _is_dataset(file, key)}
     if jacobian is None and not stored:
         raise _nothing_there(file, path)
     batch = (next(iter(stored.values())) if jacobian is None else jacobian).shape[0]
