@@ -37,7 +37,10 @@ def shard_path(out: Path, shard: Shard) -> Path:
     return out.with_name(f"{out.stem}.{shard.index:05d}-of-{shard.count:05d}{out.suffix}")
 
 
-_NAME = re.compile(r"(?P<stem>.+)\.(?P<index>\d{5,})-of-(?P<count>\d{5,})(?P<suffix>\.[^.]*)?")
+_NAME = re.compile(
+    r"(?P<stem>.+)\.(?P<index>\d{5,})-of-(?P<count>\d{5,})(?P<suffix>\.[^.]*)?",
+    flags=re.DOTALL,  # a name may hold a line break
+)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from jacli.run.memory import memory_errors
 from jacli.run.prepare import Prepared
 from jacli.run.provenance import READ_BY_CONTENT
 from jacli.run.recheck import recheck_samples
+from jacli.run.recorded_plan import recorded_plan
 from jacli.store import ResultWriter, part_path, remove_part
 
 _FREE = (*CHANGES_NO_NUMBER, "device")
@@ -51,7 +52,7 @@ class Unfinished:
         self.done = writer.committed
         self._recorded = writer.attributes
         self._config: Mapping[str, Any] = self._recorded.json_object("config")
-        self.plan: Mapping[str, Any] = self._recorded.json_object("plan")
+        self.plan: Mapping[str, Any] = recorded_plan(self._recorded)
         self.notes = self._recorded.json_texts("notes")
 
     @classmethod
@@ -157,12 +158,12 @@ class Unfinished:
     def chosen(self, choice: Choice) -> Chosen:
         """The method and plan of the earlier process, as this one follows them."""
         plan = choice.plans[0]
-        error = float(self.plan.get("row_check_error", 0.0))
+        error = float(self.plan.get("row_check_error") or 0.0)
         return Chosen(
             load_method(plan.method),
             plan,
             error,
-            dict(self.plan.get("passed_over", {})),
+            dict(self.plan.get("passed_over") or {}),
             choice.graph_of(plan),
         )
 

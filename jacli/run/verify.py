@@ -20,6 +20,7 @@ from jacli.run.config_file import read_options
 from jacli.run.memory import memory_errors
 from jacli.run.prepare import Prepared, prepare
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
+from jacli.run.recorded_plan import recorded_plan
 from jacli.store import Results, open_results
 from jacli.store.guarded import reading_results
 from jacli.store.sources import sources_of
@@ -158,7 +159,7 @@ def verify(
             _check_inputs(prepared, results, rows)
             index, verified = results["sample_index"], []
             with memory_errors("rechecking"):
-                plan = results.json("plan")
+                plan = recorded_plan(results.attrs)
                 for row, found in recheck_samples(prepared, results.datasets, plan, config, rows, seed=seed):
                     verified.append(VerifiedSample(int(index[row]), found))
                     progress(len(verified), len(rows))

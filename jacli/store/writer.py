@@ -132,11 +132,12 @@ class ResultWriter:
             raise _not_continued(part, f"{str(error).splitlines()[-1]}") from error
         writer = cls(out, sink, file, overwrite=overwrite, created=False)
         try:
-            if file.attrs.get("schema") != SCHEMA or "done" not in file or "complete" not in file.attrs:
-                raise _not_continued(part, f"it has no schema {SCHEMA}")
-            done = file["done"][:] == 1
-            writer.committed = writer.written = len(done) if done.all() else int(np.argmin(done))
-            writer.overflowed = int(file["done"].attrs.get("overflowed", 0))
+            with reading_results(part, *DAMAGED):
+                if file.attrs.get("schema") != SCHEMA or "done" not in file or "complete" not in file.attrs:
+                    raise _not_continued(part, f"it has no schema {SCHEMA}")
+                done = file["done"][:] == 1
+                writer.committed = writer.written = len(done) if done.all() else int(np.argmin(done))
+                writer.overflowed = int(file["done"].attrs.get("overflowed", 0))
         except BaseException:
             writer.close()
             raise
@@ -151,7 +152,8 @@ class ResultWriter:
         """
         filters_of(layout.compress)
         for name, expected in layout.datasets().items():
-            found = self._file.get(name)
+            with reading_results(self.part, *DAMAGED):
+                found = self._file.get(name)
             if not isinstance(found, h5py.Dataset) or (found.shape, found.dtype) != (
                 expected.shape,
                 expected.dtype,
