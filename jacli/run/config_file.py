@@ -6,6 +6,7 @@ import hashlib
 import os
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from jacli.cluster import shard_of_environment, shard_path
 from jacli.config import NOT_REPEATED, RunConfig, from_options
 from jacli.content import Content, recognise_content, why_unseen
-from jacli.errors import UsageError
+from jacli.errors import ResultsError, UsageError
 from jacli.option_values import Shard
 
 
@@ -68,14 +69,14 @@ CHANGES_PLAN = (
 
 
 def _recorded_plan(path: Path) -> Mapping[str, Any] | None:
-    """The plan of a result file, to be repeated without measuring; None where there is none."""
+    """The plan of a result file, to be repeated without measuring; None for TOML, or an unreadable one."""
     if recognise_content(path) is not Content.HDF5:
         return None
-    from jacli.run.recorded_plan import recorded_plan
     from jacli.store import open_results
 
-    with open_results(path) as results:
-        return recorded_plan(results.attrs) if "plan" in results.attrs else None
+    with open_results(path) as results, suppress(ResultsError):
+        return results.json("plan")
+    return None
 
 
 def read_options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:

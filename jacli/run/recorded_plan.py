@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jacli.plan import FactoredPlan, Measured
@@ -76,6 +76,19 @@ def recorded_plan(attributes: Attributes) -> dict[str, Any]:
         ResultsError: It is not there, is no JSON, or one of its values is of another type.
     """
     plan = attributes.json_object("plan")
+    try:
+        check_plan(plan)
+    except ValueError as error:
+        raise attributes.damaged("plan", str(error)) from error
+    return plan
+
+
+def check_plan(plan: Mapping[str, Any]) -> None:
+    """Look at each value of a plan as JSON has it.
+
+    Raises:
+        ValueError: One is of another type.
+    """
     for name, is_sound in (_NEEDED | _KNOWN).items():
         value = plan.get(name)
         if value is None and name in _KNOWN:
@@ -85,5 +98,4 @@ def recorded_plan(attributes: Attributes) -> dict[str, Any]:
         except (KeyError, TypeError, ValueError, RecursionError):
             sound = False
         if not sound:
-            raise attributes.damaged("plan", f"{name} cannot be {value!r:.60}")
-    return plan
+            raise ValueError(f"its {name} cannot be {value!r:.60}")
