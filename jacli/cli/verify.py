@@ -40,7 +40,8 @@ def verify(
     """Example: jacli verify out.h5 --samples 16.
 
     Recheck stored Jacobians, norms and outputs against plain reverse passes through the model, in
-    float64 where it runs in it.  Exits with 6 where a sample differs; FILE stays as it is.
+    float64 where it runs in it, and everything stored against its checksums.  Exits with 6 where a
+    sample differs or a checksum is wrong; FILE stays as it is.
     """
     asked = _parsed(samples, tolerance, seed, device)
     from jacli.cli.progress import progress_reporter
@@ -56,6 +57,13 @@ def verify(
         show_json(found.to_dict())
     else:
         _print(found)
+    if found.damaged:
+        more = f", and {len(found.damaged) - 5} more" if len(found.damaged) > 5 else ""
+        raise UnsoundResultsError(
+            f"{file} was damaged after it was written.",
+            why=f"Checksums are wrong: {', '.join(found.damaged[:5])}{more}.",
+            todo="Copy it again from where it is whole, or compute it again.",
+        )
     if found.failed:
         listed = ", ".join(map(str, found.failed[:10])) + (" ..." if len(found.failed) > 10 else "")
         raise UnsoundResultsError(

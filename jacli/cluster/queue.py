@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jacli.errors import OutputError, UsageError
-from jacli.json_values import read_json
+from jacli.json_values import parse_json
+from jacli.own_files import read_own, replace_own
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ _FILE = "jobs.json"
 def read_submitted(folder: Path) -> Submitted:
     """What ``folder`` tells; nothing where there is nothing to be understood."""
     try:
-        values = read_json(folder / _FILE)
+        values = parse_json(read_own(folder / _FILE))
         arrays = tuple(
             Array(str(a["job"]), int(a["count"]), tuple(map(str, a["arguments"]))) for a in values["arrays"]
         )
@@ -68,8 +69,8 @@ def write_submitted(folder: Path, submitted: Submitted) -> None:
     """
     new = folder / f"{_FILE}.{os.getpid()}.new"
     try:
-        new.write_text(json.dumps(asdict(submitted), indent=1) + "\n", encoding="utf-8")
-        os.replace(new, folder / _FILE)
+        text = json.dumps(asdict(submitted), indent=1) + "\n"
+        replace_own(folder / _FILE, text.encode(), new=new)
     except OSError as error:
         raise OutputError(
             f"{folder / _FILE} cannot be written.",

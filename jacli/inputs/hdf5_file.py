@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 
 from jacli.errors import InputsError
+from jacli.hdf5_chunks import checked
 from jacli.hdf5_guard import examine_hdf5
 from jacli.inputs.source import StoredArray, choose_key
 
@@ -30,7 +31,7 @@ def load_hdf5(path: Path, key: str | None) -> StoredArray:
         if wanted is None and str(file.attrs.get("schema", "")).startswith("jacli/"):
             wanted = "inputs"
         chosen = choose_key(path, shapes, wanted)
-        dataset = file[chosen]
+        dataset = checked(file[chosen])
         return StoredArray(
             chosen,
             dataset.shape,

@@ -197,6 +197,7 @@ class _Work:
         if earlier is None:
             return Engine(run.task(), choice)
         earlier.writer.expect(run.layout(choice.plans[0]))
+        earlier.check_checksums()
         run.go_on(earlier.rows_hash(run.prepared), earlier.not_finite(run.prepared))
         earlier.check_a_sample(run, choice.plans[0])
         chosen = earlier.chosen(choice)

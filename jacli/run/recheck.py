@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from jacli.network.settings import batched_pass
 from jacli.plan import Plan
 from jacli.run.prepare import Prepared
 from jacli.run.stored import Dataset, stored_sample
+from jacli.store.batches import batch_holding
 from jacli.verify import Rechecked, recheck, recheck_tolerance
 
 PLAIN_METHODS = ("loop", "replicate")
@@ -71,7 +73,9 @@ def recheck_samples(
         found = recheck(
             stored_sample(datasets, row),
             exact,
-            partial(_own_blocks, prepared, recorded, row, selected),
+            partial(
+                _own_blocks, prepared, recorded, row, selected, batch=_own_batch(datasets, recorded, row)
+            ),
             position=position,
             tolerance=tolerance_of(config),
             seed=(config.seed if seed is None else seed) + row,
@@ -86,6 +90,19 @@ def _selected(datasets: Mapping[str, Dataset], row: int, device: torch.device) -
         return None
     classes = datasets["class_index"]
     return torch.from_numpy(classes[row] if len(classes.shape) == 2 else classes[:]).to(device)
+
+
+def _own_batch(datasets: Mapping[str, Dataset], plan: Mapping[str, Any], row: int) -> tuple[int, int]:
+    """First and one past the last row of the batch that ``row`` was computed in.
+
+    As the file records it; the plan's batch size tells it only where no batch was halved or cut short.
+    """
+    done = datasets["outputs"].shape[0]
+    if "batch_start" in datasets:
+        return batch_holding(np.asarray(datasets["batch_start"][:]), done, row)
+    size = int(plan["batch_size"])
+    start = row // size * size
+    return start, min(start + size, done)
 
 
 def _linearized(
@@ -163,12 +180,10 @@ def _converted(
 
 
 def _own_blocks(
-    prepared: Prepared, plan: Mapping[str, Any], row: int, selected: Tensor | None
+    prepared: Prepared, plan: Mapping[str, Any], row: int, selected: Tensor | None, *, batch: tuple[int, int]
 ) -> Iterator[tuple[_AsRun, int]]:
-    """The block of the run that holds ``row``, once for each way its forward pass may have rounded."""
-    size = prepared.shapes.fixed_batch or int(plan["batch_size"])
-    start = row // size * size
-    stop = min(start + size, prepared.shapes.n_samples)
+    """The batch of the run that holds ``row``, once for each way its forward pass may have rounded."""
+    start, stop = batch
     x, extra = _batch(prepared, start, stop, prepared.shapes.fixed_batch or 0)
     for batched, copies in _ways(plan):
         block = _linearized(prepared.network, x, extra, selected)

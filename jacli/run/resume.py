@@ -7,13 +7,14 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jacli.config import CHANGES_NO_NUMBER, RunConfig
-from jacli.errors import OutputError
+from jacli.errors import OutputError, ResultsError
 from jacli.methods import load_method
 from jacli.plan import Plan
 from jacli.printable import quote
@@ -25,7 +26,8 @@ from jacli.run.prepare import Prepared
 from jacli.run.provenance import READ_BY_CONTENT
 from jacli.run.recheck import recheck_samples
 from jacli.run.recorded_plan import recorded_plan
-from jacli.store import ResultWriter, part_path, remove_part
+from jacli.store import ResultWriter, open_results, part_path, remove_part
+from jacli.store.batches import first_damage
 
 _FREE = (*CHANGES_NO_NUMBER, "device")
 """Options that may differ from the run's beginning; of the device its kind is compared."""
@@ -67,19 +69,32 @@ class Unfinished:
         part = part_path(out)
         if not part.exists() or not config.resume:
             return None
+        if part.stat().st_nlink > 1 and _is_complete(part):
+            # It was killed as it got its final name, under which it has been moved since.
+            remove_part(out)
+            return None
         writer = ResultWriter.reopen(out, overwrite=config.overwrite)
         try:
             found = cls(writer)
-            if found._recorded.get("complete") and part.stat().st_nlink > 1:
-                # It was killed as it got its final name, under which it has been moved since.
-                writer.close()
-                remove_part(out)
-                return None
             found._refuse(found._other_options(config))
         except BaseException:
             writer.close()
             raise
         return found
+
+    def check_checksums(self) -> None:
+        """Read all that is finished and compare it with its checksums; much cheaper than computing it again.
+
+        Raises:
+            OutputError: It is not what was written.
+        """
+        damage = first_damage(self.writer.datasets, self.done)
+        if damage:
+            raise OutputError(
+                f"{self.writer.part} was damaged after it was written.",
+                why=f"The checksum is wrong: {damage}.",
+                todo="Check that disk, and start anew with --no-resume, which removes it.",
+            )
 
     def _refuse(self, differences: list[str]) -> None:
         if not differences:
@@ -202,6 +217,12 @@ class Unfinished:
     def not_finite(self, prepared: Prepared) -> list[int]:
         """Positions in INPUTS of the finished samples whose Jacobian or outputs are not finite."""
         return [int(prepared.source.index[row]) for row in _rows_not_finite(self.writer, self.done)]
+
+
+def _is_complete(part: Path) -> bool:
+    with suppress(ResultsError), open_results(part) as results:
+        return results.complete
+    return False
 
 
 def _rows_not_finite(writer: ResultWriter, done: int) -> Iterator[int]:

@@ -26,6 +26,7 @@ from jacli.content import why_unseen
 from jacli.errors import ModelError, OutputError, UsageError
 from jacli.inputs import open_inputs
 from jacli.option_values import Shard
+from jacli.own_files import replace_own
 from jacli.printable import join_words
 from jacli.run.submit_options import SlurmOptions, refuse_unprintable, resolve_submission
 from jacli.store import check_place, read_holder
@@ -233,7 +234,7 @@ def submit(submission: Submission) -> Handed:
 def _written(path: Path, script: str) -> Path:
     try:
         path.parent.mkdir(exist_ok=True)
-        path.write_text(script, encoding="utf-8")
+        replace_own(path, script.encode(), new=path.with_name(path.name + ".new"))
     except OSError as error:
         raise OutputError(
             f"{path} cannot be written.",

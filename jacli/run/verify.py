@@ -22,6 +22,7 @@ from jacli.run.prepare import Prepared, prepare
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
 from jacli.run.recorded_plan import recorded_plan
 from jacli.store import Results, open_results
+from jacli.store.batches import damaged_batches
 from jacli.store.guarded import reading_results
 from jacli.store.sources import sources_of
 from jacli.verify import Rechecked
@@ -58,12 +59,14 @@ class Verification:
         samples: Those rechecked.
         tolerance: Largest relative error of a right result.
         notes: What the user must be told.
+        damaged: Batches of datasets whose checksum is wrong, among all samples that are done.
     """
 
     path: str
     samples: tuple[VerifiedSample, ...]
     tolerance: float
     notes: tuple[str, ...]
+    damaged: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[int, ...]:
@@ -99,6 +102,7 @@ class Verification:
                 }
                 for sample in self.samples
             ],
+            "damaged": list(self.damaged),
             "notes": list(self.notes),
         }
 
@@ -149,12 +153,13 @@ def verify(
                 why=f"It lacks {', '.join(sorted(missing))}.",
                 todo="Copy it again, or compute it again.",
             )
+        damaged, notes = _check_checksums(results, len(done))
         _check_model(config, results, given)
         if not config.inputs.startswith(RANDOM_PREFIX) and not os.path.exists(config.inputs):
             raise _gone(InputsError, config.inputs, "inputs", given)
         prepared = prepare(config)
         with prepared.source:
-            notes = _check_what_it_is(prepared, results, len(done))
+            notes += _check_what_it_is(prepared, results, len(done))
             rows = [int(done[i]) for i in choose_rows(len(done), samples or len(done), seed)]
             _check_inputs(prepared, results, rows)
             index, verified = results["sample_index"], []
@@ -163,7 +168,7 @@ def verify(
                 for row, found in recheck_samples(prepared, results.datasets, plan, config, rows, seed=seed):
                     verified.append(VerifiedSample(int(index[row]), found))
                     progress(len(verified), len(rows))
-        return Verification(str(path), tuple(verified), tolerance_of(config), tuple(notes))
+        return Verification(str(path), tuple(verified), tolerance_of(config), tuple(notes), damaged)
 
 
 def _recorded_config(
@@ -187,6 +192,18 @@ def _recorded_config(
         options["precision"] = "ieee"
     config = from_options(options)
     return replace(config, tolerance=tolerance_of(replace(config, precision=precision)))
+
+
+def _check_checksums(results: Results, done: int) -> tuple[tuple[str, ...], list[str]]:
+    """Compare everything that is finished with its checksums: what is damaged, and notes."""
+    datasets = results.datasets
+    if "batch_start" not in datasets:
+        schema = results.attrs["schema"]
+        return (), [f"schema {schema} has no checksums: damage shows in the rechecked samples only"]
+    try:
+        return tuple(str(batch) for batch in damaged_batches(datasets, done)), []
+    except ValueError as error:
+        return (str(error),), []
 
 
 def _check_model(config: RunConfig, results: Results, given: Mapping[str, Any]) -> None:

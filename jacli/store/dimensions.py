@@ -14,13 +14,13 @@ _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
 def create_scales(file: h5py.File, datasets: Mapping[str, DatasetLayout]) -> None:
     """One scale without values for each dimension, at the root; they take no space for values."""
     sizes = {
-        name: size
+        name: (size, layout.grows)
         for layout in datasets.values()
         for name, size in zip(layout.dims, layout.shape, strict=True)
     }
-    for name, size in sizes.items():
+    for name, (size, grows) in sizes.items():
         # Big-endian float32 and the padded length are what netCDF-C itself writes.
-        scale = file.create_dataset(name, (size,), ">f4")
+        scale = file.create_dataset(name, (size,), ">f4", maxshape=(None,) if grows else None)
         scale.make_scale(f"{_NO_VARIABLE} {size:10d}")
 
 

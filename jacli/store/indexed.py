@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from jacli.errors import ResultsError
+from jacli.hdf5_chunks import CheckedDataset, checked
 from jacli.store.guarded import open_guarded
 from jacli.store.sources import Source, check_sources, path_of, sources_of
 
@@ -42,6 +43,7 @@ class IndexedDataset:
         self._sources = sources
         self._stops = np.array([source.stop for source in sources])
         self._opened: tuple[int, h5py.File] | None = None
+        self._of_shard: h5py.Dataset | CheckedDataset | None = None
         self.chunks: tuple[int, ...] | None = self._dataset(0).chunks
 
     @property
@@ -99,7 +101,8 @@ class IndexedDataset:
                     todo="Put it back, or compute it again and merge the shards again.",
                 ) from error
             self._check_fit(path, self._opened[1], self._sources[number])
-        return self._opened[1][self.name]
+            self._of_shard = checked(self._opened[1][self.name])
+        return self._of_shard
 
     def _check_fit(self, path: Path, file: h5py.File, source: Source) -> None:
         """A shard's dataset is the index's, but for the number of rows."""
@@ -125,27 +128,30 @@ class Shards:
     def __init__(self, index: Path, attributes: Mapping[str, object]) -> None:
         self._index = index
         self._attributes = attributes
-        self._made: dict[str, IndexedDataset] = {}
+        self._made: dict[str, h5py.Dataset | CheckedDataset | IndexedDataset] = {}
 
-    def dataset(self, dataset: h5py.Dataset) -> h5py.Dataset | IndexedDataset:
-        """The dataset itself, or where it is left in shards, one that reads those.
+    def dataset(self, dataset: h5py.Dataset) -> h5py.Dataset | CheckedDataset | IndexedDataset:
+        """The dataset itself, its chunks checked, or where it is left in shards, one that reads those.
 
         Raises:
             ResultsError: A shard is gone, or is another file now.
         """
+        if dataset.name in self._made:
+            return self._made[dataset.name]
         if not dataset.is_virtual or "sources" not in self._attributes:
-            return dataset
-        if not self._made:
-            check_sources(self._index, self._attributes)
-        if dataset.name not in self._made:
-            sources = sources_of(self._index, self._attributes)
-            self._made[dataset.name] = IndexedDataset(self._index, dataset, sources)
-        return self._made[dataset.name]
+            found = checked(dataset)
+        else:
+            if not any(isinstance(made, IndexedDataset) for made in self._made.values()):
+                check_sources(self._index, self._attributes)
+            found = IndexedDataset(self._index, dataset, sources_of(self._index, self._attributes))
+        self._made[dataset.name] = found
+        return found
 
     def close(self) -> None:
         """Close the shards that are open."""
         for made in self._made.values():
-            made.close()
+            if isinstance(made, IndexedDataset):
+                made.close()
 
 
 def _take(dataset: h5py.Dataset, rows: np.ndarray, rest: tuple[Any, ...]) -> np.ndarray:

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from jacli.own_files import read_own, replace_own
+
 PAGE = 4096
 """Bytes of a page."""
 
@@ -23,6 +25,8 @@ _MAGIC = b"jacli journal 1\n"
 _HEADER = struct.Struct("<16sQQQ")  # magic, size of the file, its inode, number of pages
 _PAGE_NUMBER = struct.Struct("<Q")
 _CHECK = struct.Struct("<I")
+_MAX_BYTES = 2**31
+"""Of a journal that is read; HDF5 changes far fewer pages between two commits."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,7 @@ def write_journal(part: Path, commit: Commit) -> None:
     for number, page in commit.pages.items():
         body += [_PAGE_NUMBER.pack(number), bytes(page)]
     text = b"".join(body)
-    with new.open("wb") as file:
-        file.write(text + _CHECK.pack(zlib.crc32(text)))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    replace_own(path, text + _CHECK.pack(zlib.crc32(text)), new=new, sync=True)
     sync_folder(path.parent)
 
 
@@ -77,7 +77,7 @@ def read_journal(part: Path) -> Commit | None:
         ValueError: It is no journal, or damaged.
     """
     try:
-        data = journal_path(part).read_bytes()
+        data = read_own(journal_path(part), limit=_MAX_BYTES)
     except FileNotFoundError:
         return None
     record = _PAGE_NUMBER.size + PAGE

@@ -1,15 +1,17 @@
-"""A new file's datasets, empty: what is not written reads as NaN, or 0 for whole numbers."""
+"""A new file's datasets, empty: what is not written reads as NaN, or 0 or -1 for whole numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import h5py
-import numpy as np
 
 from jacli.errors import UsageError
 from jacli.store.dimensions import attach_scales, create_scales
 from jacli.store.schema import DatasetLayout
+
+CHECKSUMMED_METADATA = ("v110", "latest")
+"""Versions of the file format: from HDF5 1.10 on every piece of metadata has a checksum of its own."""
 
 
 def lay_out(file: h5py.File, layouts: Mapping[str, DatasetLayout], filters: Mapping[str, object]) -> None:
@@ -26,9 +28,10 @@ def lay_out(file: h5py.File, layouts: Mapping[str, DatasetLayout], filters: Mapp
             name,
             layout.shape,
             layout.dtype,
+            maxshape=(None,) if layout.grows else None,
             chunks=layout.chunks,
-            fillvalue=np.nan if layout.dtype.kind == "f" else 0,
-            **(filters if layout.chunks else {}),
+            fillvalue=layout.fill_value,
+            **(filters if layout.chunks and not layout.grows else {}),
         )
         attach_scales(file, dataset, layout.dims)
         dataset.attrs["long_name"] = layout.long_name

@@ -24,7 +24,8 @@ from pathlib import Path
 from secrets import token_hex
 
 from jacli.errors import OutputError
-from jacli.json_values import read_json
+from jacli.json_values import parse_json
+from jacli.own_files import open_own, read_own
 from jacli.printable import quote_path
 from jacli.store.place import cannot_write, part_path
 
@@ -124,10 +125,11 @@ class RunLock:
     def _locked(self) -> int:
         """The lock file, open and locked: that file which the name still stands for."""
         while True:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = open_own(self._path, os.O_RDWR | os.O_CREAT)
             try:
                 self._lock(descriptor)
-                if os.fstat(descriptor).st_ino == self._path.stat().st_ino:
+                if os.fstat(descriptor).st_ino == self._path.lstat().st_ino:
+                    self._check_content(descriptor)
                     return descriptor
             except FileNotFoundError:
                 pass  # its last holder removed it between our opening and our locking
@@ -148,12 +150,21 @@ class RunLock:
             if holder is not None and _lives(self._path, holder):
                 raise self._held(holder) from None
 
+    def _check_content(self, descriptor: int) -> None:
+        """Nothing is overwritten that is no lock; after a power cut one may be empty, or zeros."""
+        if os.pread(descriptor, 4096, 0).strip(b"\0") and _read(self._path) is None:
+            raise OutputError(
+                f"{self._path} is no lock of jacli.",
+                why="A file of that name, with something else in it, is in the way; it was left as it is.",
+                todo="Move it away, or choose another name with -o.",
+            )
+
     def _take_over(self, waiting: Callable[[str], None]) -> None:
         """An earlier holder that the file names is gone; on another host that must be seen first."""
         holder = _read(self._path)
         if holder is None or holder.is_neighbour or holder.was_requeued:
             return  # its lock is free, and it was on this machine; or the batch system started the job again
-        age = _age(self._path)
+        age = max(0.0, _age(self._path))  # below zero, it says less than nothing: wait the whole time
         if age >= GONE_AFTER:
             return
         waiting(f"{holder} gave a sign of life {age:.0f} s ago: waiting {GONE_AFTER - age:.0f} s for another")
@@ -204,7 +215,7 @@ class RunLock:
 
 def _read(path: Path) -> Holder | None:
     try:
-        holder = Holder(**read_json(path))
+        holder = Holder(**parse_json(read_own(path)))
     except (OSError, ValueError, TypeError):
         return None
     texts, numbers = (holder.host, holder.space, holder.token), (holder.pid, holder.began, holder.restarts)
@@ -216,11 +227,11 @@ def _lives(path: Path, holder: Holder) -> bool:
     if holder.is_neighbour and holder.began:
         return _began(holder.pid) == holder.began
     try:
-        return _age(path) < GONE_AFTER
+        return abs(_age(path)) < GONE_AFTER  # nobody renews a lock whose time lies in the future
     except FileNotFoundError:
         return False
     except OSError:  # a folder that may only be read: by this machine's clock
-        return time.time() - path.stat().st_mtime < GONE_AFTER
+        return abs(time.time() - path.stat().st_mtime) < GONE_AFTER
 
 
 def _age(path: Path) -> float:

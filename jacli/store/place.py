@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from jacli.errors import OutputError
+from jacli.own_files import ForeignFileError
 from jacli.printable import quote_path
 from jacli.store.journal import journal_path, new_journal_path, sync_folder
 from jacli.store.schema import ResultLayout, bytes_on_disk
@@ -197,12 +198,11 @@ def rename_to_new(old: Path, new: Path) -> None:
 
 def cannot_write(out: Path, error: OSError) -> OutputError:
     """What to tell of a place that the system does not let be written."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    todo = (
-        "Free space, or write elsewhere with -o."
-        if full
-        else "Choose a folder that you may write to, with -o."
-    )
+    todo = "Choose a folder that you may write to, with -o."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        todo = "Free space, or write elsewhere with -o."
+    if isinstance(error, ForeignFileError):
+        todo = "Move it away, or choose another name with -o."
     return OutputError(f"{out} cannot be written.", why=f"{error.strerror or error}.", todo=todo)
 
 
@@ -239,3 +239,12 @@ def disk_error(out: Path, error: OSError, *, kept: int) -> OutputError:
             todo=f"Free space, {again} Or store less: --save none, --save-dtype float16.",
         )
     return OutputError(f"Writing {out} failed.", why=why, todo=f"Check that disk, {again}")
+
+
+def not_continued(part: Path, why: str) -> OutputError:
+    """What to tell of a ``.part`` that is no sound unfinished result."""
+    return OutputError(
+        f"{part} cannot be continued.",
+        why=f"It is no unfinished result of jacli, or damaged: {why.rstrip('.')}.",
+        todo="Move it away, start anew with --no-resume (which removes it), or choose another name with -o.",
+    )

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from jacli.json_values import read_json
+from jacli.json_values import parse_json
+from jacli.own_files import read_own, replace_own
 from jacli.store.place import new_progress_path, progress_path
 
 STATES = ("running", "stopped", "failed")
@@ -70,11 +69,7 @@ def write_progress(out: Path, progress: Progress) -> None:
     new = new_progress_path(out)
     values = {**asdict(progress), "updated": time.time()}
     with contextlib.suppress(OSError):
-        try:
-            new.write_text(json.dumps(values), encoding="utf-8")
-            os.replace(new, path)
-        finally:
-            new.unlink(missing_ok=True)
+        replace_own(path, json.dumps(values).encode(), new=new)
 
 
 def remove_progress(out: Path) -> None:
@@ -86,7 +81,7 @@ def remove_progress(out: Path) -> None:
 def read_progress(out: Path) -> Progress | None:
     """What the run that writes ``out`` last said; None where there is nothing to be understood."""
     try:
-        values = read_json(progress_path(out))
+        values = parse_json(read_own(progress_path(out)))
     except (OSError, ValueError):
         return None
     return _from_json(values) if isinstance(values, Mapping) else None
@@ -105,11 +100,10 @@ def _from_json(values: Mapping[str, Any]) -> Progress | None:
     counts, times = (found.samples, found.done, found.done_before), (found.started, found.updated)
     texts = (found.state, found.folder, found.reason, found.shard or "")
     sound = (
-        all(type(count) is int for count in counts)
-        and all(type(when) in (int, float) and math.isfinite(when) for when in times)
+        all(type(count) is int and 0 <= count < 2**63 for count in counts)
+        and all(type(when) in (int, float) and abs(when) < 2**63 for when in times)
         and all(isinstance(text, str) for text in texts)
         and found.state in STATES
-        and 0 <= found.done <= found.samples
-        and found.done_before >= 0
+        and found.done <= found.samples
     )
     return found if sound else None

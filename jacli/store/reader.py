@@ -18,7 +18,7 @@ from jacli.store.attributes import Attributes
 from jacli.store.dimensions import is_bare_dimension
 from jacli.store.guarded import DAMAGED, open_guarded, read_whole, reading_results
 from jacli.store.indexed import IndexedDataset, Shards
-from jacli.store.schema import SCHEMA
+from jacli.store.schema import CHECKSUMS, READABLE_SCHEMAS
 from jacli.store.sources import attributes_of, lost_sources, sources_of
 from jacli.store.structure import check_structure
 
@@ -54,7 +54,16 @@ class Results:
         if name not in self.names:
             raise KeyError(f"{self.path} holds no dataset {name!r}; it holds {', '.join(self.names)}")
         dataset = self._shards.dataset(self._file[name])
+        if name == "near_kink" and self.attrs["schema"] == "jacli/1":
+            return self._near_kink_of_schema_1()
         return read_whole(self.path, dataset) if dataset.ndim == 1 or name in _READ_WHOLE else dataset
+
+    def _near_kink_of_schema_1(self) -> np.ndarray:
+        """As of schema 2: -1 where nothing was checked, which schema 1 did not tell from 0."""
+        found = np.asarray(read_whole(self.path, self._file["near_kink"])).astype(np.int8)
+        if "verified_error" in self.names:
+            found[(found == 0) & np.isnan(self["verified_error"])] = -1
+        return found
 
     def __getattr__(self, name: str) -> np.ndarray | h5py.Dataset | IndexedDataset:
         if name.startswith("_"):
@@ -147,11 +156,16 @@ def describe_results(path: str | Path) -> dict[str, object]:
 
     Returns:
         ``path``, ``schema``, ``complete``, ``samples``, ``samples_done``, ``datasets`` (name -> shape, dtype,
-        dims, bytes uncompressed, bytes_stored) and ``attributes`` (the provenance).  Of a merged file also
-        ``shards`` (how many), and of an index ``in_shards`` (which datasets) and ``lost_shards``.
+        dims, bytes uncompressed, bytes_stored; without the checksums) and ``attributes`` (the provenance).
+        Of a merged file also ``shards`` (how many), and of an index ``in_shards`` (which datasets) and
+        ``lost_shards``.
     """
     with open_results(path) as results, reading_results(results.path, *DAMAGED):
-        datasets = {name: _describe_dataset(results._file[name]) for name in results.names}
+        datasets = {
+            name: _describe_dataset(results._file[name])
+            for name in results.names
+            if not name.startswith(CHECKSUMS)
+        }
         told = {"schema", "complete", "sources"}
         return {
             "path": str(path),
@@ -188,10 +202,10 @@ def _check_schema(path: Path, file: h5py.File) -> None:
     schema = file.attrs.get("schema")
     if not isinstance(schema, str) or not schema.startswith("jacli/"):
         raise _not_results(path, "It is an HDF5 file without the attribute `schema` of jacli.")
-    if schema != SCHEMA:
+    if schema not in READABLE_SCHEMAS:
         raise ResultsError(
             f"{path} has schema {schema}.",
-            why=f"This version of jacli reads {SCHEMA}.",
+            why=f"This version of jacli reads {' and '.join(READABLE_SCHEMAS)}.",
             todo="Read it with the version named in its attribute `jacli_version`, or compute it again.",
         )
     missing = [name for name in ("done",) if name not in file] + [

@@ -1,20 +1,30 @@
-"""Schema ``jacli/1``: which datasets a result file holds, their shapes, dtypes and dimension names.
+"""Schema ``jacli/2``: which datasets a result file holds, their shapes, dtypes and dimension names.
 
 A table, computed from a few integers: the writer lays it out, ``--dry-run`` sums it, a text snapshot
 in the tests keeps it. B is the number of samples of the file.
+
+``jacli/1`` had neither ``batch_start`` nor ``checksums/``, and its ``near_kink`` (uint8) was 0 where nothing
+had been checked; `jacli.store.reader` reads it as if it were of this schema.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-SCHEMA = "jacli/1"
+SCHEMA = "jacli/2"
+READABLE_SCHEMAS = ("jacli/1", SCHEMA)
 
 AFTERWARDS = frozenset({"verified_error", "near_kink", "done"})
-"""Per-sample datasets that no block brings: the recheck and the writer itself fill them."""
+"""Per-sample datasets that no batch brings: the recheck and the writer itself fill them."""
+
+CHECKSUMS = "checksums/"
+"""Where the checksums of a dataset lie: ``checksums/NAME``."""
+
+_MAX_BATCHES_PER_CHUNK = 1024
 
 _CHUNK_BYTES = 4 * 2**20
 """Writes in aligned chunks of 1 to 4 MiB are the fastest (FINDINGS section 4)."""
@@ -32,6 +42,8 @@ class DatasetLayout:
         long_name: What it is, in words.
         units: "1" for numbers that count nothing; empty where the unit is the model's own.
         chunks: Chunk shape; None for a contiguous dataset.
+        unwritten: What a whole number reads as until it is written; others read as NaN.
+        grows: Whether the first axis starts empty and grows with the run: one entry per batch.
     """
 
     shape: tuple[int, ...]
@@ -40,6 +52,13 @@ class DatasetLayout:
     long_name: str
     units: str = ""
     chunks: tuple[int, ...] | None = None
+    unwritten: int = 0
+    grows: bool = False
+
+    @property
+    def fill_value(self) -> float | int:
+        """What it reads as until it is written."""
+        return math.nan if self.dtype.kind == "f" else self.unwritten
 
     @property
     def nbytes(self) -> int:
@@ -106,9 +125,15 @@ class ResultLayout:
             dtype: str,
             long_name: str,
             units: str = "",
+            unwritten: int = 0,
         ) -> None:
             layout = DatasetLayout(
-                (self.n_samples, *shape), np.dtype(dtype), ("batch", *dims), long_name, units
+                (self.n_samples, *shape),
+                np.dtype(dtype),
+                ("batch", *dims),
+                long_name,
+                units,
+                unwritten=unwritten,
             )
             table[name] = self._with_chunks(layout)
 
@@ -183,9 +208,25 @@ class ResultLayout:
             "relative error found by the recheck, NaN if not rechecked",
             "1",
         )
-        add("near_kink", (), (), "uint8", "1 where float64 gives another derivative, at a kink", "1")
+        near_kink = "1 at a kink, where float64 gives another derivative; 0 not at one; -1 not checked"
+        add("near_kink", (), (), "int8", near_kink, "1", unwritten=-1)
         add("done", (), (), "uint8", "1 once everything of the sample is on disk", "1")
-        return table
+        return table | self._batches(table)
+
+    def _batches(self, table: Mapping[str, DatasetLayout]) -> dict[str, DatasetLayout]:
+        """``batch_start`` and the checksums of what batches bring: one entry per batch as it ran."""
+        expected = math.ceil(self.n_samples / self.batch_size)
+        chunks = (max(1, min(expected, _MAX_BATCHES_PER_CHUNK)),)
+
+        def per_batch(dtype: str, long_name: str) -> DatasetLayout:
+            return DatasetLayout((0,), np.dtype(dtype), ("batches",), long_name, "1", chunks, grows=True)
+
+        checksums = {
+            CHECKSUMS + name: per_batch("uint32", f"CRC-32 of each batch's rows of {name}")
+            for name, layout in table.items()
+            if layout.dims[0] == "batch" and name not in AFTERWARDS
+        }
+        return {"batch_start": per_batch("int64", "first row of each batch as it ran"), **checksums}
 
     def _norms(self) -> dict[str, str]:
         norms = {"frobenius_norm": "Frobenius norm of the Jacobian"}
@@ -200,7 +241,7 @@ class ResultLayout:
         if plain or len(layout.shape) == 1:
             return layout
         chunks = chunk_shape(layout.shape, layout.dtype.itemsize, self.batch_size)
-        return DatasetLayout(layout.shape, layout.dtype, layout.dims, layout.long_name, layout.units, chunks)
+        return replace(layout, chunks=chunks)
 
 
 def dimension_names(
@@ -224,8 +265,8 @@ def dimension_names(
 
 
 def bytes_on_disk(layout: ResultLayout) -> dict[str, int]:
-    """Bytes of each dataset, uncompressed."""
-    return {name: dataset.nbytes for name, dataset in layout.datasets().items()}
+    """Bytes of each dataset, uncompressed; without those that have a number per batch, which are small."""
+    return {name: dataset.nbytes for name, dataset in layout.datasets().items() if not dataset.grows}
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int, batch_size: int) -> tuple[int, ...]:

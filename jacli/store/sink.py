@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from jacli.own_files import open_own
 from jacli.store.journal import PAGE, Commit, journal_path, read_journal, sync_folder, write_journal
 
 
@@ -40,7 +41,7 @@ class FileSink:
         self._path = path
         last = None if create else read_journal(path)
         flags = os.O_RDWR | (os.O_CREAT | os.O_EXCL if create else 0)
-        self._descriptor = os.open(path, flags, 0o666)
+        self._descriptor = open_own(path, flags)
         self._position = 0
         self._pages: dict[int, bytearray] = {}  # of the committed part, changed since
         self.error: OSError | None = None

@@ -11,6 +11,8 @@ from pathlib import Path
 import h5py
 
 from jacli.errors import ResultsError
+from jacli.store.dimensions import is_bare_dimension
+from jacli.store.schema import CHECKSUMS
 
 _COUNTS = ("done", "sample_index", "near_kink")
 _NORMS = ("frobenius_norm", "spectral_norm", "nuclear_norm", "verified_error")
@@ -33,6 +35,32 @@ def check_structure(path: Path, file: h5py.File) -> None:
         if len(shape) != axes or (shape[0] != batch and not shared):
             raise _misfit(path, name, shape, f"{batch} samples")
     _check_tails(path, shapes)
+    _check_batches(path, file, shapes.get("done", (0,))[0])
+
+
+def _check_batches(path: Path, file: h5py.File, samples: int) -> None:
+    """One entry per batch, and no more batches than samples."""
+    names = _names_within(file, CHECKSUMS.rstrip("/"))
+    shapes = check_numbers(path, file, ("batch_start", *names), whole=("batch_start", *names))
+    entries = shapes.get("batch_start", (0,))
+    for name, shape in shapes.items():
+        if len(shape) != 1 or shape[0] > samples or shape != entries:
+            raise _misfit(path, name, shape, f"batch_start of shape {entries}, and {samples} samples")
+
+
+def _names_within(file: h5py.File, group: str) -> list[str]:
+    """Full names of the datasets of a group, at any depth; none where there is no such group."""
+    found = file.get(group)
+    names: list[str] = []
+    if isinstance(found, h5py.Group):
+        found.visititems(
+            lambda name, item: (
+                names.append(f"{group}/{name}")
+                if isinstance(item, h5py.Dataset) and not is_bare_dimension(item)
+                else None
+            )
+        )
+    return names
 
 
 def check_numbers(

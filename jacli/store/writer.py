@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 
 from jacli.errors import OutputError
 from jacli.store.attributes import Attributes
+from jacli.store.batches import BatchRecord
 from jacli.store.guarded import DAMAGED, reading_results
-from jacli.store.lay_out import filters_of, lay_out
+from jacli.store.lay_out import CHECKSUMMED_METADATA, filters_of, lay_out
 from jacli.store.pieces import Rows, contiguous, pieces
 from jacli.store.place import (
     cannot_write,
@@ -24,6 +26,7 @@ from jacli.store.place import (
     check_room,
     disk_error,
     new_part_path,
+    not_continued,
     part_exists,
     part_path,
     publish,
@@ -71,6 +74,7 @@ class ResultWriter:
         self._created = created
         self._sink = sink
         self._file = file
+        self._batches = BatchRecord(file)
         self._open = True
         self._whole = True  # no block is half written
         self._commit_took, self._commit_ended = 0.0, 0.0
@@ -99,7 +103,8 @@ class ResultWriter:
             sink = FileSink(new_part_path(out))
         except OSError as error:
             raise cannot_write(out, error) from error
-        writer = cls(out, sink, h5py.File(sink, "w"), overwrite=overwrite, created=True)
+        file = h5py.File(sink, "w", libver=CHECKSUMMED_METADATA)
+        writer = cls(out, sink, file, overwrite=overwrite, created=True)
         try:
             writer._layouts = layout.datasets()
             with writer._watching():
@@ -124,20 +129,23 @@ class ResultWriter:
         try:
             sink = FileSink(part, create=False)
         except (OSError, ValueError) as error:
-            raise _not_continued(part, str(error)) from error
+            raise not_continued(part, str(error)) from error
         try:
-            file = h5py.File(sink, "r+")
+            file = h5py.File(sink, "r+", libver=CHECKSUMMED_METADATA)
         except OSError as error:
             sink.close()
-            raise _not_continued(part, f"{str(error).splitlines()[-1]}") from error
+            raise not_continued(part, f"{str(error).splitlines()[-1]}") from error
         writer = cls(out, sink, file, overwrite=overwrite, created=False)
         try:
-            with reading_results(part, *DAMAGED):
-                if file.attrs.get("schema") != SCHEMA or "done" not in file or "complete" not in file.attrs:
-                    raise _not_continued(part, f"it has no schema {SCHEMA}")
-                done = file["done"][:] == 1
-                writer.committed = writer.written = len(done) if done.all() else int(np.argmin(done))
-                writer.overflowed = int(file["done"].attrs.get("overflowed", 0))
+            if file.attrs.get("schema") != SCHEMA or "done" not in file or "complete" not in file.attrs:
+                raise not_continued(part, f"it has no schema {SCHEMA}")
+            done = file["done"][:] == 1
+            writer.committed = writer.written = len(done) if done.all() else int(np.argmin(done))
+            writer.overflowed = int(file["done"].attrs.get("overflowed", 0))
+            writer._batches.cut(writer.committed)
+        except (OSError, *DAMAGED) as error:
+            writer.close()
+            raise not_continued(part, f"{(str(error).splitlines() or [''])[-1]}") from error
         except BaseException:
             writer.close()
             raise
@@ -145,7 +153,7 @@ class ResultWriter:
 
     @uninterrupted()
     def expect(self, layout: ResultLayout) -> None:
-        """Check that a reopened file holds just these datasets.
+        """Check that a reopened file holds these datasets.
 
         Raises:
             OutputError: It does not.
@@ -154,11 +162,12 @@ class ResultWriter:
         for name, expected in layout.datasets().items():
             with reading_results(self.part, *DAMAGED):
                 found = self._file.get(name)
-            if not isinstance(found, h5py.Dataset) or (found.shape, found.dtype) != (
-                expected.shape,
+            skipped = int(expected.grows)  # so far it has as many entries as there were batches
+            if not isinstance(found, h5py.Dataset) or (found.shape[skipped:], found.dtype) != (
+                expected.shape[skipped:],
                 expected.dtype,
             ):
-                raise _not_continued(self.part, f"its dataset {name} is not that of this run")
+                raise not_continued(self.part, f"its dataset {name} is not that of this run")
             self._layouts[name] = replace(expected, chunks=found.chunks)
 
     @property
@@ -221,8 +230,8 @@ class ResultWriter:
             self.commit()
         with self._watching():
             self._whole = False
-            for name, array in arrays.items():
-                self._write_rows(name, start, array, given_up if large else lambda: False)
+            asked = given_up if large else lambda: False
+            checksums = {name: self._write_rows(name, start, array, asked) for name, array in arrays.items()}
             done = self._file["done"]
             done[start:stop] = 1
             # Of the samples that are done: what a process that goes on cannot know.
@@ -230,9 +239,12 @@ class ResultWriter:
             done.attrs.modify("inputs_sha256", np.bytes_(inputs_sha256.ljust(64).encode()))
             self._file.flush()
             self._whole = True
+        self._batches.add(start, checksums)
         self.written = stop
 
-    def _write_rows(self, name: str, start: int, array: Rows, given_up: Callable[[], bool]) -> None:
+    def _write_rows(self, name: str, start: int, array: Rows, given_up: Callable[[], bool]) -> int:
+        """Write them, and give the checksum of their bytes in C order, which is the order of `pieces`."""
+        checksum = 0
         layout = self._layouts[name]
         dataset = self._file[name]
         direct = layout.chunks is not None and dataset.id.get_create_plist().get_nfilters() == 0
@@ -241,11 +253,13 @@ class ResultWriter:
                 raise BlockGivenUp
             values = array[slice(piece[0].start - start, piece[0].stop - start), *piece[1:]]
             cast = self._cast(values, layout.dtype)
+            checksum = zlib.crc32(cast.data, checksum)
             if direct and cast.shape == layout.chunks:
                 # A whole chunk, as it is: without HDF5's own copy, 2.5 times as fast (FINDINGS section 4).
                 dataset.id.write_direct_chunk(tuple(s.start for s in piece), cast)
             else:
                 dataset[piece] = cast
+        return checksum
 
     def _cast(self, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
         with np.errstate(over="ignore"):
@@ -264,6 +278,8 @@ class ResultWriter:
             return
         began = time.monotonic()
         with self._watching():
+            self._batches.save()
+            self._file.flush()
             self._sink.commit()
         self._commit_ended = time.monotonic()
         self._commit_took = self._commit_ended - began
@@ -287,12 +303,13 @@ class ResultWriter:
     @property
     def datasets(self) -> Mapping[str, UninterruptedDataset]:
         """Name -> dataset of the open file, so that it can be read back before it is published."""
-        with uninterrupted():
+        with uninterrupted(), self._watching():
+            self._batches.save()
             return MappingProxyType({name: UninterruptedDataset(self._file[name]) for name in self._layouts})
 
     @uninterrupted()
     def write_recheck(self, row: int, error: float, near_kink: bool) -> None:
-        """Write what the recheck found of one sample; NaN and 0 where it is never called."""
+        """Write what the recheck found of one sample; NaN and -1 where it is never called."""
         with self._watching():
             self._file["verified_error"][row] = error
             self._file["near_kink"][row] = near_kink
@@ -319,6 +336,8 @@ class ResultWriter:
         Raises:
             OutputError: The disk is full; or ``out`` appeared meanwhile: the finished file stays in ``part``.
         """
+        with self._watching():
+            self._batches.save()
         self.set_attributes({"complete": True})
         with self._watching():
             self._file.close()
@@ -340,6 +359,8 @@ class ResultWriter:
         self._open = False
         # An error on the way out must not hide the one that led here.
         with contextlib.suppress(OSError, RuntimeError, ValueError):
+            if self._whole:
+                self._batches.save()
             self._file.close()
         if self._whole and self._sink.error is None:
             self._sink.commit()
@@ -370,14 +391,6 @@ class ResultWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _not_continued(part: Path, why: str) -> OutputError:
-    return OutputError(
-        f"{part} cannot be continued.",
-        why=f"It is no unfinished result of jacli, or damaged: {why.rstrip('.')}.",
-        todo="Move it away, start anew with --no-resume (which removes it), or choose another name with -o.",
-    )
 
 
 def _as_attribute(value: object) -> object:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import jacli as package
+from tests.store.signing import as_schema_1, sign_again
 
 ARCH = "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Linear(4, 3), nn.Tanh())\n"
 
@@ -35,6 +36,7 @@ def spoil(path: str, *rows: int) -> None:
     with h5py.File(path, "r+") as file:
         for row in rows:
             file["jacobian"][row] *= 1.01
+        sign_again(file)
 
 
 def test_a_right_result(files: Path, jacli: Any) -> None:
@@ -175,18 +177,44 @@ def test_labels_need_not_be_there_any_more(files: Path, jacli: Any) -> None:
     assert jacli("verify", "labels.h5", "-n", "all").code == 0
 
 
+def test_an_old_file_has_no_checksums_and_is_rechecked(files: Path, jacli: Any) -> None:
+    as_schema_1("out.h5")
+    ran = jacli("verify", "out.h5", "-n", "all")
+    assert ran.code == 0
+    assert "schema jacli/1 has no checksums" in ran.err
+    as_schema_1("out.h5")
+    with h5py.File("out.h5", "r+") as file:
+        file["jacobian"][2] *= 1.01
+    assert jacli("verify", "out.h5", "-n", "all").code == 6
+
+
+@pytest.mark.parametrize("name", ["outputs", "inputs", "singular_values", "sample_index"])
+def test_a_number_that_is_not_what_was_written(files: Path, jacli: Any, name: str) -> None:
+    """Whatever the dataset, and whether or not the sample is among those rechecked."""
+    with h5py.File("out.h5", "r+") as file:
+        stored = file[name][6]
+        file[name][6] = np.nextafter(stored, np.inf).astype(stored.dtype) if name != "sample_index" else 9
+    ran = jacli("verify", "out.h5", "-n", "1")
+    assert ran.code == 6
+    assert "out.h5 was damaged after it was written" in ran.err
+    assert f"rows 0 to 6 of {name}" in ran.err
+    assert json.loads(jacli("verify", "out.h5", "--json").out)["damaged"] == [f"rows 0 to 6 of {name}"]
+
+
 def test_an_unfinished_file(files: Path, jacli: Any) -> None:
     with h5py.File("out.h5", "r+") as file:
         del file.attrs["inputs_sha256"]
         file.attrs["complete"] = False
         file["done"][3:] = 0
         file["jacobian"][3:] = np.nan
+        sign_again(file)
     Path("out.h5").rename("out.h5.part")
     ran = jacli("verify", "out.h5.part")
     assert ran.code == 0
     assert "only the 3 of 7 samples that are done" in ran.err
     with h5py.File("out.h5.part", "r+") as file:
         file["inputs"][...] = 1
+        sign_again(file)
     assert jacli("verify", "out.h5.part").code == 4
     with h5py.File("out.h5.part", "r+") as file:
         file["done"][...] = 0

@@ -21,8 +21,10 @@ import jacli
 from jacli.config import RunConfig
 from jacli.errors import ModelError, OutputError
 from jacli.store import open_results, part_path, read_progress
+from jacli.store.batches import damaged_batches
 from jacli.store.journal import journal_path
 from jacli.store.lock import lock_path
+from tests.store.signing import sign_again
 
 ROOT = Path(__file__).parents[2]
 
@@ -168,6 +170,7 @@ def test_what_is_done_is_not_computed_again(place: Path) -> None:
     out, done = place / "out.h5", stopped_after(place, 24)
     with h5py.File(part_path(out), "r+") as file:
         file["class_norms"][5] = 123.0  # a mark; the sample that is compared is another one
+        sign_again(file)
     outcome = go_on(place)
     assert outcome.continued == done
     with open_results(out) as results:
@@ -265,9 +268,52 @@ def test_a_finished_sample_that_is_not_right_stops_the_run(place: Path) -> None:
     stopped_after(place, 24)
     with h5py.File(part_path(out), "r+") as file:
         file["jacobian"][...] *= 1.01
+        sign_again(file)
     with pytest.raises(OutputError, match="not what this run computes"):
         go_on(place)
     assert part_path(out).exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"compress": "gzip"}, {"save": "none"}], ids=str)
+def test_a_byte_that_flipped_in_the_finished_part_stops_the_run(place: Path, options: dict[str, str]) -> None:
+    """In every dataset, wherever in it: the first, a middle and the last finished byte."""
+    out = place / "out.h5"
+    done = stopped_after(place, 24, **options)
+    whole = part_path(out).read_bytes()
+    with h5py.File(part_path(out)) as file:
+        places = {
+            name: byte_ranges(file[name], done)
+            for name in ("jacobian", "inputs", "outputs", "class_norms", "singular_values", "sample_index")
+            if name in file
+        }
+    for name, ranges in places.items():
+        for position in {ranges[0][0], sum(ranges[len(ranges) // 2]) // 2, ranges[-1][1] - 1}:
+            damaged = bytearray(whole)
+            damaged[position] ^= 0x40
+            part_path(out).write_bytes(damaged)
+            with pytest.raises(OutputError, match=f"was damaged after it was written.*\n.* of {name}"):
+                go_on(place, **options)
+    part_path(out).write_bytes(whole)
+    assert go_on(place, **options).continued == done
+
+
+def byte_ranges(dataset: h5py.Dataset, done: int) -> list[tuple[int, int]]:
+    """First and one past the last byte in the file of the finished rows, or of every chunk."""
+    if dataset.chunks is None:
+        start, row = dataset.id.get_offset(), dataset.nbytes // len(dataset)
+        return [(start, start + done * row)]
+    chunks = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
+    return [(chunk.byte_offset, chunk.byte_offset + chunk.size) for chunk in chunks]
+
+
+def test_batches_are_recorded_across_an_interruption(place: Path) -> None:
+    done = stopped_after(place, 24)
+    with h5py.File(part_path(place / "out.h5")) as file:
+        assert file["batch_start"][...].tolist() == list(range(0, done, 4))
+    go_on(place)
+    with open_results(place / "out.h5") as results:
+        assert results.batch_start.tolist() == list(range(0, 60, 4))
+        assert not list(damaged_batches(results.datasets, 60))
 
 
 def test_samples_that_are_not_finite_are_told_of_both_parts(tmp_path: Path) -> None:

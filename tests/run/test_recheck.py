@@ -375,6 +375,20 @@ def test_before_the_file_is_published(folder: Path, tmp_path: Path) -> None:
         assert np.nanmax(results.verified_error) < 1e-5
 
 
+def test_the_batch_of_a_sample_is_the_one_that_ran(tmp_path: Path) -> None:
+    """Batches that were halved, or ended where a run was interrupted, are no multiples of the plan's size."""
+    layout = ResultLayout(11, INPUT, (N,), batch_size=4)
+    with ResultWriter.create(tmp_path / "out.h5", layout, {}, overwrite=False) as writer:
+        for start, stop in ((0, 4), (4, 5), (5, 7), (7, 11)):
+            writer.write_block(start, random_block(layout, start, stop))
+        plan = {"batch_size": 2}
+        batches = [recheck._own_batch(writer.datasets, plan, row) for row in (0, 3, 4, 5, 6, 7, 10)]
+        assert batches == [(0, 4), (0, 4), (4, 5), (5, 7), (5, 7), (7, 11), (7, 11)]
+        without = {name: found for name, found in writer.datasets.items() if name != "batch_start"}
+        assert recheck._own_batch(without, plan, 10) == (10, 11)  # as schema jacli/1 told it
+        writer.finish()
+
+
 def test_choice_of_rows() -> None:
     assert choose_rows(5, 9, 0) == [0, 1, 2, 3, 4]
     chosen = [choose_rows(1000, 3, seed) for seed in range(50)]

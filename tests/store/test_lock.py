@@ -175,3 +175,28 @@ def test_it_lives_as_long_as_its_process_renews_it(out: Path, monkeypatch: pytes
     time.sleep(0.3)
     assert lock_path(out).stat().st_mtime_ns > before
     held.release()
+
+
+@pytest.mark.parametrize("ahead", [1.0, 7200.0, 2e9], ids=["a second", "hours", "decades"])
+def test_a_time_in_the_future_is_waited_for_no_longer_than_any_other(
+    out: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    monkeypatch.setattr(lock, "GONE_AFTER", 0.6)
+    leave(out, elsewhere(), age=-ahead)
+    assert (read_holder(out) is None) == (ahead > 0.6)
+    said: list[str] = []
+    began = time.monotonic()
+    RunLock(out, said.append).release()
+    assert 0.5 < time.monotonic() - began < 5
+    assert "waiting 1 s" in said[0] and "sign of life 0 s ago" in said[0]
+
+
+@pytest.mark.parametrize("changes", [{"pid": "5"}, {"host": 5}, {"job": ["x"]}, {"restarts": None}], ids=str)
+def test_a_lock_of_wrong_types_is_none(out: Path, changes: dict[str, object]) -> None:
+    lock_path(out).write_text(json.dumps(asdict(elsewhere()) | changes))
+    assert read_holder(out) is None
+    with pytest.raises(OutputError, match="is no lock of jacli"):
+        RunLock(out)
+    lock_path(out).write_text("[" * 100_000)
+    with pytest.raises(OutputError, match="is no lock of jacli"):
+        RunLock(out)

@@ -16,6 +16,7 @@ import pytest
 
 from jacli.errors import OutputError, ResultsError
 from jacli.store import ResultLayout, ResultWriter, open_results
+from jacli.store.batches import damaged_batches
 from jacli.store.indexed import IndexedDataset
 from jacli.store.merge import COPIED_BYTES, write_merged
 from jacli.store.shard_file import ShardFile, count_samples, read_shard
@@ -59,7 +60,7 @@ def write_shards(folder: Path, layout: ResultLayout, counts: tuple[int, ...] = (
 
 
 def merge(out: Path, shards: list[ShardFile], *, virtual: bool, overwrite: bool = False) -> None:
-    write_merged(out, shards, {"schema": "jacli/1"}, virtual=virtual, overwrite=overwrite)
+    write_merged(out, shards, {"schema": "jacli/2"}, virtual=virtual, overwrite=overwrite)
 
 
 @VIRTUAL
@@ -71,6 +72,8 @@ def test_it_holds_what_one_file_would(tmp_path: Path, layout: ResultLayout, virt
     with open_results(tmp_path / "out.h5") as merged, open_results(single.path) as one:
         assert merged.complete and merged.names == one.names and len(merged) == 10
         for name in one.names:
+            if one.datasets[name].dims[0].label == "batches":
+                continue  # of the shards, each with batches of its own
             a, b = merged.datasets[name], one.datasets[name]
             np.testing.assert_array_equal(np.asarray(a[...]), b[...], strict=True)
             # How far a process was is told of its own file only.
@@ -78,6 +81,30 @@ def test_it_holds_what_one_file_would(tmp_path: Path, layout: ResultLayout, virt
             assert [axis.label for axis in a.dims] == [axis.label for axis in b.dims]
             assert a.attrs["long_name"] == b.attrs["long_name"]
     assert not list(tmp_path.glob("out.h5.*"))
+
+
+@VIRTUAL
+def test_batches_and_checksums_are_those_of_the_shards(tmp_path: Path, virtual: bool) -> None:
+    shards = write_shards(tmp_path, IMAGES, (6, 3, 1))
+    merge(tmp_path / "out.h5", shards, virtual=virtual)
+    with open_results(tmp_path / "out.h5") as merged:
+        assert merged.batch_start.tolist() == [0, 4, 6, 9]  # the first shard was written in two batches
+        assert not list(damaged_batches(merged.datasets, 10))
+        for name in ("jacobian", "outputs"):
+            own = [open_results(shard.path)["checksums/" + name] for shard in shards]
+            np.testing.assert_array_equal(merged["checksums/" + name], np.concatenate(own))
+
+
+@VIRTUAL
+@pytest.mark.parametrize("name", ["jacobian", "outputs", "singular_values"])
+def test_a_shard_that_is_not_what_was_written_is_not_merged(tmp_path: Path, virtual: bool, name: str) -> None:
+    shards = write_shards(tmp_path, IMAGES)
+    with h5py.File(shards[1].path, "r+") as file:
+        file[name][2] *= -1
+    with pytest.raises(ResultsError, match=r"shard1\.h5 was damaged after it was written") as raised:
+        merge(tmp_path / "out.h5", shards, virtual=virtual)
+    assert f"rows 0 to 2 of {name}" in raised.value.why
+    assert not (tmp_path / "out.h5").exists()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
@@ -254,7 +281,7 @@ def test_an_existing_file_is_refused_and_replaced_at_the_end_only(
     def look(done: int, total: int) -> None:
         assert out.read_text() == "mine" and 0 < done <= total == 10
 
-    write_merged(out, shards, {"schema": "jacli/1"}, virtual=virtual, overwrite=True, progress=look)
+    write_merged(out, shards, {"schema": "jacli/2"}, virtual=virtual, overwrite=True, progress=look)
     assert count_samples(out) == 10
     assert not list(tmp_path.glob("out.h5.*"))
 
@@ -293,7 +320,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     shards = write_shards(tmp_path, replace(IMAGES, compress="gzip"))
     with h5py.File(shards[1].path, "r+") as file:
         file["jacobian"].id.write_direct_chunk((0,) * 5, b"no gzip")
-    with pytest.raises(ResultsError, match=r"shard1\.h5 cannot be read"):
+    with pytest.raises(ResultsError, match=r"shard1\.h5 was damaged"):
         merge(tmp_path / "out.h5", shards, virtual=False)
     assert not list(tmp_path.glob("out.h5*"))
 
@@ -320,7 +347,7 @@ def test_whoever_stops_it_leaves_nothing_behind(tmp_path: Path, virtual: bool) -
         write_merged(
             tmp_path / "out.h5",
             shards,
-            {"schema": "jacli/1"},
+            {"schema": "jacli/2"},
             virtual=virtual,
             overwrite=False,
             progress=stop,

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from jacli.errors import ResultsError
-from jacli.store import describe_results, open_results
-from tests.store.layouts import IMAGES, write_file
+from jacli.run.summarize import summarize
+from jacli.store import ResultLayout, describe_results, open_results
+from tests.store.layouts import IMAGES, random_block, write_file
+
+SCHEMA_1 = ResultLayout(5, (6,), (3,), n_singular_values=3, nuclear_norm=True, batch_size=2)
 
 
 def test_small_datasets_are_arrays_and_large_ones_lazy(tmp_path: Path) -> None:
@@ -40,7 +43,7 @@ def test_datasets_in_groups(tmp_path: Path) -> None:
 def test_description_is_json(tmp_path: Path) -> None:
     write_file(tmp_path / "out.h5", command="jacli compute", config={"a": 1})
     told = json.loads(json.dumps(describe_results(tmp_path / "out.h5")))
-    assert told["schema"] == "jacli/1"
+    assert told["schema"] == "jacli/2"
     assert told["complete"] is True
     assert (told["samples"], told["samples_done"]) == (10, 10)
     assert told["attributes"] == {"command": "jacli compute", "config": '{"a": 1}'}
@@ -61,7 +64,7 @@ def _foreign(path: Path) -> None:
 def _newer(path: Path) -> None:
     write_file(path)
     with h5py.File(path, "a") as file:
-        file.attrs["schema"] = "jacli/2"
+        file.attrs["schema"] = "jacli/3"
 
 
 def _lacking(path: Path) -> None:
@@ -85,10 +88,10 @@ BAD = {
     "folder": (lambda path: path.mkdir(), "is a folder"),
     "text": (lambda path: path.write_text("hello"), "not an HDF5 file"),
     "foreign": (_foreign, "without the attribute"),
-    "newer": (_newer, "schema jacli/2"),
+    "newer": (_newer, "schema jacli/3"),
     "lacking": (_lacking, "lacks done, complete"),
     "truncated": (_truncated, "truncated"),
-    "beheaded": (_beheaded, "cannot be read"),
+    "beheaded": (_beheaded, "table of contents is damaged"),
 }
 
 
@@ -99,3 +102,19 @@ def test_what_is_no_result_is_refused_by_name(tmp_path: Path, make, message: str
         open_results(tmp_path / "out.h5")
     assert raised.value.exit_code == 4
     assert raised.value.todo
+
+
+def test_a_file_of_schema_1_stays_readable() -> None:
+    """A file that version 0.1.0 wrote."""
+    path = Path(__file__).parent / "data" / "schema_1.h5"
+    with open_results(path) as results:
+        assert results.attrs["schema"] == "jacli/1" and results.complete and len(results) == 5
+        expected = [random_block(SCHEMA_1, start, min(start + 2, 5)) for start in (0, 2, 4)]
+        for name in expected[0]:
+            np.testing.assert_array_equal(results[name][...], np.concatenate([b[name] for b in expected]))
+        # Then 0 was written also where nothing was checked.
+        assert results.near_kink.tolist() == [-1, 0, -1, 1, -1]
+        assert results.near_kink.dtype == np.int8
+        assert not {"batch_start", "checksums/jacobian"} & set(results.names)
+    assert describe_results(path)["schema"] == "jacli/1"
+    assert summarize([path], per_sample=True).rows

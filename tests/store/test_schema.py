@@ -12,12 +12,23 @@ from tests.store.layouts import IMAGES, write_file
 MIB = 2**20
 
 SNAPSHOT = """\
+batch_start           (3,)              int64    batches
+checksums/class_norms (3,)              uint32   batches
+checksums/frobenius_norm (3,)              uint32   batches
+checksums/inputs      (3,)              uint32   batches
+checksums/jacobian    (3,)              uint32   batches
+checksums/nuclear_norm (3,)              uint32   batches
+checksums/outputs     (3,)              uint32   batches
+checksums/sample_index (3,)              uint32   batches
+checksums/singular_value_error (3,)              uint32   batches
+checksums/singular_values (3,)              uint32   batches
+checksums/spectral_norm (3,)              uint32   batches
 class_norms           (10, 7)           float64  batch n_classes
 done                  (10,)             uint8    batch
 frobenius_norm        (10,)             float64  batch
 inputs                (10, 3, 5, 4)     float32  batch c h w
 jacobian              (10, 3, 5, 4, 7)  float32  batch c h w n_classes
-near_kink             (10,)             uint8    batch
+near_kink             (10,)             int8     batch
 nuclear_norm          (10,)             float64  batch
 outputs               (10, 7)           float32  batch n_classes
 sample_index          (10,)             int64    batch
@@ -76,6 +87,11 @@ def test_what_is_not_computed_is_not_in_the_file() -> None:
         "verified_error",
         "near_kink",
         "done",
+        "batch_start",
+        "checksums/sample_index",
+        "checksums/outputs",
+        "checksums/frobenius_norm",
+        "checksums/class_norms",
     ]
     assert "nuclear_norm" not in ResultLayout(4, (6,), (7,), n_singular_values=1).datasets()
 

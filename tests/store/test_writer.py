@@ -137,7 +137,7 @@ def test_the_recheck_is_written_afterwards(tmp_path: Path) -> None:
     with open_results(tmp_path / "out.h5") as results:
         assert np.isnan(results.verified_error[[0, 1, 2, 3, 4, 6, 7, 8]]).all()
         assert results.verified_error[[5, 9]].tolist() == [1e-6, 3e-3]
-        assert results.near_kink.tolist() == [0] * 9 + [1]
+        assert results.near_kink.tolist() == [-1] * 5 + [0] + [-1] * 3 + [1]
         assert results.datasets["jacobian"].shape == (10, 3, 5, 4, 7)
 
 
@@ -206,7 +206,7 @@ def test_attributes(tmp_path: Path) -> None:
         attrs = dict(results.attrs)
     assert json.loads(attrs.pop("config")) == config
     assert attrs == {
-        "schema": "jacli/1",
+        "schema": "jacli/2",
         "complete": True,
         "model_path": "/m.pt",
         "n": 3,
