@@ -86,7 +86,7 @@ def as_python(value: object) -> object:
 
 def identity_of(attributes: Mapping[str, object]) -> str:
     """SHA-256 of root attributes, among which the moment of creation and the hashes of model and inputs."""
-    text = json.dumps(attributes, sort_keys=True, default=str)
+    text = json.dumps(dict(attributes), sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
