@@ -170,7 +170,8 @@ def _touched_along(part: Any, size: int, chunk: int) -> Sequence[int]:
         return range(min(rows[0], rows[-1]) // chunk, max(rows[0], rows[-1]) // chunk + 1)
     indices = np.asarray(part)
     indices = np.flatnonzero(indices) if indices.dtype == bool else indices % max(1, size)
-    return np.unique(indices // chunk).tolist()
+    numbers: list[int] = np.unique(indices // chunk).tolist()
+    return numbers
 
 
 def _copy_with_length_filter(dataset: h5py.Dataset, nbytes: int) -> h5py.Dataset | None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from jacli import summary
 from jacli.content import MAX_EXPANSION, why_unseen
 from jacli.errors import ResultsError, UsageError
+from jacli.hdf5_chunks import checked
 from jacli.hdf5_guard import examine_hdf5
 from jacli.store.guarded import DAMAGED, open_guarded, reading_results
 from jacli.store.indexed import IndexedDataset, Shards
@@ -174,13 +175,13 @@ def _summarize_open(
         notes.append("norms of classes: none are stored or could be computed")
     index = np.arange(batch)
     if not dataset and _is_dataset(file, "sample_index") and file["sample_index"].shape == (batch,):
-        index = file["sample_index"][:]
+        index = checked(file["sample_index"])[:]
     classes, class_norms = None, None
     if norms:
         class_norms = np.concatenate(norms)
         classes = np.arange(class_norms.shape[1])
         if not dataset and _is_dataset(file, "class_index"):
-            classes = file["class_index"][:]
+            classes = checked(file["class_index"])[:]
             classes = classes[done] if classes.ndim == 2 else classes
     return FileSummary(name, index[done], joined, classes, class_norms), notes
 
@@ -330,7 +331,7 @@ def _done(file: h5py.File, batch: int) -> tuple[NDArray[np.bool_], list[str]]:
     """Which samples are complete in the file, ``(batch,)``."""
     done = np.ones(batch, bool)
     if _is_dataset(file, "done") and file["done"].shape == (batch,):
-        done = file["done"][:] == 1
+        done = checked(file["done"])[:] == 1
     if not done.all():
         return done, [
             f"incomplete: only the {int(done.sum())} of {batch} samples that are done are summarised"
