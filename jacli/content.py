@@ -6,7 +6,10 @@ archive is read.
 
 from __future__ import annotations
 
+import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 
@@ -74,13 +77,46 @@ WHAT_TO_DO = {
 """For files that hold nothing to load: why, and what to do."""
 
 
+def why_unseen(path: str | os.PathLike[str]) -> str | None:
+    """Why the system does not even say whether a path is there; None where it does.
+
+    `os.path.exists` says no of a name that is too long, of links in a circle, of a folder that may not be
+    entered and of a disk that fails: to tell the user that there is no such file would be wrong.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return f"{error.strerror or error}."
+    except ValueError:
+        return "A name cannot hold a null character."
+    return None
+
+
+@contextmanager
+def path_as_text(path: Path) -> Iterator[str]:
+    """A path for libraries in C++ and Rust, which take names in UTF-8 only: others go by an open descriptor.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield f"/dev/fd/{file.fileno()}"
+    else:
+        yield str(path)
+
+
 def recognise_content(path: Path) -> Content:
     """Say what ``path`` is by its bytes.
 
     Raises:
         OSError: The file cannot be opened or read.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return Content.FOLDER
     with path.open("rb") as file:
         head = file.read(_HEAD)

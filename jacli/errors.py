@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from jacli.printable import Lines, escape
+
 
 class JacliError(Exception):
     """Something the user can act on.
@@ -17,6 +19,8 @@ class JacliError(Exception):
         what: What is wrong, naming the file, option or layer.
         why: The cause: what was expected and what came.
         todo: The remedy, as an instruction.
+
+    Each is printed on one line, whatever a name in it holds; `Lines` on several.
     """
 
     exit_code = 1
@@ -40,9 +44,9 @@ class UsageError(JacliError):
         if len(problems) == 1:
             only = problems[0]
             return cls(only.what, why=only.why, todo=only.todo)
-        lines = [f"  {p.what} {p.why} {p.todo}".rstrip() for p in problems]
+        lines = [escape(f"{p.what} {p.why} {p.todo}".rstrip()) for p in problems]
         several = cls(
-            f"{len(problems)} options are wrong:\n" + "\n".join(lines),
+            Lines("\n".join([f"{len(problems)} options are wrong:", *lines])),
             todo="Correct them together; `jacli compute --help` lists every option.",
         )
         several.problems = tuple(problems)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
 import warnings
-from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
 
 import jacli
-from jacli.cli import stopping
+from jacli.cli import stopping, streams
 from jacli.cli.bench import bench
 from jacli.cli.compute import compute
 from jacli.cli.doctor import doctor
@@ -25,8 +25,18 @@ from jacli.cli.verify import verify
 from jacli.errors import (
     JacliError,
     OutOfMemoryError,
+    OutputError,
     means_out_of_memory,
 )
+from jacli.printable import escape_lines
+
+_OF_THE_SYSTEM = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+        *(errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE),
+    }
+)
+"""Errors of a path or its disk, and not of jacli."""
 
 app = typer.Typer(
     name="jacli",
@@ -49,7 +59,7 @@ app.command(short_help="Versions, devices, and whether a folder can take results
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"jacli {jacli.__version__}")
+        streams.show(f"jacli {jacli.__version__}")
         raise typer.Exit
 
 
@@ -68,6 +78,7 @@ def _root(
 
 def main() -> NoReturn:
     """Run the command line; every error becomes its message and its exit code."""
+    streams.guard()
     debug = "--debug" in sys.argv
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries; what a user must know, jacli says itself
@@ -85,28 +96,38 @@ def main() -> NoReturn:
         code = _report(stop.as_error())
     except MemoryError as error:
         code = _report(OutOfMemoryError("Out of memory.", why=str(error), todo="Take fewer --samples."))
-    except BrokenPipeError:  # the reader has seen enough: `jacli summarize ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception as error:
-        if means_out_of_memory(error):
-            todo = "Give more --memory, or fewer --samples or --classes."
-            sys.exit(_report(OutOfMemoryError("Out of memory.", why=str(error).splitlines()[0], todo=todo)))
-        traceback.print_exc()
-        print(
-            f"\nThis is a defect of jacli {jacli.__version__}. "
-            "Please report it with the command and the text above.",
-            file=sys.stderr,
-        )
-        code = 1
-    sys.stdout.flush()
+        code = _report_unforeseen(error)
+    lost = streams.lost_output()
+    if lost is not None and not code:
+        why = f"Standard output: {lost.strerror or lost}."
+        todo = "Free space, or send it elsewhere; nothing else was left undone."
+        code = _report(OutputError("What was asked for could not be printed.", why=why, todo=todo))
     sys.exit(code)
 
 
+def _report_unforeseen(error: Exception) -> int:
+    """Errors that no part of jacli foresaw: of memory, of a disk or folder, or a defect."""
+    if means_out_of_memory(error):
+        todo = "Give more --memory, or fewer --samples or --classes."
+        return _report(OutOfMemoryError("Out of memory.", why=str(error).partition("\n")[0], todo=todo))
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM and error.filename is not None:
+        what = f"{os.fsdecode(error.filename)} cannot be used."
+        return _report(OutputError(what, why=f"{error.strerror}.", todo="Check that path and its disk."))
+    traceback.print_exc()
+    print(
+        f"\nThis is a defect of jacli {jacli.__version__}. "
+        "Please report it with the command and the text above.",
+        file=sys.stderr,
+    )
+    return 1
+
+
 def _report(error: JacliError) -> int:
-    what, *rest = (part for part in (error.what, error.why, error.todo) if part)
-    with suppress(OSError):  # nobody may be listening any more; the code still says it
-        print(f"jacli: {what}", file=sys.stderr)
-        for part in rest:
-            print(f"  {part}", file=sys.stderr)
+    first, *rest = (
+        line for part in (error.what, error.why, error.todo) if part for line in escape_lines(part)
+    )
+    streams.say(f"jacli: {first}")
+    for line in rest:
+        streams.say(f"  {line}")
     return error.exit_code

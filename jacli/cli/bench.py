@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from jacli.cli.options import (
     METHOD,
     AllowPickle,
@@ -35,6 +33,7 @@ from jacli.cli.options import (
     WeightsKey,
     option,
 )
+from jacli.cli.streams import say, show_json
 
 if TYPE_CHECKING:
     from jacli.config import RunConfig
@@ -88,9 +87,7 @@ def bench(
     with redirect_stdout(sys.stderr):
         found = run_bench(settings, limit=seconds, progress=_say)
     if as_json:
-        import json
-
-        typer.echo(json.dumps(found.to_dict(), indent=2))
+        show_json(found.to_dict())
         return
     from jacli.cli.render import print_table
 
@@ -111,13 +108,11 @@ def _parsed(flags: Mapping[str, Any], limit: str) -> tuple[RunConfig, float]:
     try:
         settings = from_options(flags)
     except UsageError as error:
-        listed = error.what.splitlines()[1:]  # of several problems, a line each
-        problems += [UsageError(line.strip()) for line in listed] or [error]
+        problems += error.problems or (error,)
     if problems:
         usage = UsageError.from_problems(problems)
         usage.todo = usage.todo or "Correct it; `jacli bench --help` lists every option."
-        for part in ("what", "why", "todo"):
-            setattr(usage, part, getattr(usage, part).replace("jacli compute", "jacli bench"))
+        usage.todo = usage.todo.replace("jacli compute", "jacli bench")
         raise usage
     return settings, seconds
 
@@ -125,7 +120,7 @@ def _parsed(flags: Mapping[str, Any], limit: str) -> tuple[RunConfig, float]:
 def _say(method: str) -> None:
     """On a terminal, where somebody waits."""
     if sys.stderr.isatty():
-        typer.echo(f"trying {method} ...", err=True)
+        say(f"trying {method} ...")
 
 
 _COLUMNS = (

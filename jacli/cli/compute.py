@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 import time
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from jacli.cli.options import (
     METHOD,
@@ -40,6 +37,8 @@ from jacli.cli.options import (
     option,
 )
 from jacli.cli.stopping import finished
+from jacli.cli.streams import results_are_kept, say, show, show_json
+from jacli.printable import join_words, quote_path
 
 if TYPE_CHECKING:
     from jacli.config import RunConfig
@@ -209,14 +208,13 @@ def _run(settings: RunConfig) -> None:
         redirect_stdout(sys.stderr),
         progress_reporter(quiet=settings.quiet, every=settings.log_every) as progress,
     ):
-        command = shlex.join(["jacli", *sys.argv[1:]])
+        command = join_words(["jacli", *sys.argv[1:]])
         outcome = run_compute(
             settings, command=command, progress=progress, waiting=_tell_waiting, published=finished
         )
+    results_are_kept()
     if settings.json:
-        import json
-
-        typer.echo(json.dumps(outcome.to_dict(), indent=2))
+        show_json(outcome.to_dict())
     if not settings.quiet:
         _tell(outcome, settings.precision, time.monotonic() - started)
     if outcome.not_finite or outcome.overflowed or outcome.rechecked.failed:
@@ -224,25 +222,24 @@ def _run(settings: RunConfig) -> None:
 
 
 def _tell_waiting(what: str) -> None:
-    typer.echo(f"waiting: {what}", err=True)
+    say(f"waiting: {what}")
 
 
 def _tell(outcome: Outcome, precision: str, seconds: float) -> None:
     plan = outcome.chosen.plan
     for note in outcome.notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}")
     for name, why in outcome.chosen.passed_over.items():
-        typer.echo(f"note: passed over {name}: {why}", err=True)
+        say(f"note: passed over {name}: {why}")
     shape = " x ".join(str(n) for n in outcome.shape)
     if outcome.continued:
-        typer.echo(f"went on after {outcome.continued} samples that were done before", err=True)
-    typer.echo(
+        say(f"went on after {outcome.continued} samples that were done before")
+    say(
         f"wrote {outcome.out}: {outcome.samples} samples, Jacobian {shape} a sample, "
-        f"method {plan.method} ({plan.why}), {_in_passes(precision)}{seconds:.1f} s",
-        err=True,
+        f"method {plan.method} ({plan.why}), {_in_passes(precision)}{seconds:.1f} s"
     )
-    typer.echo(_recheck_line(outcome.rechecked), err=True)
-    typer.echo(f"look at it: jacli summarize {shlex.quote(str(outcome.out))}", err=True)
+    say(_recheck_line(outcome.rechecked))
+    say(f"look at it: jacli summarize {quote_path(outcome.out)}")
 
 
 def _in_passes(precision: str) -> str:
@@ -289,20 +286,15 @@ def _unsound(outcome: Outcome, precision: str) -> UnsoundResultsError:
 
 def _print_plan(settings: RunConfig, plan: DryRun) -> None:
     if settings.json:
-        import json
-
-        typer.echo(json.dumps(plan.to_dict(), indent=2))
+        show_json(plan.to_dict())
         return
     total = sum(plan.disk.values())
     for name, value in _plan_rows(plan, total):
-        typer.echo(f"{name:<16} {value}".rstrip())
+        show(f"{name:<16} {value}".rstrip())
     for note in plan.notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}")
     if total > plan.free:
-        typer.echo(
-            "note: that is more than is free: try --save none or factors, --save-dtype float16 or --classes",
-            err=True,
-        )
+        say("note: that is more than is free: try --save none or factors, --save-dtype float16 or --classes")
 
 
 def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:

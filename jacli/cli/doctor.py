@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from jacli.cli.streams import show_json, trusted
+from jacli.printable import escape
 
 if TYPE_CHECKING:
     from jacli.run.doctor import Finding
@@ -38,12 +42,9 @@ def doctor(
 
 
 def _print_json(findings: list[Finding]) -> None:
-    import json
     from dataclasses import asdict
 
-    typer.echo(
-        json.dumps({"ok": all(f.ok for f in findings), "findings": [asdict(f) for f in findings]}, indent=2)
-    )
+    show_json({"ok": all(f.ok for f in findings), "findings": [asdict(f) for f in findings]})
 
 
 def _print_table(findings: list[Finding]) -> None:
@@ -58,11 +59,11 @@ def _print_table(findings: list[Finding]) -> None:
     table.add_column(overflow="fold")
     for finding in findings:
         verdict = Text("ok", style="green") if finding.ok else Text("!!", style="bold red")
-        table.add_row(finding.name, verdict, Text(finding.value))
-    console = Console()
+        table.add_row(finding.name, verdict, Text(escape(finding.value)))
+    console = Console(file=trusted(sys.stdout))
     console.print(table)
     notes = [finding for finding in findings if finding.todo]
     if notes:
         console.print()
     for finding in notes:
-        console.print(Text(f"{finding.name}: {finding.todo}"), soft_wrap=True)
+        console.print(Text(escape(f"{finding.name}: {finding.todo}")), soft_wrap=True)

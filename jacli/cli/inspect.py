@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from jacli.cli.options import Arch, ArchArg, Arg, AsJson, InputsKey, Select
+from jacli.cli.streams import show, show_json
 
 
 def inspect(
@@ -42,12 +43,10 @@ def inspect(
         inputs_key=inputs_key,
     )
     if as_json:
-        import json
-
-        typer.echo(json.dumps(found, indent=2))
+        show_json(found)
         return
     for name, value in _lines(found):
-        typer.echo(f"{name:<24} {value}".rstrip())
+        show(f"{name:<24} {value}".rstrip())
 
 
 def _lines(found: dict[str, Any], indent: str = "") -> list[tuple[str, str]]:

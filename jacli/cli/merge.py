@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jacli.cli.options import AsJson
+from jacli.cli.streams import results_are_kept, say, show_json
+from jacli.printable import join_words, quote_path
 
 if TYPE_CHECKING:
     from jacli.run.merge import Merged
@@ -44,7 +45,7 @@ def merge(
     from jacli.cli.progress import progress_reporter
     from jacli.run.merge import merge as merge_shards
 
-    command = shlex.join(["jacli", *sys.argv[1:]])
+    command = join_words(["jacli", *sys.argv[1:]])
     with progress_reporter(quiet=False, every=30.0) as progress:
         merged = merge_shards(
             shards,
@@ -53,25 +54,20 @@ def merge(
             overwrite=overwrite,
             command=command,
             progress=progress,
-            waiting=_tell,
+            waiting=lambda what: say(f"waiting: {what}"),
         )
+    results_are_kept()
     for note in merged.notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}")
     if as_json:
-        import json
-
-        typer.echo(json.dumps(merged.to_dict(), indent=2))
+        show_json(merged.to_dict())
     else:
         _print(merged)
 
 
-def _tell(what: str) -> None:
-    typer.echo(f"waiting: {what}", err=True)
-
-
 def _print(merged: Merged) -> None:
     kind = "an index of" if merged.in_shards else "merged from"
-    typer.echo(f"wrote {merged.out}: {merged.samples} samples, {kind} {merged.shards} shards", err=True)
+    say(f"wrote {merged.out}: {merged.samples} samples, {kind} {merged.shards} shards")
     if merged.in_shards:
-        typer.echo(f"keep the shards: {', '.join(merged.in_shards)} stay in them", err=True)
-    typer.echo(f"look at it: jacli summarize {merged.out}", err=True)
+        say(f"keep the shards: {', '.join(merged.in_shards)} stay in them")
+    say(f"look at it: jacli summarize {quote_path(merged.out)}")

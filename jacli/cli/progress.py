@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
+from jacli.cli.streams import Output, say, trusted
+
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from jacli.run.report import ProgressCall
 
 
@@ -43,13 +48,31 @@ def _bar() -> Iterator[ProgressCall]:
         TimeRemainingColumn(),
     )
     rate = _Rate()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(file=trusted(sys.stderr))
+    above = Output(_AboveBar(console))
+    # rich's own redirection would hand on the escape sequences that a model prints.
+    bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+    with bar, redirect_stdout(above), redirect_stderr(above):
         task = bar.add_task("", total=None, rate="")
 
         def update(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total, rate=f"{rate.at(done):.3g} samples/s")
 
         yield update
+
+
+class _AboveBar(io.StringIO):
+    """Lines that a model prints while the bar is drawn; they arrive escaped."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def write(self, text: str) -> int:
+        from rich.text import Text
+
+        self._console.print(Text(text.removesuffix("\n")), soft_wrap=True)
+        return len(text)
 
 
 def _lines(every: float) -> ProgressCall:
@@ -63,7 +86,7 @@ def _lines(every: float) -> ProgressCall:
         last = now
         left = (total - done) / per_second
         line = f"{done}/{total} samples, {per_second:.3g} samples/s, {left:.0f} s left"
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
     return update
 

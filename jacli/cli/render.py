@@ -17,6 +17,9 @@ import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from jacli.cli.streams import say, trusted
+from jacli.printable import escape
+
 if TYPE_CHECKING:  # rich is imported where it is used: it is a third of the time `jacli --help` takes
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -54,7 +57,9 @@ def print_table(table: Table, format: TableFormat = TableFormat.TABLE) -> None:
     """The table to stdout, with colour on a terminal only; its notes to stderr."""
     if format is TableFormat.TABLE and sys.stdout.isatty():
         rich_table = _rich_table(table)
-        _console(rich_table).print(rich_table)
+        _console(rich_table, file=trusted(sys.stdout)).print(rich_table)
+    elif format in (TableFormat.JSON, TableFormat.JSONL):
+        trusted(sys.stdout).write(render_table(table, format))
     else:
         sys.stdout.write(render_table(table, format))
     print_notes(table)
@@ -63,14 +68,14 @@ def print_table(table: Table, format: TableFormat = TableFormat.TABLE) -> None:
 def print_notes(table: Table) -> None:
     """The table's notes to stderr, a line each."""
     for note in table.notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}")
 
 
 def format_cell(cell: Cell) -> str:
     """A cell for the eye: five significant digits, ``-`` where nothing is known."""
     if cell is None:
         return "-"
-    return f"{cell:.5g}" if isinstance(cell, float) else str(cell)
+    return f"{cell:.5g}" if isinstance(cell, float) else escape(str(cell))
 
 
 def format_size(count: int) -> str:
@@ -109,13 +114,14 @@ def _csv(table: Table) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(table.columns)
-    writer.writerows(table.rows)  # csv writes floats by repr, None as nothing
+    rows = ([escape(cell) if isinstance(cell, str) else cell for cell in row] for row in table.rows)
+    writer.writerows(rows)  # csv writes floats by repr, None as nothing
     return buffer.getvalue()
 
 
 def _json_row(table: Table, row: tuple[Cell, ...]) -> str:
     cells = {name: _json_cell(cell) for name, cell in zip(table.columns, row, strict=True)}
-    return json.dumps(cells, allow_nan=False)
+    return json.dumps(cells, allow_nan=False).replace("\x7f", r"\u007f")  # which terminals act on
 
 
 def _json_cell(cell: Cell) -> Cell:

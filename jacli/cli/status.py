@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jacli.cli.options import AsJson
+from jacli.cli.streams import show, show_json
 
 if TYPE_CHECKING:
     from jacli.run.run_files import FileStatus
@@ -37,13 +38,11 @@ def status(
 
     runs = status_of(files)
     if as_json:
-        import json
-
-        typer.echo(json.dumps([run.to_dict() for run in runs], indent=2))
+        show_json([run.to_dict() for run in runs])
         return
     for number, run in enumerate(runs):
         if number:
-            typer.echo("")
+            show()
         _print(run)
 
 
@@ -59,11 +58,11 @@ def _print(run: RunStatus) -> None:
         f"{file.shard or file.path.name} {file.state}: {file.reason}" for file in run.files if file.reason
     )
     if run.files[0].shard is not None:
-        typer.echo(f"{run.out} in {run.files[0].shard.count} shards")
+        show(f"{run.out} in {run.files[0].shard.count} shards")
     print_table(Table(columns, tuple(rows), (*reasons, *run.notes)))
-    typer.echo(_sums(run))
+    show(_sums(run))
     for line in run.next:
-        typer.echo(f"next: {line}")
+        show(f"next: {line}")
 
 
 def _rows(files: Sequence[FileStatus]) -> Iterator[Row]:

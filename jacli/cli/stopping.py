@@ -1,4 +1,4 @@
-"""Signals that stop a command: Ctrl-C, and SIGTERM and SIGUSR2 of batch systems."""
+"""Signals that stop a command: Ctrl-C, SIGHUP of a closed terminal, SIGTERM and SIGUSR2 of batch systems."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ def listen() -> None:
     _finished = False
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, _stop)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
+        signal.signal(signal.SIGHUP, _stop)
 
 
 def finished() -> None:
@@ -44,7 +46,7 @@ def _stop(signum: int, frame: FrameType | None) -> None:
     if _finished:
         return
     # What follows is saving: it is not to be stopped in turn, except by an impatient second Ctrl-C.
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGINT, _at_once)
     raise Stopped(signum)

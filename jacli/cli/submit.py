@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from jacli.cli.compute import compute
 from jacli.cli.options import option
+from jacli.cli.streams import results_are_kept, say, show_json
 from jacli.cluster.slurm import NOT_OF_TASKS, compress
+from jacli.printable import quote_path
 
 if TYPE_CHECKING:
     from jacli.run.submit import Handed, Submission
@@ -103,17 +103,16 @@ def submit(**flags: Any) -> None:
     submission = plan_submission(flags)
     lines = list(_left_out(submission))
     if print_only:
-        typer.echo("\n".join(filter(None, (submission.array, submission.merge))), nl=False)
+        sys.stdout.write("\n".join(filter(None, (submission.array, submission.merge))))
     else:
         handed = hand_over(submission)
+        results_are_kept()
         lines += _handed_over(submission, handed)
         if flags["json"]:
-            import json
-
-            typer.echo(json.dumps(_as_json(submission, handed), indent=2))
+            show_json(_as_json(submission, handed))
     if not flags["quiet"]:
         for line in lines:
-            typer.echo(line, err=True)
+            say(line)
 
 
 def _left_out(submission: Submission) -> Iterator[str]:
@@ -139,7 +138,7 @@ def _handed_over(submission: Submission, handed: Handed) -> Iterator[str]:
         yield "nothing was submitted"
     else:
         yield f"scripts and logs: {job.logs}"
-        yield f"once a task has begun: jacli status {shlex.quote(str(job.out))}"
+        yield f"once a task has begun: jacli status {quote_path(job.out)}"
 
 
 def _shards(numbers: Sequence[int]) -> str:

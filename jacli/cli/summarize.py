@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from jacli.cli.render import TableFormat, print_notes, print_table, render_table
-from jacli.errors import OutputError, UsageError
+from jacli.errors import UsageError
 
 BY_SUFFIX = {
     ".csv": TableFormat.CSV,
@@ -54,6 +52,7 @@ def summarize(
     Tables of norms, ranks and condition of the Jacobians in FILES: over each file, per sample, per class.
     """
     from jacli.run.summarize import summarize as summarize_files
+    from jacli.run.table_file import check_table_place, write_table
 
     if overwrite and out is None:
         raise UsageError("--overwrite goes with --out FILE.", why="Nothing is written.", todo="Add --out.")
@@ -64,7 +63,7 @@ def summarize(
             todo="Leave it out, or name the dataset.",
         )
     if out is not None:
-        _check_place(out, files, overwrite=overwrite)
+        check_table_place(out, files, overwrite=overwrite)
     table = summarize_files(
         files,
         per_sample=per_sample,
@@ -78,41 +77,5 @@ def summarize(
         print_table(table, format or TableFormat.TABLE)
         return
     text = render_table(table, format or BY_SUFFIX.get(out.suffix.lower(), TableFormat.TABLE))
-    _write(out, text)
+    write_table(out, text, overwrite=overwrite)
     print_notes(table)
-
-
-def _check_place(out: Path, files: list[Path], *, overwrite: bool) -> None:
-    """Refuse a place that cannot be written, before any work is done."""
-    if any(out.resolve() == file.resolve() for file in files):
-        raise UsageError(
-            f"{out} is both read and written.",
-            why="The table would replace the results.",
-            todo="Give --out another name.",
-        )
-    if out.is_dir() or not out.parent.is_dir():
-        why = "It is a folder." if out.is_dir() else f"There is no folder {out.parent}."
-        raise OutputError(f"The table cannot be written to {out}.", why=why, todo="Give --out a file's name.")
-    if out.exists() and not overwrite:
-        raise OutputError(
-            f"{out} exists already.",
-            why="A file is never replaced unasked.",
-            todo="Give another name, or --overwrite to replace it.",
-        )
-
-
-def _write(out: Path, text: str) -> None:
-    """All of the text or nothing, by an atomic rename."""
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=out.parent, encoding="utf-8", delete=False) as file:
-            part = Path(file.name)
-            file.write(text)
-        # mkstemp makes files that only their owner may read; a table is to be as any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)
-        os.replace(part, out)
-    except OSError as error:
-        raise OutputError(
-            f"The table cannot be written to {out}.", why=f"{error.strerror}.", todo="Choose another place."
-        ) from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jacli.cli.options import AllowPickle, Arch, AsJson
+from jacli.cli.streams import show, show_json
 
 if TYPE_CHECKING:
     from jacli.run.verify import Verification
@@ -53,9 +54,7 @@ def verify(
             file, model=model, inputs=inputs, arch=arch, allow_pickle=allow_pickle, progress=progress, **asked
         )
     if as_json:
-        import json
-
-        typer.echo(json.dumps(found.to_dict(), indent=2))
+        show_json(found.to_dict())
     else:
         _print(found)
     if found.damaged:
@@ -114,4 +113,4 @@ def _print(found: Verification) -> None:
         "no sample away from a kink" if found.worst_error is None else f"worst error {found.worst_error:.1e}"
     )
     left_out = f" ({kinks} at a kink left out: up to {found.worst_at_kinks:.1e})" if kinks else ""
-    typer.echo(f"{worst}{left_out}, tolerance {found.tolerance:.1e}, against reverse passes in {found.dtype}")
+    show(f"{worst}{left_out}, tolerance {found.tolerance:.1e}, against reverse passes in {found.dtype}")

@@ -12,10 +12,10 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from jacli.errors import OutputError, UsageError
-from jacli.own_files import replace_own
+from jacli.json_values import parse_json
+from jacli.own_files import read_own, replace_own
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ _FILE = "jobs.json"
 def read_submitted(folder: Path) -> Submitted:
     """What ``folder`` tells; nothing where there is nothing to be understood."""
     try:
-        values: Any = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        values = parse_json(read_own(folder / _FILE))
         arrays = tuple(
             Array(str(a["job"]), int(a["count"]), tuple(map(str, a["arguments"]))) for a in values["arrays"]
         )

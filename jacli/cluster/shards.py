@@ -6,6 +6,7 @@ after a requeue, agrees on them without talking to another.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,7 +37,10 @@ def shard_path(out: Path, shard: Shard) -> Path:
     return out.with_name(f"{out.stem}.{shard.index:05d}-of-{shard.count:05d}{out.suffix}")
 
 
-_NAME = re.compile(r"(?P<stem>.+)\.(?P<index>\d{5,})-of-(?P<count>\d{5,})(?P<suffix>\.[^.]*)?")
+_NAME = re.compile(
+    r"(?P<stem>.+)\.(?P<index>\d{5,})-of-(?P<count>\d{5,})(?P<suffix>\.[^.]*)?",
+    flags=re.DOTALL,  # a name may hold a line break
+)
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,11 @@ def name_of_shard(path: Path) -> ShardName | None:
 def shards_beside(out: Path) -> dict[int, set[int]]:
     """Shards of ``out`` in its folder, finished or under way: count -> their indices."""
     found: dict[int, set[int]] = {}
-    if not out.parent.is_dir():
+    try:
+        names = os.listdir(out.parent)
+    except OSError:
         return found
-    for path in out.parent.iterdir():
+    for path in map(out.with_name, names):
         name = name_of_shard(path.with_name(path.name.removesuffix(".part")))
         if name is not None and name.out.name == out.name:
             found.setdefault(name.shard.count, set()).add(name.shard.index)

@@ -15,13 +15,13 @@ then hear it twice; after ``KillWait`` seconds (30) comes SIGKILL.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from jacli.cluster.shards import shard_path
 from jacli.option_values import Shard
+from jacli.printable import escape, join_words, quote, quote_path
 
 STOPPED = 75
 """The exit code of a run that was stopped after saving, and goes on when started again."""
@@ -108,16 +108,16 @@ def render_array(job: Job) -> str:
         ("mem", asked.memory),
         *asked.further,
     ]
-    command = shlex.join([*job.program, "compute", *job.arguments])
+    command = join_words([*job.program, "compute", *job.arguments])
     command += f' --shard "$SLURM_ARRAY_TASK_ID/{job.count}"'
     return "\n".join(
         [
             "#!/bin/bash",
             *_lines(directives),
-            f"# jacli submit: a task is a shard of {job.out}",
+            f"# jacli submit: a task is a shard of {escape(str(job.out))}",
             *_setup(job),
             *_threads(asked.cpus),
-            f"cd -- {shlex.quote(str(job.folder))} || exit 4",
+            f"cd -- {quote(str(job.folder))} || exit 4",
             "",
             _RUN.format(command=command, stopped=STOPPED),
         ]
@@ -172,8 +172,8 @@ def render_merge(job: Job) -> str:
             *_lines(directives),
             "# jacli submit: after the array, sbatch --dependency=afterany:ARRAY",
             *_setup(job),
-            f"exec {shlex.join([*job.program, 'merge'])} {_every_shard(job)} "
-            f"--out {shlex.quote(str(job.out))}{overwrite}",
+            f"exec {join_words([*job.program, 'merge'])} {_every_shard(job)} "
+            f"--out {quote_path(job.out)}{overwrite}",
             "",
         ]
     )
@@ -192,7 +192,7 @@ def _every_shard(job: Job) -> str:
     """All names in one word, which bash expands whether the files exist or not."""
     first = shard_path(job.out, Shard(1, job.count))
     before, after = str(first).rsplit(f".{1:05d}-of-", 1)
-    return f"{shlex.quote(f'{before}.')}{{{1:05d}..{job.count:05d}}}{shlex.quote(f'-of-{after}')}"
+    return f"{quote_path(f'{before}.')}{{{1:05d}..{job.count:05d}}}{quote(f'-of-{after}')}"
 
 
 def compress(numbers: Iterable[int]) -> str:

@@ -7,12 +7,13 @@ an `InputSource` that reads a range of the chosen samples at a time.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from jacli.content import MAX_EXPANSION, WHAT_TO_DO, Content, recognise_content
+from jacli.content import MAX_EXPANSION, WHAT_TO_DO, Content, recognise_content, why_unseen
 from jacli.errors import InputsError
 from jacli.inputs.check import check_dtype, check_rows
 from jacli.inputs.samples import sample_positions
@@ -95,8 +96,10 @@ def _recognise(source: str) -> Content:
     """The content of ``source``; refuses everything that holds no inputs, each by its name."""
     path = Path(source)
     try:
-        if not path.exists():
-            raise InputsError(f"{source}: no such file.", todo="Check the path of INPUTS.")
+        if not os.path.exists(path):
+            raise InputsError(
+                f"{source}: no such file.", why=why_unseen(path) or "", todo="Check the path of INPUTS."
+            )
         if not path.is_file() and not path.is_dir():
             raise InputsError(
                 f"{source} is not a regular file.",

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
+from jacli.content import path_as_text
 from jacli.errors import InputsError
 from jacli.inputs.source import StoredArray, choose_key
 
@@ -21,7 +22,7 @@ _DTYPES = {
 def load_safetensors(path: Path, key: str | None) -> StoredArray:
     """One tensor of a safetensors file."""
     with ExitStack() as stack:
-        file = stack.enter_context(safe_open(path, framework="np"))
+        file = stack.enter_context(safe_open(stack.enter_context(path_as_text(path)), framework="np"))
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         chosen = choose_key(path, shapes, key)
         stored_as = file.get_slice(chosen).get_dtype()
@@ -42,7 +43,7 @@ def load_safetensors(path: Path, key: str | None) -> StoredArray:
 def _load_bfloat16(path: Path, key: str, shape: tuple[int, ...]) -> StoredArray:
     """NumPy has no bfloat16: torch reads it, and float32 holds every one of its values exactly."""
     with ExitStack() as stack:
-        file = stack.enter_context(safe_open(path, framework="pt"))
+        file = stack.enter_context(safe_open(stack.enter_context(path_as_text(path)), framework="pt"))
         close = stack.pop_all().close
 
     def read_slice(start: int, stop: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from jacli.content import path_as_text
 from jacli.errors import InputsError
 from jacli.inputs.source import StoredArray, choose_key, refuse_key
 from jacli.torch_archive import NoTorchSaveError, scan_torch_save
@@ -36,7 +37,8 @@ def _load(path: Path, key: str | None, *, mmap: bool) -> StoredArray:
                 todo="Load it where it was made and save the tensor of inputs with torch.save.",
             ) from error
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with path_as_text(path) as name:
+            loaded = torch.load(name, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error).lower():
             raise

@@ -7,11 +7,12 @@ package imports no torch: the entries of ``LOADERS`` and ``DESCRIBERS`` are reso
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jacli.content import WHAT_TO_DO, Content, recognise_content
+from jacli.content import WHAT_TO_DO, Content, recognise_content, why_unseen
 from jacli.errors import ModelError, UsageError
 from jacli.models.loaded import LoadedModel, ModelRequest
 
@@ -87,7 +88,7 @@ def load_model(
             todo="Leave one of them out.",
         )
     path = Path(source)
-    if not path.exists():
+    if not os.path.exists(path):
         return _load_untrained(source, request)
     loaded: LoadedModel = _entry(LOADERS, path)(path.resolve(), request)
     return loaded
@@ -100,7 +101,7 @@ def describe_model(path: str | Path) -> dict[str, Any]:
         ModelError: The file is not a model file, or is damaged or unsafe.
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise _no_such_file(str(path))
     description: dict[str, Any] = _entry(DESCRIBERS, path)(path.resolve())
     return description
@@ -148,6 +149,7 @@ def _entry(table: Mapping[Content, str], path: Path) -> Callable[..., Any]:
 def _no_such_file(source: str) -> ModelError:
     return ModelError(
         f"There is no file {source}.",
-        why="Nor is it an architecture's name, which has a colon (torchvision:resnet18).",
+        why=why_unseen(source)
+        or "Nor is it an architecture's name, which has a colon (torchvision:resnet18).",
         todo="Check the path.",
     )

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 
+from jacli.content import why_unseen
 from jacli.errors import JacliError, ModelError, UsageError
 from jacli.models.damage import last_line
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
@@ -192,7 +194,7 @@ def _refuse_downloads(label: str, arch_args: Iterable[str]) -> None:
 def _users_own(name: str, place: str, callable_name: str) -> Architecture:
     path = Path(place)
     source: Path | None
-    if path.suffix == ".py" or path.is_file():
+    if path.suffix == ".py" or os.path.isfile(path):
         module, folder, source = _import_file(path), path.resolve().parent, path.resolve()
         label = f"{path.name}:{callable_name}"
     else:
@@ -222,12 +224,14 @@ def _users_own(name: str, place: str, callable_name: str) -> Architecture:
 
 
 def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(
-            f"There is no architecture file {path}.", why=f"Looked in {Path.cwd()}.", todo="Correct --arch."
+            f"There is no architecture file {path}.",
+            why=why_unseen(path) or f"Looked in {Path.cwd()}.",
+            todo="Correct --arch.",
         )
     # A name of its own, so that two files arch.py do not meet in sys.modules.
-    module_name = f"jacli_arch_{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    module_name = f"jacli_arch_{path.stem}_{sha256(os.fsencode(path.resolve())).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise ModelError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
+from jacli.content import path_as_text
 from jacli.models.damage import reading
 from jacli.models.describe import describe_weights
 from jacli.models.fit import load_weights
@@ -31,6 +32,7 @@ def describe_safetensors(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, torch.Tensor]:
     with (
         reading(path, "safetensors file (damaged header, or truncated)"),
-        safe_open(path, "pt", device="cpu") as file,
+        path_as_text(path) as name,
+        safe_open(name, "pt", device="cpu") as file,
     ):
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from jacli.content import path_as_text
 from jacli.errors import ModelError
 from jacli.models.damage import COPY_AGAIN, reading
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
@@ -61,7 +62,8 @@ def _read(path: Path) -> Any:
     with reading(path, _KIND), warnings.catch_warnings():
         # Loading TorchScript is what this module is for; its deprecation is no news to the user.
         warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-        return torch.jit.load(str(path), map_location="cpu")
+        with path_as_text(path) as name:
+            return torch.jit.load(name, map_location="cpu")
 
 
 def _check_code(path: Path, code: str) -> None:

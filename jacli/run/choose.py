@@ -15,6 +15,7 @@ from jacli.run.as_traced import as_traced
 from jacli.run.cutting import Cutting
 from jacli.run.graphs import FEW, Graphs
 from jacli.run.measure import OUT_OF_MEMORY
+from jacli.run.recorded_plan import check_plan
 from jacli.run.sizes import Sizes, load_batching_rules
 from jacli.run.task import Graph, Task
 from jacli.search import Budget, methods_in_order
@@ -116,6 +117,7 @@ class Choice:
             return []
         try:
             asked = task.config.repeated_plan
+            check_plan(asked)
             factored = FactoredPlan.from_dict(asked["factored"]) if asked.get("factored") else None
             sizes = int(asked["batch_size"]), int(asked["chunk_size"])
             if min(sizes) < 1 or (asked["method"] == "factored") != (factored is not None):

@@ -13,7 +13,7 @@ from typing import Any
 
 from jacli.cluster import shard_of_environment, shard_path
 from jacli.config import NOT_REPEATED, RunConfig, from_options
-from jacli.content import Content, recognise_content
+from jacli.content import Content, recognise_content, why_unseen
 from jacli.errors import ResultsError, UsageError
 from jacli.option_values import Shard
 
@@ -35,7 +35,7 @@ def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
     read += [value[1:] for value in config.arg.values() if isinstance(value, str) and value.startswith("@")]
     out = result_path(config)
     for file in read:
-        if file and out.exists() and Path(file).exists() and out.samefile(file):
+        if file and os.path.exists(out) and os.path.exists(file) and out.samefile(file):
             raise UsageError(
                 f"{out} is both read and written.",
                 why="--out would replace it with the result.",
@@ -87,10 +87,9 @@ def read_options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: No such file, no valid TOML, or an HDF5 file that is no result of jacli.
     """
-    if not path.is_file():
-        raise UsageError(
-            f"--config {path} cannot be read.", why="There is no such file.", todo="Check the path."
-        )
+    if not os.path.isfile(path):
+        why = why_unseen(path) or "There is no such file."
+        raise UsageError(f"--config {path} cannot be read.", why=why, todo="Check the path.")
     if recognise_content(path) is Content.HDF5:
         return _options_of_result(path, given)
     try:
@@ -147,9 +146,9 @@ def _options_of_result(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 def _runs_other_code(architecture: str, recorded: object) -> bool:
     """Whether a name stands for Python code other than the recorded file, torchvision's or timm's."""
     source, colon, _ = architecture.rpartition(":")
-    if Path(architecture).exists() or not colon or source in ("torchvision", "timm"):
+    if os.path.exists(architecture) or not colon or source in ("torchvision", "timm"):
         return False
     path = Path(source)
-    if not path.is_file():
+    if not os.path.isfile(path):
         return True
     return hashlib.sha256(path.read_bytes()).hexdigest() != recorded

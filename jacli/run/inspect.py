@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jacli.config import from_options
-from jacli.content import WHAT_TO_DO, Content, recognise_content
+from jacli.content import WHAT_TO_DO, Content, recognise_content, why_unseen
 from jacli.errors import InputsError, JacliError, ResultsError, UsageError
 
 if TYPE_CHECKING:
@@ -61,10 +62,10 @@ def inspect(
             todo="Add --inputs FILE.",
         )
     file = Path(path)
-    if not file.exists():
+    if not os.path.exists(file):
         raise InputsError(
             f"There is no file {path}.",
-            why="jacli inspect looks at files; an architecture's name needs --inputs.",
+            why=why_unseen(file) or "jacli inspect looks at files; an architecture's name needs --inputs.",
             todo="Check the path.",
         )
     content = recognise_content(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ import jacli
 from jacli.cluster import name_of_shard, shard_path, shards_beside
 from jacli.errors import ResultsError, UnsoundResultsError, UsageError
 from jacli.option_values import Shard
+from jacli.printable import Lines, quote_path
 from jacli.run.run_files import (
     UNFINISHED,
     FileStatus,
@@ -105,6 +105,7 @@ def merge(
         check_samples(whole, shards)
         notes = check_same_run(shards)
         if virtual:
+            _refuse_names(shards)
             notes += _open_files_note(count)
         attributes = _attributes(target, shards, notes, command)
         write_merged(target, shards, attributes, virtual=virtual, overwrite=overwrite, progress=progress)
@@ -167,17 +168,31 @@ def _refuse_unfinished(out: Path, states: Sequence[FileStatus]) -> None:
     commands = commands_for(states, command_of_another(out, states))
     if commands:
         more = len(commands) - _SHOWN_COMMANDS
-        todo = "Run: " + "\n       ".join(commands[:_SHOWN_COMMANDS])
-        todo += f"\n  and {more} more, which jacli status {out} lists" * (more > 0)
+        lines = ["Run: " + "\n     ".join(commands[:_SHOWN_COMMANDS])]
+        lines += [f"and {more} more, which jacli status {quote_path(out)} lists"] * (more > 0)
+        todo: str = Lines("\n".join(lines))
     elif any(state in UNFINISHED for state in lacking):
         todo = "Compute them as the others were: no file tells with what command."
     else:
-        todo = f"Wait for them: jacli status {out} tells how far they are."
+        todo = f"Wait for them: jacli status {quote_path(out)} tells how far they are."
     raise UnsoundResultsError(
         f"{sum(map(len, lacking.values()))} of {count} shards of {out} are not complete.",
         why=f"{listed[0].upper()}{listed[1:]}.",
         todo=todo,
     )
+
+
+def _refuse_names(shards: Sequence[ShardFile]) -> None:
+    """An index names its shards in HDF5, whose readers take no name that is not UTF-8."""
+    for shard in shards:
+        try:
+            os.fsencode(shard.path.name).decode("utf-8")
+        except UnicodeDecodeError:
+            raise UsageError(
+                f"An index cannot name {shard.path}.",
+                why="That name is no UTF-8, and HDF5 knows no other.",
+                todo="Merge with --copy, or rename the shards.",
+            ) from None
 
 
 def _open_files_note(count: int) -> list[str]:
@@ -198,7 +213,7 @@ def _attributes(
     attributes = dict(shards[0].attributes)
     for name in ("shard", "inputs_sha256", "sources"):
         attributes.pop(name, None)
-    told = dict.fromkeys(note for shard in shards for note in _notes(shard))
+    told = dict.fromkeys(note for shard in shards for note in shard.attributes.json_texts("notes"))
     return {
         **attributes,
         "jacli_version": jacli.__version__,
@@ -207,11 +222,3 @@ def _attributes(
         "config": {**config_of(shards[0]), "shard": None, "out": str(out)},
         "notes": [*told, *notes],
     }
-
-
-def _notes(shard: ShardFile) -> list[str]:
-    try:
-        notes = json.loads(str(shard.attributes.get("notes", "[]")))
-    except ValueError:
-        return []
-    return [str(note) for note in notes] if isinstance(notes, list) else []

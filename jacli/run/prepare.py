@@ -218,7 +218,7 @@ def _read_along(path: str, source: InputSource, what: str) -> np.ndarray:
 
 def _read_labels(path: str, source: InputSource) -> np.ndarray:
     """Labels as int64, one a chosen sample; a text file holds one number a line."""
-    if Path(path).is_file() and recognise_content(Path(path)) is Content.TEXT:
+    if os.path.isfile(path) and recognise_content(Path(path)) is Content.TEXT:
         try:
             every = np.loadtxt(path, dtype=np.int64, ndmin=1)
         except ValueError as error:

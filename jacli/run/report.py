@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from jacli.errors import JacliError
+from jacli.printable import split_words
 from jacli.store import Progress, part_path, remove_progress, write_progress
 
 ProgressCall = Callable[[int, int], None]
@@ -36,7 +36,10 @@ class Report:
     def __init__(self, out: Path, *, command: str, shard: str | None, tell: ProgressCall) -> None:
         self._out = out
         self._samples = self._before = self._done = self._told = 0
-        self._command = tuple(shlex.split(command)) if command.startswith("jacli ") else ()
+        self._command = tuple(split_words(command)) if command.startswith("jacli ") else ()
+        self._folder = ""
+        with contextlib.suppress(OSError):  # it may have been removed
+            self._folder = os.getcwd()
         self._shard = shard
         self._tell = tell
         self._started = time.time()
@@ -75,7 +78,7 @@ class Report:
             done_before=self._before,
             started=self._started,
             command=self._command,
-            folder=os.getcwd(),
+            folder=self._folder,
             shard=self._shard,
             reason=reason,
         )

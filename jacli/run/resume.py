@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import random
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from jacli.config import CHANGES_NO_NUMBER, RunConfig
 from jacli.errors import OutputError, ResultsError
 from jacli.methods import load_method
 from jacli.plan import Plan
+from jacli.printable import quote
 from jacli.run.blocks import Run
 from jacli.run.choose import Choice
 from jacli.run.engine import Chosen
@@ -25,6 +25,7 @@ from jacli.run.memory import memory_errors
 from jacli.run.prepare import Prepared
 from jacli.run.provenance import READ_BY_CONTENT
 from jacli.run.recheck import recheck_samples
+from jacli.run.recorded_plan import recorded_plan
 from jacli.store import ResultWriter, open_results, part_path, remove_part
 from jacli.store.batches import first_damage
 
@@ -55,9 +56,9 @@ class Unfinished:
         self.writer = writer
         self.done = writer.committed
         self._recorded = writer.attributes
-        self._config: Mapping[str, Any] = _json(self._recorded.get("config"), dict)
-        self.plan: Mapping[str, Any] = _json(self._recorded.get("plan"), dict)
-        self.notes: list[str] = _json(self._recorded.get("notes"), list)
+        self._config: Mapping[str, Any] = self._recorded.json_object("config")
+        self.plan: Mapping[str, Any] = recorded_plan(self._recorded)
+        self.notes = self._recorded.json_texts("notes")
 
     @classmethod
     def of(cls, out: Path, config: RunConfig) -> Unfinished | None:
@@ -175,12 +176,12 @@ class Unfinished:
     def chosen(self, choice: Choice) -> Chosen:
         """The method and plan of the earlier process, as this one follows them."""
         plan = choice.plans[0]
-        error = float(self.plan.get("row_check_error", 0.0))
+        error = float(self.plan.get("row_check_error") or 0.0)
         return Chosen(
             load_method(plan.method),
             plan,
             error,
-            dict(self.plan.get("passed_over", {})),
+            dict(self.plan.get("passed_over") or {}),
             choice.graph_of(plan),
         )
 
@@ -238,14 +239,6 @@ def _rows_not_finite(writer: ResultWriter, done: int) -> Iterator[int]:
         yield from (start + np.flatnonzero(~finite)).tolist()
 
 
-def _json(text: object, kind: type) -> Any:
-    try:
-        value = json.loads(str(text))
-    except ValueError:
-        value = None
-    return value if isinstance(value, kind) else kind()
-
-
 def _without_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of forward; those from files, which are compared by content, by name only."""
     return {
@@ -255,4 +248,4 @@ def _without_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: object) -> str:
-    return shlex.quote(value) if isinstance(value, str) else json.dumps(value)
+    return quote(value) if isinstance(value, str) else json.dumps(value)

@@ -6,9 +6,8 @@ Told by the small files beside an unfinished result, which is itself never opene
 from __future__ import annotations
 
 import contextlib
-import json
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -16,14 +15,19 @@ from pathlib import Path
 from jacli.cluster import shard_path
 from jacli.errors import ResultsError
 from jacli.option_values import Shard
+from jacli.printable import join_words, quote, split_words
+from jacli.store.attributes import Attributes
 from jacli.store.lock import read_holder
 from jacli.store.place import part_path
-from jacli.store.progress import read_progress
+from jacli.store.progress import Progress, read_progress
 from jacli.store.reader import open_results
 from jacli.store.shard_file import count_samples
 
 UNFINISHED = ("stopped", "killed", "failed", "missing")
 """States of a file that nobody works on."""
+
+COMPUTE = ("jacli", "compute")
+"""How a command begins that goes on with a run: no other is printed, whatever a file says."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class RunCommand:
 
     def __str__(self) -> str:
         """For a shell, from the current folder."""
-        there = self.folder and Path(self.folder) != Path.cwd()
-        return (f"cd {shlex.quote(self.folder)} && " if there else "") + shlex.join(self.words)
+        there = self.folder and Path(self.folder) != _current_folder()
+        return (f"cd {quote(self.folder)} && " if there else "") + join_words(self.words)
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,10 @@ def look_at(path: Path, shard: Shard | None = None, *, counted: bool = True) -> 
     """
     # The lock goes last when a run ends: who has no holder has its final name by now.
     holder, progress = read_holder(path), read_progress(path)
-    if holder is None and path.exists():
+    if holder is None and os.path.exists(path):
         return _finished(path, shard) if counted else FileStatus(path, shard, "complete")
     if progress is None:
-        begun = holder is not None or part_path(path).exists()
+        begun = holder is not None or os.path.exists(part_path(path))
         state = "waiting" if holder is not None else "killed" if begun else "missing"
         return FileStatus(path, shard, state, where=str(holder or ""))
     state = progress.state
@@ -118,8 +122,22 @@ def look_at(path: Path, shard: Shard | None = None, *, counted: bool = True) -> 
         seconds_left=progress.seconds_left if running else None,
         where=str(holder or ""),
         reason="" if holder is not None else progress.reason,
-        command=RunCommand(progress.command, progress.folder) if progress.command else None,
+        command=_command_of(progress),
     )
+
+
+def _command_of(progress: Progress) -> RunCommand | None:
+    """What goes on with a run, as its progress file says; None where it names anything but that."""
+    folder = progress.folder if Path(progress.folder).is_absolute() else ""
+    is_ours = progress.command[:2] == COMPUTE and (folder or not progress.folder)
+    return RunCommand(progress.command, folder) if is_ours else None
+
+
+def _current_folder() -> Path | None:
+    try:
+        return Path.cwd()
+    except OSError:  # it was removed
+        return None
 
 
 def _finished(path: Path, shard: Shard | None) -> FileStatus:
@@ -150,7 +168,7 @@ def command_recorded(path: Path, out: Path) -> RunCommand:
         words, folder = _typed(results.attrs, out)
     if words:
         return RunCommand(words, folder)
-    return RunCommand(("jacli", "compute", "--config", str(path), "-o", str(out)))
+    return RunCommand((*COMPUTE, "--config", str(path), "-o", str(out)))
 
 
 def command_of_another(out: Path, files: Sequence[FileStatus]) -> RunCommand | None:
@@ -165,15 +183,15 @@ def command_of_another(out: Path, files: Sequence[FileStatus]) -> RunCommand | N
     return None
 
 
-def _typed(attributes: Mapping[str, object], out: Path) -> tuple[tuple[str, ...], str]:
+def _typed(attributes: Attributes, out: Path) -> tuple[tuple[str, ...], str]:
     """The recorded command and its folder, from which its relative -o leads to ``out``; else nothing."""
     try:
-        words = tuple(shlex.split(str(attributes.get("command", ""))))
-        asked = Path(json.loads(str(attributes.get("config")))["out"])
-    except (ValueError, KeyError, TypeError):
+        words = tuple(split_words(attributes.text("command") or ""))
+        asked = Path(attributes.json_object("config")["out"])
+        here = out.resolve().parts
+    except (ResultsError, ValueError, KeyError, TypeError, OSError):
         return (), ""
-    here = out.resolve().parts
-    if words[:2] != ("jacli", "compute") or asked.is_absolute() or here[-len(asked.parts) :] != asked.parts:
+    if words[:2] != COMPUTE or asked.is_absolute() or here[-len(asked.parts) :] != asked.parts:
         return (), ""
     return words, str(Path(*here[: -len(asked.parts)]))
 
@@ -198,7 +216,7 @@ def _line(command: RunCommand, shards: Sequence[Shard | None]) -> str:
     if first is None or len(shards) == 1:
         return str(command.with_shard(None if first is None else str(first)))
     there = str(replace(command, words=("true",))).removesuffix("true")
-    each = shlex.join(command.words)
+    each = join_words(command.words)
     ranges = ranges_of(shard.index for shard in shards if shard is not None)
     listed = " ".join(str(low) if low == high else f"{{{low}..{high}}}" for low, high in ranges)
     return f"{there}for i in {listed}; do {each} --shard $i/{first.count}; done"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from jacli.cluster import shard_rows
 from jacli.config import CHANGES_NO_NUMBER, RunConfig
 from jacli.errors import ResultsError, UnsoundResultsError
 from jacli.option_values import Shard, parse_shard
+from jacli.printable import quote_path
 from jacli.run.provenance import READ_BY_CONTENT
 from jacli.store.shard_file import ShardFile
 
@@ -44,7 +44,7 @@ def check_samples(out: Path, shards: Sequence[ShardFile]) -> None:
             raise UnsoundResultsError(
                 f"{shard.path} is not complete.",
                 why=f"{shard.done} of its {shard.samples} samples are done.",
-                todo=f"Remove it, and make it again as jacli status {out} then says.",
+                todo=f"Remove it, and make it again as jacli status {quote_path(out)} then says.",
             )
         expected = Shard(index, len(shards))
         said = shard.attributes.get("shard")
@@ -61,7 +61,7 @@ def check_samples(out: Path, shards: Sequence[ShardFile]) -> None:
     if len(distinct) < total:
         row = int(np.setdiff1d(np.arange(total), first)[0])
         raise _other_samples(_holding(shards, row), f"Sample {positions[row]} is in another shard as well.")
-    if json.loads(str(shards[0].attributes.get("config", "{}"))).get("samples") is None:
+    if config_of(shards[0]).get("samples") is None:
         wrong = np.flatnonzero(positions != np.arange(total))
         if len(wrong):
             why = f"It holds sample {positions[wrong[0]]} where sample {wrong[0]} belongs."
@@ -133,16 +133,7 @@ def check_same_run(shards: Sequence[ShardFile]) -> list[str]:
 
 def config_of(shard: ShardFile) -> Mapping[str, Any]:
     """Its options."""
-    try:
-        config = json.loads(str(shard.attributes.get("config")))
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise ResultsError(
-            f"{shard.path} does not say with which options it was computed.",
-            why="It has no attribute `config`.",
-            todo="Compute it again.",
-        )
+    config = shard.attributes.json_object("config")
     return {"precision": RunConfig.precision, **config}  # files from before there was a choice lack it
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from jacli.cluster import name_of_shard, shard_rows, shards_beside
+from jacli.content import why_unseen
 from jacli.errors import ResultsError, UsageError
 from jacli.option_values import Shard
+from jacli.printable import as_argument
 from jacli.run.run_files import (
     UNFINISHED,
     FileStatus,
@@ -186,10 +188,10 @@ def _with_samples(file: FileStatus, samples: int) -> FileStatus:
 def _samples_of_run(path: Path, shard: Shard) -> tuple[int, bool]:
     """Samples of all shards, by one of them; and whether no other number is possible."""
     with open_results(path) as results:
-        index, chosen = results["sample_index"][:], '"samples": null' not in str(results.attrs.get("config"))
+        index, chosen = results["sample_index"][:], results.json("config").get("samples")
     start, stop = int(index[0]), int(index[-1]) + 1
     least, most = -(-stop * shard.count // shard.index), ((stop + 1) * shard.count - 1) // shard.index
-    if not chosen and shard_rows(shard, max(least, shard.count)) == range(start, stop):
+    if chosen is None and shard_rows(shard, max(least, shard.count)) == range(start, stop):
         return least, least == most
     return len(index) * shard.count, False  # --samples: its place in the inputs tells nothing
 
@@ -199,7 +201,7 @@ def _in_shards(
 ) -> RunStatus:
     """Some shards of a run, or all of them."""
     if all(file.state == "complete" for file in every):
-        merge = () if out.exists() else (str(RunCommand(("jacli", "merge", str(out)))),)
+        merge = () if os.path.exists(out) else (str(RunCommand(("jacli", "merge", as_argument(out)))),)
         return RunStatus(out, tuple(files), merge, estimated=estimated)
     return replace(_with_next(out, files, command_of_another(out, every)), estimated=estimated)
 
@@ -215,6 +217,6 @@ def _refuse_nothing(files: Sequence[FileStatus], path: Path) -> None:
     if all(file.state == "missing" for file in files):
         raise ResultsError(
             f"There is nothing of the name {path}.",
-            why="Neither a result, nor an unfinished one, nor shards of one.",
+            why=why_unseen(path) or "Neither a result, nor an unfinished one, nor shards of one.",
             todo="Check the path; a run writes to its -o, and that is out.h5 if it is not said.",
         )

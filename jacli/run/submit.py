@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,10 +22,12 @@ from jacli.cluster.queue import (
 )
 from jacli.cluster.slurm import Job, render_array, render_merge
 from jacli.config import RunConfig
+from jacli.content import why_unseen
 from jacli.errors import ModelError, OutputError, UsageError
 from jacli.inputs import open_inputs
 from jacli.option_values import Shard
 from jacli.own_files import replace_own
+from jacli.printable import join_words
 from jacli.run.submit_options import SlurmOptions, refuse_unprintable, resolve_submission
 from jacli.store import check_place, read_holder
 
@@ -98,10 +99,11 @@ def plan_submission(flags: Mapping[str, Any]) -> Submission:
 
 def _check_model_and_inputs(config: RunConfig, asked: SlurmOptions) -> None:
     """What every task would fail at, told at once."""
-    if not Path(config.model).exists() and ":" not in config.model:
+    if not os.path.exists(config.model) and ":" not in config.model:
         raise ModelError(
             f"There is no file {config.model}.",
-            why="Nor is it an architecture's name, which has a colon (torchvision:resnet18).",
+            why=why_unseen(config.model)
+            or "Nor is it an architecture's name, which has a colon (torchvision:resnet18).",
             todo="Check the path.",
         )
     with open_inputs(
@@ -183,7 +185,7 @@ def _notes(job: Job, before: Submitted, *, started: bool) -> list[str]:
     if started and before.arrays and before.arrays[-1].arguments != job.arguments:
         notes.append(
             "other shards were submitted with other options, and only shards of the same run can be merged; "
-            f"then it was: jacli compute {shlex.join(before.arrays[-1].arguments)}"
+            f"then it was: jacli compute {join_words(before.arrays[-1].arguments)}"
         )
     return notes
 

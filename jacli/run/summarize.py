@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jacli import summary
-from jacli.content import MAX_EXPANSION
+from jacli.content import MAX_EXPANSION, why_unseen
 from jacli.errors import ResultsError, UsageError
 from jacli.hdf5_chunks import checked
 from jacli.hdf5_guard import examine_hdf5
-from jacli.store.guarded import open_guarded
+from jacli.store.guarded import DAMAGED, open_guarded, reading_results
 from jacli.store.indexed import IndexedDataset, Shards
 from jacli.store.sources import as_python
 from jacli.store.structure import check_numbers, check_structure
@@ -130,12 +130,13 @@ def _summarize_open(
     output_axes: int,
     per_class: bool,
 ) -> tuple[FileSummary, list[str]]:
-    if str(file.attrs.get("schema")).startswith("jacli/"):
-        check_structure(path, file)
-    jacobian, axes = _find_jacobian(file, path, dataset, output_axes)
-    if not dataset:
-        check_numbers(path, file, (key for key in STORED if _is_dataset(file, key)))
-    stored = {} if dataset else {key: file[key] for key in STORED if _is_dataset(file, key)}
+    with reading_results(path, *DAMAGED):  # links in a circle, among others
+        if str(file.attrs.get("schema")).startswith("jacli/"):
+            check_structure(path, file)
+        jacobian, axes = _find_jacobian(file, path, dataset, output_axes)
+        if not dataset:
+            check_numbers(path, file, (key for key in STORED if _is_dataset(file, key)))
+        stored = {} if dataset else {key: file[key] for key in STORED if _is_dataset(file, key)}
     if jacobian is None and not stored:
         raise _nothing_there(file, path)
     batch = (next(iter(stored.values())) if jacobian is None else jacobian).shape[0]
@@ -371,9 +372,9 @@ def _nothing_there(file: h5py.File, path: Path) -> ResultsError:
 
 
 def _unreadable(path: Path, error: OSError) -> ResultsError:
-    if not path.exists():
-        what, why, todo = "cannot be read", "It does not exist.", "Check the path."
-        if path.with_name(path.name + ".part").exists():
+    if not os.path.exists(path):
+        what, why, todo = "cannot be read", why_unseen(path) or "It does not exist.", "Check the path."
+        if os.path.exists(f"{path}.part"):
             todo = "The run that writes it is not finished: wait for it."
     elif path.is_dir():
         what, why = "is a folder", "Results are files."

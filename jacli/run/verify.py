@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from jacli.run.config_file import read_options
 from jacli.run.memory import memory_errors
 from jacli.run.prepare import Prepared, prepare
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
+from jacli.run.recorded_plan import recorded_plan
 from jacli.store import Results, open_results
 from jacli.store.batches import damaged_batches
 from jacli.store.guarded import reading_results
@@ -164,7 +166,7 @@ def verify(
             )
         damaged, notes = _check_checksums(results, len(done))
         _check_model(config, results, given)
-        if not config.inputs.startswith(RANDOM_PREFIX) and not Path(config.inputs).exists():
+        if not config.inputs.startswith(RANDOM_PREFIX) and not os.path.exists(config.inputs):
             raise _gone(InputsError, config.inputs, "inputs", given)
         prepared = prepare(config)
         with prepared.source:
@@ -173,7 +175,7 @@ def verify(
             _check_inputs(prepared, results, rows)
             index, verified = results["sample_index"], []
             with memory_errors("rechecking"):
-                plan = results.json("plan")
+                plan = recorded_plan(results.attrs)
                 for row, found in recheck_samples(prepared, results.datasets, plan, config, rows, seed=seed):
                     verified.append(VerifiedSample(int(index[row]), found))
                     progress(len(verified), len(rows))
@@ -221,7 +223,7 @@ def _check_model(config: RunConfig, results: Results, given: Mapping[str, Any]) 
     if recorded is None:
         return
     path = Path(config.model)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise _gone(ModelError, config.model, "model", given)
     if sha256_of(path) != recorded:
         raise ModelError(

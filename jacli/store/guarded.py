@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ def open_guarded(path: Path) -> h5py.File:
         ResultsError: It would crash, mislead or exhaust whoever reads it.
         OSError: HDF5 refuses it, or it is not there.
     """
-    if path.is_file():
+    if os.path.isfile(path):
         found = examine_hdf5(path)
         why = found.problem
         if why is None and found.external_link is not None:

@@ -24,7 +24,9 @@ from pathlib import Path
 from secrets import token_hex
 
 from jacli.errors import OutputError
+from jacli.json_values import parse_json
 from jacli.own_files import open_own, read_own
+from jacli.printable import quote_path
 from jacli.store.place import cannot_write, part_path
 
 RENEWED_EVERY = 15.0
@@ -176,7 +178,8 @@ class RunLock:
         return OutputError(
             f"Another process is writing {self._out}.",
             why=f"It is {holder or 'unknown'}, by {self._path.name}.",
-            todo=f"Wait for it (`jacli status {self._out}` says how far it is), or choose another -o.",
+            todo=f"Wait for it (`jacli status {quote_path(self._out)}` says how far it is), "
+            "or choose another -o.",
         )
 
     def check(self) -> None:
@@ -212,13 +215,12 @@ class RunLock:
 
 def _read(path: Path) -> Holder | None:
     try:
-        holder = Holder(**json.loads(read_own(path)))
-    except (OSError, ValueError, TypeError, RecursionError):
+        holder = Holder(**parse_json(read_own(path)))
+    except (OSError, ValueError, TypeError):
         return None
-    texts = (holder.host, holder.space, holder.job or "", holder.token)
-    whole = (holder.pid, holder.began, holder.restarts)
-    sound = all(isinstance(text, str) for text in texts) and all(isinstance(number, int) for number in whole)
-    return holder if sound else None
+    texts, numbers = (holder.host, holder.space, holder.token), (holder.pid, holder.began, holder.restarts)
+    sound = all(isinstance(text, str) for text in texts) and all(type(number) is int for number in numbers)
+    return holder if sound and isinstance(holder.job, str | None) else None
 
 
 def _lives(path: Path, holder: Holder) -> bool:

@@ -13,8 +13,11 @@ from pathlib import Path
 
 from jacli.errors import OutputError
 from jacli.own_files import ForeignFileError
+from jacli.printable import quote_path
 from jacli.store.journal import journal_path, new_journal_path, sync_folder
 from jacli.store.schema import ResultLayout, bytes_on_disk
+
+_RESERVED = (".part", ".part.json", ".part.lock", ".part.new", ".part.json.new")
 
 
 def part_path(out: Path) -> Path:
@@ -41,14 +44,20 @@ def check_folder(out: Path) -> None:
     """Refuse a place where no file can be, before anything is written there.
 
     Raises:
-        OutputError: It is a folder, or its folder is missing.
+        OutputError: It is a folder, or its folder is missing; or it has the name of an unfinished file.
     """
+    if out.name.endswith(_RESERVED):
+        raise OutputError(
+            f"{out} cannot be the name of a result.",
+            why=f"Names that end in {', '.join(_RESERVED)} are those of unfinished files.",
+            todo="Choose another name with -o.",
+        )
     try:
         if out.is_dir():
             raise OutputError(
                 f"{out} is a folder.",
                 why="Results are one file.",
-                todo=f"Name a file in it: -o {out / 'out.h5'}.",
+                todo=f"Name a file in it: -o {quote_path(out / 'out.h5')}.",
             )
         if not out.parent.is_dir():
             raise OutputError(
@@ -64,15 +73,22 @@ def check_place(out: Path, *, overwrite: bool) -> None:
     """Refuse a place that cannot be written, before any work.
 
     Raises:
-        OutputError: As `check_folder`; or it exists (without ``overwrite``).
+        OutputError: As `check_folder`; or it is a link; or it exists (without ``overwrite``).
     """
     check_folder(out)
     try:
+        if out.is_symlink():
+            target = os.readlink(out)
+            raise OutputError(
+                f"{out} is a link to {target}.",
+                why="Writing would replace the link and leave its target as it is.",
+                todo=f"Name the file itself, -o {quote_path(out.parent / target)}, or remove the link.",
+            )
         if out.exists() and not out.is_file():
             raise OutputError(
                 f"{out} is no regular file.", why="It is a device or a pipe.", todo="Choose another with -o."
             )
-        if (out.exists() or out.is_symlink()) and not overwrite:
+        if out.exists() and not overwrite:
             raise _exists(out)
     except OSError as error:
         raise cannot_write(out, error) from error

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from jacli.json_values import parse_json
 from jacli.own_files import read_own, replace_own
 from jacli.store.place import new_progress_path, progress_path
+
+STATES = ("running", "stopped", "failed")
 
 
 @dataclass(frozen=True)
@@ -79,27 +81,29 @@ def remove_progress(out: Path) -> None:
 def read_progress(out: Path) -> Progress | None:
     """What the run that writes ``out`` last said; None where there is nothing to be understood."""
     try:
-        values: Any = json.loads(read_own(progress_path(out)))
-    except (OSError, ValueError, RecursionError):
+        values = parse_json(read_own(progress_path(out)))
+    except (OSError, ValueError):
         return None
     return _from_json(values) if isinstance(values, Mapping) else None
 
 
 def _from_json(values: Mapping[str, Any]) -> Progress | None:
-    known = {f.name for f in fields(Progress)}
-    try:
-        found = Progress(**{name: value for name, value in values.items() if name in known})
-        whole = (found.samples, found.done, found.done_before)
-        texts = (found.state, found.folder, found.reason, *found.command, found.shard or "")
-        if (
-            not all(isinstance(number, int) for number in whole)
-            or not all(isinstance(number, int | float) for number in (found.started, found.updated))
-            or not all(isinstance(text, str) for text in texts)
-            or not isinstance(found.command, list)
-            or not 0 <= found.done <= found.samples
-            or not math.isfinite(found.started + found.updated)
-        ):
-            return None
-        return Progress(**{**asdict(found), "command": tuple(map(str, found.command))})
-    except (TypeError, OverflowError):
+    """What a file says, once each of its values is of the right kind; None if one is not."""
+    known = {name: values[name] for name in (f.name for f in fields(Progress)) if name in values}
+    command = known.get("command", [])
+    if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
         return None
+    try:
+        found = Progress(**{**known, "command": tuple(command)})
+    except TypeError:  # one is not there
+        return None
+    counts, times = (found.samples, found.done, found.done_before), (found.started, found.updated)
+    texts = (found.state, found.folder, found.reason, found.shard or "")
+    sound = (
+        all(type(count) is int and 0 <= count < 2**63 for count in counts)
+        and all(type(when) in (int, float) and abs(when) < 2**63 for when in times)
+        and all(isinstance(text, str) for text in texts)
+        and found.state in STATES
+        and found.done <= found.samples
+    )
+    return found if sound else None

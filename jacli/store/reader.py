@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -12,7 +12,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from jacli.content import why_unseen
 from jacli.errors import ResultsError
+from jacli.store.attributes import Attributes
 from jacli.store.dimensions import is_bare_dimension
 from jacli.store.guarded import DAMAGED, open_guarded, read_whole, reading_results
 from jacli.store.indexed import IndexedDataset, Shards
@@ -44,7 +46,7 @@ class Results:
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path = path
         self._file = file
-        self.attrs: Mapping[str, object] = MappingProxyType(attributes_of(file))
+        self.attrs = Attributes(path, attributes_of(file))
         self.names: tuple[str, ...] = tuple(_list_datasets(file))
         self._shards = Shards(path, self.attrs)
 
@@ -89,7 +91,7 @@ class Results:
     @property
     def complete(self) -> bool:
         """Whether the run that wrote the file ended."""
-        return bool(self.attrs["complete"])
+        return self.attrs.flag("complete")
 
     def json(self, name: str) -> dict[str, Any]:
         """What a root attribute says in JSON: ``config``, ``plan``.
@@ -97,13 +99,7 @@ class Results:
         Raises:
             ResultsError: It is damaged or not there.
         """
-        try:
-            found = json.loads(str(self.attrs[name]))
-        except (KeyError, ValueError, RecursionError) as error:
-            raise _damaged_attribute(self.path, name, str(error) or type(error).__name__) from error
-        if not isinstance(found, dict):
-            raise _damaged_attribute(self.path, name, "it is no JSON object")
-        return found
+        return self.attrs.json_object(name)
 
     def close(self) -> None:
         """Close the file; datasets taken from it cannot be read afterwards."""
@@ -126,9 +122,10 @@ def open_results(path: str | Path) -> Results:
         ResultsError: No such file, damaged, not a jacli result, or of a schema that this version cannot read.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise ResultsError(f"{path}: {what}.", todo="Give a result file of `jacli compute`.")
+    if not os.path.isfile(path):
+        what = "is a folder" if os.path.isdir(path) else "no such file"
+        why = why_unseen(path) or ""
+        raise ResultsError(f"{path}: {what}.", why=why, todo="Give a result file of `jacli compute`.")
     try:
         file = open_guarded(path)
     except OSError as error:
@@ -217,14 +214,6 @@ def _check_schema(path: Path, file: h5py.File) -> None:
     if missing:
         raise _not_results(path, f"It claims schema {schema} but lacks {', '.join(missing)}.")
     check_structure(path, file)
-
-
-def _damaged_attribute(path: Path, name: str, why: str) -> ResultsError:
-    return ResultsError(
-        f"{path} cannot be read.",
-        why=f"Its attribute `{name}` is damaged: {why}.",
-        todo="Copy it again, or compute it again.",
-    )
 
 
 def _not_results(path: Path, why: str) -> ResultsError:

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from jacli.errors import ResultsError
+from jacli.store.attributes import Attributes
 from jacli.store.guarded import DAMAGED, open_guarded, reading_results
 from jacli.store.reader import open_results
 from jacli.store.schema import DatasetLayout
@@ -32,7 +33,7 @@ class ShardFile:
     """
 
     path: Path
-    attributes: Mapping[str, object]
+    attributes: Attributes
     layouts: Mapping[str, DatasetLayout]
     sample_index: np.ndarray
     done: int
@@ -65,7 +66,7 @@ def read_shard(path: Path) -> ShardFile:
             )
         return ShardFile(
             path=path,
-            attributes=dict(results.attrs),
+            attributes=results.attrs,
             layouts={name: _layout_of(dataset) for name, dataset in results.datasets.items()},
             sample_index=np.asarray(results["sample_index"]),
             done=int(np.count_nonzero(results["done"])),

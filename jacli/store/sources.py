@@ -16,6 +16,8 @@ import h5py
 import numpy as np
 
 from jacli.errors import ResultsError
+from jacli.printable import quote_path
+from jacli.store.attributes import Attributes
 from jacli.store.guarded import open_guarded
 
 SHOWN = 5
@@ -47,8 +49,12 @@ class Source:
     def __post_init__(self) -> None:
         """It comes out of a file: refuse what is of another kind."""
         numbers = (self.start, self.stop, self.size, self.modified)
-        if not isinstance(self.name, str) or not all(isinstance(number, int) for number in numbers):
+        if not isinstance(self.name, str) or not all(type(number) is int for number in numbers):
             raise TypeError("a source has a name and whole numbers")
+        if not isinstance(self.identity, str) or not isinstance(self.inputs_sha256, str | None):
+            raise TypeError("what identifies a source is text")
+        if "\0" in self.name or not 0 <= self.start <= self.stop:
+            raise TypeError("a source has a name and a range of rows")
 
 
 def sources_of(index: Path, attributes: Mapping[str, object]) -> tuple[Source, ...]:
@@ -57,17 +63,11 @@ def sources_of(index: Path, attributes: Mapping[str, object]) -> tuple[Source, .
     Raises:
         ResultsError: They cannot be understood.
     """
-    text = attributes.get("sources")
-    if text is None:
-        return ()
+    said = Attributes(index, attributes)
     try:
-        return tuple(Source(**entry) for entry in json.loads(str(text)))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ResultsError(
-            f"{index} cannot be read.",
-            why=f"Its attribute `sources` is damaged: {error}.",
-            todo="Merge its shards again.",
-        ) from error
+        return tuple(Source(**entry) for entry in said.json_list("sources"))
+    except TypeError as error:
+        raise said.damaged("sources", str(error)) from error
 
 
 def attributes_of(file: h5py.File) -> dict[str, object]:
@@ -86,7 +86,7 @@ def as_python(value: object) -> object:
 
 def identity_of(attributes: Mapping[str, object]) -> str:
     """SHA-256 of root attributes, among which the moment of creation and the hashes of model and inputs."""
-    text = json.dumps(attributes, sort_keys=True, default=str)
+    text = json.dumps(dict(attributes), sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
@@ -131,7 +131,8 @@ def check_sources(index: Path, attributes: Mapping[str, object]) -> None:
         raise ResultsError(
             f"{index} is an index, and not all of its shards are there.",
             why=f"{', '.join(lost[:SHOWN])}{more}.",
-            todo=f"Put them back, or compute them again and merge: jacli merge {index} --overwrite.",
+            todo="Put them back, or compute them again and merge: "
+            f"jacli merge {quote_path(index)} --overwrite.",
         )
 
 

@@ -15,8 +15,9 @@ import h5py
 import numpy as np
 
 from jacli.errors import OutputError
+from jacli.store.attributes import Attributes
 from jacli.store.batches import BatchRecord
-from jacli.store.guarded import DAMAGED
+from jacli.store.guarded import DAMAGED, reading_results
 from jacli.store.lay_out import CHECKSUMMED_METADATA, filters_of, lay_out
 from jacli.store.pieces import Rows, contiguous, pieces
 from jacli.store.place import (
@@ -35,6 +36,7 @@ from jacli.store.place import (
 )
 from jacli.store.schema import AFTERWARDS, SCHEMA, DatasetLayout, ResultLayout
 from jacli.store.sink import FileSink
+from jacli.store.sources import attributes_of
 from jacli.store.uninterrupted import UninterruptedDataset, uninterrupted
 
 _COMMIT_SHARE = 0.1
@@ -158,7 +160,8 @@ class ResultWriter:
         """
         filters_of(layout.compress)
         for name, expected in layout.datasets().items():
-            found = self._file.get(name)
+            with reading_results(self.part, *DAMAGED):
+                found = self._file.get(name)
             skipped = int(expected.grows)  # so far it has as many entries as there were batches
             if not isinstance(found, h5py.Dataset) or (found.shape[skipped:], found.dtype) != (
                 expected.shape[skipped:],
@@ -174,9 +177,10 @@ class ResultWriter:
 
     @property
     @uninterrupted()
-    def attributes(self) -> Mapping[str, object]:
+    def attributes(self) -> Attributes:
         """Root attributes; JSON stays text."""
-        return MappingProxyType(dict(self._file.attrs))
+        with reading_results(self.part, *DAMAGED):
+            return Attributes(self.part, attributes_of(self._file))
 
     @property
     @uninterrupted()

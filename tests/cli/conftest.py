@@ -25,7 +25,10 @@ class Ran:
 
 def _run(*arguments: object) -> Ran:
     out, err = io.StringIO(), io.StringIO()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+    }
     try:
         with (
             mock.patch.object(sys, "argv", ["jacli", *map(str, arguments)]),

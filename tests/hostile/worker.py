@@ -41,7 +41,8 @@ def chosen(specimens: dict[str, Specimen], seed: int) -> tuple[str, str, Random]
 def main() -> None:
     """Answer jobs.
 
-    ``{"seed": n}``: a mutation.  ``{"specimen", "file", "command"}``: a file made by hand.
+    ``{"seed": n}``: a mutation.  ``{"specimen", "file", "command"}``: a file made by hand,
+    with ``name`` and ``beside`` as a `Specimen` has them.
     ``{"sound": name}``: where a specimen lies as it is.  ``{"read": name}``: what its commands make of it.
     """
     folder = Path(sys.argv[1]).resolve()
@@ -67,7 +68,8 @@ def main() -> None:
             command = random.choice(specimen.commands)
         else:
             name, mutator, content = job["specimen"], "by hand", Path(job["file"]).read_bytes()
-            command, specimen = tuple(job["command"]), Specimen(content, ())
+            command = tuple(job["command"])
+            specimen = Specimen(content, (), job.get("name", "file"), tuple(job.get("beside", ())))
         found = _run(folder, specimen, content, command)
         found |= {"specimen": name, "mutator": mutator, "command": command, "size": len(content)}
         if found["wrong"]:
