@@ -237,7 +237,7 @@ def _own_builder(module: ModuleType, place: str, callable_name: str) -> Callable
         home = getattr(found, "__module__", type(found).__module__)
         raise ModelError(
             f"{place}:{callable_name} is not called.",
-            why=f"It comes from {home}: it is neither a torch.nn.Module class nor a function defined in {place}.",
+            why=f"It comes from {home}: no torch.nn.Module class, and no function defined in {place}.",
             todo=f"{todo}, or write a function there that calls it.",
         )
     builder: Callable[..., Any] = found
