@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 REGISTRIES = ("torchvision", "timm")
@@ -21,7 +22,7 @@ def runs_own_code(name: str) -> bool:
 
 def model_runs_code(model: str) -> bool:
     """Whether MODEL is the name of such an architecture; a file of that name is read as a file."""
-    return not Path(model).exists() and runs_own_code(model)
+    return not os.path.exists(model) and runs_own_code(model)
 
 
 def absolute_name(name: str) -> str:
