@@ -56,8 +56,9 @@ class RunConfig:
     ``tolerance`` of None follows dtype and precision; ``shard`` is ``"auto"`` until the environment has
     been asked.
 
-    ``repeated_plan`` is no option: the plan of the result file that ``--config RESULT.h5`` repeats, whose
-    choice is then taken over and not measured again.
+    Two are no options but come from the result file that ``--config RESULT.h5`` repeats: ``repeated_plan``,
+    whose choice is then taken over and not measured again, and ``repeated_arch_sha256``, with which the
+    architecture's source is compared where its name is given again.
     """
 
     model: str
@@ -100,15 +101,20 @@ class RunConfig:
     debug: bool = False
     dry_run: bool = False
     repeated_plan: Mapping[str, Any] | None = None
+    repeated_arch_sha256: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON-able values; `from_options` reads them back."""
         values = asdict(self)
-        del values["repeated_plan"]
+        for name in NO_OPTIONS:
+            del values[name]
         values["classes"] = str(self.classes)
         values["shard"] = None if self.shard is None else str(self.shard)
         return values
 
+
+NO_OPTIONS = ("repeated_plan", "repeated_arch_sha256")
+"""Fields that nobody gives: what ``--config RESULT.h5`` takes from the result."""
 
 COMMAND_LINE_ONLY = ("quiet", "json", "log_every", "debug", "dry_run")
 """Options about what the command prints; `jacli.compute` prints nothing."""
@@ -293,4 +299,4 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
 }
 """Every option: name to parser.  A parser raises ``ValueError`` with what the value must be."""
 
-assert set(OPTIONS) == {f.name for f in fields(RunConfig)} - {"repeated_plan"}
+assert set(OPTIONS) == {f.name for f in fields(RunConfig)} - set(NO_OPTIONS)

@@ -56,6 +56,8 @@ class PickleScan:
 
 
 _MARK = object()
+_LARGEST_TUPLE = 2**20
+_DEEPEST_TUPLE = 500
 _SMALL = 2**16
 
 
@@ -111,6 +113,29 @@ class _Bounded:
         return self._file.tell()
 
 
+class _Tuple(tuple[Any, ...]):
+    """A tuple that knows how large and deep it is: hashing a tuple follows shared parts again and again.
+
+    Raises:
+        ValueError: No dict's key is as large or as deep.
+    """
+
+    size: int
+    depth: int
+
+    def __new__(cls, items: list[Any]) -> _Tuple:
+        made = super().__new__(cls, items)
+        inner = [item for item in items if isinstance(item, _Tuple)]
+        made.size = len(items) + sum(item.size for item in inner)
+        made.depth = 1 + max((item.depth for item in inner), default=0)
+        if made.size > _LARGEST_TUPLE or made.depth > _DEEPEST_TUPLE:
+            raise ValueError(
+                f"a tuple of {made.size:,} entries, shared ones counted as often as they are there, "
+                f"nested {made.depth} deep"
+            )
+        return made
+
+
 class _Machine:
     """The pickle machine's stack and memo, holding placeholders."""
 
@@ -141,7 +166,7 @@ class _Machine:
             called = stack.pop()
             stack.append(Made(called.name) if isinstance(called, Global) else None)
         elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
-            stack.append(tuple(self._pop_to_mark() if name == "TUPLE" else self._pop(int(name[5:]))))
+            stack.append(_Tuple(self._pop_to_mark() if name == "TUPLE" else self._pop(int(name[5:]))))
         elif name in ("SETITEM", "SETITEMS"):
             self._pop_to_mark() if name == "SETITEMS" else self._pop(2)
             self._remember(self.scan.dict_like)

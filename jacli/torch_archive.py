@@ -44,19 +44,20 @@ def _scan_zip(file: IO[bytes], mapped: bool) -> PickleScan:
     return _scan_member(file, members, min(names, key=len), mapped=mapped)
 
 
-def check_torchscript(file: IO[bytes]) -> dict[str, zipfile.ZipInfo]:
-    """The members of a TorchScript archive, once its pickles are found to say true sizes.
+def check_torchscript(file: IO[bytes]) -> set[str]:
+    """The classes that a TorchScript archive's pickles name, once these are found to say true sizes.
 
     Raises:
         ArchiveError: It is damaged or made to mislead its reader; a sentence says how.
     """
     members = check_zip(file, expansion=UNPACKED)
     _check_one_root(members)
+    named: set[str] = set()
     for name in members:
-        if name.endswith((".pkl", ".debug_pkl")):
+        if name.lower().endswith((".pkl", ".debug_pkl")):  # torch's reader ignores case
             # Of the inputs it was traced with, torch writes the pickle without the numbers.
-            _scan_member(file, members, name, numbers=not name.endswith("traced_inputs.pkl"))
-    return members
+            named |= _scan_member(file, members, name, numbers=not name.endswith("traced_inputs.pkl")).globals
+    return named
 
 
 def _check_one_root(members: Iterable[str]) -> None:

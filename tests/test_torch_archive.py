@@ -98,3 +98,25 @@ def test_a_storage_without_a_size_is_refused(count: bytes) -> None:
     pid = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu" + count + b"tQ."
     with pytest.raises(ValueError, match="storage"):
         scan_pickle(io.BytesIO(b"\x80\x02" + pid))
+
+
+def nested_key(levels: int, *, shared: bool) -> bytes:
+    """A pickle of a dict whose key is a tuple in a tuple; shared, each has the one below twice."""
+    inner = b"".join(
+        b"q" + bytes([n % 256]) + (b"h" + bytes([n % 256]) + b"\x86" if shared else b"\x85")
+        for n in range(levels)
+    )
+    return b"\x80\x02}K\x01\x85" + inner + b"K\x01s."
+
+
+@pytest.mark.parametrize(("levels", "shared"), [(34, True), (200, True), (100_000, False)])
+def test_keys_that_would_be_hashed_for_ever_are_refused(levels: int, shared: bool) -> None:
+    with pytest.raises(ValueError, match="a tuple of"):
+        scan_pickle(io.BytesIO(nested_key(levels, shared=shared)))
+
+
+def test_ordinary_tuples_pass() -> None:
+    value = {"shapes": [(1, 2, (3, 4))] * 1000, ("a", ("b", 1)): tuple(range(100_000))}
+    assert not scan_pickle(io.BytesIO(pickle.dumps(value))).globals
+    scan_pickle(io.BytesIO(nested_key(10, shared=True)))
+    scan_pickle(io.BytesIO(nested_key(100, shared=False)))

@@ -1,15 +1,33 @@
-"""Signals that stop a command: Ctrl-C, SIGHUP of a closed terminal, SIGTERM and SIGUSR2 of batch systems."""
+"""Signals that stop a command: Ctrl-C, SIGHUP of a closed terminal, SIGTERM and SIGUSR2 of batch systems.
+
+The first one unwinds the command, which saves what is finished.  Python runs its handlers in the main thread,
+and there only between two instructions: while C++ code works, for instance a loop of TorchScript, nothing
+happens.  Therefore a second one ends the process from another thread, which the interpreter's own handler,
+in C, wakes through a pipe (`signal.set_wakeup_fd`).  What was committed stays, as after ``kill -9``.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from types import FrameType
-from typing import NoReturn
 
 from jacli.errors import InterruptedRunError, JacliError, StoppedError
 
+_SAME_SIGNAL_SECONDS: dict[int, float] = {
+    signal.SIGINT: 0.1,
+    signal.SIGHUP: 0.5,
+    signal.SIGTERM: 0.5,
+    signal.SIGUSR2: 0.5,
+}
+"""Signals that stop a command.  One that follows the first so soon is the same: Slurm and others send it to
+a shell and to its children, and the shell passes it on."""
+
 _finished = False
+_first: float | None = None
+_watched = 0  # the process whose signals are watched: after a fork, the child has no watcher
 
 
 class Stopped(BaseException):
@@ -27,13 +45,13 @@ class Stopped(BaseException):
 
 
 def listen() -> None:
-    """Let the signals end the command in good order from now on."""
-    global _finished
-    _finished = False
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, _stop)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup leaves it
-        signal.signal(signal.SIGHUP, _stop)
+    """Let the signals end the command in good order from now on, and a second one at once."""
+    global _finished, _first
+    _finished, _first = False, None
+    _start_watcher()
+    for number in _SAME_SIGNAL_SECONDS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, _stop)
 
 
 def finished() -> None:
@@ -45,13 +63,39 @@ def finished() -> None:
 def _stop(signum: int, frame: FrameType | None) -> None:
     if _finished:
         return
-    # What follows is saving: it is not to be stopped in turn, except by an impatient second Ctrl-C.
-    for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, _at_once)
+    # What follows is saving: only the watcher stops that.
+    for number in _SAME_SIGNAL_SECONDS:
+        if signal.getsignal(number) == _stop:
+            signal.signal(number, _wake_the_watcher)
     raise Stopped(signum)
 
 
-def _at_once(signum: int, frame: FrameType | None) -> NoReturn:
-    """As ``kill -9``, after which a run goes on all the same."""
-    os._exit(InterruptedRunError.exit_code)
+def _wake_the_watcher(signum: int, frame: FrameType | None) -> None:
+    """Python's part of a signal that the watcher has been told of: none."""
+
+
+def _start_watcher() -> None:
+    global _watched
+    if _watched == os.getpid():
+        return
+    _watched = os.getpid()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
+
+
+def _watch(reader: int) -> None:
+    """End the process at the second signal; each comes as a byte, whatever the main thread does."""
+    global _first
+    while came := os.read(reader, 1):
+        number = came[0]
+        same = _SAME_SIGNAL_SECONDS.get(number)
+        heard = signal.getsignal(number) not in (signal.SIG_DFL, signal.default_int_handler)
+        if same is None or _finished or not heard:
+            continue
+        now = time.monotonic()
+        if _first is None:
+            _first = now
+        elif now - _first >= same:
+            os._exit(128 + number)

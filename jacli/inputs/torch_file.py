@@ -15,6 +15,9 @@ from jacli.errors import InputsError
 from jacli.inputs.source import StoredArray, choose_key, refuse_key
 from jacli.torch_archive import NoTorchSaveError, scan_torch_save
 
+_MOST_PARTS = 100_000
+_DEEPEST = 50
+
 
 def load_torch_zip(path: Path, key: str | None) -> StoredArray:
     """A zip archive of `torch.save`, memory-mapped."""
@@ -51,19 +54,36 @@ def _load(path: Path, key: str | None, *, mmap: bool) -> StoredArray:
     if isinstance(loaded, torch.Tensor):
         refuse_key(path, key, why="It holds one tensor without a name.")
         return _as_stored(path, None, loaded)
-    tensors = dict(_walk_tensors(loaded, ""))
+    tensors = dict(_walk_tensors(path, loaded))
     chosen = choose_key(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, key)
     return _as_stored(path, chosen, tensors[chosen])
 
 
-def _walk_tensors(node: object, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor in nested dicts and lists, named by its path with dots."""
-    if isinstance(node, torch.Tensor):
-        yield prefix, node
-    elif isinstance(node, Mapping | list | tuple):
-        items = node.items() if isinstance(node, Mapping) else enumerate(node)
-        for name, child in items:
-            yield from _walk_tensors(child, f"{prefix}.{name}" if prefix else str(name))
+def _walk_tensors(path: Path, loaded: object) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor in nested dicts and lists, named by its path with dots, in order.
+
+    Raises:
+        InputsError: It has too many parts, or too deep ones: shared parts count as often as they are there.
+    """
+    rest: list[tuple[str, int, object]] = [("", 0, loaded)]
+    parts = 0
+    while rest:
+        prefix, depth, node = rest.pop()
+        if isinstance(node, torch.Tensor):
+            yield prefix, node
+        elif isinstance(node, Mapping | list | tuple):
+            parts += len(node)
+            if parts > _MOST_PARTS or depth > _DEEPEST:
+                raise InputsError(
+                    f"{path} holds too many parts to look through.",
+                    why=f"There are more than {_MOST_PARTS:,}, or they are nested more than {_DEEPEST} deep.",
+                    todo="Save the tensor of inputs alone.",
+                )
+            items = list(node.items() if isinstance(node, Mapping) else enumerate(node))
+            rest.extend(
+                (f"{prefix}.{name}" if prefix else str(name), depth + 1, child)
+                for name, child in reversed(items)
+            )
 
 
 def _as_stored(path: Path, key: str | None, tensor: torch.Tensor) -> StoredArray:

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ from jacli.content import why_unseen
 from jacli.errors import JacliError, ModelError, UsageError
 from jacli.models.damage import last_line
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
+from jacli.models.names import split_name
 from jacli.models.torchvision_import import import_torchvision
 
 _DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")
@@ -70,9 +72,7 @@ def resolve_architecture(name: str) -> Architecture:
     Raises:
         ModelError: Unknown name, or importing the user's module failed.
     """
-    if ":" not in name:
-        return _torchvision(name)
-    place, _, callable_name = name.rpartition(":")
+    place, callable_name = split_name(name)
     if place == "torchvision":
         return _torchvision(callable_name)
     if place == "timm":
@@ -201,26 +201,66 @@ def _users_own(name: str, place: str, callable_name: str) -> Architecture:
         module, folder = _import_module(name, place), Path.cwd()
         source = Path(module.__file__) if module.__file__ else None
         label = name
-    builder: Any = module
-    for attribute in callable_name.split("."):
-        builder = getattr(builder, attribute, None)
-    if not callable(builder):
-        own = [
-            n
-            for n, v in vars(module).items()
-            if callable(v) and not n.startswith("_") and v.__module__ == module.__name__
-        ]
-        raise ModelError(
-            f"{place} has no callable {callable_name!r}.",
-            why=f"Its callables are: {', '.join(own) or 'none'}.",
-            todo=f"Name one of them: --arch {place}:{own[0] if own else 'NAME'}",
-        )
+    builder = _own_builder(module, place, callable_name)
     parameters: Iterable[str] = ()
     with suppress(TypeError, ValueError):  # builtins without a signature
         parameters = inspect.signature(builder).parameters
     return Architecture(
         label, builder, "num_classes" in parameters, folder, sha256_of(source) if source else None
     )
+
+
+def _own_builder(module: ModuleType, place: str, callable_name: str) -> Callable[..., Any]:
+    """What the name stands for, once that is a network's class or a function of the module itself.
+
+    ``arch.py:os.system`` is neither: nothing that a module merely imported is called.
+
+    Raises:
+        ModelError: There is no such callable, or it is something else.
+    """
+    found: Any = module
+    for attribute in callable_name.split("."):
+        found = getattr(found, attribute, None)
+    own = [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and getattr(value, "__module__", None) == module.__name__
+        and _builds_networks(value, module)
+    ]
+    todo = f"Name one of its own: --arch {place}:{own[0] if own else 'NAME'}"
+    if not callable(found):
+        raise ModelError(
+            f"{place} has no callable {callable_name!r}.",
+            why=f"Its callables are: {', '.join(own) or 'none'}.",
+            todo=todo,
+        )
+    if not _builds_networks(found, module):
+        home = getattr(found, "__module__", type(found).__module__)
+        raise ModelError(
+            f"{place}:{callable_name} is not called.",
+            why=f"It comes from {home}: no torch.nn.Module class, and no function defined in {place}.",
+            todo=f"{todo}, or write a function there that calls it.",
+        )
+    builder: Callable[..., Any] = found
+    return builder
+
+
+def _builds_networks(found: object, module: ModuleType) -> bool:
+    """Whether it is a class of networks, a function defined in the module, or either with arguments bound."""
+    if isinstance(found, partial):
+        return _builds_networks(found.func, module)
+    if inspect.isclass(found):
+        return issubclass(found, torch.nn.Module)
+    if inspect.ismethod(found):  # a class method: of a network's class, or of the module's own
+        owner = found.__self__
+        if inspect.isclass(owner) and issubclass(owner, torch.nn.Module):
+            return True
+        found = found.__func__
+    if not inspect.isfunction(found):
+        return False
+    # A package gives what its own modules define: torchvision.models:resnet18.
+    return found.__module__.partition(".")[0] == module.__name__.partition(".")[0]
 
 
 def _import_file(path: Path) -> ModuleType:

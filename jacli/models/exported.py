@@ -14,6 +14,9 @@ import io
 import json
 import logging
 import os
+import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +27,7 @@ import torch
 
 from jacli.errors import ModelError
 from jacli.models.damage import check_zip, last_line, reading
-from jacli.models.exported_program import problem_of_program
+from jacli.models.exported_program import examine_program
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
 from jacli.torch_archive import scan_torch_save
 from jacli.zip_archive import read_member
@@ -109,9 +112,13 @@ def _read(path: Path, *, allow_pickle: bool) -> torch.export.ExportedProgram:
             _require_no_hidden_code(path, archive.namelist())
             for member in _unpickled_members(path, archive):
                 _require_plain(path, member, read_member(archive, member))
-            for member in archive.namelist():
-                if member.endswith(".json") or PurePosixPath(member).parent.name == "models":
-                    _require_no_expressions(path, member, read_member(archive, member))
+            quick = [
+                _require_no_expressions(path, member, read_member(archive, member))
+                for member in archive.namelist()
+                if member.lower().endswith(".json") or PurePosixPath(member.lower()).parent.name == "models"
+            ]
+        if not all(quick):
+            _try_in_a_child(path)
     # A file object, because torch warns about every name that does not end in .pt2.
     with (
         reading(path, _KIND),
@@ -119,6 +126,59 @@ def _read(path: Path, *, allow_pickle: bool) -> torch.export.ExportedProgram:
         _torch_export_environment(weights_only=not allow_pickle),
     ):
         return torch.export.load(file)
+
+
+_CHILD = """
+import resource, sys, warnings
+limit = int(sys.argv[2])
+resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
+warnings.simplefilter("ignore")
+import torch
+with open(sys.argv[1], "rb") as file:
+    torch.export.load(file).module()
+"""
+_CHILD_CPU_SECONDS = 60
+_CHILD_BYTES_PER_SECOND = 20 * 2**20
+_SECONDS_PER_CPU_SECOND = 10  # where many processes share the cores
+
+
+def _try_in_a_child(path: Path, cpu_seconds: int = _CHILD_CPU_SECONDS) -> None:
+    """Load the program in a process that can be ended: what sympy makes of a size may take for ever.
+
+    Whatever else goes wrong there goes wrong here too, and is reported then.  Costs a second load, and the
+    start of Python and torch, some seconds.
+
+    Args:
+        path: The archive, examined.
+        cpu_seconds: For a small one; the weights' reading is added.
+
+    Raises:
+        ModelError: It takes too long, or the process crashes.
+    """
+    seconds = cpu_seconds + path.stat().st_size // _CHILD_BYTES_PER_SECOND
+    busy = f"torch is busy with its sizes for more than {seconds} s, as was tried in a process of its own."
+    try:
+        # -P: no module of the current folder is imported.
+        code = subprocess.run(
+            [sys.executable, "-P", "-c", _CHILD, str(path), str(seconds)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, _FORCE_WEIGHTS_ONLY: "1"},
+            timeout=seconds * _SECONDS_PER_CPU_SECOND,
+        ).returncode
+    except subprocess.TimeoutExpired:
+        why = busy
+    else:
+        if code >= 0:
+            return
+        crash = (
+            f"Reading it crashes torch ({signal.Signals(-code).name}), as was tried in a process of its own."
+        )
+        why = busy if -code == signal.SIGXCPU else crash
+    raise ModelError(
+        f"{path} cannot be read as a {_KIND}.", why=why, todo="Export it again with plainer shapes."
+    )
 
 
 def _unpickled_members(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
@@ -159,12 +219,17 @@ def _require_plain(path: Path, member: str, content: bytes) -> None:
         raise _refuse(path, f"Its member {member} is more than tensors: {last_line(error)}") from error
 
 
-def _require_no_expressions(path: Path, member: str, content: bytes) -> None:
-    """Refuse a program that would have torch evaluate more than arithmetic, or call more than operators."""
+def _require_no_expressions(path: Path, member: str, content: bytes) -> bool:
+    """Refuse a program that would have torch evaluate more than arithmetic, or call more than operators.
+
+    Returns:
+        Whether what there is to evaluate is quickly done.
+    """
     with reading(path, _KIND):
-        problem = problem_of_program(content)
-    if problem is not None:
-        raise _refuse(path, f"Its member {member} is more than a graph of operators. {problem}")
+        found = examine_program(content)
+    if found.problem is not None:
+        raise _refuse(path, f"Its member {member} is more than a graph of operators. {found.problem}")
+    return found.quick
 
 
 def _require_no_hidden_code(path: Path, names: list[str]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,12 @@ from jacli.content import path_as_text
 from jacli.errors import ModelError
 from jacli.models.damage import COPY_AGAIN, reading
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
+from jacli.models.torchscript_graph import problem_of_graphs
+from jacli.models.torchscript_source import problem_of_classes, problem_of_sources
 from jacli.torch_archive import check_torchscript
 from jacli.zip_archive import ArchiveError, read_member
 
 _KIND = "TorchScript archive"
-_TOUCHES_FILES = re.compile(r"\b(torch|ops\.\w+)\s*\.\s*(save|from_file|load_tensor)\s*\(")
-_BRACKETS = re.compile(r"[()\[\]{}]")
-_UNARY = re.compile(r"(?:(?:[-~+]|\bnot\b)\s*){200}")
-_NESTING = 200
 
 
 def load_torchscript(path: Path, request: ModelRequest) -> LoadedModel:
@@ -50,39 +46,41 @@ def describe_torchscript(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
+    """The module, once its sources, and then what torch compiled from them, are found to compute only."""
     try:
         with path.open("rb") as file:
-            members = check_torchscript(file)
+            named = check_torchscript(file)
             with zipfile.ZipFile(file) as archive:
-                for name in members:
-                    if "/code/" in name and name.endswith(".py"):
-                        _check_code(path, read_member(archive, name).decode("utf-8", "replace"))
+                sources = {
+                    _qualifier(name): read_member(archive, name).decode("utf-8", "replace")
+                    for name in archive.namelist()
+                    if name.lower().endswith(".py")
+                }
     except ArchiveError as error:
         raise ModelError(f"{path} is damaged.", why=str(error), todo=COPY_AGAIN) from error
-    with reading(path, _KIND), warnings.catch_warnings():
-        # Loading TorchScript is what this module is for; its deprecation is no news to the user.
-        warnings.filterwarnings("ignore", message=".*torch.jit.*", category=DeprecationWarning)
-        with path_as_text(path) as name:
-            return torch.jit.load(name, map_location="cpu")
+    try:
+        _refuse(path, problem_of_classes(named) or problem_of_sources(sources))
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged.", why=f"For a program, {error}.", todo=COPY_AGAIN) from error
+    with reading(path, _KIND), path_as_text(path) as name:
+        # As torch.jit.load does; the unit holds every function, also those that a graph only calls.
+        unit: Any = torch._C.CompilationUnit()  # torch's stubs know neither function's true signature
+        read: Any = torch._C.import_ir_module
+        module = read(unit, name, torch.device("cpu"), {}, False)
+        _refuse(path, problem_of_graphs(unit.get_functions()))
+        return torch.jit._recursive.wrap_cpp_module(module)
 
 
-def _check_code(path: Path, code: str) -> None:
-    """Refuse operators that touch files, and nesting that would overflow the stack of torch's parser."""
-    found = _TOUCHES_FILES.search(code)
-    if found:
+def _qualifier(member: str) -> str:
+    """``net/code/__torch__/torch/nn.py`` -> ``__torch__.torch.nn``."""
+    return member.partition("/")[2].removeprefix("code/").removesuffix(".py").replace("/", ".")
+
+
+def _refuse(path: Path, problem: str | None) -> None:
+    if problem is not None:
         raise ModelError(
-            f"{path} reads or writes files.",
-            why=f"Its code calls {found[0].strip()}, which no network needs.",
-            todo="Look at what it does before you run it; jacli does not.",
-        )
-    depth = deepest = 0
-    for bracket in _BRACKETS.findall(code):
-        depth += 1 if bracket in "([{" else -1
-        deepest = max(deepest, depth)
-    indent = max((len(line) - len(line.lstrip(" ")) for line in code.splitlines()), default=0)
-    if max(deepest, indent // 2) > _NESTING or _UNARY.search(code):
-        raise ModelError(
-            f"{path} is damaged.",
-            why=f"Its code is nested more than {_NESTING} levels deep.",
-            todo=COPY_AGAIN,
+            f"{path} would do more than compute.",
+            why=problem,
+            todo="Look at what it does before you run it elsewhere; if it is an operator that only computes, "
+            "please report it.",
         )

@@ -53,7 +53,7 @@ def select_weights(container: Any, *, path: Path, weights_key: str | None, ema: 
         if ema:
             raise _no_average(path, [])
         return Selection(key, container)
-    found = [(f"{key}.{below}" if key else below, value) for below, value in _candidates(container, _LEVELS)]
+    found = [(f"{key}.{below}" if key else below, value) for below, value in _candidates(container)]
     if not found:
         tensors = _tensors_of_mixed(container)
         if tensors:
@@ -80,20 +80,31 @@ def _is_object(value: object) -> bool:
     return isinstance(value, (Inert, torch.nn.Module))
 
 
-def _candidates(container: Any, levels: int) -> Iterator[tuple[str, Any]]:
-    """State dicts below the container, and pickled objects under the usual names; depth first."""
-    if levels == 0 or not isinstance(container, Mapping):
-        return
-    for key, value in container.items():
-        if not isinstance(key, str) or _NOT_WEIGHTS.search(key.lower()):
-            continue
-        if is_state_dict(value):
-            yield key, value
-        elif _is_object(value):
-            if _USUAL.match(key) or _EMA.search(key):
-                yield key, value
-        else:
-            yield from ((f"{key}.{below}", found) for below, found in _candidates(value, levels - 1))
+def _candidates(container: Any) -> Iterator[tuple[str, Any]]:
+    """State dicts below the container, and pickled objects under the usual names; depth first.
+
+    A mapping that a level holds several times is looked through once: shared parts would be followed again
+    and again.
+    """
+    seen: set[tuple[int, int]] = set()
+    state_dicts: dict[int, bool] = {}
+    rest: list[tuple[str, str, int, Any]] = [("", "", 0, container)]
+    while rest:
+        dotted, last, level, value = rest.pop()
+        if id(value) not in state_dicts:
+            state_dicts[id(value)] = is_state_dict(value)
+        if level and state_dicts[id(value)]:
+            yield dotted, value
+        elif level and _is_object(value):
+            if _USUAL.match(last) or _EMA.search(last):
+                yield dotted, value
+        elif level < _LEVELS and isinstance(value, Mapping) and (id(value), level) not in seen:
+            seen.add((id(value), level))
+            rest.extend(
+                (f"{dotted}.{key}" if dotted else key, key, level + 1, part)
+                for key, part in reversed(list(value.items()))
+                if isinstance(key, str) and not _NOT_WEIGHTS.search(key.lower())
+            )
 
 
 def _choose(found: list[tuple[str, Any]], path: Path, ema: bool | None) -> Selection:

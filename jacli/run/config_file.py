@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tomllib
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from jacli.cluster import shard_of_environment, shard_path
 from jacli.config import NOT_REPEATED, RunConfig, from_options
 from jacli.content import Content, recognise_content, why_unseen
 from jacli.errors import ResultsError, UsageError
+from jacli.models.names import absolute_name, model_runs_code, runs_own_code, split_name
 from jacli.option_values import Shard
 
 
@@ -29,9 +29,12 @@ def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
     config = from_options({**(read_options(path, given) if path else {}), **given})
     if config.shard == "auto":
         config = replace(config, shard=shard_of_environment(os.environ))
-    if path and not set(given) & set(CHANGES_PLAN):
-        config = replace(config, repeated_plan=_recorded_plan(path))
-    read = [config.model, config.inputs, config.labels, path, (config.arch or "").partition(":")[0]]
+    if path:
+        again, recorded = _code_given_again(path, given)
+        config = replace(config, repeated_arch_sha256=recorded)
+        if not (set(given) - again) & set(CHANGES_PLAN):
+            config = replace(config, repeated_plan=_recorded_plan(path))
+    read = [config.model, config.inputs, config.labels, path, split_name(config.arch or "")[0]]
     read += [value[1:] for value in config.arg.values() if isinstance(value, str) and value.startswith("@")]
     out = result_path(config)
     for file in read:
@@ -65,7 +68,7 @@ CHANGES_PLAN = (
         "singular_values",
     ),
 )
-"""Options with which the plan of an earlier run no longer fits."""
+"""Options with which the plan of an earlier run no longer fits; the same code given again is none."""
 
 
 def _recorded_plan(path: Path) -> Mapping[str, Any] | None:
@@ -114,41 +117,57 @@ def read_options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options_of_result(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an earlier run; what would run code must be the same code, or be given anew."""
+    """The options of an earlier run; code that it names runs only if the caller names it again.
+
+    No hash vouches for such code: whoever wrote the result wrote the hash as well.
+    """
     from jacli.store import open_results
 
     with open_results(path) as results:
         if "config" not in results.attrs:
             raise UsageError(
-                f"--config {path} holds no options.",
+                f"{path} holds no options.",
                 why="The result has no attribute 'config'.",
                 todo="Give a TOML file.",
             )
-        recorded, said = results.attrs.get("arch_sha256"), results.json("config")
+        said = results.json("config")
     options = {name: value for name, value in said.items() if name not in NOT_REPEATED}
-    for name in ("arch", "model"):
-        architecture = options.get(name)
-        if not isinstance(architecture, str | None):
+    for name, runs_code, again in (
+        ("arch", runs_own_code, "--arch {0}"),
+        ("model", model_runs_code, "MODEL {0} (of jacli verify: --model {0})"),
+    ):
+        value = options.get(name)
+        if name in given or value is None:
+            continue
+        if not isinstance(value, str):
             raise UsageError(
-                f"--config {path}: {name} is no text.",
-                why=f"The result says {architecture!r:.60}.",
-                todo=f"Give --{name}, or another file.",
+                f"{path}: {name} is no text.",
+                why=f"The result says {value!r:.60}.",
+                todo=f"Give {again.format(name.upper())}, or another file.",
             )
-        if name not in given and architecture and _runs_other_code(architecture, recorded):
+        if runs_code(value):
             raise UsageError(
-                f"--config {path}: {name} {architecture} is not taken from a result file.",
-                why="It would run code that is not the code recorded there, by its sha256.",
-                todo=f"If you trust it, give it anew: {'--arch ' * (name == 'arch')}{architecture}.",
+                f"{path}: {name} {value} is not taken from a result file.",
+                why="It names code to run, and anybody may have written the file.",
+                todo=f"If you trust that code, give it again by hand: {again.format(value)}",
             )
     return options
 
 
-def _runs_other_code(architecture: str, recorded: object) -> bool:
-    """Whether a name stands for Python code other than the recorded file, torchvision's or timm's."""
-    source, colon, _ = architecture.rpartition(":")
-    if os.path.exists(architecture) or not colon or source in ("torchvision", "timm"):
-        return False
-    path = Path(source)
-    if not os.path.isfile(path):
-        return True
-    return hashlib.sha256(path.read_bytes()).hexdigest() != recorded
+def _code_given_again(path: Path, given: Mapping[str, Any]) -> tuple[frozenset[str], str | None]:
+    """Which of ``arch`` and ``model`` name the code that the result names too; and its recorded SHA-256."""
+    if recognise_content(path) is not Content.HDF5:
+        return frozenset(), None
+    from jacli.store import open_results
+
+    with open_results(path) as results:
+        said, recorded = results.json("config"), results.attrs.get("arch_sha256")
+    again = {
+        name
+        for name, runs_code in (("arch", runs_own_code), ("model", model_runs_code))
+        if isinstance(value := given.get(name), str)
+        and isinstance(was := said.get(name), str)
+        and runs_code(value)
+        and absolute_name(value) == absolute_name(was)
+    }
+    return frozenset(again), str(recorded) if again and recorded is not None else None

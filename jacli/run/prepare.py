@@ -129,7 +129,7 @@ def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Pr
         fixed_batch=probed.fixed_batch,
         itemsize=dtype.itemsize,
     )
-    notes = (*loaded.notes, *_probe_notes(probed))
+    notes = (*loaded.notes, *_code_notes(config, loaded), *_probe_notes(probed))
     arguments = _sha256_of_arguments(labels, extra)
     return Prepared(loaded, network, source, extra, labels, shapes, device, dtype, arguments, notes)
 
@@ -141,6 +141,12 @@ def _sha256_of_arguments(labels: np.ndarray | None, extra: Mapping[str, Tensor])
     for name, rows in sorted(extra.items()):
         found.update(name.encode() + rows.numpy().tobytes())
     return found.hexdigest()
+
+
+def _code_notes(config: RunConfig, loaded: LoadedModel) -> Iterator[str]:
+    recorded = config.repeated_arch_sha256
+    if recorded is not None and loaded.arch_sha256 != recorded:
+        yield "the architecture's source file is not the one of the run that is repeated (SHA-256)"
 
 
 def _probe_notes(probed: Probed) -> Iterator[str]:

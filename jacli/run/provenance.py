@@ -10,6 +10,7 @@ import torch
 
 import jacli
 from jacli.config import RunConfig
+from jacli.models.names import absolute_name
 from jacli.run.engine import Chosen
 from jacli.run.prepare import Prepared
 
@@ -26,10 +27,10 @@ def provenance(config: RunConfig, prepared: Prepared, chosen: Chosen, command: s
     """Root attributes of the result file; with its ``config`` the run can be repeated from anywhere."""
     loaded, source = prepared.loaded, prepared.source
     resolved = config.to_dict()
-    resolved["model"] = loaded.path or config.model
+    resolved["model"] = loaded.path or absolute_name(config.model)
     resolved["inputs"] = source.path or config.inputs
-    for name in ("arch", "labels"):
-        resolved[name] = _absolute(resolved[name])
+    resolved["arch"] = config.arch and absolute_name(config.arch)
+    resolved["labels"] = config.labels and str(Path(config.labels).resolve())
     resolved["arg"] = {
         k: f"@{Path(v[1:]).resolve()}" if isinstance(v, str) and v.startswith("@") else v
         for k, v in resolved["arg"].items()
@@ -57,14 +58,6 @@ def provenance(config: RunConfig, prepared: Prepared, chosen: Chosen, command: s
         "plan": chosen.to_dict(),
         "notes": list(prepared.notes),
     }
-
-
-def _absolute(name: str | None) -> str | None:
-    """A path as an absolute one, also in ``file.py:callable``; other names as they are."""
-    if name is None:
-        return None
-    path, colon, rest = name.partition(":")
-    return f"{Path(path).resolve()}{colon}{rest}" if Path(path).is_file() else name
 
 
 def _cpu_name() -> str:

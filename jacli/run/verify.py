@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jacli.config import PRECISIONS, RunConfig, from_options
-from jacli.errors import InputsError, JacliError, ModelError, ResultsError, UsageError
+from jacli.errors import InputsError, JacliError, ModelError, ResultsError
 from jacli.inputs import RANDOM_PREFIX
 from jacli.models.loaded import sha256_of
 from jacli.network import exact_arithmetic
@@ -185,12 +185,7 @@ def verify(
 def _recorded_config(
     path: Path, results: Results, given: Mapping[str, Any], tolerance: float | None
 ) -> RunConfig:
-    try:
-        options = read_options(path, given)
-    except UsageError as error:
-        what = error.what.removeprefix("--config ")
-        todo = error.todo.replace("give it anew: ", "give it anew: --model ")
-        raise UsageError(what, why=error.why, todo=todo.replace("--model --arch", "--arch")) from error
+    options = read_options(path, given)
     # Which outputs were differentiated is in the file: the labels that said so may be gone.
     for name in ("classes", "labels"):
         options.pop(name, None)

@@ -17,7 +17,7 @@ from typing import Any
 
 import h5py
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR2)
 
 
 @contextmanager

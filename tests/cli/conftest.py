@@ -25,10 +25,8 @@ class Ran:
 
 def _run(*arguments: object) -> Ran:
     out, err = io.StringIO(), io.StringIO()
-    before = {
-        number: signal.getsignal(number)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
-    }
+    numbers = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
         with (
             mock.patch.object(sys, "argv", ["jacli", *map(str, arguments)]),

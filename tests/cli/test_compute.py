@@ -535,6 +535,10 @@ def test_result_as_config_repeats_the_run(
     monkeypatch.chdir(tmp_path)  # the paths in the file are absolute
     again = tmp_path / "again.h5"
     ran = jacli("compute", "--config", first.path, "-o", again)
+    assert ran.code == 2 and "give it again by hand: --arch" in ran.err
+    ran = jacli(
+        "compute", "--config", first.path, "-o", again, "--arch", json.loads(first.attrs["config"])["arch"]
+    )
     assert ran.code == 0, ran.err
     second = Results(again)
     assert second["jacobian"].tobytes() == first["jacobian"].tobytes()

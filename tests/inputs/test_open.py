@@ -307,3 +307,56 @@ def test_only_the_chosen_rows_are_read(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
     assert peak < 2 * 2**20
+
+
+def _with_pickle(path: Path, pickled: bytes) -> None:
+    """A torch.save archive with this pickle in the place of its own."""
+    torch.save({"x": torch.ones(2, 3)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, pickled if name.endswith("data.pkl") else content)
+
+
+def _shared(levels: int) -> object:
+    value: object = [torch.ones(2, 3)]
+    for level in range(levels):
+        value = {"a": value, "b": value} if level % 2 else (value, value)
+    return value
+
+
+DEEP_OR_SHARED = {
+    "shared lists": lambda path: torch.save(_shared(34), path),
+    "shared lists, legacy": lambda path: _save_legacy(path, _shared(34)),
+    "a list in itself": lambda path: _with_pickle(path, b"\x80\x02]q\x00h\x00a."),
+    "nested lists": lambda path: _with_pickle(path, b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b"."),
+    "nested dicts": lambda path: _with_pickle(
+        path, b"\x80\x02" + b"}K\x01" * 10**5 + b"}" + b"s" * 10**5 + b"."
+    ),
+    "nested tuples": lambda path: _with_pickle(path, b"\x80\x02)" + b"\x85" * 10**5 + b"."),
+    "a shared key": lambda path: _with_pickle(path, b"\x80\x02}K\x01" + b"q\x00h\x00\x86" * 34 + b"K\x01s."),
+}
+
+
+@pytest.mark.parametrize("how", DEEP_OR_SHARED)
+def test_structures_that_are_deep_or_shared_are_refused(tmp_path: Path, how: str) -> None:
+    """They would be followed for ever, or beyond Python's stack."""
+    path = tmp_path / "x.pt"
+    DEEP_OR_SHARED[how](path)
+    with pytest.raises(InputsError):
+        open_inputs(str(path))
+
+
+def test_a_safetensors_header_in_depth_is_refused(tmp_path: Path) -> None:
+    for deep in (b'{"a":' * 10**5 + b"1" + b"}" * 10**5, b'{"a":' + b"[" * 10**5 + b"]" * 10**5 + b"}"):
+        (tmp_path / "x").write_bytes(len(deep).to_bytes(8, "little") + deep)
+        with pytest.raises(InputsError):
+            open_inputs(str(tmp_path / "x"))
+
+
+def test_moderately_nested_tensors_are_listed_in_order(tmp_path: Path) -> None:
+    one = torch.ones(2, 3)
+    torch.save({"b": [one, {"c": (one,)}], "a": {"d": one, "e": {"f": one}}, "same": one}, tmp_path / "x.pt")
+    with pytest.raises(InputsError, match=r"(?s)b\.0.*b\.1\.c\.0.*a\.d.*a\.e\.f.*same"):
+        open_inputs(str(tmp_path / "x.pt"))

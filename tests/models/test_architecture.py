@@ -143,6 +143,64 @@ def test_architecture_files_relative_to_the_folder_with_neighbours(
     assert load_model("arch:make").arch == "arch:make"
 
 
+FOREIGN = """
+import functools
+import os
+import torch
+from collections import OrderedDict
+from os import system
+from shutil import rmtree
+from torch.nn import Linear
+from torchvision.models import resnet18
+
+class Factory:
+    def __call__(self):
+        return torch.nn.Linear(3, 2)
+
+class Net(torch.nn.Linear):
+    @classmethod
+    def small(cls):
+        return cls(3, 2)
+
+factory = Factory()
+bound = functools.partial(os.system, "touch MARK")
+own = functools.partial(Linear, 3, 2)
+short = lambda: torch.nn.Linear(3, 2)
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["os.system", "system", "rmtree", "resnet18", "Factory", "factory", "bound", "OrderedDict", "Net.apply"],
+)
+def test_what_is_neither_a_network_nor_the_files_own_function_is_not_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    import_torchvision()
+    monkeypatch.chdir(tmp_path)
+    write_arch(tmp_path, FOREIGN)
+    with pytest.raises(ModelError, match=r"(?s)is not called.*--arch arch\.py:Net"):
+        load_model(f"arch.py:{name}")
+    assert not (tmp_path / "MARK").exists()
+
+
+@pytest.mark.parametrize("name", ["Net.small", "own", "short"])
+def test_networks_of_every_other_spelling(tmp_path: Path, name: str) -> None:
+    import_torchvision()
+    path = write_arch(tmp_path, FOREIGN).rpartition(":")[0]
+    assert load_model(f"{path}:{name}").module.out_features == 2
+
+
+def test_a_package_gives_what_its_own_modules_define() -> None:
+    import_torchvision()
+    loaded = load_model("torchvision.models:shufflenet_v2_x0_5", arch_args={"num_classes": 3})
+    assert loaded.module.fc.out_features == 3
+    with pytest.raises(ModelError, match="is not called"):
+        load_model("subprocess:Popen")
+    with pytest.raises(ModelError, match="is not called"):
+        load_model("os:system")
+
+
 BAD_ARCH = {
     "nowhere": (ModelError, "make_classifier, make_nothing"),
     "make_nothing": (ModelError, "returned str"),

@@ -14,6 +14,7 @@ import torch
 
 from jacli.errors import ModelError
 from jacli.models import describe_model, load_model
+from jacli.models.exported import _try_in_a_child
 from jacli.network import frozen_twin
 
 from .networks import Net
@@ -39,6 +40,43 @@ def test_programs_load(tmp_path: Path, dynamic: bool) -> None:
     found = describe_model(path)
     assert found["dynamic_batch"] is dynamic and found["input_shapes"]["x"][1:] == [3]
     json.dumps(found)
+
+
+class Resized(torch.nn.Module):
+    """Sizes that are more than sums and products: rounded, floored, raised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.interpolate(self.conv(x), scale_factor=1.7)
+        return torch.nn.functional.adaptive_avg_pool2d(y, (3, 2)).flatten(1) * x.shape[2] ** 0.5
+
+
+@pytest.fixture
+def resized(tmp_path: Path) -> Path:
+    sides = {axis: torch.export.Dim(f"side{axis}", min=20, max=99) for axis in (2, 3)}
+    program = torch.export.export(
+        Resized().eval(),
+        (torch.randn(2, 3, 33, 35),),
+        dynamic_shapes=({0: torch.export.Dim("batch"), **sides},),
+    )
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    (tmp_path / "resized.pt2").write_bytes(content.getvalue())
+    return tmp_path / "resized.pt2"
+
+
+def test_sizes_that_are_rounded_are_read(resized: Path) -> None:
+    module = load_model(str(resized)).module
+    assert module(torch.randn(3, 3, 40, 21)).shape == (3, 24)
+
+
+def test_sizes_that_take_too_long_are_refused(resized: Path) -> None:
+    """A second of processor time is not enough to import torch, whatever the sizes."""
+    with pytest.raises(ModelError, match="is busy with its sizes for more than 1 s"):
+        _try_in_a_child(resized, cpu_seconds=1)
 
 
 class Masked(torch.nn.Module):

@@ -118,3 +118,25 @@ def test_number_of_classes_is_the_files(load: Any, tmp_path: Path) -> None:
 def test_no_weights_at_all(load: Any) -> None:
     with pytest.raises(ModelError, match="Its entries are: epoch"):
         load({"epoch": 3})
+
+
+def test_shared_and_deep_structures_are_looked_through_once(load: Any) -> None:
+    parts: dict[str, Any] = {f"part{n}": n for n in range(1000)}
+    for _ in range(3):
+        parts = {f"part{n}": parts for n in range(1000)}  # a thousand million paths, a thousand entries
+    with pytest.raises(ModelError, match="holds no weights"):
+        load(parts)
+    inside: dict[str, Any] = {"state_dict": Net().state_dict()}
+    inside["itself"] = inside
+    with pytest.raises(ModelError, match="several sets"):
+        load({"epoch": 3, "run": inside})
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_dots_in_names_do_not_change_which_entries_count(load: Any, tmp_path: Path, legacy: bool) -> None:
+    path = saved(
+        {"a.optimizer": {"w": torch.zeros(3)}, "b.model": Net().state_dict()},
+        tmp_path / "n.pt",
+        legacy=legacy,
+    )
+    assert load_model(str(path), arch=write_arch(tmp_path)).module.fc.out_features == 2

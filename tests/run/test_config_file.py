@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,11 +15,12 @@ import torch
 from torch import nn
 
 import jacli
-from jacli.errors import OutputError, UsageError
+from jacli.errors import OutputError, ResultsError, UsageError
 from jacli.plan import Measured
 from jacli.run import cutting, sizes
 from jacli.run.compute import Outcome, run_compute
 from jacli.run.config_file import resolve_options
+from jacli.run.verify import verify
 from jacli.search import Candidate
 
 ARCH = "from torch import nn\n\ndef make():\n    return nn.Linear(4, 3)\n"
@@ -35,30 +37,88 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_result_repeats_its_run(folder: Path) -> None:
     jacli.compute("weights.pt", "x.npy", arch="arch.py:make", method="vmap", out="a.h5")
-    config = resolve_options({"config": "a.h5"})
-    assert (config.arch, config.method) == (f"{folder / 'arch.py'}:make", "vmap")
+    config = resolve_options({"config": "a.h5", "arch": "arch.py:make"})
+    assert (config.model, config.method) == (str(folder / "weights.pt"), "vmap")
     assert config.out == "out.h5"  # where to write is not repeated
-    assert resolve_options({"config": "a.h5", "method": "loop"}).method == "loop"  # flags win
+    assert resolve_options({"config": "a.h5", "arch": "arch.py:make", "method": "loop"}).method == "loop"
 
 
-def test_a_changed_architecture_is_not_run_because_a_result_names_it(folder: Path) -> None:
+def test_a_changed_architecture_runs_when_it_is_given_again_and_that_is_told(folder: Path) -> None:
     jacli.compute("weights.pt", "x.npy", arch="arch.py:make", out="a.h5")
+    told = "not the one of the run that is repeated"
+    assert not any(told in note for note in repeat(arch="arch.py:make").notes)
     (folder / "arch.py").write_text(ARCH + "# another file\n")
-    with pytest.raises(UsageError, match="give it anew"):
-        resolve_options({"config": "a.h5"})
-    assert resolve_options({"config": "a.h5", "arch": "arch.py:make"}).arch == "arch.py:make"
+    outcome = repeat(arch="arch.py:make", out="c.h5")
+    assert any(told in note for note in outcome.notes)
+    (folder / "other.py").write_text(ARCH)
+    outcome = repeat(arch="other.py:make", out="d.h5")  # another one was wanted
+    assert not any(told in note for note in outcome.notes)
 
 
-@pytest.mark.parametrize(("option", "value"), [("arch", "os:system"), ("model", "subprocess:run")])
-def test_a_result_cannot_name_code_to_run(folder: Path, option: str, value: str) -> None:
+RUNS = "from pathlib import Path\nPath('MARK').touch()\n"
+NAMED = {
+    "the recorded file": ("arch", "arch.py:make"),
+    "a function of the standard library": ("arch", f"{os.__file__}:system"),
+    "its module": ("arch", "os:system"),
+    "as MODEL": ("model", f"{os.__file__}:system"),
+    "its module as MODEL": ("model", "subprocess:run"),
+    "beside a decoy of that name": ("arch", "evil.py:make"),
+    "a file without the suffix": ("arch", "evil:make"),
+    "a name below torchvision": ("arch", "torchvision.models:resnet18"),
+    "a name that looks like a registry's": ("arch", "./torchvision:resnet18"),
+    "a relative module": ("model", "evil:torchvision:make"),
+}
+
+
+@pytest.mark.parametrize("how", NAMED)
+def test_a_result_cannot_name_code_to_run(folder: Path, how: str) -> None:
+    """Whatever hash it brings along; and neither a plan nor a recheck runs it."""
+    option, value = NAMED[how]
+    for name in ("arch.py", "evil.py", "evil"):
+        (folder / name).write_text(RUNS + ARCH)
+    (folder / "evil.py:make").write_text("a decoy")
     jacli.compute("weights.pt", "x.npy", arch="arch.py:make", out="a.h5")
+    (folder / "MARK").unlink()
+    rewrite_options(**{option: value, "arch_arg": {"command": "touch MARK"}, "allow_pickle": True})
     with h5py.File("a.h5", "r+") as file:
-        options = {**json.loads(file.attrs["config"]), option: value, "allow_pickle": True}
-        file.attrs["config"] = json.dumps(options)
+        code = Path(value.rpartition(":")[0])
+        digest = hashlib.sha256(code.read_bytes()).hexdigest() if code.is_file() else "0" * 64
+        file.attrs["arch_sha256"] = digest
+        del file.attrs["model_sha256"]
+    given = {} if option == "arch" else {"arch": "arch.py:make"}
     with pytest.raises(UsageError, match="not taken from a result file"):
+        resolve_options({"config": "a.h5", **given})
+    with pytest.raises(UsageError, match="not taken from a result file"):
+        verify("a.h5", **given)
+    assert not (folder / "MARK").exists()
+
+
+def test_what_a_result_may_name(folder: Path) -> None:
+    """Registries run no foreign code; a file of data is a file, whatever its name."""
+    jacli.compute("weights.pt", "x.npy", arch="arch.py:make", out="a.h5")
+    (folder / "strange:name").write_bytes((folder / "weights.pt").read_bytes())
+    for options in (
+        {"arch": "torchvision:resnet18"},
+        {"arch": "resnet18"},
+        {"arch": "timm:resnet18"},
+        {"arch": None, "model": "torchvision:resnet18"},
+        {"arch": None, "model": "strange:name"},
+    ):
+        rewrite_options(**options, allow_pickle=True)
+        config = resolve_options({"config": "a.h5"})
+        assert config.arch == options["arch"] and not config.allow_pickle
+
+
+def test_options_that_are_none_are_refused(folder: Path) -> None:
+    jacli.compute("weights.pt", "x.npy", arch="arch.py:make", out="a.h5")
+    rewrite_options(arch=["os:system"])
+    with pytest.raises(UsageError, match="no text"):
         resolve_options({"config": "a.h5"})
-    trusted = resolve_options({"config": "a.h5", "arch": "arch.py:make", "model": "weights.pt"})
-    assert not trusted.allow_pickle
+    with h5py.File("a.h5", "r+") as file:
+        file.attrs["config"] = "[1, 2]"
+    for given in ({}, {"arch": "arch.py:make"}):
+        with pytest.raises(ResultsError, match="no JSON object"):
+            resolve_options({"config": "a.h5", **given})
 
 
 @pytest.mark.parametrize("read", ["weights.pt", "x.npy", "arch.py", "labels.npy", "mask.npy", "run.toml"])
@@ -102,7 +162,14 @@ def measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def repeat(**flags: object) -> Outcome:
+    """Run ``a.h5`` again; its own code must be given again."""
     return run_compute(resolve_options({"config": "a.h5", "out": "b.h5", **flags}), command="")
+
+
+def rewrite_options(**options: object) -> None:
+    """Change the options that stand in the result."""
+    with h5py.File("a.h5", "r+") as file:
+        file.attrs["config"] = json.dumps({**json.loads(file.attrs["config"]), **options})
 
 
 def plan_in(path: str) -> dict[str, Any]:
@@ -117,7 +184,7 @@ def jacobians_in(path: str) -> np.ndarray:
 
 def test_a_result_repeats_its_plan(measured: list[str]) -> None:
     first = plan_in("a.h5")
-    repeat()
+    repeat(arch="narrow.py:make")
     assert measured == []
     second = plan_in("b.h5")
     names = ("method", "batch_size", "chunk_size", "n_blocks", "passes", "factored")
@@ -140,7 +207,7 @@ def test_a_result_repeats_its_precision(folder: Path) -> None:
     "flags", [{"seed": 3}, {"verify": 2}, {"save_dtype": "float16"}, {"compress": "gzip"}], ids=str
 )
 def test_a_flag_that_changes_no_plan_keeps_it(measured: list[str], flags: dict[str, object]) -> None:
-    repeat(**flags)
+    repeat(arch="narrow.py:make", **flags)
     assert measured == []
 
 
@@ -164,8 +231,8 @@ def test_a_flag_that_changes_no_plan_keeps_it(measured: list[str], flags: dict[s
     ids=str,
 )
 def test_a_flag_that_changes_it_has_it_measured_anew(measured: list[str], flags: dict[str, object]) -> None:
-    assert resolve_options({"config": "a.h5", **flags}).repeated_plan is None
-    repeat(**flags)
+    assert resolve_options({"config": "a.h5", "arch": "narrow.py:make", **flags}).repeated_plan is None
+    repeat(arch="narrow.py:make", **flags)
     assert measured
 
 
@@ -201,7 +268,7 @@ WRONG_PLANS = {
 def test_a_plan_that_does_not_fit_is_measured_anew_and_that_is_told(measured: list[str], name: str) -> None:
     expected = jacobians_in("a.h5")
     rewrite(WRONG_PLANS[name])
-    outcome = repeat()
+    outcome = repeat(arch="narrow.py:make")
     assert measured
     assert any("was not taken over" in note for note in outcome.notes), outcome.notes
     np.testing.assert_allclose(jacobians_in("b.h5"), expected, rtol=1e-5, atol=1e-6)
@@ -211,5 +278,5 @@ def test_a_plan_that_does_not_fit_is_measured_anew_and_that_is_told(measured: li
 def test_a_plan_that_is_none_is_measured_anew(measured: list[str], plan: str) -> None:
     with h5py.File("a.h5", "r+") as file:
         file.attrs["plan"] = plan
-    repeat()
+    repeat(arch="narrow.py:make")
     assert measured
