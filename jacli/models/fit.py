@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from jacli.dtypes import as_dtype, convert, holds, real_dtype, real_dtypes, widest
 from jacli.errors import ModelError, UsageError
 from jacli.models.architecture import Architecture, build, resolve_architecture
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
@@ -123,6 +124,8 @@ def _fitting_prefixes(module: torch.nn.Module, weights: Weights, prefixes: list[
 
 
 def _strict_load_error(module: torch.nn.Module, part: Weights) -> str | None:
+    if (lost := _lost_values(module, part)) is not None:
+        return lost
     try:
         module.load_state_dict(part, strict=True)
     except Exception as error:  # modules' own hooks raise anything
@@ -140,18 +143,44 @@ def _head_candidates(module: torch.nn.Module, weights: Weights, prefixes: list[s
 
 
 def _adopt_dtypes(module: torch.nn.Module, part: Weights) -> None:
-    """Give the module's floating tensors the types that the file has, so that loading rounds nothing."""
-    dtypes = {
-        tensor.dtype
-        for tensor in part.values()
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
-    }
-    if len(dtypes) == 1:
-        module.to(dtypes.pop())
+    """Give the module's tensors the dtypes that the file has, so that loading rounds nothing.
+
+    Tensors that are narrower than the module's widest are so on purpose (a layer in half precision): they
+    keep their dtype, as in `torch.nn.Module.load_state_dict`.
+    """
+    own = real_dtypes(module)
+    given = {kind for tensor in part.values() if (kind := _kind(tensor)) is not None}
+    if not own or not given:
+        return
+    if len(given) == 1 and holds(widest(given), widest(own)):
+        convert(module, widest(given), only={widest(own)})  # exact, also of buffers not in the file
         return
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if name in part and tensor.is_floating_point():
-            tensor.data = tensor.data.to(part[name].dtype)
+        kind = _kind(part.get(name))
+        if kind is not None and _kind(tensor) == widest(own):
+            tensor.data = as_dtype(tensor.data, kind)
+
+
+def _lost_values(module: torch.nn.Module, part: Weights) -> str | None:
+    """Name a tensor of the file whose imaginary parts or fractions `load_state_dict` would drop."""
+    for name, tensor in module.state_dict().items():
+        given = part.get(name)
+        if not isinstance(tensor, torch.Tensor) or not isinstance(given, torch.Tensor):
+            continue
+        found = None
+        if given.is_complex() and not tensor.is_complex():
+            found = "is complex" if bool(torch.count_nonzero(given.imag)) else None
+        elif given.is_floating_point() and _kind(tensor) is None:
+            whole = torch.equal(given.to(tensor.dtype).to(given.dtype), given)
+            found = None if whole else "has fractions"
+        if found is not None:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            return f"{name} {found} in the file, and is {dtype} in the architecture."
+    return None
+
+
+def _kind(value: object) -> torch.dtype | None:
+    return real_dtype(value) if isinstance(value, torch.Tensor) else None
 
 
 def _prefix_notes(weights: Weights, prefix: str) -> list[str]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from jacli.cluster import local_rank, shard_rows
 from jacli.config import RunConfig
 from jacli.content import Content, recognise_content
+from jacli.dtypes import as_dtype, convert
 from jacli.errors import InputsError, UsageError
 from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs
 from jacli.models import LoadedModel, load_model
@@ -178,9 +179,7 @@ def pick_device(asked: str, rank: int = 0) -> torch.device:
 
 def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """The module in the run's dtype; a program whose numbers cannot be converted shows in the probe."""
-    module = module.to(device)
-    floating = {t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
-    return module.to(dtype) if floating - {dtype} else module
+    return convert(module.to(device), dtype)
 
 
 def _arguments(
@@ -192,7 +191,7 @@ def _arguments(
     for name, value in asked.items():
         if isinstance(value, str) and value.startswith("@"):
             tensor = torch.from_numpy(_read_along(value[1:], source, f"--arg {name}"))
-            rowwise[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            rowwise[name] = as_dtype(tensor, dtype)
         else:
             constant[name] = value
     return constant, rowwise

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jacli.config import RunConfig
+from jacli.dtypes import as_dtype, convert
 from jacli.network import Linearized, TensorNetwork, frozen_twin
 from jacli.network.settings import batched_pass
 from jacli.plan import Plan
@@ -146,20 +147,20 @@ class References:
 
 
 def _in_float64(network: TensorNetwork) -> TensorNetwork:
+    twin = convert(frozen_twin(network.module), torch.float64)
     arguments = {name: _doubled(value) for name, value in network.arguments.items()}
-    return replace(network, module=frozen_twin(network.module).double(), arguments=arguments)
+    return replace(network, module=twin, arguments=arguments)
 
 
 def _doubled(value: object) -> object:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+    return as_dtype(value, torch.float64) if isinstance(value, Tensor) else value
 
 
 def _converted(
     x: Tensor, extra: Mapping[str, Tensor], dtype: torch.dtype
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The run's own points, rounded as it saw them, in another dtype."""
-    rest = {name: rows.to(dtype) if rows.is_floating_point() else rows for name, rows in extra.items()}
-    return x.to(dtype), rest
+    return x.to(dtype), {name: as_dtype(rows, dtype) for name, rows in extra.items()}
 
 
 def _own_blocks(
