@@ -6,17 +6,17 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jacli.cluster import local_rank, shard_rows
 from jacli.config import RunConfig
 from jacli.content import Content, recognise_content
-from jacli.dtypes import as_dtype, convert
+from jacli.dtypes import as_dtype
 from jacli.errors import InputsError, UsageError
 from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs
 from jacli.models import LoadedModel, load_model
@@ -24,8 +24,8 @@ from jacli.network import TensorNetwork
 from jacli.option_values import Classes, Shard
 from jacli.plan import Shapes
 from jacli.run.memory import memory_errors
+from jacli.run.placing import place
 from jacli.run.precision import check_precision
-from jacli.run.probed import probed_network
 from jacli.verify import BATCH_SIZES, Probed
 
 _PROBE_ROWS = 4
@@ -36,7 +36,7 @@ class Prepared:
     """A probed network and the samples it will be linearised at.
 
     Attributes:
-        loaded: What the model's file gave.
+        loaded: What the model's file gave; its module is the network's.
         network: The network, on the device and in the dtype of the run.
         source: The chosen samples.
         extra: Arguments with one row a chosen sample.
@@ -44,6 +44,7 @@ class Prepared:
         shapes: Learnt by the probe.
         device: Where the run computes.
         dtype: Of the run's arithmetic.
+        converted: The real dtypes whose tensors were converted to it, see `jacli.run.placing`.
         arguments_sha256: Of the labels and of the arguments that have a row a sample; None without any.
         notes: What the user must be told.
     """
@@ -56,6 +57,7 @@ class Prepared:
     shapes: Shapes
     device: torch.device
     dtype: torch.dtype
+    converted: frozenset[torch.dtype]
     arguments_sha256: str | None
     notes: tuple[str, ...]
 
@@ -111,15 +113,19 @@ def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Pr
     count = min(_PROBE_ROWS, len(source))
     first = source.read(0, count)
     check_rows(first, source.index[:count])
-    network, probed = probed_network(
-        _placed(loaded.module, device, dtype),
-        torch.from_numpy(first).to(device, dtype),
-        {name: rows[:count].to(device) for name, rows in extra.items()},
+    placed = place(
+        loaded,
+        torch.from_numpy(first),
+        {name: rows[:count] for name, rows in extra.items()},
+        dtype=dtype,
+        device=device,
         arguments=constant,
         select=config.select,
         of=config.of,
         batch_hints=[s for s in (loaded.static_batch, config.batch_size, *BATCH_SIZES, len(source)) if s],
     )
+    network, probed = placed.network, placed.probed
+    loaded = replace(loaded, module=network.module)
     n_out = math.prod(probed.output_shape)
     _check_classes(config.classes, labels, n_out)
     shapes = Shapes(
@@ -130,9 +136,19 @@ def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Pr
         fixed_batch=probed.fixed_batch,
         itemsize=dtype.itemsize,
     )
-    notes = (*loaded.notes, *_probe_notes(probed))
-    arguments = _sha256_of_arguments(labels, extra)
-    return Prepared(loaded, network, source, extra, labels, shapes, device, dtype, arguments, notes)
+    return Prepared(
+        loaded,
+        network,
+        source,
+        extra,
+        labels,
+        shapes,
+        device,
+        dtype,
+        placed.converted,
+        arguments_sha256=_sha256_of_arguments(labels, extra),
+        notes=(*loaded.notes, *placed.notes, *_probe_notes(probed)),
+    )
 
 
 def _sha256_of_arguments(labels: np.ndarray | None, extra: Mapping[str, Tensor]) -> str | None:
@@ -175,11 +191,6 @@ def pick_device(asked: str, rank: int = 0) -> torch.device:
             todo="Give --device cpu, or run `jacli doctor`.",
         )
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
-
-
-def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The module in the run's dtype; a program whose numbers cannot be converted shows in the probe."""
-    return convert(module.to(device), dtype)
 
 
 def _arguments(
