@@ -141,9 +141,18 @@ def _converted(
 
 
 def _reduced_inside(network: TensorNetwork, x: Tensor, extra: Mapping[str, Tensor]) -> torch.dtype | None:
-    """The coarsest dtype below float32 in which some operation of the forward pass gives its result."""
-    with torch.no_grad(), _Dtypes() as met:
-        network(x, extra)
+    """The coarsest dtype below float32 in which some operation of the forward pass gives its result.
+
+    None too where the model does not run under a dispatch mode: it is then tried in float64 as any other.
+    """
+    met = _Dtypes()
+    try:
+        with torch.no_grad(), met:
+            network(x, extra)
+    except Exception as error:  # a model's own code may raise anything
+        if means_out_of_memory(error):
+            raise
+        return None
     return next((dtype for dtype in _REDUCED if dtype in met.dtypes), None)
 
 

@@ -66,7 +66,7 @@ class Autocast(nn.Module):
     def forward(self, x):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = self.low(x)
-        return self.top(torch.tanh(y.float()))
+        return self.top(torch.tanh(y.to(x.dtype)))
 
 
 class AllHalf(nn.Module):
@@ -151,8 +151,10 @@ def test_mixed_dtypes_in_other_formats(arch: Any, name: str, kind: str) -> None:
     else:
         torch.save(module, "m.pt")
     options = {"allow_pickle": True} if kind == "pickled" else {}
-    found, _ = computed("m.pt2" if kind == "exported" else "m.pt", **options)
+    found, notes = computed("m.pt2" if kind == "exported" else "m.pt", **options)
     assert off(found, as_it_is(module)) < 1e-3
+    inside = str(module.dtype).removeprefix("torch.")
+    assert any(f"computes in {inside} inside" in note for note in notes)
 
 
 def test_autocast_inside_is_told_and_is_no_kink(arch: Any) -> None:
@@ -169,6 +171,19 @@ def test_autocast_inside_is_told_and_is_no_kink(arch: Any) -> None:
         file["class_norms"][4] *= 1.5
     found_wrong = verify("out.h5", samples=None, arch=f"{arch.__name__}.py:Autocast")
     assert found_wrong.failed == (4,)
+
+
+@pytest.mark.parametrize("name", ["Autocast", "ByParameter"])
+def test_another_function_in_float64_is_refused_there(arch: Any, name: str) -> None:
+    """Autocast leaves float64 alone; a layer in half stays in half, where its input is rounded otherwise."""
+    torch.save(getattr(arch, name)().state_dict(), "m.pt")
+    options = {"arch": f"{arch.__name__}.py:{name}", "dtype": "float64"}
+    if name == "ByParameter":
+        _, notes = computed("m.pt", **options)
+        assert any("computes in float16 inside" in note for note in notes)
+        return
+    with pytest.raises(ModelError, match="another function in float64"):
+        computed("m.pt", **options)
 
 
 @pytest.mark.parametrize("part", ["all", "weights but not the normalisation"])
