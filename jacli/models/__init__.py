@@ -9,12 +9,16 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jacli.content import WHAT_TO_DO, Content, recognise_content, why_unseen
 from jacli.errors import ModelError, UsageError
-from jacli.models.loaded import LoadedModel, ModelRequest
+from jacli.models.loaded import LoadedModel, ModelRequest, sha256_of
+
+if TYPE_CHECKING:
+    import torch
 
 LOADERS: dict[Content, str] = {
     Content.TORCHSCRIPT: "jacli.models.torchscript:load_torchscript",
@@ -34,7 +38,7 @@ DESCRIBERS: dict[Content, str] = {
 }
 """Kind of file -> function (path) -> dict, ready for JSON."""
 
-__all__ = ["DESCRIBERS", "LOADERS", "LoadedModel", "describe_model", "load_model"]
+__all__ = ["DESCRIBERS", "LOADERS", "LoadedModel", "describe_model", "load_anew", "load_model"]
 
 _TOO_OLD = {
     Content.TORCHSCRIPT_1_1: "It is a TorchScript archive of PyTorch 1.0 or 1.1, no longer readable.",
@@ -89,9 +93,48 @@ def load_model(
         )
     path = Path(source)
     if not os.path.exists(path):
-        return _load_untrained(source, request)
+        return replace(_load_untrained(source, request), source=source, request=request)
     loaded: LoadedModel = _entry(LOADERS, path)(path.resolve(), request)
-    return loaded
+    return replace(loaded, source=source, request=loaded.request or request)
+
+
+def load_anew(loaded: LoadedModel, *, dtype: torch.dtype | None = None) -> LoadedModel:
+    """Load the same model once more from where it came, so that nothing is shared with what was made of it.
+
+    Args:
+        loaded: What the first loading gave.
+        dtype: Convert every real floating tensor to it, and complex ones to its counterpart.  Weights go
+            straight from the file into a module of this dtype.  The dtypes of the file if None.
+
+    Raises:
+        ModelError: The file is gone or has changed, or its architecture's source or weights have.
+    """
+    assert loaded.request is not None  # `load_model` has set it
+    request = replace(loaded.request, dtype=dtype)
+    if loaded.path is None:
+        again = _load_untrained(loaded.source, request)
+    else:
+        path = Path(loaded.path)
+        same = path.is_file() and sha256_of(path) == loaded.sha256
+        if not same:
+            raise _other_since(loaded, "The file is gone, or its sha256 is not what it was.")
+        again = _entry(LOADERS, path)(path, request)
+    if again.arch_sha256 != loaded.arch_sha256:
+        raise _other_since(loaded, "The source file of its architecture has changed.")
+    if again.weights_sha256 != loaded.weights_sha256:
+        raise _other_since(loaded, f"Called again, {loaded.arch} gives other weights.")
+    if dtype is not None:
+        dtypes = importlib.import_module("jacli.dtypes")
+        dtypes.convert(again.module, dtype)
+    return again
+
+
+def _other_since(loaded: LoadedModel, why: str) -> ModelError:
+    return ModelError(
+        f"{loaded.source} is not what it was when it was loaded first.",
+        why=why,
+        todo="Keep the model as it is while a run goes on.",
+    )
 
 
 def describe_model(path: str | Path) -> dict[str, Any]:

@@ -23,10 +23,12 @@ import torch
 from jacli.content import why_unseen
 from jacli.errors import JacliError, ModelError, UsageError
 from jacli.models.damage import last_line
+from jacli.models.fingerprint import weights_sha256
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
 from jacli.models.names import split_name
 from jacli.models.torchvision_import import import_torchvision
 
+_REGISTRIES = ("torchvision", "timm")
 _DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")
 
 
@@ -52,7 +54,7 @@ class Architecture:
 
 
 def load_untrained(name: str, request: ModelRequest) -> LoadedModel:
-    """The architecture with the random weights of ``request.seed``."""
+    """The architecture with the weights that its builder gives it when called with ``request.seed``."""
     architecture = resolve_architecture(name)
     module = freeze(build(architecture, request.arch_args, seed=request.seed))
     return LoadedModel(
@@ -62,8 +64,16 @@ def load_untrained(name: str, request: ModelRequest) -> LoadedModel:
         None,
         arch=architecture.label,
         arch_sha256=architecture.sha256,
-        notes=(f"untrained: random weights of seed {request.seed}", *architecture.notes),
+        notes=(_where_weights_come_from(architecture, request.seed), *architecture.notes),
+        weights_sha256=weights_sha256(module),
     )
+
+
+def _where_weights_come_from(architecture: Architecture, seed: int) -> str:
+    """Registered builders load nothing; what a callable of the user's does, only the user knows."""
+    if architecture.label.partition(":")[0] in _REGISTRIES:
+        return f"untrained: random weights of seed {seed}"
+    return f"weights come from the callable {architecture.label}, called with seed {seed}"
 
 
 def resolve_architecture(name: str) -> Architecture:

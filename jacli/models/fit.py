@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from jacli.dtypes import as_dtype, convert, holds, real_dtype, real_dtypes, widest
 from jacli.errors import ModelError, UsageError
 from jacli.models.architecture import Architecture, build, resolve_architecture
+from jacli.models.fingerprint import named_tensors
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
 from jacli.models.prefixes import candidate_prefixes, head_sizes, modern_names, shapes_of, under_prefix
 from jacli.models.registry import recognise_architecture
@@ -19,10 +21,21 @@ from jacli.models.weights import Selection, Weights
 
 @dataclass(frozen=True)
 class Fit:
-    """A module that took its weights strictly, the prefix removed, and notes about both."""
+    """A module that took its weights strictly, and how.
+
+    Attributes:
+        module: The module.
+        notes: What the user must be told.
+        arch_args: What the architecture was built with.
+        prefix: Removed from the names.
+        built_dtypes: See `LoadedModel`.
+    """
 
     module: torch.nn.Module
     notes: tuple[str, ...]
+    arch_args: Mapping[str, object]
+    prefix: str
+    built_dtypes: Mapping[str, torch.dtype]
 
 
 def load_weights(path: Path, selection: Selection, request: ModelRequest, *, file_format: str) -> LoadedModel:
@@ -54,7 +67,17 @@ def load_weights(path: Path, selection: Selection, request: ModelRequest, *, fil
         architecture = resolve_architecture(request.arch)
         if architecture.label.startswith("torchvision:densenet"):
             weights = modern_names(weights)
-    fit = fit_weights(architecture, arch_args, weights, path=path, strip_prefix=strip_prefix)
+    fit = fit_weights(
+        architecture, arch_args, weights, path=path, strip_prefix=strip_prefix, dtype=request.dtype
+    )
+    found = replace(
+        request,
+        arch=request.arch or architecture.label,
+        arch_args=fit.arch_args,
+        weights_key=selection.key or None,
+        ema=None,
+        strip_prefix=fit.prefix,
+    )
     return LoadedModel(
         freeze(fit.module),
         file_format,
@@ -63,6 +86,8 @@ def load_weights(path: Path, selection: Selection, request: ModelRequest, *, fil
         arch=architecture.label,
         arch_sha256=architecture.sha256,
         notes=(*notes, *architecture.notes, *fit.notes),
+        built_dtypes=fit.built_dtypes,
+        request=found,
     )
 
 
@@ -73,8 +98,11 @@ def fit_weights(
     *,
     path: Path,
     strip_prefix: str | None,
+    dtype: torch.dtype | None = None,
 ) -> Fit:
     """Load the weights strictly, without the prefix that makes that possible.
+
+    The module's tensors take over the file's dtypes, or ``dtype`` where that is given.
 
     ``load_state_dict(strict=True)`` is the judge, not a comparison of key sets: files of PyTorch 0.3
     lack BatchNorm's ``num_batches_tracked`` and load strictly all the same, and modules may rename keys.
@@ -96,6 +124,7 @@ def fit_weights(
             resized = build(architecture, {**arch_args, "num_classes": size})
             if _strict_load_error(resized, under_prefix(weights, prefix)) is None:
                 module, fitting = resized, [prefix]
+                arch_args = {**arch_args, "num_classes": size}
                 notes.append(f"num_classes={size} taken from the file")
                 break
     if not fitting:
@@ -107,9 +136,13 @@ def fit_weights(
             todo=f"Name one: --strip-prefix {fitting[0]}",
         )
     part = under_prefix(weights, fitting[0])
-    _adopt_dtypes(module, part)
+    built = {name: tensor.dtype for name, tensor in named_tensors(module).items()}
+    if dtype is None:
+        _adopt_dtypes(module, part)
+    else:
+        convert(module, dtype)
     module.load_state_dict(part, strict=True)
-    return Fit(module, (*notes, *_prefix_notes(weights, fitting[0])))
+    return Fit(module, (*notes, *_prefix_notes(weights, fitting[0])), arch_args, fitting[0], built)
 
 
 def _fitting_prefixes(module: torch.nn.Module, weights: Weights, prefixes: list[str]) -> list[str]:
@@ -123,6 +156,8 @@ def _fitting_prefixes(module: torch.nn.Module, weights: Weights, prefixes: list[
 
 
 def _strict_load_error(module: torch.nn.Module, part: Weights) -> str | None:
+    if (lost := _lost_values(module, part)) is not None:
+        return lost
     try:
         module.load_state_dict(part, strict=True)
     except Exception as error:  # modules' own hooks raise anything
@@ -140,18 +175,44 @@ def _head_candidates(module: torch.nn.Module, weights: Weights, prefixes: list[s
 
 
 def _adopt_dtypes(module: torch.nn.Module, part: Weights) -> None:
-    """Give the module's floating tensors the types that the file has, so that loading rounds nothing."""
-    dtypes = {
-        tensor.dtype
-        for tensor in part.values()
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point()
-    }
-    if len(dtypes) == 1:
-        module.to(dtypes.pop())
+    """Give the module's tensors the dtypes that the file has, so that loading rounds nothing.
+
+    Tensors that are narrower than the module's widest are so on purpose (a layer in half precision): they
+    keep their dtype, as in `torch.nn.Module.load_state_dict`.
+    """
+    own = real_dtypes(module)
+    given = {kind for tensor in part.values() if (kind := _kind(tensor)) is not None}
+    if not own or not given:
+        return
+    if len(given) == 1 and holds(widest(given), widest(own)):
+        convert(module, widest(given), only={widest(own)})  # exact, also of buffers not in the file
         return
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if name in part and tensor.is_floating_point():
-            tensor.data = tensor.data.to(part[name].dtype)
+        kind = _kind(part.get(name))
+        if kind is not None and _kind(tensor) == widest(own):
+            tensor.data = as_dtype(tensor.data, kind)
+
+
+def _lost_values(module: torch.nn.Module, part: Weights) -> str | None:
+    """Name a tensor of the file whose imaginary parts or fractions `load_state_dict` would drop."""
+    for name, tensor in module.state_dict().items():
+        given = part.get(name)
+        if not isinstance(tensor, torch.Tensor) or not isinstance(given, torch.Tensor):
+            continue
+        found = None
+        if given.is_complex() and not tensor.is_complex():
+            found = "is complex" if bool(torch.count_nonzero(given.imag)) else None
+        elif given.is_floating_point() and _kind(tensor) is None:
+            whole = torch.equal(given.to(tensor.dtype).to(given.dtype), given)
+            found = None if whole else "has fractions"
+        if found is not None:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            return f"{name} {found} in the file, and is {dtype} in the architecture."
+    return None
+
+
+def _kind(value: object) -> torch.dtype | None:
+    return real_dtype(value) if isinstance(value, torch.Tensor) else None
 
 
 def _prefix_notes(weights: Weights, prefix: str) -> list[str]:

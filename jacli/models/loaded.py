@@ -26,6 +26,8 @@ class ModelRequest:
     ema: bool | None = None
     allow_pickle: bool = False
     seed: int = 0
+    dtype: torch.dtype | None = None
+    """Of the module into which a file's weights are loaded; the file's own if None."""
 
     def options_about_weights(self) -> list[str]:
         """The options given that choose an architecture or a part of a checkpoint, as typed."""
@@ -53,6 +55,11 @@ class LoadedModel:
         arch_sha256: Of the architecture's source file, where it is the user's own.
         notes: What the user must be told.
         static_batch: The only batch size that an exported program accepts; None where it accepts any.
+        built_dtypes: Those that the architecture gave its parameters and buffers, by name, before it took
+            over the file's; empty for programs and pickled modules.
+        weights_sha256: Of the parameters and buffers that an architecture without a file came with.
+        source: MODEL as it was given.
+        request: Loads the same again without searching: architecture, key and prefix as they were found.
     """
 
     module: torch.nn.Module
@@ -63,6 +70,10 @@ class LoadedModel:
     arch_sha256: str | None = None
     notes: tuple[str, ...] = ()
     static_batch: int | None = None
+    built_dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    weights_sha256: str | None = None
+    source: str = ""
+    request: ModelRequest | None = None
 
 
 def refuse_weight_options(path: Path, kind: str, request: ModelRequest) -> None:

@@ -6,7 +6,7 @@ import copy
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -95,7 +95,9 @@ def frozen_twin(module: nn.Module) -> nn.Module:
     twin = _copy(module)
     for parameter in twin.parameters():  # ScriptModules refuse requires_grad_()
         parameter.requires_grad_(False)
-    return twin.eval()
+    with suppress(NotImplementedError):  # modules of torch.export, whose mode is settled
+        twin.eval()
+    return twin
 
 
 def _copy(module: nn.Module) -> nn.Module:

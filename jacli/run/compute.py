@@ -22,6 +22,7 @@ from jacli.run.pipeline import Pipeline, WrittenBlock
 from jacli.run.prepare import prepare
 from jacli.run.provenance import provenance
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
+from jacli.run.reference import References
 from jacli.run.report import ProgressCall, Report
 from jacli.run.resume import Unfinished
 from jacli.run.reused_memory import reused_memory
@@ -48,6 +49,7 @@ class Recheck:
         dtype: Arithmetic of the reference.
         at_kinks: Positions in INPUTS of samples at a kink.
         failed: Positions in INPUTS of samples that are wrong.
+        notes: What the user must be told of the reference.
     """
 
     samples: int
@@ -56,6 +58,7 @@ class Recheck:
     dtype: str | None
     at_kinks: tuple[int, ...]
     failed: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -266,7 +269,7 @@ class _Work:
         chosen = engine.chosen
         assert writer is not None and chosen is not None  # there is a sample at least
         rechecked = _recheck(run, writer, chosen)
-        notes = self._notes()
+        notes = list(dict.fromkeys([*self._notes(), *rechecked.notes]))
         writer.set_attributes(
             {
                 "inputs_sha256": run.inputs_sha256.hexdigest(),
@@ -298,8 +301,11 @@ def _recheck(run: Run, writer: ResultWriter, chosen: Chosen) -> Recheck:
     at_kinks, failed = [], []
     dtype: str | None = None
     rows = choose_rows(prepared.shapes.n_samples, config.verify, config.seed)
+    references = References(prepared)
     with memory_errors("rechecking samples"):
-        for row, found in recheck_samples(prepared, writer.datasets, chosen.plan, config, rows):
+        for row, found in recheck_samples(
+            prepared, writer.datasets, chosen.plan, config, rows, references=references
+        ):
             writer.write_recheck(row, found.error, found.near_kink)
             position, dtype = int(prepared.source.index[row]), found.dtype
             if found.near_kink:
@@ -309,4 +315,12 @@ def _recheck(run: Run, writer: ResultWriter, chosen: Chosen) -> Recheck:
             if found.failed and position not in wrong:
                 failed.append(position)
     worst = max(errors, default=None)
-    return Recheck(len(rows), worst, tolerance_of(config), dtype, tuple(at_kinks), tuple(failed))
+    return Recheck(
+        len(rows),
+        worst,
+        tolerance_of(config, references.reduced),
+        dtype,
+        tuple(at_kinks),
+        tuple(failed),
+        tuple(references.notes),
+    )

@@ -6,16 +6,17 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jacli.cluster import local_rank, shard_rows
 from jacli.config import RunConfig
 from jacli.content import Content, recognise_content
+from jacli.dtypes import as_dtype
 from jacli.errors import InputsError, UsageError
 from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs
 from jacli.models import LoadedModel, load_model
@@ -23,8 +24,8 @@ from jacli.network import TensorNetwork
 from jacli.option_values import Classes, Shard
 from jacli.plan import Shapes
 from jacli.run.memory import memory_errors
+from jacli.run.placing import place
 from jacli.run.precision import check_precision
-from jacli.run.probed import probed_network
 from jacli.verify import BATCH_SIZES, Probed
 
 _PROBE_ROWS = 4
@@ -35,7 +36,7 @@ class Prepared:
     """A probed network and the samples it will be linearised at.
 
     Attributes:
-        loaded: What the model's file gave.
+        loaded: What the model's file gave; its module is the network's.
         network: The network, on the device and in the dtype of the run.
         source: The chosen samples.
         extra: Arguments with one row a chosen sample.
@@ -43,6 +44,7 @@ class Prepared:
         shapes: Learnt by the probe.
         device: Where the run computes.
         dtype: Of the run's arithmetic.
+        converted: The real dtypes whose tensors were converted to it, see `jacli.run.placing`.
         arguments_sha256: Of the labels and of the arguments that have a row a sample; None without any.
         notes: What the user must be told.
     """
@@ -55,6 +57,7 @@ class Prepared:
     shapes: Shapes
     device: torch.device
     dtype: torch.dtype
+    converted: frozenset[torch.dtype]
     arguments_sha256: str | None
     notes: tuple[str, ...]
 
@@ -110,15 +113,19 @@ def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Pr
     count = min(_PROBE_ROWS, len(source))
     first = source.read(0, count)
     check_rows(first, source.index[:count])
-    network, probed = probed_network(
-        _placed(loaded.module, device, dtype),
-        torch.from_numpy(first).to(device, dtype),
-        {name: rows[:count].to(device) for name, rows in extra.items()},
+    placed = place(
+        loaded,
+        torch.from_numpy(first),
+        {name: rows[:count] for name, rows in extra.items()},
+        dtype=dtype,
+        device=device,
         arguments=constant,
         select=config.select,
         of=config.of,
         batch_hints=[s for s in (loaded.static_batch, config.batch_size, *BATCH_SIZES, len(source)) if s],
     )
+    network, probed = placed.network, placed.probed
+    loaded = replace(loaded, module=network.module)
     n_out = math.prod(probed.output_shape)
     _check_classes(config.classes, labels, n_out)
     shapes = Shapes(
@@ -129,9 +136,19 @@ def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Pr
         fixed_batch=probed.fixed_batch,
         itemsize=dtype.itemsize,
     )
-    notes = (*loaded.notes, *_code_notes(config, loaded), *_probe_notes(probed))
-    arguments = _sha256_of_arguments(labels, extra)
-    return Prepared(loaded, network, source, extra, labels, shapes, device, dtype, arguments, notes)
+    return Prepared(
+        loaded,
+        network,
+        source,
+        extra,
+        labels,
+        shapes,
+        device,
+        dtype,
+        placed.converted,
+        arguments_sha256=_sha256_of_arguments(labels, extra),
+        notes=(*loaded.notes, *_code_notes(config, loaded), *placed.notes, *_probe_notes(probed)),
+    )
 
 
 def _sha256_of_arguments(labels: np.ndarray | None, extra: Mapping[str, Tensor]) -> str | None:
@@ -182,13 +199,6 @@ def pick_device(asked: str, rank: int = 0) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
-def _placed(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The module in the run's dtype; a program whose numbers cannot be converted shows in the probe."""
-    module = module.to(device)
-    floating = {t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
-    return module.to(dtype) if floating - {dtype} else module
-
-
 def _arguments(
     asked: Mapping[str, object], source: InputSource, dtype: torch.dtype
 ) -> tuple[dict[str, object], dict[str, Tensor]]:
@@ -198,7 +208,7 @@ def _arguments(
     for name, value in asked.items():
         if isinstance(value, str) and value.startswith("@"):
             tensor = torch.from_numpy(_read_along(value[1:], source, f"--arg {name}"))
-            rowwise[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+            rowwise[name] = as_dtype(tensor, dtype)
         else:
             constant[name] = value
     return constant, rowwise

@@ -18,6 +18,7 @@ READ_BY_CONTENT = {
     "model_sha256": "the content of MODEL",
     "arch": "the architecture",
     "arch_sha256": "the code of the architecture",
+    "weights_sha256": "the weights that the architecture comes with",
     "arguments_sha256": "the labels or arguments with a row a sample",
 }
 """Attributes, in words, that two processes of one run have alike; beside the rows of INPUTS."""
@@ -46,6 +47,7 @@ def provenance(config: RunConfig, prepared: Prepared, chosen: Chosen, command: s
         "model_format": loaded.format,
         "arch": loaded.arch,
         "arch_sha256": loaded.arch_sha256,
+        "weights_sha256": loaded.weights_sha256,
         "arguments_sha256": prepared.arguments_sha256,
         "shard": None if config.shard is None else str(config.shard),
         "inputs_path": source.path or config.inputs,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,13 +12,17 @@ import torch
 from torch import Tensor
 
 from jacli.config import RunConfig
-from jacli.network import Linearized, TensorNetwork, frozen_twin
 from jacli.plan import Plan
 from jacli.run.prepare import Prepared
+from jacli.run.reference import References, batch_of, linearized
 from jacli.run.repeated import AsRun, as_run
 from jacli.run.stored import Dataset, stored_sample
 from jacli.store.batches import batch_holding
 from jacli.verify import Rechecked, recheck, recheck_tolerance
+from jacli.verify.recheck import PASSES
+
+_AS_COARSE_AS = {torch.float16: "tf32", torch.bfloat16: "bf16"}
+"""The precision whose fraction has as many bits."""
 
 
 def choose_rows(n_samples: int, n: int, seed: int) -> list[int]:
@@ -28,12 +30,19 @@ def choose_rows(n_samples: int, n: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(n_samples), min(n, n_samples)))
 
 
-def tolerance_of(config: RunConfig) -> float:
-    """As asked for, else by the run's dtype and precision, and the file's dtype."""
+def tolerance_of(config: RunConfig, reduced: torch.dtype | None = None) -> float:
+    """As asked for, else by the run's dtype and precision, and the file's dtype.
+
+    Args:
+        config: The run's options.
+        reduced: float16 or bfloat16 where the model itself computes in it, see `References`: other batch
+            sizes then round otherwise by as much as passes of that precision do.
+    """
     if config.tolerance is not None:
         return config.tolerance
     stored = config.dtype if config.save == "none" else config.save_dtype or config.dtype
-    return recheck_tolerance(config.dtype, stored, config.precision)
+    inside = 0.0 if reduced is None else PASSES[_AS_COARSE_AS[reduced]]
+    return recheck_tolerance(config.dtype, stored, config.precision) + inside
 
 
 def recheck_samples(
@@ -44,11 +53,13 @@ def recheck_samples(
     rows: Iterable[int],
     *,
     seed: int | None = None,
+    references: References | None = None,
 ) -> Iterator[tuple[int, Rechecked]]:
     """Recheck some rows of a result one by one.
 
-    The reference is the model itself, converted to float64; in the run's dtype where it does not run
-    in float64 (a program with float32 constants), as `Rechecked.dtype` says.
+    The reference is the model itself, loaded anew and converted to float64; in the run's dtype where it does
+    not run in float64 (a program with float32 constants), as `Rechecked.dtype` says, or is another
+    function there (`References`).
 
     Args:
         prepared: The run's model and samples.
@@ -57,12 +68,14 @@ def recheck_samples(
         config: Its options.
         rows: Rows of the result, all of them written.
         seed: Of rows and probes; the run's if None.
+        references: The model to compare with; its notes tell what it is.
 
-    Cost a sample: a forward and eight reverse passes over two samples (over a whole block, where the
-    model accepts nothing else) in float64, and one reading of its Jacobian; where it differs, eight reverse
-    passes over its block besides.  Memory: those passes' activations, and the model's parameters twice over.
+    Cost: loading the model once more, and again where a sample differs.  Cost a sample: a forward and eight
+    reverse passes over two samples (over a whole batch, where the model accepts nothing else) in float64, and
+    one reading of its Jacobian; where it differs, eight reverse passes over its batch besides.  Memory: those
+    passes' activations, and the model's parameters up to four times over.
     """
-    references = References(prepared)
+    references = references or References(prepared)
     recorded = plan.to_dict() if isinstance(plan, Plan) else plan
     for row in rows:
         selected = _selected(datasets, row, prepared.device)
@@ -71,10 +84,16 @@ def recheck_samples(
             stored_sample(datasets, row),
             exact,
             partial(
-                _own_blocks, prepared, recorded, row, selected, batch=_own_batch(datasets, recorded, row)
+                _own_blocks,
+                prepared,
+                references,
+                recorded,
+                row,
+                selected,
+                batch=_own_batch(datasets, recorded, row),
             ),
             position=position,
-            tolerance=tolerance_of(config),
+            tolerance=tolerance_of(config, references.reduced),
             seed=(config.seed if seed is None else seed) + row,
             fixed_batch=prepared.shapes.fixed_batch is not None,
         )
@@ -103,87 +122,19 @@ def _own_batch(datasets: Mapping[str, Dataset], plan: Mapping[str, Any], row: in
     return start, min(start + size, done)
 
 
-def _linearized(
-    network: TensorNetwork, x: Tensor, extra: Mapping[str, Tensor], selected: Tensor | None
-) -> Linearized:
-    return Linearized(network, x, extra, None if selected is None else selected.expand(len(x), -1))
-
-
-def _batch(prepared: Prepared, start: int, stop: int, size: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Samples ``start:stop``, the last one repeated up to ``size``."""
-    _, x, extra = prepared.rows(start, stop)
-    index = torch.arange(max(size, len(x)), device=x.device).clamp(max=len(x) - 1)
-    return x[index], {name: rows[index] for name, rows in extra.items()}
-
-
-class References:
-    """The original model at small batches, in float64 where it runs in it; found out at the first sample."""
-
-    def __init__(self, prepared: Prepared) -> None:
-        self._prepared = prepared
-        self._network: TensorNetwork | None = None
-        self._dtype = torch.float64
-
-    def at(self, row: int, selected: Tensor | None) -> tuple[Linearized, int]:
-        """The linearisation at a batch that holds ``row``, and the sample's position in it."""
-        x, extra, position = self._points(row)
-        if self._network is None:
-            self._choose(x, extra, selected)
-        assert self._network is not None  # just chosen
-        return _linearized(self._network, *_converted(x, extra, self._dtype), selected), position
-
-    def _choose(self, x: Tensor, extra: Mapping[str, Tensor], selected: Tensor | None) -> None:
-        own = self._prepared.network
-        self._network, self._dtype = own, self._prepared.dtype
-        if self._prepared.dtype == torch.float64:
-            return
-        # A model's own code may raise anything when its numbers are converted, or run out of memory.
-        with suppress(Exception):
-            twin = _in_float64(own)
-            trial = _linearized(twin, *_converted(x, extra, torch.float64), selected)
-            trial.pull(torch.zeros(trial.batch, trial.n_out, dtype=torch.float64, device=x.device))
-            if trial.outputs.dtype == torch.float64:
-                self._network, self._dtype = twin, torch.float64
-
-    def _points(self, row: int) -> tuple[Tensor, dict[str, Tensor], int]:
-        prepared, n_samples = self._prepared, self._prepared.shapes.n_samples
-        if fixed := prepared.shapes.fixed_batch:
-            start = row // fixed * fixed
-            return *_batch(prepared, start, min(start + fixed, n_samples), fixed), row - start
-        if n_samples > 1:
-            start = min(row, n_samples - 2)
-            return *_batch(prepared, start, start + 2, 2), row - start
-        x, extra = _batch(prepared, 0, 1, 2)
-        spread = x.std(correction=0).clamp(min=0.1)
-        noise = torch.randn(x[1].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-        x[1] += spread * noise.to(x)
-        return x, extra, 0
-
-
-def _in_float64(network: TensorNetwork) -> TensorNetwork:
-    arguments = {name: _doubled(value) for name, value in network.arguments.items()}
-    return replace(network, module=frozen_twin(network.module).double(), arguments=arguments)
-
-
-def _doubled(value: object) -> object:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def _converted(
-    x: Tensor, extra: Mapping[str, Tensor], dtype: torch.dtype
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The run's own points, rounded as it saw them, in another dtype."""
-    rest = {name: rows.to(dtype) if rows.is_floating_point() else rows for name, rows in extra.items()}
-    return x.to(dtype), rest
-
-
 def _own_blocks(
-    prepared: Prepared, plan: Mapping[str, Any], row: int, selected: Tensor | None, *, batch: tuple[int, int]
+    prepared: Prepared,
+    references: References,
+    plan: Mapping[str, Any],
+    row: int,
+    selected: Tensor | None,
+    *,
+    batch: tuple[int, int],
 ) -> Iterator[tuple[AsRun, int]]:
     """The batch of the run that holds ``row``, once for each way its forward pass may have rounded."""
     start, stop = batch
-    x, extra = _batch(prepared, start, stop, prepared.shapes.fixed_batch or 0)
-    block = _linearized(prepared.network, x, extra, selected)
+    x, extra = batch_of(prepared, start, stop, prepared.shapes.fixed_batch or 0)
+    block = linearized(references.own, x, extra, selected)
     for passes in as_run(block, plan, recurrent=prepared.network.recurrent):
         yield passes, row - start
         passes.close()

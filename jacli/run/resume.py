@@ -134,8 +134,11 @@ class Unfinished:
             "model_sha256": loaded.sha256,
             "arch": loaded.arch,
             "arch_sha256": loaded.arch_sha256,
+            "weights_sha256": loaded.weights_sha256,
             "arguments_sha256": prepared.arguments_sha256,
         }
+        if "weights_sha256" not in recorded:
+            del now["weights_sha256"]  # files from before it was recorded, and models from files
         different = [READ_BY_CONTENT[name] for name in now if recorded.get(name) != now[name]]
         samples = prepared.shapes.n_samples
         if samples != self.writer.n_samples:

@@ -17,7 +17,7 @@ from jacli.network import CutLinearized, Linearized
 from jacli.plan import FactoredPlan, Plan
 from jacli.run.measure import now
 from jacli.run.prepare import Prepared
-from jacli.run.recheck import References
+from jacli.run.reference import References
 from jacli.run.task import Graph, Task
 
 _COMPARED_SAMPLES = 4

@@ -21,6 +21,7 @@ from jacli.run.memory import memory_errors
 from jacli.run.prepare import Prepared, prepare
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
 from jacli.run.recorded_plan import recorded_plan
+from jacli.run.reference import References
 from jacli.store import Results, open_results
 from jacli.store.batches import damaged_batches
 from jacli.store.guarded import reading_results
@@ -149,7 +150,7 @@ def verify(
     """
     given = {name: value for name, value in moved.items() if value not in (None, False)}
     with open_results(path) as results, reading_results(results.path), exact_arithmetic():
-        config = _recorded_config(Path(path), results, given, tolerance)
+        config, judged = _recorded_config(Path(path), results, given, tolerance)
         done = np.flatnonzero(results["done"])
         if not len(done):
             raise ResultsError(
@@ -170,21 +171,27 @@ def verify(
             raise _gone(InputsError, config.inputs, "inputs", given)
         prepared = prepare(config)
         with prepared.source:
+            _check_weights(prepared, results)
             notes += _check_what_it_is(prepared, results, len(done))
             rows = [int(done[i]) for i in choose_rows(len(done), samples or len(done), seed)]
             _check_inputs(prepared, results, rows)
             index, verified = results["sample_index"], []
+            references = References(prepared)
             with memory_errors("rechecking"):
                 plan = recorded_plan(results.attrs)
-                for row, found in recheck_samples(prepared, results.datasets, plan, config, rows, seed=seed):
+                for row, found in recheck_samples(
+                    prepared, results.datasets, plan, judged, rows, seed=seed, references=references
+                ):
                     verified.append(VerifiedSample(int(index[row]), found))
                     progress(len(verified), len(rows))
-        return Verification(str(path), tuple(verified), tolerance_of(config), tuple(notes), damaged)
+        allowed = tolerance_of(judged, references.reduced)
+        return Verification(str(path), tuple(verified), allowed, (*notes, *references.notes), damaged)
 
 
 def _recorded_config(
     path: Path, results: Results, given: Mapping[str, Any], tolerance: float | None
-) -> RunConfig:
+) -> tuple[RunConfig, RunConfig]:
+    """Options to compute with, and those by which the result is judged: with the precision of its passes."""
     options = read_options(path, given)
     # Which outputs were differentiated is in the file: the labels that said so may be gone.
     for name in ("classes", "labels"):
@@ -197,7 +204,7 @@ def _recorded_config(
     if precision in PRECISIONS:
         options["precision"] = "ieee"
     config = from_options(options)
-    return replace(config, tolerance=tolerance_of(replace(config, precision=precision)))
+    return config, replace(config, precision=precision)
 
 
 def _check_checksums(results: Results, done: int) -> tuple[tuple[str, ...], list[str]]:
@@ -225,6 +232,18 @@ def _check_model(config: RunConfig, results: Results, given: Mapping[str, Any]) 
             f"{path} is not the model of {results.path}.",
             why=f"Its sha256 is not the recorded {str(recorded)[:12]}...: the results are of another file.",
             todo="Give the model that they were made with: --model PATH.",
+        )
+
+
+def _check_weights(prepared: Prepared, results: Results) -> None:
+    """A network without a file: does its callable give the recorded weights?"""
+    recorded, now = results.attrs.get("weights_sha256"), prepared.loaded.weights_sha256
+    if recorded is not None and now is not None and recorded != now:
+        raise ModelError(
+            f"{prepared.loaded.arch} does not give the weights of {results.path}.",
+            why=f"Their sha256 is not the recorded {str(recorded)[:12]}...: the results are of others.",
+            todo="Give the callable what it loaded then, or the version of torch that drew random weights "
+            f"({results.attrs.get('torch_version')}).",
         )
 
 

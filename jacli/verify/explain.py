@@ -26,7 +26,7 @@ def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception
     said = f"The model says: {telling_line(error)}"
     shape = tuple(x.shape[1:])
     words = str(error).lower()
-    if x.dtype == torch.float64 and any(word in words for word in _DTYPE_WORDS):
+    if x.dtype == torch.float64 and is_about_dtypes(words):
         return ModelError(
             "The model does not run in float64.",
             why=f"{said} (constants of its program are float32)",
@@ -64,12 +64,24 @@ def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception
                 why=f"With {tuple(changed.shape[1:])} a sample it runs. {said}",
                 todo=todo,
             )
+    if is_about_dtypes(words):
+        dtype = str(x.dtype).removeprefix("torch.")
+        return ModelError(
+            f"The model does not run in {dtype}.",
+            why=f"{said} (a dtype is fixed inside)",
+            todo=f"Wrap the model so that it takes {dtype} and converts it itself (--arch file.py:callable).",
+        )
     return InputsError(
         f"The model does not accept inputs of shape {shape} a sample.",
         why=said,
         todo="Check shape, layout (batch, c, h, w) and preprocessing; a model saved for batches of N "
         "needs --batch-size N.",
     )
+
+
+def is_about_dtypes(message: str) -> bool:
+    """Whether an error's text says that dtypes do not go together."""
+    return any(word in message.lower() for word in _DTYPE_WORDS)
 
 
 def _accepts(run: Callable[[Tensor], Tensor], x: Tensor) -> bool:

@@ -159,3 +159,11 @@ def test_outputs_are_selected_by_name_or_position():
         assert select_output(output, "0") is logits
         with pytest.raises(ModelError, match="of 1 outputs: logits"):
             select_output(output, None)
+
+
+def test_a_twin_of_an_exported_program():
+    """Its `eval()` raises: the mode was settled when it was exported."""
+    program = torch.export.export(nn.Sequential(nn.Linear(3, 2), nn.Tanh()), (torch.randn(2, 3),)).module()
+    twin, x = frozen_twin(program), torch.randn(2, 3)
+    assert torch.equal(twin(x), program(x))
+    assert not any(parameter.requires_grad for parameter in twin.parameters())

@@ -468,6 +468,31 @@ def test_another_argument_of_forward_is_another_run(place: Path) -> None:
     assert go_on(place, arg={"scale": 2.0}).continued == done
 
 
+LOADS_ITS_WEIGHTS = """
+import torch
+
+def make():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    net.load_state_dict(torch.load({path!r}))
+    return net
+"""
+
+
+def test_other_weights_of_a_callable_are_another_run(place: Path) -> None:
+    weights = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).state_dict()
+    torch.save(weights, place / "own.pt")
+    (place / "net.py").write_text(LOADS_ITS_WEIGHTS.format(path=str(place / "own.pt")))
+    model = f"{place / 'net.py'}:make"
+    done = stopped_after(place, 24, model=model)
+    call = (model, str(place / "x.npy"), str(place / "out.h5"))
+    options = {"method": "loop", "batch_size": 4, "samples": "0:60"}
+    torch.save({name: value * 1.001 for name, value in weights.items()}, place / "own.pt")
+    with pytest.raises(OutputError, match="the weights that the architecture comes with"):
+        jacli.compute(*call, **options)
+    torch.save(weights, place / "own.pt")
+    assert jacli.compute(*call, **options).continued == done
+
+
 def test_starting_anew_removes_the_old_file_only_when_there_is_a_new_one(place: Path) -> None:
     stopped_after(place, 24)
     before = part_path(place / "out.h5").read_bytes()

@@ -134,6 +134,7 @@ def test_a_shard_that_only_has_the_name_of_a_finished_one(out: Path, mark: str) 
 OTHER_RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "model": ({"model_sha256": "beef"}, r"content of MODEL \(f00d there, beef here\)"),
     "code": ({"arch_sha256": "1"}, "code of the architecture"),
+    "weights": ({"weights_sha256": "1"}, "weights that the architecture comes with"),
     "arithmetic": ({"dtype": "float64"}, "--dtype"),
     "precision": ({"precision": "bf16"}, r"--precision \(none there, bf16 here\)"),
     "arguments": ({"arguments_sha256": "1"}, "labels or arguments"),

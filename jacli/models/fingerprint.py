@@ -1,0 +1,32 @@
+"""Fingerprint of a module's weights, for networks that no file is the source of."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch.nn.parameter import is_lazy
+
+
+def weights_sha256(module: torch.nn.Module) -> str:
+    """Hex digest of a module's parameters and buffers, with their names, dtypes and shapes.
+
+    Of lazy layers, which have no values before the first call, only the names and dtypes count.
+
+    Cost: every tensor is read once.
+    """
+    found = hashlib.sha256()
+    for name, tensor in sorted(named_tensors(module).items()):
+        found.update(f"{name} {tensor.dtype} ".encode())
+        if is_lazy(tensor):
+            continue
+        plain = tensor.detach()
+        values = (plain.dequantize() if plain.is_quantized else plain.to_dense()).cpu().contiguous()
+        found.update(f"{tuple(values.shape)}\n".encode())
+        found.update(values.flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, persistent or not."""
+    return dict((*module.named_parameters(), *module.named_buffers()))
