@@ -24,6 +24,8 @@ _LENGTH_FILTER = 511
 """Its number among HDF5's filters: the last one of those for private use."""
 
 _NUMBERS = count()
+_MANY = 10_000
+"""Chunks of one selection beyond which it pays to ask how many there are: HDF5 counts them."""
 
 _Applied = tuple[int, int, tuple[int, ...], bytes]
 """Code, flags, parameters and name of a filter."""
@@ -94,13 +96,15 @@ class _ChunkChecker:
         self._chunks: tuple[int, ...] = dataset.chunks
         self._nbytes = math.prod(self._chunks) * dataset.id.get_type().get_size()
         self._sound: set[tuple[int, ...]] = set()  # offsets of those checked
+        self._misfits: set[tuple[int, ...]] | None = None
         self._filters = dataset.id.get_create_plist().get_nfilters()
         self._copy: h5py.Dataset | None = None
 
     def check(self, key: Any) -> None:
         """Those that a selection of numbers touches."""
         along = self._touched(key)
-        if math.prod(map(len, along)) > self._dataset.id.get_num_chunks():
+        touched = math.prod(map(len, along))
+        if touched > _MANY and touched > self._dataset.id.get_num_chunks():
             self.check_all()  # most of them were never written
             return
         for at in product(*along):
@@ -132,15 +136,23 @@ class _ChunkChecker:
         ]
 
     def _check_chunk(self, offset: tuple[int, ...]) -> None:
-        stored = self._dataset.id.get_chunk_info_by_coord(offset)
-        if stored.byte_offset is None:
-            return  # never written: it reads as the fill value
-        undone = self._filters and stored.filter_mask != (1 << self._filters) - 1
-        if not undone:
-            if stored.size != self._nbytes:
+        if not self._filters:
+            if self._misfits is None:
+                self._misfits = self._of_another_size()
+            if offset in self._misfits:
                 raise self._misfit(offset)
             return
-        mask, packed = self._dataset.id.read_direct_chunk(offset)
+        try:
+            mask, packed = self._dataset.id.read_direct_chunk(offset)
+        except (OSError, RuntimeError, ValueError):
+            # Looking one up takes a walk through all of the index.
+            if self._dataset.id.get_chunk_info_by_coord(offset).byte_offset is None:
+                return  # never written: it reads as the fill value
+            raise
+        if mask == (1 << self._filters) - 1:  # stored without its filters
+            if len(packed) != self._nbytes:
+                raise self._misfit(offset)
+            return
         if self._copy is None:
             self._copy = _copy_with_length_filter(self._dataset, self._nbytes)
         if self._copy is None:
@@ -151,6 +163,17 @@ class _ChunkChecker:
             self._copy[start]  # unpacks all of it
         except OSError as error:
             raise self._misfit(offset) from error
+
+    def _of_another_size(self) -> set[tuple[int, ...]]:
+        """Offsets of the chunks that are stored in another size than their shape's; one walk of the index."""
+        found: set[tuple[int, ...]] = set()
+
+        def look(chunk: Any) -> None:
+            if chunk.size != self._nbytes:
+                found.add(chunk.chunk_offset)
+
+        self._dataset.id.chunk_iter(look)
+        return found
 
     def _misfit(self, offset: tuple[int, ...]) -> OSError:
         return OSError(
