@@ -98,7 +98,7 @@ class _ChunkChecker:
         self._sound: set[tuple[int, ...]] = set()  # offsets of those checked
         self._misfits: set[tuple[int, ...]] | None = None
         self._filters = dataset.id.get_create_plist().get_nfilters()
-        self._copy: h5py.Dataset | None = None
+        self._copies: dict[int, h5py.Dataset | None] = {}  # by the filters that a chunk was stored without
 
     def check(self, key: Any) -> None:
         """Those that a selection of numbers touches."""
@@ -153,14 +153,15 @@ class _ChunkChecker:
             if len(packed) != self._nbytes:
                 raise self._misfit(offset)
             return
-        if self._copy is None:
-            self._copy = _copy_with_length_filter(self._dataset, self._nbytes)
-        if self._copy is None:
+        if mask not in self._copies:
+            self._copies[mask] = _copy_with_length_filter(self._dataset, self._nbytes, mask)
+        copy = self._copies[mask]
+        if copy is None:
             return  # a filter that nobody has: HDF5 refuses to read it
         start = (0,) * len(self._chunks)
         try:
-            self._copy.id.write_direct_chunk(start, packed, mask << 1)
-            self._copy[start]  # unpacks all of it
+            copy.id.write_direct_chunk(start, packed)
+            copy[start]  # unpacks all of it
         except OSError as error:
             raise self._misfit(offset) from error
 
@@ -197,14 +198,16 @@ def _touched_along(part: Any, size: int, chunk: int) -> Sequence[int]:
     return numbers
 
 
-def _copy_with_length_filter(dataset: h5py.Dataset, nbytes: int) -> h5py.Dataset | None:
+def _copy_with_length_filter(dataset: h5py.Dataset, nbytes: int, mask: int) -> h5py.Dataset | None:
     """A dataset of one such chunk in memory; None where a filter is not there.
+
+    The filters of the mask, which the chunk was stored without, are left out.
 
     Raises:
         OSError: Its filters have other parameters than its type and shape ask for.
     """
     properties = dataset.id.get_create_plist()
-    filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    filters = [properties.get_filter(i) for i in range(properties.get_nfilters()) if not mask >> i & 1]
     if not all(h5py.h5z.filter_avail(code) for code, *_ in filters):
         return None
     _register()
