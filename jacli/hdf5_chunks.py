@@ -24,6 +24,8 @@ _LENGTH_FILTER = 511
 """Its number among HDF5's filters: the last one of those for private use."""
 
 _NUMBERS = count()
+_MANY = 10_000
+"""Chunks of one selection beyond which it pays to ask how many there are: HDF5 counts them."""
 
 _Applied = tuple[int, int, tuple[int, ...], bytes]
 """Code, flags, parameters and name of a filter."""
@@ -94,13 +96,15 @@ class _ChunkChecker:
         self._chunks: tuple[int, ...] = dataset.chunks
         self._nbytes = math.prod(self._chunks) * dataset.id.get_type().get_size()
         self._sound: set[tuple[int, ...]] = set()  # offsets of those checked
+        self._misfits: set[tuple[int, ...]] | None = None
         self._filters = dataset.id.get_create_plist().get_nfilters()
-        self._copy: h5py.Dataset | None = None
+        self._copies: dict[int, h5py.Dataset | None] = {}  # by the filters that a chunk was stored without
 
     def check(self, key: Any) -> None:
         """Those that a selection of numbers touches."""
         along = self._touched(key)
-        if math.prod(map(len, along)) > self._dataset.id.get_num_chunks():
+        touched = math.prod(map(len, along))
+        if touched > _MANY and touched > self._dataset.id.get_num_chunks():
             self.check_all()  # most of them were never written
             return
         for at in product(*along):
@@ -132,25 +136,45 @@ class _ChunkChecker:
         ]
 
     def _check_chunk(self, offset: tuple[int, ...]) -> None:
-        stored = self._dataset.id.get_chunk_info_by_coord(offset)
-        if stored.byte_offset is None:
-            return  # never written: it reads as the fill value
-        undone = self._filters and stored.filter_mask != (1 << self._filters) - 1
-        if not undone:
-            if stored.size != self._nbytes:
+        if not self._filters:
+            if self._misfits is None:
+                self._misfits = self._of_another_size()
+            if offset in self._misfits:
                 raise self._misfit(offset)
             return
-        mask, packed = self._dataset.id.read_direct_chunk(offset)
-        if self._copy is None:
-            self._copy = _copy_with_length_filter(self._dataset, self._nbytes)
-        if self._copy is None:
+        try:
+            mask, packed = self._dataset.id.read_direct_chunk(offset)
+        except (OSError, RuntimeError, ValueError):
+            # Looking one up takes a walk through all of the index.
+            if self._dataset.id.get_chunk_info_by_coord(offset).byte_offset is None:
+                return  # never written: it reads as the fill value
+            raise
+        if mask == (1 << self._filters) - 1:  # stored without its filters
+            if len(packed) != self._nbytes:
+                raise self._misfit(offset)
+            return
+        if mask not in self._copies:
+            self._copies[mask] = _copy_with_length_filter(self._dataset, self._nbytes, mask)
+        copy = self._copies[mask]
+        if copy is None:
             return  # a filter that nobody has: HDF5 refuses to read it
         start = (0,) * len(self._chunks)
         try:
-            self._copy.id.write_direct_chunk(start, packed, mask << 1)
-            self._copy[start]  # unpacks all of it
+            copy.id.write_direct_chunk(start, packed)
+            copy[start]  # unpacks all of it
         except OSError as error:
             raise self._misfit(offset) from error
+
+    def _of_another_size(self) -> set[tuple[int, ...]]:
+        """Offsets of the chunks that are stored in another size than their shape's; one walk of the index."""
+        found: set[tuple[int, ...]] = set()
+
+        def look(chunk: Any) -> None:
+            if chunk.size != self._nbytes:
+                found.add(chunk.chunk_offset)
+
+        self._dataset.id.chunk_iter(look)
+        return found
 
     def _misfit(self, offset: tuple[int, ...]) -> OSError:
         return OSError(
@@ -174,14 +198,16 @@ def _touched_along(part: Any, size: int, chunk: int) -> Sequence[int]:
     return numbers
 
 
-def _copy_with_length_filter(dataset: h5py.Dataset, nbytes: int) -> h5py.Dataset | None:
+def _copy_with_length_filter(dataset: h5py.Dataset, nbytes: int, mask: int) -> h5py.Dataset | None:
     """A dataset of one such chunk in memory; None where a filter is not there.
+
+    The filters of the mask, which the chunk was stored without, are left out.
 
     Raises:
         OSError: Its filters have other parameters than its type and shape ask for.
     """
     properties = dataset.id.get_create_plist()
-    filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    filters = [properties.get_filter(i) for i in range(properties.get_nfilters()) if not mask >> i & 1]
     if not all(h5py.h5z.filter_avail(code) for code, *_ in filters):
         return None
     _register()

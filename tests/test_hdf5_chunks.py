@@ -197,3 +197,17 @@ def test_results_are_refused(tmp_path: Path, compress: str) -> None:
             _ = results.class_norms
     with pytest.raises(ResultsError, match="does not unpack"):
         summarize([out], per_class=True)
+
+
+@pytest.mark.parametrize("compression", ["lzf", "gzip"])
+def test_a_chunk_that_does_not_compress_is_stored_without_that_filter(
+    tmp_path: Path, compression: str
+) -> None:
+    """Filters may be left out one by one: what lzf makes no smaller is only shuffled."""
+    rows = np.random.default_rng(0).standard_normal((10, 7), np.float32)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", data=rows, chunks=(10, 7), compression=compression, shuffle=True)
+    with h5py.File(tmp_path / "a.h5") as file:
+        mask, _ = file["x"].id.read_direct_chunk((0, 0))
+        assert mask == (0b10 if compression == "lzf" else 0)
+        np.testing.assert_array_equal(checked(file["x"])[...], rows)
