@@ -21,10 +21,12 @@ from typing import Any
 
 import h5py
 
-MAX_MEMORY = 7 * 2**28
-"""Bytes of address space beyond the interpreter's own, 1.75 GiB: twice the largest chunk nearly fits."""
-MAX_CHUNK = 2**30
-"""Bytes of a compressed chunk, which the library unpacks whole for a single number of it."""
+COPIES = 3
+"""Of a chunk that is unpacked, held at once: a buffer that doubles as it grows, and the one before it."""
+MAX_MEMORY = 2**30
+"""Bytes of memory that unpacking a chunk may take at its peak, beyond `COPIES` times the chunk as stored."""
+MAX_CHUNK = MAX_MEMORY // COPIES
+"""Bytes of a chunk that is hardly anything as stored; the library unpacks it whole for a single number."""
 MAX_OBJECTS = 200_000
 MAX_CHUNKS = 10_000
 """Entries of a chunk index that are looked at; the index of a dataset of terabytes has millions."""
@@ -50,9 +52,6 @@ class RefusedError(Exception):
 def main() -> None:
     """Answer until stdin ends or nothing is asked for a while."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    with contextlib.suppress(ValueError, OSError):
-        limit = _address_space() + MAX_MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     unread = b""
     while True:
@@ -74,6 +73,9 @@ def examine(path: str, current: str) -> dict[str, Any]:
         path: Absolute.
         current: The parent's current folder, where HDF5 looks for what is not beside the file.
     """
+    with contextlib.suppress(ValueError, OSError):
+        limit = _address_space() + MAX_MEMORY + COPIES * _bytes_on_disk(path)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
     walk = _Walk(Path(path).parent, Path(current))
     problem = None
     try:
@@ -197,21 +199,29 @@ class _Walk:
 
     def _check_chunks(self, dataset: h5py.Dataset, plist: Any, name: str, itemsize: int) -> None:
         filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())} - _HARMLESS
-        if filters and math.prod(dataset.chunks) * itemsize > MAX_CHUNK:
-            size = math.prod(dataset.chunks) * itemsize
-            raise RefusedError(f"Its dataset {name} is compressed in chunks of {size:,} bytes.")
+        nbytes = math.prod(dataset.chunks) * itemsize
+        if filters and nbytes > MAX_MEMORY:
+            raise RefusedError(f"Its dataset {name} is compressed in chunks of {nbytes:,} bytes.")
         ratio = max((_RATIO.get(code, MAX_CHUNK) for code in filters), default=0)
         suspects: list[tuple[int, ...]] = []
+        bombs: list[int] = []
         looked_at = 0
 
         def look(chunk: Any) -> bool | None:
             nonlocal looked_at
             looked_at += 1
+            if filters and nbytes > MAX_CHUNK + chunk.size:
+                bombs.append(chunk.size)
             if chunk.size * ratio > MAX_CHUNK:
                 suspects.append(chunk.chunk_offset)
-            return True if looked_at >= MAX_CHUNKS else None
+            return True if bombs or looked_at >= MAX_CHUNKS else None
 
         dataset.id.chunk_iter(look)
+        if bombs:
+            raise RefusedError(
+                f"A chunk of its dataset {name} has {bombs[0]:,} bytes and unpacks to {nbytes:,}: "
+                f"that takes more than {MAX_MEMORY:,} bytes of memory."
+            )
         if suspects and filters - set(_RATIO):
             with contextlib.suppress(ImportError):
                 import hdf5plugin  # noqa: F401
@@ -267,6 +277,11 @@ class _Walk:
                     with contextlib.suppress(KeyError):
                         if isinstance(file[name], h5py.Dataset) and file[name].is_virtual:
                             raise RefusedError(f"A part of its datasets, {name}, is itself made of parts.")
+
+
+def _bytes_on_disk(path: str) -> int:
+    """Of what is really there: a file may declare holes of any length."""
+    return os.stat(path).st_blocks * 512
 
 
 def _address_space() -> int:

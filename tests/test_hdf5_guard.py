@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,3 +160,27 @@ def test_a_thousand_shards_take_seconds(tmp_path: Path) -> None:
     started = time.monotonic()
     [examine_hdf5(path) for path in paths]
     assert time.monotonic() - started < 15  # about 2 s on an idle machine
+
+
+def _chunk_of_zeros(path: Path, mebibytes: int, *, dtype: str = "f4", **options: object) -> Path:
+    """One chunk that is a thousandth of that as stored, packed in pieces: the test needs no memory for it."""
+    packer = zlib.compressobj(9)
+    packed = b"".join([*(packer.compress(bytes(2**20)) for _ in range(mebibytes)), packer.flush()])
+    shape = (4, mebibytes * 2**18 // np.dtype(dtype).itemsize)
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("x", shape, dtype, chunks=shape, compression="gzip", **options)
+        dataset.id.write_direct_chunk((0, 0), packed, 0 if not options else 0b01)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "options"),
+    [(896, {}), (896, {"dtype": "f8"}), (400, {}), (400, {"shuffle": True})],
+    ids=["896 MiB", "896 MiB in float64", "400 MiB", "400 MiB, shuffled"],
+)
+def test_a_chunk_that_takes_gigabytes_to_unpack_is_refused(
+    tmp_path: Path, mebibytes: int, options: dict[str, object]
+) -> None:
+    """Its own size is below a gigabyte: what counts is the peak, copies included."""
+    found = examine_hdf5(_chunk_of_zeros(tmp_path / "a.h5", mebibytes, **options))
+    assert "more than 1,073,741,824 bytes of memory" in str(found.problem)

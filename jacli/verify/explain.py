@@ -10,6 +10,8 @@ from torch import Tensor
 from jacli.errors import InputsError, JacliError, ModelError, UsageError, telling_line
 
 _DTYPE_WORDS = ("dtype", "scalar type", "input type", "found double", "double and float", "float != double")
+_MAX_TRIED_NUMBERS = 2**24
+"""Inputs beyond this are not rearranged and tried: a model may need many times their memory."""
 _DEVICE_WORDS = ("same device", "at least two devices", "is on cpu", "on cpu, but")
 
 
@@ -54,7 +56,7 @@ def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception
             why=said,
             todo="Check the names given with --arg.",
         )
-    for name, change, todo in _LAYOUTS:
+    for name, change, todo in _LAYOUTS if x.numel() <= _MAX_TRIED_NUMBERS else ():
         changed = change(x)
         if changed is not None and _accepts(run, changed):
             return InputsError(

@@ -27,6 +27,8 @@ BATCH_SIZES = (3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 25, 32, 48, 50, 64, 100, 12
 """Batch sizes worth trying on a model that accepts neither 1 nor 2."""
 
 
+_MAX_TRIED_NUMBERS = 2**26
+"""Of a batch that is only a guess: 256 MiB in float32."""
 _PATIENCE = 10.0
 """Seconds after which no further batch size is tried: inputs of a wrong shape fail at every one."""
 
@@ -123,6 +125,8 @@ def _accepted_batch(
     )
     started = time.monotonic()
     for size in dict.fromkeys(hints):
+        if size * x[0].numel() > _MAX_TRIED_NUMBERS:
+            continue
         if size > 2 and _attempt(network, x, extra, size) is None:
             return size, size, False
         if time.monotonic() - started > _PATIENCE:
