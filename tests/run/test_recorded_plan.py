@@ -19,6 +19,7 @@ FACTORED = {
     "tree": {"kind": "product"},
     "links": [LINK, LINK],
 }
+MEASURED = {"method": 1, "batch_size": 4, "chunk_size": 1}
 PLAN = {
     "method": "vmap",
     "why": "asked for",
@@ -55,7 +56,7 @@ def test_a_sound_plan() -> None:
         *(("row_check_error", value) for value in ("0", [], {})),
         *(("passed_over", value) for value in ("loop", ["loop"], {"loop": 1})),
         *(("notes", value) for value in ("a", [1], {"a": "b"})),
-        *(("measured", value) for value in (7, ["a"], [{}], [{"method": 1, "batch_size": 4, "chunk_size": 1}])),
+        *(("measured", value) for value in (7, ["a"], [{}], [{"method": 1}], [MEASURED])),
         *(("factored", value) for value in (7, [], {}, FACTORED | {"links": 3}, FACTORED | {"links": [{}]})),
         ("factored", FACTORED | {"links": [LINK | {"reverse_chunk": "2"}]}),
     ],
