@@ -17,7 +17,8 @@ from jacli.printable import quote_path
 from jacli.store.journal import journal_path, new_journal_path, sync_folder
 from jacli.store.schema import ResultLayout, bytes_on_disk
 
-_RESERVED = (".part", ".part.json", ".part.lock", ".part.new", ".part.json.new")
+_BESIDE = (".part", ".part.json", ".part.lock", ".part.journal")
+_RESERVED = (*_BESIDE, *(f"{ending}.new" for ending in _BESIDE))
 
 
 def part_path(out: Path) -> Path:
@@ -49,7 +50,7 @@ def check_folder(out: Path) -> None:
     if out.name.endswith(_RESERVED):
         raise OutputError(
             f"{out} cannot be the name of a result.",
-            why=f"Names that end in {', '.join(_RESERVED)} are those of unfinished files.",
+            why=f"Names that end in {', '.join(_BESIDE)} are those of unfinished files.",
             todo="Choose another name with -o.",
         )
     try:

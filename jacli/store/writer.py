@@ -143,11 +143,10 @@ class ResultWriter:
             writer.committed = writer.written = len(done) if done.all() else int(np.argmin(done))
             writer.overflowed = int(file["done"].attrs.get("overflowed", 0))
             writer._batches.cut(writer.committed)
-        except (OSError, *DAMAGED) as error:
+        except BaseException as error:
             writer.close()
-            raise not_continued(part, f"{(str(error).splitlines() or [''])[-1]}") from error
-        except BaseException:
-            writer.close()
+            if isinstance(error, (OSError, *DAMAGED)):
+                raise not_continued(part, f"{(str(error).splitlines() or [''])[-1]}") from error
             raise
         return writer
 
@@ -163,10 +162,9 @@ class ResultWriter:
             with reading_results(self.part, *DAMAGED):
                 found = self._file.get(name)
             skipped = int(expected.grows)  # so far it has as many entries as there were batches
-            if not isinstance(found, h5py.Dataset) or (found.shape[skipped:], found.dtype) != (
-                expected.shape[skipped:],
-                expected.dtype,
-            ):
+            has_rows = isinstance(found, h5py.Dataset) and found.shape is not None
+            wanted = (expected.shape[skipped:], expected.dtype)
+            if not has_rows or (found.shape[skipped:], found.dtype) != wanted:
                 raise not_continued(self.part, f"its dataset {name} is not that of this run")
             self._layouts[name] = replace(expected, chunks=found.chunks)
 

@@ -78,7 +78,7 @@ def test_the_reason_is_named(place: Path) -> None:
     assert "null" in str(why_unseen("a\0b"))
 
 
-@pytest.mark.parametrize("suffix", [".part", ".part.json", ".part.lock", ".part.new"])
+@pytest.mark.parametrize("suffix", [".part", ".part.json", ".part.lock", ".part.new", ".part.journal"])
 def test_names_of_unfinished_files_are_no_results(
     jacli: Callable[..., object], place: Path, suffix: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import io
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from jacli.cli.streams import Output, trusted
 from jacli.store import open_results
@@ -208,6 +209,37 @@ def _wait_for_samples(out: Path) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("the run did not begin")
+
+
+class Talking(nn.Module):
+    """Prints what would clear the screen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        print("\x1b[2J\x1b]8;;http://evil\x1b\\ a line of the model")
+        return 2 * x.flatten(1)
+
+
+def test_a_terminal_gets_the_bar_and_no_escapes_of_a_model(folder: Path, tmp_path: Path) -> None:
+    torch.jit.script(Talking()).save(tmp_path / "m.pt")
+    main, side = pty.openpty()
+    process = subprocess.Popen(
+        [*JACLI, "compute", "m.pt", str(folder / "x.npy"), "-o", "out.h5", "--method", "loop"],
+        cwd=tmp_path,
+        stdin=side,
+        stdout=side,
+        stderr=side,
+        env=os.environ | {"TERM": "xterm", "OMP_NUM_THREADS": "1"},
+    )
+    os.close(side)
+    said = bytearray()
+    with contextlib.suppress(OSError):  # as the end of a terminal is told
+        while chunk := os.read(main, 65536):
+            said += chunk
+    os.close(main)
+    assert process.wait(60) == 0, said
+    assert b"computing" in said and b"\x1b[" in said  # the bar, with escapes of its own
+    assert b"\x1b[2J" not in said and b"\x1b]8" not in said
+    assert b"\\x1b[2J\\x1b]8;;http://evil" in said and b"a line of the model" in said
 
 
 def test_a_terminal_that_hangs_up_stops_the_run_in_good_order(slow_run: list[str], tmp_path: Path) -> None:
