@@ -346,6 +346,8 @@ def test_a_kink_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, met
             break
     assert [s.verdict for s in found.samples] == ["ok"] * 3 + ["at a kink", "ok"]
     assert found.samples[3].found.error > 1e-3 > found.worst_error
+    assert found.at_kinks == (3,) and found.worst_at_kinks == found.samples[3].found.error
+    assert json.loads(json.dumps(found.to_dict()))["at_kinks"] == [3]
     with h5py.File("out.h5", "r+") as file:
         _scale("jacobian")(file)
     assert verify("out.h5", samples=None).failed == (0, 1, 2, 3, 4)
