@@ -212,6 +212,15 @@ def test_sources_that_nothing_names_are_judged_too(forward: Callable[..., Path],
         load_model(str(path))
 
 
+@pytest.mark.parametrize("member", ["model.json", "Model.JSON"])
+def test_a_second_program_in_the_old_layout_is_refused(forward: Callable[..., Path], member: str) -> None:
+    """Torch reads a model.json first, and sources of any name that it gives."""
+    path = forward()
+    rewritten(path, lambda _, source: source, **{member: b"{}"})
+    with pytest.raises(ModelError, match="two programs"):
+        load_model(str(path))
+
+
 def test_objects_in_cpp_are_packed_weights_only() -> None:
     packed = "__torch__.torch.classes.quantized.LinearPackedParamsBase"
     assert problem_of_classes(["__torch__.M", packed]) is None
