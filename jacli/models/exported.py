@@ -29,6 +29,7 @@ from jacli.errors import ModelError
 from jacli.models.damage import check_zip, last_line, reading
 from jacli.models.exported_program import examine_program
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
+from jacli.models.torchscript_source import problem_of_classes
 from jacli.torch_archive import scan_torch_save
 from jacli.zip_archive import read_member
 
@@ -198,6 +199,8 @@ def _unpickled_members(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
             for entry in entries:
                 if entry["path_name"].startswith("opaque_obj"):
                     raise _refuse(path, f"Its constant {entry['path_name']} is a pickled object.")
+                if entry["path_name"].startswith("custom_obj"):
+                    _require_packed_weights(path, entry["path_name"], archive, folder)
             raw |= {f"{folder}/{entry['path_name']}" for entry in entries if not entry["use_pickle"]}
             pickled = {f"{folder}/{entry['path_name']}" for entry in entries if entry["use_pickle"]}
         raw -= pickled  # one entry that calls a member raw does not clear another that unpickles it
@@ -208,6 +211,19 @@ def _unpickled_members(path: Path, archive: zipfile.ZipFile) -> Iterator[str]:
                 head = file.read(2)
             if head == b"PK" or head[:1] == b"\x80":
                 yield name
+
+
+def _require_packed_weights(path: Path, name: str, archive: zipfile.ZipFile, folder: str) -> None:
+    """Refuse an object of a class in C++ that is more than packed weights: reading it runs its own code."""
+    content = read_member(archive, f"{folder}/{name}")
+    try:
+        problem = problem_of_classes(
+            scan_torch_save(io.BytesIO(content), is_zip=content[:2] == b"PK").globals
+        )
+    except ValueError as error:
+        problem = str(error)
+    if problem is not None:
+        raise _refuse(path, f"Its constant {name} is an object. {problem}")
 
 
 def _require_plain(path: Path, member: str, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def _read(path: Path) -> Any:
         with path.open("rb") as file:
             named = check_torchscript(file)
             with zipfile.ZipFile(file) as archive:
+                _require_one_layout(archive.namelist())
                 sources = {
                     _qualifier(name): read_member(archive, name).decode("utf-8", "replace")
                     for name in archive.namelist()
@@ -69,6 +71,16 @@ def _read(path: Path) -> Any:
         module = read(unit, name, torch.device("cpu"), {}, False)
         _refuse(path, problem_of_graphs(unit.get_functions()))
         return torch.jit._recursive.wrap_cpp_module(module)
+
+
+def _require_one_layout(members: Iterable[str]) -> None:
+    """Refuse what PyTorch 1.1 wrote, beside the present layout: torch would read that, and other sources.
+
+    Raises:
+        ArchiveError: It is there; torch's reader ignores case.
+    """
+    if any(name.partition("/")[2].lower() == "model.json" for name in members):
+        raise ArchiveError("It holds two programs, of which one is a model.json as PyTorch 1.1 wrote it.")
 
 
 def _qualifier(member: str) -> str:

@@ -77,6 +77,21 @@ _BUILTINS = frozenset(
         "AssertionError",
     ]
 )
+_PACKED_WEIGHTS_METHODS = frozenset(
+    [
+        "bias",
+        "bit_rate",
+        "dilation",
+        "groups",
+        "output_padding",
+        "padding",
+        "set_bias",
+        "stride",
+        "transpose",
+        "unpack",
+        "version",
+    ]
+)
 _TAKE_FUNCTIONS = frozenset(("fork", "awaitable"))
 _NAMESPACES = frozenset(("torch", "ops", "__torch__"))
 
@@ -241,15 +256,14 @@ class _Judge:
         return self._is_method(function.attr)
 
     def _is_method(self, name: str) -> bool:
-        """Of a tensor, list, dict or text, whose methods are operators; or of a class of the archive.
+        """Of a tensor, list, dict or text, whose methods are operators; of packed weights; or of the archive.
 
-        The value's type is not known here, so that a method of the archive must not be called as an operator
-        is that is not listed.
+        The value's type is not known here: a name that is also an operator's must be on the list of those.
         """
         if computes("aten", name) or computes("prim", name):
             return True
         operator = is_operator("aten", name) or is_operator("prim", name)
-        return name in self._program.methods and not operator
+        return name in self._program.methods | _PACKED_WEIGHTS_METHODS and not operator
 
     def _is_function(self, node: ast.AST) -> bool:
         return self._is_own(node) or (isinstance(node, ast.Name) and node.id in self._functions)

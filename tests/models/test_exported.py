@@ -142,6 +142,30 @@ def opaque(config: bytes) -> bytes:
     ).encode()
 
 
+def custom(config: bytes) -> bytes:
+    return opaque(config).replace(b"opaque_obj", b"custom_obj")
+
+
+def script_object(name: str) -> bytes:
+    """As ``torch._C._pickle_save`` writes an object of this class."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        pickled_object = b"\x80\x02c__torch__.torch.classes." + name.encode() + b"\n)\x81N\x85b."
+        archive.writestr("archive/data.pkl", pickled_object)
+        archive.writestr("archive/version", b"3")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("name", ["_TorchScriptTesting\n_StackString", "cuda\nStream", "image\nReader"])
+def test_objects_of_classes_in_cpp_are_refused(tmp_path: Path, name: str) -> None:
+    path = export(tmp_path / "program.pt2", dynamic=True)
+    constants = {"data/constants/model_constants_config.json": custom}
+    rewrite(path, {**constants, "archive/data/constants/custom_obj_0": script_object(name)})
+    for load in (load_model, describe_model):
+        with pytest.raises(ModelError, match="is not known to compute only"):
+            load(str(path))
+
+
 def test_pickled_code_in_an_archive_is_refused(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     evil = pickled(Evil(marker))

@@ -212,6 +212,15 @@ def test_sources_that_nothing_names_are_judged_too(forward: Callable[..., Path],
         load_model(str(path))
 
 
+@pytest.mark.parametrize("member", ["model.json", "Model.JSON"])
+def test_a_second_program_in_the_old_layout_is_refused(forward: Callable[..., Path], member: str) -> None:
+    """Torch reads a model.json first, and sources of any name that it gives."""
+    path = forward()
+    rewritten(path, lambda _, source: source, **{member: b"{}"})
+    with pytest.raises(ModelError, match="two programs"):
+        load_model(str(path))
+
+
 def test_objects_in_cpp_are_packed_weights_only() -> None:
     packed = "__torch__.torch.classes.quantized.LinearPackedParamsBase"
     assert problem_of_classes(["__torch__.M", packed]) is None
@@ -330,6 +339,15 @@ class Recurrent(nn.Module):
         return self.layer(x)[0]
 
 
+def quantised() -> nn.Module:
+    """Convolutions with packed weights, whose archive unpacks them."""
+    module = torch.ao.quantization.QuantWrapper(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())).eval()
+    module.qconfig = torch.ao.quantization.default_qconfig
+    prepared = torch.ao.quantization.prepare(module)
+    prepared(torch.randn(2, 3, 5, 5))
+    return torch.ao.quantization.convert(prepared)
+
+
 PROGRAMS: dict[str, Callable[[], nn.Module]] = {
     "language": Language,
     "lstm": lambda: Recurrent(nn.LSTM(3, 4, num_layers=2, bidirectional=True)),
@@ -341,11 +359,12 @@ PROGRAMS: dict[str, Callable[[], nn.Module]] = {
     "quantised lstm": lambda: torch.ao.quantization.quantize_dynamic(
         Recurrent(nn.LSTM(3, 4)), {nn.LSTM}, dtype=torch.qint8
     ),
+    "quantised convolutions": quantised,
     "pooled": lambda: nn.Sequential(nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Hardswish()),
 }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch.ao.quantization
 @pytest.mark.parametrize("form", ["script", "freeze", "optimize_for_inference"])
 @pytest.mark.parametrize("kind", PROGRAMS)
 def test_programs_of_every_kind_are_read(tmp_path: Path, kind: str, form: str) -> None:
