@@ -186,7 +186,8 @@ def bench(
         notes = [*prepared.notes, *(auto.notes if auto else ())]
         reference = tried.reference.dtype or prepared.dtype
         if reference != torch.float64:
-            notes.append(f"the model does not run in float64: errors are against {config.dtype}")
+            unable = f"the model does not run in float64: errors are against {config.dtype}"
+            notes += tried.reference.notes or [unable]
         return BenchResult(
             rows=_in_order(rows, auto),
             shapes=prepared.shapes,

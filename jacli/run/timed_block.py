@@ -112,6 +112,11 @@ class RowsInFloat64:
         self._rows: dict[int, Tensor] = {}
         self.dtype: torch.dtype | None = None
 
+    @property
+    def notes(self) -> list[str]:
+        """What the user must be told of the reference."""
+        return self._references.notes
+
     def errors(self, computed: TimedBlock) -> Tensor:
         """Relative error of each sample compared: Frobenius norms, over some of the rows there are."""
         generator = torch.Generator().manual_seed(self._seed)

@@ -18,8 +18,10 @@ from jacli.dtypes import real_dtypes
 from jacli.errors import InputsError, ModelError
 from jacli.models.loaded import LoadedModel
 from jacli.network import exact_arithmetic
+from jacli.run.blocks import Run
 from jacli.run.placing import place
 from jacli.run.prepare import prepare
+from jacli.run.timed_block import RowsInFloat64
 from jacli.run.verify import verify
 from tests.reference import reference_jacobian
 
@@ -171,6 +173,14 @@ def test_autocast_inside_is_told_and_is_no_kink(arch: Any) -> None:
         file["class_norms"][4] *= 1.5
     found_wrong = verify("out.h5", samples=None, arch=f"{arch.__name__}.py:Autocast")
     assert found_wrong.failed == (4,)
+
+
+def test_bench_tells_what_its_errors_are_against(arch: Any) -> None:
+    config = from_options({"model": f"{arch.__name__}.py:BrainInside", "inputs": "x.npy"})
+    with exact_arithmetic(), (prepared := prepare(config)).source:
+        rows = RowsInFloat64(Run(config, prepared).task(), prepared)
+        rows._expected([0, 2])
+    assert rows.dtype == torch.float32 and "computes in bfloat16 inside" in rows.notes[0]
 
 
 @pytest.mark.parametrize("name", ["Autocast", "ByParameter"])
