@@ -374,5 +374,5 @@ def test_setup_counts_in_what_the_next_size_is_expected_to_take(clock):
     quick = Machine(lambda c: 1e-6 / c.chunk_size)
     assert chunks(climbed(quick, budget=budget)) == [1, 4, 16, 64]
     budget = Budget(share=1.0, most=1.0, run_seconds=25.0, started=search.monotonic())
-    linearising = Machine(lambda c: 1e-6 / c.chunk_size, setup=1.2)  # again for more vectors of the same batch
+    linearising = Machine(lambda c: 1e-6 / c.chunk_size, setup=1.2)  # again, for the same batch
     assert chunks(climbed(linearising, budget=budget)) == [1]
