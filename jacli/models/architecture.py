@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import _lru_cache_wrapper, partial
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -257,9 +257,11 @@ def _own_builder(module: ModuleType, place: str, callable_name: str) -> Callable
 
 
 def _builds_networks(found: object, module: ModuleType) -> bool:
-    """Whether it is a class of networks, a function defined in the module, or either with arguments bound."""
+    """Whether it is a class of networks, a function defined in the module, or either bound or cached."""
     if isinstance(found, partial):
         return _builds_networks(found.func, module)
+    if isinstance(found, _lru_cache_wrapper):
+        return _builds_networks(found.__wrapped__, module)
     if inspect.isclass(found):
         return issubclass(found, torch.nn.Module)
     if inspect.ismethod(found):  # a class method: of a network's class, or of the module's own

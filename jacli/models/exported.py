@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,7 @@ _TODO = (
     "Export it again without such members, or, if you trust the file, add --allow-pickle: it runs its code."
 )
 _PAYLOADS = ("weights", "constants")
+_PROGRAM = re.compile(r"models/[^/\\]+\.json")
 _FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -249,10 +251,18 @@ def _require_no_expressions(path: Path, member: str, content: bytes) -> bool:
 
 
 def _require_no_hidden_code(path: Path, names: list[str]) -> None:
-    """Refuse compiled code, and names that torch's reader, which ignores case, could mix up."""
+    """Refuse compiled code, programs in other places, and names that differ in case, which torch ignores.
+
+    torch takes every member below ``models/`` for a program, whatever its suffix, and looks for the
+    configuration of ``models/a/b.json`` in a folder ``a`` of its own.
+    """
     compiled = [name for name in names if "/aotinductor/" in name.lower()]
     if compiled:
         raise _refuse(path, f"Its member {compiled[0]} is compiled code, which loading would run.")
+    for name in names:
+        inside = name.partition("/")[2]
+        if inside.lower().startswith("models/") and not _PROGRAM.fullmatch(inside):
+            raise _refuse(path, f"Its member {name} is a program in a place where torch writes none.")
     if len({name.lower() for name in names}) < len(names):
         raise _refuse(path, "The names of its members differ only in case.")
 

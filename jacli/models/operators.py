@@ -2,7 +2,8 @@
 
 ``operators.txt`` lists them by namespace, without overloads; an operator in place (``add_``) counts as its
 twin (``add``).  It holds the operators of torch 2.13 but those that touch files (``aten::save``,
-``aten::from_file``), other processes (``rpc``, ``c10d``), or memory by its address.
+``aten::from_file``), other processes (``rpc``, ``c10d``), or memory beyond their arguments: by an address, or
+by sizes and positions that they believe unchecked and no network needs (``aten::_reshape_alias``).
 """
 
 from __future__ import annotations

@@ -208,7 +208,8 @@ class _Judge:
             elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
                 self._bound[node.id] += 1
             elif isinstance(node, ast.Assign) and len(node.targets) == 1 and self._is_own(node.value):
-                functions.update(_chain(node.targets[0]))
+                target = node.targets[0]  # of ``v.q = __torch__.f``, v is no function
+                functions.update([target.id] if isinstance(target, ast.Name) else [])
         # Names that stand for nothing but functions: their own, and others of the archive.
         self._functions = {name for name, count in functions.items() if count == self._bound[name]}
 

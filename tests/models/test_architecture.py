@@ -166,12 +166,32 @@ factory = Factory()
 bound = functools.partial(os.system, "touch MARK")
 own = functools.partial(Linear, 3, 2)
 short = lambda: torch.nn.Linear(3, 2)
+listed = functools.cache(os.listdir)
+
+@functools.cache
+def cached():
+    return torch.nn.Linear(3, 2)
+
+@functools.lru_cache(maxsize=4)
+def stored():
+    return torch.nn.Linear(3, 2)
 """
 
 
 @pytest.mark.parametrize(
     "name",
-    ["os.system", "system", "rmtree", "resnet18", "Factory", "factory", "bound", "OrderedDict", "Net.apply"],
+    [
+        "os.system",
+        "system",
+        "rmtree",
+        "resnet18",
+        "Factory",
+        "factory",
+        "bound",
+        "OrderedDict",
+        "Net.apply",
+        "listed",
+    ],
 )
 def test_what_is_neither_a_network_nor_the_files_own_function_is_not_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -184,7 +204,7 @@ def test_what_is_neither_a_network_nor_the_files_own_function_is_not_called(
     assert not (tmp_path / "MARK").exists()
 
 
-@pytest.mark.parametrize("name", ["Net.small", "own", "short"])
+@pytest.mark.parametrize("name", ["Net.small", "own", "short", "cached", "stored"])
 def test_networks_of_every_other_spelling(tmp_path: Path, name: str) -> None:
     import_torchvision()
     path = write_arch(tmp_path, FOREIGN).rpartition(":")[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,33 @@ def test_pickled_code_in_an_archive_is_refused(tmp_path: Path) -> None:
         for load in (load_model, describe_model):
             with pytest.raises(ModelError, match="--allow-pickle"):
                 load(str(path))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("member", ["models/a/b.json", "models/constants/b.json", "models/a/bxxxxx"])
+def test_programs_in_other_places_are_refused(tmp_path: Path, member: str) -> None:
+    """Torch would load them first, with a configuration that lies in a folder of its own."""
+    marker = tmp_path / "marker"
+    path = export(tmp_path / "program.pt2", dynamic=True)
+    with zipfile.ZipFile(path) as archive:
+        content = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    name = member[len("models/") : -len(".json")]
+    called = f"__import__('os').system('touch {marker}')"
+    expressions = re.sub(
+        rb'"expr_str": ?"[^"]*"', f'"expr_str": "{called}"'.encode(), content["models/model.json"]
+    )
+    entry = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
+    added = {
+        member: expressions if not member.endswith(".json") else content["models/model.json"],
+        f"data/sample_inputs/{name}.pt": content["data/sample_inputs/model.pt"],
+        f"data/weights/{name}_weights_config.json": content["data/weights/model_weights_config.json"],
+        f"data/constants/{name}_constants_config.json": json.dumps({"config": {"c": entry}}).encode(),
+        "data/constants/opaque_obj_0": f"cposix\nsystem\n(S'touch {marker}'\ntR.".encode(),
+    }
+    rewrite(path, {f"program/{name}": text for name, text in added.items()})
+    for load in (load_model, describe_model):
+        with pytest.raises(ModelError, match="in a place where torch writes none"):
+            load(str(path))
     assert not marker.exists()
 
 
