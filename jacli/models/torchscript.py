@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +19,14 @@ from jacli.models.damage import COPY_AGAIN, reading
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
 from jacli.models.torchscript_graph import problem_of_graphs
 from jacli.models.torchscript_source import problem_of_classes, problem_of_sources
+from jacli.printable import escape
 from jacli.torch_archive import check_torchscript
 from jacli.zip_archive import ArchiveError, read_member
 
 _KIND = "TorchScript archive"
+
+MAX_PRINTED_BYTES = 100_000
+"""Of what an archive prints while it is read, as far as it is shown."""
 
 
 def load_torchscript(path: Path, request: ModelRequest) -> LoadedModel:
@@ -68,9 +76,38 @@ def _read(path: Path) -> Any:
         # As torch.jit.load does; the unit holds every function, also those that a graph only calls.
         unit: Any = torch._C.CompilationUnit()  # torch's stubs know neither function's true signature
         read: Any = torch._C.import_ir_module
-        module = read(unit, name, torch.device("cpu"), {}, False)
+        with _printed_as_text(path):
+            module = read(unit, name, torch.device("cpu"), {}, False)
         _refuse(path, problem_of_graphs(unit.get_functions()))
         return torch.jit._recursive.wrap_cpp_module(module)
+
+
+@contextmanager
+def _printed_as_text(path: Path) -> Iterator[None]:
+    """What the archive prints while it is read, to stderr, escaped.
+
+    ``__setstate__`` runs then.  Its ``print`` goes through Python, to stdout; its warnings are written by C++
+    to descriptor 2, past `sys.stderr`.
+    """
+    with tempfile.TemporaryFile() as said:
+        try:
+            own = os.dup(2)
+        except OSError:  # closed: nobody listens
+            with redirect_stdout(sys.stderr):
+                yield
+            return
+        try:
+            sys.stderr.flush()
+            os.dup2(said.fileno(), 2)
+            with redirect_stdout(sys.stderr):
+                yield
+                sys.stderr.flush()
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
+            said.seek(0)
+            for line in said.read(MAX_PRINTED_BYTES).decode("utf-8", "replace").splitlines():
+                print(f"{escape(path.name)} says: {escape(line)}", file=sys.stderr)
 
 
 def _require_one_layout(members: Iterable[str]) -> None:

@@ -209,6 +209,28 @@ def test_what_runs_as_the_archive_is_read_is_judged_before(canary: Path, tmp_pat
     assert canary.read_bytes() == bytes(64)
 
 
+@pytest.mark.parametrize("call", ["ops.aten.warn({text}, 2)", "print({text})"])
+def test_what_an_archive_prints_as_it_is_read_is_escaped(
+    call: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Warnings are written by C++ to descriptor 2, past Python's streams."""
+    path = tmp_path / "restored.pt"
+    torch.jit.script(Restored()).save(str(path))
+    text = r"'\033[2J gone\nnext: rm -rf'"
+
+    def edit(_: str, source: str) -> str:
+        at = source.index("-> NoneType:\n", source.index("__setstate__")) + len("-> NoneType:\n")
+        return source[:at] + f"    {call.format(text=text)}\n" + source[at:]
+
+    rewritten(path, edit)
+    assert load_model(str(path)).module.w.shape == (3,)
+    out, err = capfd.readouterr()
+    assert out == "" and "gone" in err
+    if "warn" in call:  # what Python prints is escaped by the command's own streams
+        assert "\x1b" not in err and r"\x1b[2J gone" in err
+        assert all(line.startswith("restored.pt says: ") for line in err.splitlines())
+
+
 @pytest.mark.parametrize("member", ["CODE/__torch__/More.PY", "code/__torch__/more.py", "extra/more.py"])
 def test_sources_that_nothing_names_are_judged_too(forward: Callable[..., Path], member: str) -> None:
     """Torch's reader ignores case, and looks a class up where its name says."""
