@@ -10,7 +10,7 @@ import torch
 
 from jacli.config import PROGRAM_METHODS
 from jacli.errors import JacliError, MethodError, ModelError, translating
-from jacli.linear_map import LinearMap
+from jacli.linear_map import LinearMap, Matrices
 from jacli.network import Linearized, Watched, watch
 from jacli.network.linearize import same_outputs
 from jacli.plan import Plan
@@ -18,10 +18,13 @@ from jacli.run.repeated import as_run
 from jacli.run.task import ComputedBlock, Task
 from jacli.verify import (
     CROSS_SAMPLE_LIMIT,
+    MOST_ROWS,
     batch_errors,
     batch_failure,
     check_batch,
+    check_gradients,
     cotangent_error,
+    every_row_errors,
     mixing_error,
     row_error,
     row_tolerance,
@@ -70,15 +73,16 @@ class BatchChecks:
 
     A batch is checked as a whole if it is the first, the second, the fourth, the eighth, ..., or the first of
     its size, or if a hundred times the seconds have passed that the last such check took.  Then more
-    samples are run alone, and one reverse pass over the batch shows whether gradients cross between
-    samples and whether the matrices are right in all rows (`batch_errors`).  The first batch's rows are
+    samples are run alone, one reverse pass over the batch shows whether gradients cross between
+    samples and whether the matrices are right in all rows (`batch_errors`), and one in two halves whether
+    gradients depend on place or company (`check_gradients`).  The first batch's rows are
     compared besides (`row_error`).  In between, two samples are checked (`cotangent_error`), rationed
     to 3 % of the time where a batch takes few passes; of a factored Jacobian, in every batch.
 
     What escapes: a fault of the outputs that another order shows is found in every batch.  A fault of
     the derivatives alone, in one batch of k that are alike, escapes with probability ``1 - p``, where
     ``p = min(1, batch seconds / (100 * check seconds))`` is the share of batches checked as a whole: such a
-    check costs about four passes, so that p is about 1/4 where a batch takes 100 passes and 1 from 400 on.
+    check costs about seven passes, so that p is about 1/7 where a batch takes 100 passes and 1 from 700 on.
     A branch on the whole batch that gives half of the samples another output, and that no operation of torch
     shows to read values, escapes with probability 1/2 in one batch, ``2 ** -8`` in one checked as a whole.
 
@@ -128,6 +132,7 @@ class BatchChecks:
             raise
         error = self._derivatives(plan, block) if whole else 0.0
         if whole:
+            self._check_company(plan, block)
             self._sizes.add(size)
             self._whole.end()
         if plan.method == "loop":
@@ -166,7 +171,13 @@ class BatchChecks:
             errors.append(self._batch_error(linearization, linearization, seed=seed))
         else:
             errors.append(cotangent_error(linearization, linearization, seed=seed))
-        return max(errors) <= self._tolerance(linearization)
+        if not max(errors) <= self._tolerance(linearization):
+            return False
+        try:
+            self._check_gradients(linearization, linearization, seed)
+        except ModelError:  # perhaps rounding alone, which rows would tell
+            return False
+        return True
 
     def _seed(self, block: ComputedBlock) -> int:
         return self._task.config.seed + block.start
@@ -183,6 +194,32 @@ class BatchChecks:
             fixed_batch=self._task.shapes.fixed_batch is not None,
         )
 
+    def _check_company(self, plan: Plan, block: ComputedBlock) -> None:
+        """Whether a batch's gradients depend on place or company; or whether the method is wrong there."""
+        matrices = block.matrices
+        try:
+            self._check_gradients(block.linearization, matrices, self._seed(block), rows=matrices)
+        except ModelError:
+            if plan.method != "loop":
+                self._checked(plan, block, cotangent_error)
+            raise
+
+    def _check_gradients(
+        self, linearization: Linearized, matrices: LinearMap, seed: int, *, rows: Matrices | None = None
+    ) -> None:
+        """Pull cotangents back through each sample in another place and in other company."""
+        half = self._seen(linearization).half
+        check_gradients(
+            linearization,
+            matrices,
+            self._task.network.module,
+            rows=rows,
+            seed=seed,
+            tolerance=self._tolerance(linearization),
+            eps=torch.finfo(getattr(torch, half) if half else linearization.dtype).eps,
+            fixed_batch=self._task.shapes.fixed_batch is not None,
+        )
+
     def _seen(self, linearization: Linearized) -> Watched:
         if self._watched is None:
             few = linearization.batch if self._task.shapes.fixed_batch else _FEW_SAMPLES
@@ -196,6 +233,10 @@ class BatchChecks:
         if block.linearization.batch == 1:
             return 0.0 if plan.method == "loop" else self._checked(plan, block, cotangent_error)
         return self._checked(plan, block, self._batch_error)
+
+    def _every_row(self, linearization: Linearized, matrices: Matrices, seed: int) -> float:
+        like = torch.empty(linearization.batch, dtype=linearization.dtype, device=linearization.device)
+        return float(every_row_errors(linearization.pull, matrices, like, seed=seed).max())
 
     def _batch_error(self, passes: ReversePasses, matrices: LinearMap, *, seed: int) -> float:
         error, crossed = batch_errors(passes, matrices, seed=seed)
@@ -223,6 +264,10 @@ class BatchChecks:
                 error = min(error, check(passes, block.matrices, seed=seed))
                 if error <= tolerance:
                     return error
+            if block.matrices.n_out <= MOST_ROWS:
+                by_rows = self._every_row(linearization, block.matrices, seed)
+                if by_rows <= tolerance:
+                    return by_rows
         raise self._wrong(plan, error)
 
     def _tolerance(self, linearization: Linearized) -> float:
@@ -268,7 +313,9 @@ class BatchChecks:
         self._few.end()
         if same and error <= self._tolerance(block.linearization):
             return error
-        return self._checked(plan, block, cotangent_error)
+        error = self._checked(plan, block, cotangent_error)
+        self._check_company(plan, block)
+        return error
 
 
 def _check_graph_outputs(block: ComputedBlock) -> None:

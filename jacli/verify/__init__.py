@@ -1,13 +1,22 @@
 """Trust: a probe before the run, checks of its batches, a recheck; always through the original model."""
 
-from jacli.verify.independence import batch_failure, check_batch
+from jacli.verify.independence import batch_failure, check_batch, check_gradients
 from jacli.verify.probe import BATCH_SIZES, CROSS_SAMPLE_LIMIT, Probed, mixing_error, probe
 from jacli.verify.recheck import Rechecked, StoredProducts, StoredSample, recheck, recheck_tolerance
-from jacli.verify.rows import batch_errors, cotangent_error, row_error, row_tolerance, transpose_error
+from jacli.verify.rows import (
+    MOST_ROWS,
+    batch_errors,
+    cotangent_error,
+    every_row_errors,
+    row_error,
+    row_tolerance,
+    transpose_error,
+)
 
 __all__ = [
     "BATCH_SIZES",
     "CROSS_SAMPLE_LIMIT",
+    "MOST_ROWS",
     "Probed",
     "Rechecked",
     "StoredProducts",
@@ -15,7 +24,9 @@ __all__ = [
     "batch_errors",
     "batch_failure",
     "check_batch",
+    "check_gradients",
     "cotangent_error",
+    "every_row_errors",
     "mixing_error",
     "probe",
     "recheck",

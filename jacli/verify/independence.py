@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jacli.agreement import finite, gaps, ratios
+from jacli.agreement import finite, gaps, norms, ratios, relative_errors
 from jacli.errors import ModelError, telling_line, translating
-from jacli.linear_map import Linearization
+from jacli.linear_map import Linearization, LinearMap, Matrices
 from jacli.verify.probe import mixing_error
+from jacli.verify.rows import MOST_ROWS, every_row_errors
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 """Largest gap of a number, relative to it or to the median of that output over the batch."""
@@ -28,6 +29,12 @@ _NOISE_DRAWS = 6
 
 _NOISE_ALLOWED = 16
 """A gap counts as rounding up to this many times what the largest of these moves does."""
+
+_SPREAD = 4
+"""As many times for gradients, which jump where outputs do not."""
+
+_N_SIZES = 4
+"""Gaussian cotangents that tell the size of a Jacobian."""
 
 
 def check_batch(
@@ -71,6 +78,99 @@ def check_batch(
                 _compare(linearization, position[None], module, "on its own", seed)
 
 
+def check_gradients(
+    linearization: Linearization,
+    matrices: LinearMap,
+    module: nn.Module,
+    *,
+    rows: Matrices | None,
+    seed: int,
+    tolerance: float,
+    eps: float,
+    fixed_batch: bool,
+) -> None:
+    """Pull a random cotangent back through each sample in another place and in other company.
+
+    Outputs are compared by the way.  Gradients may depend on place and company where outputs do not
+    (``detach()`` in every other row, a ``backward`` of its own, a gradient divided by the batch's norm), and
+    the passes of the run's own batch do not show it.  The batch is cut into two seeded halves in a seeded
+    order, so that each sample has another place, half of its company and another batch size; ``u'J`` by
+    a plain pass there must be that of the matrices.  What depends on the place alone, in one sample, escapes
+    if that keeps its place, with probability ``1 / n`` in a batch of n; what depends on the order among the
+    samples (the upper half of them) escapes where chance spreads it over both halves alike.
+
+    A half may round otherwise than the batch, and a ReLU may fall to the other side.  So a larger error
+    counts as rounding if moving the sample by rounding changes its ``u'J`` by a quarter of that error or
+    more; and where rounding hides ``u'J``, the rows are compared one by one (`every_row_errors`).
+
+    Args:
+        linearization: The network at the batch.
+        matrices: What was computed there, of all samples or of the first ones; held against plain passes
+            of the batch itself before.
+        module: Named in the error.
+        rows: The same matrices where their rows can be read.
+        seed: Of the halves, their order and the cotangents.
+        tolerance: Largest relative error of a right method.
+        eps: Rounding error of what the model computes in.
+        fixed_batch: Whether the model accepts no other batch size: a half is then filled up with copies.
+
+    Raises:
+        ModelError: The gradients of a sample are others, or the model fails on a half.
+        MemoryError: An allocation failed.
+
+    Cost: one forward and one reverse pass over the batch (two, where its size is fixed) and one product with
+    the matrices; twelve more of each where a sample differs, and then perhaps ``n_out`` more.
+    """
+    size, count = linearization.batch, matrices.batch
+    if size == 1:
+        return  # it is on its own
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(size, generator=generator).to(linearization.device)
+    vectors = torch.randn(size, linearization.n_out, generator=generator)
+    vectors = vectors.to(linearization.device, linearization.dtype)
+    own = matrices.vjp(vectors[None, :count])[0]
+    scale = _scales(matrices, generator, vectors)
+
+    def pulled(vectors: Tensor, noise: float = 0.0, draw: int = 0) -> Tensor:
+        image = torch.zeros(size, linearization.n_in, dtype=own.dtype, device=own.device)
+        for half in order.tensor_split(2):
+            index = half.repeat(-(-size // len(half)))[:size] if fixed_batch else half
+            part = linearization.at(index, noise=noise, seed=seed + draw)
+            image[half] = part.pull(vectors[index])[: len(half)]
+            if not noise:
+                _compare(linearization, index, module, "in other company", seed, part.outputs)
+        return image
+
+    with translating(lambda error: batch_failure((size + 1) // 2, error)):
+        image = pulled(vectors)[:count]
+        errors = relative_errors(own, image, scale=scale)
+        if bool((errors <= tolerance).all()):
+            return
+        spread = torch.zeros_like(errors)
+        for draw in range(_NOISE_DRAWS):
+            for steps in (_NOISE, _NOISE * _NOISE):
+                moved = relative_errors(pulled(vectors, steps * eps, draw)[:count], image, scale=scale)
+                spread = torch.maximum(spread, moved)
+        allowed = (_SPREAD * spread).clamp(min=tolerance)
+        if rows is not None and rows.n_out <= MOST_ROWS and not bool((errors <= allowed).all()):
+            errors = every_row_errors(pulled, rows, vectors, seed=seed)
+    strays = (~(errors <= allowed)).nonzero().flatten().tolist()
+    if strays:
+        others = f", and so do {len(strays) - 1} more" if len(strays) > 1 else ""
+        raise mixing_error(
+            module,
+            f"sample {strays[0]} of a batch of {size} has other gradients in another place and "
+            f"other company{others}",
+        )
+
+
+def _scales(matrices: LinearMap, generator: torch.Generator, like: Tensor) -> Tensor:
+    """``||J||_F`` of each sample, ``(batch,)``, as estimated by random products."""
+    vectors = torch.randn(_N_SIZES, matrices.batch, matrices.n_out, generator=generator).to(like)
+    squares = [norms(finite(product)).square() for product in matrices.vjp(vectors)]
+    return torch.stack(squares).mean(0).sqrt()
+
+
 def batch_failure(size: int, error: Exception) -> ModelError:
     """What to say where the model raises an error on a batch of so many samples."""
     return ModelError(
@@ -97,10 +197,17 @@ def _halved(size: int, generator: torch.Generator) -> Tensor:
     return index
 
 
-def _compare(linearization: Linearization, index: Tensor, module: nn.Module, how: str, seed: int) -> None:
-    """Hold the outputs at samples ``index`` against those of the same samples in the batch."""
+def _compare(
+    linearization: Linearization,
+    index: Tensor,
+    module: nn.Module,
+    how: str,
+    seed: int,
+    again: Tensor | None = None,
+) -> None:
+    """Hold the outputs at samples ``index`` (``again``, if known) against those of the same in the batch."""
     index = index.to(linearization.device)
-    again = linearization.at(index).outputs
+    again = linearization.at(index).outputs if again is None else again
     among = linearization.outputs
     sizes = _sizes(among)[index]
     if again.shape == sizes.shape:

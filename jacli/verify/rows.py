@@ -6,6 +6,8 @@ method, its matrices are compared with what `Linearization.pull` gives.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,9 @@ from jacli.linear_map import Linearization, LinearMap, Matrices
 from jacli.verify.recheck import PASSES, ReversePasses
 
 N_ROWS = 4
+
+MOST_ROWS = 4096
+"""Up to so many rows each is compared by itself where a combination of all differs."""
 
 _AS_COARSE_AS = {"float16": "tf32", "bfloat16": "bf16"}
 """The precision whose fraction has as many bits."""
@@ -122,6 +127,47 @@ def batch_errors(linearization: ReversePasses, matrices: LinearMap, *, seed: int
     largest[silent] = 0
     errors[silent] = 0
     return float(errors.max()), float(ratios(crossed, largest.max()))
+
+
+def every_row_errors(
+    pull: Callable[[Tensor], Tensor], matrices: Matrices, like: Tensor, *, seed: int
+) -> Tensor:
+    """Relative error of all rows, row by row, for where rounding hides ``u'J``.
+
+    The pass of a confident softmax subtracts numbers of the size of the cotangents, and what it leaves of a
+    Gaussian one, or swallows, can be larger than the Jacobian (1e-7 against 1e-9); the rows themselves round
+    as they were computed.  In a pass, a seeded half of the samples has one row's unit vector and the others
+    the next row's, so that gradients which cross between samples show.
+
+    Args:
+        pull: A plain reverse pass, ``(samples, n_out) -> (samples, n_in)``.
+        matrices: What the method computed, of all samples or of the first ones.
+        like: Of the cotangents' dtype and device, and as long as there are samples.
+        seed: Of the halves.
+
+    Returns:
+        ``(batch,)``, relative to the Frobenius norms; 0 where the difference is near the dtype's smallest
+        number, on whose way numbers have underflowed.
+
+    Cost: ``n_out`` reverse passes.
+    """
+    batch, n_out = matrices.batch, matrices.n_out
+    generator = torch.Generator().manual_seed(seed)
+    after = torch.randint(2, (len(like),), generator=generator).to(like.device)
+    everyone = torch.arange(len(like), device=like.device)
+    difference = torch.zeros(batch, dtype=torch.float64, device=like.device)
+    reference = torch.zeros_like(difference)
+    for row in range(n_out):
+        which = (row + after) % n_out
+        cotangents = like.new_zeros(len(like), n_out)
+        cotangents[everyone, which] = 1
+        plain = pull(cotangents)[:batch]
+        pair = matrices.rows(torch.tensor([row, (row + 1) % n_out], device=like.device))
+        computed = pair[everyone[:batch], after[:batch]]
+        difference = torch.hypot(difference, norms(gaps(computed, plain)))
+        reference = torch.hypot(reference, norms(finite(plain)))
+    smallest = torch.finfo(like.dtype).tiny / torch.finfo(like.dtype).eps
+    return ratios(difference.masked_fill(difference <= smallest, 0), reference)
 
 
 def transpose_error(linearization: Linearization, *, seed: int) -> float:

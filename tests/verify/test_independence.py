@@ -294,3 +294,85 @@ def test_gradients_across_samples_of_the_runs_own_batch_are_refused(method, shar
 def test_without_a_gradient_that_crosses_the_same_model_is_served():
     x, module = torch.randn(16, 6, dtype=torch.float64), Leaky(0.0)
     torch.testing.assert_close(jacli.jacobian(module, x, batch_size=8), reference_jacobian(module, x))
+
+
+class Scaled(torch.autograd.Function):
+    """The identity, with a derivative that is not 1."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.save_for_backward(factor)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, cotangent):
+        return cotangent * ctx.saved_tensors[0], None
+
+
+def without_gradient(which):
+    return lambda x: torch.where(which(x), x.detach(), x)
+
+
+GRADIENTS = {
+    "a backward that knows the row": lambda x: Scaled.apply(x, 1.0 + rows(x)),
+    "a backward that knows the batch": lambda x: Scaled.apply(x, x.detach().square().mean()),
+    "odd rows detached": without_gradient(lambda x: rows(x) % 2 == 1),
+    "the last row detached": without_gradient(lambda x: rows(x) == len(x) - 1),
+    "later rows detached": without_gradient(lambda x: rows(x) >= 8),
+    "larger batches detached": without_gradient(lambda x: (rows(x) % 2 == 1) & (len(x) > 8)),
+}
+
+
+@pytest.mark.parametrize("method", ["auto", "loop"])
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_that_depend_on_the_batch_are_found_where_outputs_do_not(name, method):
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match="mixes samples"):
+        jacli.jacobian(Function(GRADIENTS[name]), torch.randn(32, 6), method=method, batch_size=16)
+
+
+@pytest.mark.parametrize("name", ["a backward that knows the row", "odd rows detached"])
+def test_they_are_found_without_the_matrix_and_where_the_batch_size_is_fixed(name):
+    def fixed(x):
+        assert len(x) == 4
+        return GRADIENTS[name](x)
+
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match="mixes samples"):
+        jacli.jacobian(Function(fixed), torch.randn(16, 6))
+    wide = nn.Sequential(Function(GRADIENTS[name]), nn.Linear(5, 40))
+    wide[0].linear = nn.Linear(40, 5)
+    with pytest.raises(ModelError, match="mixes samples"):
+        jacli.singular_values(wide, torch.randn(12, 40), k=1)
+
+
+def test_what_depends_on_the_largest_of_a_batch_shows_in_its_halves():
+    """One sample in the batch is another, in any order; the half without it has another such sample."""
+    largest_zeroed = Function(lambda x: torch.where(x.sum(1, True) == x.sum(1).max(), 0.0, x))
+    torch.manual_seed(0)
+    with pytest.raises(ModelError, match="mixes samples"):
+        jacli.jacobian(largest_zeroed, torch.randn(128, 6), batch_size=32)
+
+
+@pytest.mark.parametrize("method", ["auto", "loop"])
+@pytest.mark.parametrize("scale", [20.0, 60.0, 200.0])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_saturated_softmaxes_are_served(scale, mixed, method):
+    """A pass of a Gaussian cotangent loses to rounding what passes of single rows keep."""
+    torch.manual_seed(0)
+    linear, last = nn.Linear(6, 5), torch.randn(5, 7)
+
+    def confident(x):
+        chances = torch.softmax(scale * linear(x), 1)
+        return chances @ last if mixed else chances
+
+    x = torch.randn(40, 6)
+    found = jacli.jacobian(confident, x, method=method)
+    alone = torch.cat([jacli.jacobian(confident, row, method="loop") for row in x.split(1)])
+    assert (found - alone).abs().max() < 1e-4 * alone.abs().max()
+
+
+def test_numbers_too_small_for_a_float_are_served():
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 5)
+    assert jacli.jacobian(lambda x: 1e-42 * linear(torch.relu(x)), torch.randn(9, 6)).any()
