@@ -23,15 +23,6 @@ MOST_ROWS = 4096
 _AS_COARSE_AS = {"float16": "tf32", "bfloat16": "bf16"}
 """The precision whose fraction has as many bits."""
 
-_SMALL = 100
-"""Relative errors up to so many rounding errors need no explanation."""
-
-_MULTIPLES = (1.37, 0.73, 2.9)
-"""Of a cotangent: no powers of two, which round nothing."""
-
-_ROUNDING_ALLOWED = 16
-"""A gap counts as rounding up to this many times what the largest of the multiples leaves."""
-
 _N_SIZES = 4
 """Further Gaussian cotangents that the method's matrices are multiplied by: they tell the matrices' size."""
 
@@ -204,29 +195,4 @@ def _combined(
     image = linearization.pull(vectors[0])[: matrices.batch]
     products = matrices.vjp(vectors[:, : matrices.batch])
     squares = torch.stack([norms(finite(product)).square() for product in products])
-    errors = relative_errors(products[0], image, scale=squares.mean(0).sqrt())
-    return image, _beyond_rounding(errors, products[0], linearization, vectors[0])
-
-
-def _beyond_rounding(errors: Tensor, found: Tensor, linearization: ReversePasses, u: Tensor) -> Tensor:
-    """The errors, but 0 where plain passes themselves are no more exact.
-
-    Where terms cancel, as in a saturated softmax, a gradient has few digits, or none, by whatever method.  A
-    pass is linear: ``pull(c u) / c`` is ``pull(u)`` but for rounding, which is measured so.
-
-    Args:
-        errors: Relative, ``(batch,)``.
-        found: ``u'J`` by the method, ``(batch, n_in)``.
-        linearization: At the batch.
-        u: ``(batch, n_out)``.
-
-    Cost: nothing where all errors are small; else a reverse pass for each of `_MULTIPLES`, and one.
-    """
-    if bool((errors <= _SMALL * torch.finfo(found.dtype).eps).all()):
-        return errors
-    image = linearization.pull(u)[: len(errors)]
-    rounding = torch.stack(
-        [norms(gaps(linearization.pull(c * u)[: len(errors)] / c, image)) for c in _MULTIPLES]
-    ).amax(0)
-    explained = rounding.isfinite() & (norms(gaps(found, image)) <= _ROUNDING_ALLOWED * rounding)
-    return torch.where(explained, 0.0, errors)
+    return image, relative_errors(products[0], image, scale=squares.mean(0).sqrt())

@@ -60,7 +60,7 @@ def run(tmp_path: Path) -> Callable[..., BenchResult]:
     def run(model: str | nn.Module, limit: float = 20.0, **options: Any) -> BenchResult:
         shape: tuple[int, ...] = (9,)
         if isinstance(model, str):
-            source = f"from tests.cases import CASES\n\nmake = CASES[{model!r}].make\n"
+            source = f"from tests.cases import CASES\n\ndef make():\n    return CASES[{model!r}].make()\n"
             (tmp_path / "arch.py").write_text(source)
             shape, select, path = CASES[model].shape, CASES[model].select, f"{tmp_path / 'arch.py'}:make"
             options = {"select": select, **options}

@@ -182,32 +182,3 @@ def test_forward_mode_is_the_transpose_of_reverse_passes(factor, honest):
     scaled = Scaled(TensorNetwork.of_module(frozen_twin(module)), x, {})
     for seed in range(5):
         assert transpose_error(scaled, seed=seed) > row_tolerance(torch.float64)
-
-
-class Saturated(torch.nn.Module):
-    """Probabilities next to 0 and 1: their gradients are what cancellation leaves of much larger terms."""
-
-    def __init__(self, sharpness: float) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(6, 5)
-        self.sharpness = sharpness
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (self.sharpness * torch.tanh(self.layer(x))).softmax(-1)
-
-
-@pytest.mark.parametrize("selected", [[0], [0, 2], None], ids=str)
-@pytest.mark.parametrize("sharpness", [8.0, 12.0, 16.0])
-@pytest.mark.parametrize("seed", range(3))
-def test_gradients_of_few_digits_are_not_taken_for_mixing(sharpness, selected, seed):
-    """Plain passes one output at a time differ from one random combination by rounding alone."""
-    torch.manual_seed(seed)
-    module, x = frozen_twin(Saturated(sharpness)), 2 * torch.randn(16, 6)
-    index = torch.arange(5) if selected is None else torch.tensor(selected)
-    linearization = Linearized(TensorNetwork.of_module(module), x, {}, index.expand(16, -1))
-    unit = torch.eye(linearization.n_out)
-    rows = [linearization.pull(unit[i].expand(16, -1).contiguous()) for i in range(linearization.n_out)]
-    matrices = torch.stack(rows, 1)
-    for error in (cotangent_error, lambda *given, seed: batch_errors(*given, seed=seed)[0]):
-        assert error(linearization, DenseMap(matrices), seed=seed) <= row_tolerance(torch.float32)
-        assert error(linearization, DenseMap(1.1 * matrices), seed=seed) > row_tolerance(torch.float32)
