@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,11 @@ def candidate_prefixes(names: Mapping[str, Any]) -> list[str]:
         for length in range(1, len(parts)):
             prefixes[".".join(parts[:length]) + "."] = None
     return sorted(prefixes, key=lambda prefix: prefix.count("."))
+
+
+def prefixes_to_try(names: Mapping[str, Any], asked: str | None) -> list[str]:
+    """The prefix asked for, or every candidate."""
+    return candidate_prefixes(names) if asked is None else [asked]
 
 
 def common_prefix(names: Mapping[str, Any]) -> str:
@@ -55,6 +60,14 @@ def under_prefix(weights: Weights, prefix: str) -> OrderedDict[str, torch.Tensor
             if name.startswith(prefix)
         )
     return part
+
+
+def without_names(weights: Weights, names: Collection[str]) -> OrderedDict[str, torch.Tensor]:
+    """The tensors but those of some names."""
+    rest = under_prefix(weights, "")
+    for name in names:
+        rest.pop(name, None)
+    return rest
 
 
 def modern_names(weights: Weights) -> Weights:
