@@ -51,9 +51,10 @@ def misfit(
     reshaped = [name for name in found if expected.get(name, found[name]) != found[name]]
     where = _only_a_part(module, expected, found)
     if where is not None:
+        rest = [name for name in expected if not name.startswith(f"{where}.")]
         return ModelError(
             f"{path} holds the weights of a part of {label} only: {where}.",
-            why=f"The rest is not there: {_listed(missing)}.",
+            why=f"The rest is not there: {_listed(rest)}.",
             todo=f"Give that part as the architecture: --arch file.py:NAME, a function that returns "
             f"the network's {where}; or the file of the whole network.",
         )
