@@ -13,6 +13,7 @@ from jacli.errors import ModelError
 from jacli.models.damage import COPY_AGAIN, last_line, reading
 from jacli.models.describe import describe_weights
 from jacli.models.fit import load_weights
+from jacli.models.kept_settings import settings_kept, without_inference_tensors
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
 from jacli.models.stand_ins import Inert, load_with_stand_ins, stand_in
 from jacli.models.weights import Selection, select_weights
@@ -28,12 +29,12 @@ _DATA = ("torch._utils._rebuild", "torch._tensor.", "collections.", "torch.stora
 def load_torch_save(path: Path, request: ModelRequest) -> LoadedModel:
     """Load the weights into the architecture asked for or recognised; a pickled module if allowed."""
     selection, ran_code = _select(path, request)
-    notes = (_RAN,) if ran_code else ()
+    notes: tuple[str, ...] = (_RAN,) if ran_code else ()
     module = selection.weights
     if isinstance(module, torch.nn.Module) and request.arch is None:
-        return LoadedModel(
-            freeze(module), "pickled_module", str(path), sha256_of(path), notes=notes + selection.notes
-        )
+        plain = freeze(without_inference_tensors(module))
+        notes += selection.notes
+        return LoadedModel(plain, "pickled_module", str(path), sha256_of(path), notes=notes)
     if isinstance(module, torch.nn.Module):
         selection = Selection(selection.key, module.state_dict(), selection.notes)
     selection = Selection(selection.key, selection.weights, notes + selection.notes)
@@ -126,7 +127,7 @@ def _scan(path: Path) -> PickleScan:
 
 def _read_running_its_code(path: Path) -> Any:
     todo = "Make the classes it names importable (PYTHONPATH), or save only its state_dict()."
-    with reading(path, f"pickle of {_KIND}", todo=todo), warnings.catch_warnings():
+    with reading(path, f"pickle of {_KIND}", todo=todo), settings_kept(), warnings.catch_warnings():
         # "source code of class ... has changed": torch.save no longer stores sources since 1.6.
         warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
         warnings.filterwarnings("ignore", message="Couldn't retrieve source code")
