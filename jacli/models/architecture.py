@@ -22,8 +22,8 @@ import torch
 
 from jacli.content import why_unseen
 from jacli.errors import JacliError, ModelError, UsageError
-from jacli.models.damage import last_line
-from jacli.models.fingerprint import weights_sha256
+from jacli.models.damage import last_line, what_it_raised
+from jacli.models.fingerprint import require_values, weights_sha256
 from jacli.models.kept_settings import settings_kept, without_inference_tensors
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
 from jacli.models.names import split_name
@@ -63,7 +63,8 @@ class Architecture:
 def load_untrained(name: str, request: ModelRequest) -> LoadedModel:
     """The architecture with the weights that its builder gives it when called with ``request.seed``."""
     architecture = resolve_architecture(name)
-    module = freeze(build(architecture, request.arch_args, seed=request.seed))
+    module = build(architecture, request.arch_args, seed=request.seed)
+    module = freeze(require_values(module, architecture.label))
     return LoadedModel(
         module,
         "architecture",
@@ -116,7 +117,7 @@ def build(architecture: Architecture, arch_args: Mapping[str, object], *, seed: 
             module = architecture.builder(**arch_args)
     except JacliError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, TypeError) and "unexpected keyword argument" in str(error) and arch_args:
             raise UsageError(
                 f"{architecture.label} does not take these arguments.",
@@ -125,7 +126,7 @@ def build(architecture: Architecture, arch_args: Mapping[str, object], *, seed: 
             ) from error
         raise ModelError(
             f"The architecture {architecture.label} could not be built.",
-            why=f"It raised {type(error).__name__}: {last_line(error)}",
+            why=what_it_raised(error),
             todo="Correct it, or its arguments (--arch-arg).",
         ) from error
     if not isinstance(module, torch.nn.Module):
@@ -302,7 +303,7 @@ def _import_file(path: Path) -> ModuleType:
         with settings_kept(), _importable(path.resolve().parent):
             spec.loader.exec_module(module)
             _default_dtypes[module_name] = torch.get_default_dtype()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise _import_failed(str(path), error) from error
     return module
@@ -322,17 +323,15 @@ def _import_module(name: str, place: str) -> ModuleType:
                 todo="Write torchvision:NAME, timm:NAME, package.module:callable or path/file.py:callable.",
             ) from error
         raise _import_failed(place, error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_failed(place, error) from error
 
 
-def _import_failed(place: str, error: Exception) -> ModelError:
-    why = f"It raised {type(error).__name__}: {last_line(error)}"
-    return ModelError(
-        f"{place} could not be imported.",
-        why=why,
-        todo="Correct it, or install what it needs.",
-    )
+def _import_failed(place: str, error: BaseException) -> ModelError:
+    todo = "Correct it, or install what it needs."
+    if isinstance(error, SystemExit):
+        todo = "Put what the file does as a program under `if __name__ == '__main__':`."
+    return ModelError(f"{place} could not be imported.", why=what_it_raised(error), todo=todo)
 
 
 def _unknown(label: str, name: str, known: Iterable[str]) -> ModelError:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 _AUTOCAST_DEVICES = ("cpu", "cuda")
 
@@ -93,7 +94,7 @@ def without_inference_tensors(module: torch.nn.Module) -> torch.nn.Module:
     for part in module.modules():
         for owned in (part._parameters, part._buffers):
             for name, tensor in owned.items():
-                if tensor is None or not tensor.is_inference():
+                if tensor is None or is_lazy(tensor) or not tensor.is_inference():
                     continue
                 if id(tensor) not in copies:
                     plain = tensor.detach().clone()

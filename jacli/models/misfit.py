@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from jacli.errors import ModelError
-from jacli.models.prefixes import COUNTER, Shapes, prefixes_to_try, shapes_of, without_counters
+from jacli.models.prefixes import COUNTER, UNKNOWN, Shapes, prefixes_to_try, shapes_of, without_counters
 from jacli.models.spelling import spellings, with_shared
 from jacli.models.weights import Weights
 
@@ -48,7 +48,7 @@ def misfit(
     found = shapes_of(part)
     missing = [name for name in expected if name not in found and not name.endswith(COUNTER)]
     extra = [name for name in found if name not in expected]
-    reshaped = [name for name in found if expected.get(name, found[name]) != found[name]]
+    reshaped = [name for name in found if expected.get(name, UNKNOWN) not in (UNKNOWN, found[name])]
     where = _only_a_part(module, expected, found)
     if where is not None:
         rest = [name for name in expected if not name.startswith(f"{where}.")]

@@ -8,12 +8,15 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from jacli.models.weights import Weights
 
 Shapes = dict[str, tuple[int, ...]]
 
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)$")
+
+UNKNOWN = (-1,)
 
 COUNTER = "num_batches_tracked"
 """BatchNorm's counter, absent from files of PyTorch 0.3; it has no influence in evaluation mode."""
@@ -81,8 +84,12 @@ def modern_names(weights: Weights) -> Weights:
 
 
 def shapes_of(weights: Mapping[str, Any]) -> Shapes:
-    """Name -> shape, of those entries that are tensors."""
-    return {name: tuple(tensor.shape) for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
+    """Name -> shape, of those entries that are tensors; `UNKNOWN` for a lazy layer's before its first call."""
+    return {
+        name: UNKNOWN if is_lazy(tensor) else tuple(tensor.shape)
+        for name, tensor in weights.items()
+        if isinstance(tensor, torch.Tensor)
+    }
 
 
 def without_counters(shapes: Shapes) -> Shapes:
