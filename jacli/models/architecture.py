@@ -210,7 +210,7 @@ def _users_own(name: str, place: str, callable_name: str) -> Architecture:
     path = Path(place)
     source: Path | None
     if path.suffix == ".py" or os.path.isfile(path):
-        module, folder, source = _import_file(path), path.resolve().parent, path.resolve()
+        module, folder, source = import_file(path), path.resolve().parent, path.resolve()
         label = f"{path.name}:{callable_name}"
     else:
         module, folder = _import_module(name, place), Path.cwd()
@@ -283,7 +283,12 @@ def _builds_networks(found: object, module: ModuleType) -> bool:
     return found.__module__.partition(".")[0] == module.__name__.partition(".")[0]
 
 
-def _import_file(path: Path) -> ModuleType:
+def import_file(path: Path) -> ModuleType:
+    """Run a source file anew, with its folder importable.
+
+    Raises:
+        ModelError: It is not there, or raised.
+    """
     if not os.path.isfile(path):
         raise ModelError(
             f"There is no architecture file {path}.",

@@ -84,7 +84,7 @@ def modern_names(weights: Weights) -> Weights:
 
 
 def shapes_of(weights: Mapping[str, Any]) -> Shapes:
-    """Name -> shape, of those entries that are tensors; `UNKNOWN` for a lazy layer's before its first call."""
+    """Name -> shape of those entries that are tensors; `UNKNOWN` of a lazy layer's before its first call."""
     return {
         name: UNKNOWN if is_lazy(tensor) else tuple(tensor.shape)
         for name, tensor in weights.items()
