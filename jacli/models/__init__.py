@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jacli.content import WHAT_TO_DO, Content, recognise_content, why_unseen
+from jacli.content import WHAT_TO_DO, Content, recognise_model, why_unseen
 from jacli.errors import ModelError, UsageError
 from jacli.models.loaded import LoadedModel, ModelRequest, sha256_of
 
@@ -171,7 +171,7 @@ def _load_untrained(source: str, request: ModelRequest) -> LoadedModel:
 def _entry(table: Mapping[Content, str], path: Path) -> Callable[..., Any]:
     """The table's function for this file's content; ModelError where there is none."""
     try:
-        content = recognise_content(path)
+        content = recognise_model(path)
     except OSError as error:
         raise ModelError(
             f"{path} cannot be read.", why=str(error), todo="Check the path and its permissions."

@@ -13,6 +13,7 @@ from jacli.models.damage import COPY_AGAIN, last_line
 from jacli.models.describe import describe_weights
 from jacli.models.fingerprint import require_values
 from jacli.models.fit import load_weights
+from jacli.models.foreign import foreign_class, foreign_pickle
 from jacli.models.kept_settings import without_inference_tensors
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
 from jacli.models.stand_ins import Inert, load_with_stand_ins, stand_in
@@ -54,7 +55,7 @@ def _select(path: Path, request: ModelRequest) -> tuple[Selection, tuple[str, ..
         )
         if not isinstance(selection.weights, Inert):
             return selection, ()
-        raise _refuse(path, selection)
+        raise foreign_class(path, selection.weights.class_name) or _refuse(path, selection)
     except _NeedsItsCode:
         if not request.allow_pickle:
             raise
@@ -116,10 +117,12 @@ def _scan(path: Path) -> PickleScan:
         with path.open("rb") as file:
             return scan_torch_save(file, is_zip=recognise_content(path) is Content.TORCH_ZIP)
     except NoTorchSaveError as error:
-        raise ModelError(
+        raise foreign_pickle(path) or ModelError(
             f"{path} is a pickle, but not one written by torch.save.",
             why="Unpickling it would run code that the file brings.",
             todo="Load it where it was made and save it with torch.save(model.state_dict(), ...).",
         ) from error
     except ValueError as error:
-        raise ModelError(f"{path} is damaged.", why=str(error), todo=COPY_AGAIN) from error
+        raise foreign_pickle(path) or ModelError(
+            f"{path} is damaged.", why=str(error), todo=COPY_AGAIN
+        ) from error
