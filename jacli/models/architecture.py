@@ -226,7 +226,7 @@ def _users_own(name: str, place: str, callable_name: str) -> Architecture:
         "num_classes" in parameters,
         folder,
         sha256_of(source) if source else None,
-        default_dtype=_default_dtypes[module.__name__],
+        default_dtype=_default_dtypes.get(module.__name__),
     )
 
 
