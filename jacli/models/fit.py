@@ -214,9 +214,12 @@ def _fitting_part(
         return Part(prefix, part, tuple(notes))
     part, shared = with_shared(module, part)
     notes += shared
+    extra: list[str] = []
     if ignore_extra:
         part, extra = _without_extra(module, part)
         notes += _extra_notes(extra)
+    if not shared and not extra:
+        return None
     return Part(prefix, part, tuple(notes)) if _strict_load_error(module, part) is None else None
 
 

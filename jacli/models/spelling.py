@@ -76,17 +76,16 @@ def with_shared(module: torch.nn.Module, part: Weights) -> tuple[Weights, list[s
         The part, completed, and a sentence for each tensor added.
     """
     expected = module.state_dict(keep_vars=True)
-    present = [
-        (name, tensor)
-        for name, tensor in expected.items()
-        if _has_memory(tensor) and _has_memory(part.get(name)) and tensor.shape == part[name].shape
-    ]
+    present: dict[int, list[tuple[str, torch.Tensor]]] = {}
+    for name, tensor in expected.items():
+        if _has_memory(tensor) and _has_memory(part.get(name)) and tensor.shape == part[name].shape:
+            present.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
     added = OrderedDict(part)
     notes = []
     for name, tensor in expected.items():
         if name in part or not _has_memory(tensor):
             continue
-        for other, source in present:
+        for other, source in present.get(tensor.untyped_storage().data_ptr(), ()):
             offset = _offset_within(tensor, source)
             if offset is not None:
                 stored = part[other].contiguous().view(-1)
@@ -112,12 +111,8 @@ def _has_memory(tensor: object) -> bool:
 
 
 def _offset_within(tensor: torch.Tensor, source: torch.Tensor) -> int | None:
-    """Where in a contiguous tensor's memory another one begins, in elements; None where it is not inside."""
-    if (
-        tensor.untyped_storage().data_ptr() != source.untyped_storage().data_ptr()
-        or tensor.dtype != source.dtype
-        or not source.is_contiguous()
-    ):
+    """Where another tensor of the same storage begins in a contiguous one, in elements; None if outside."""
+    if tensor.dtype != source.dtype or not source.is_contiguous():
         return None
     offset = int(tensor.storage_offset()) - int(source.storage_offset())
     last = offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
