@@ -190,10 +190,11 @@ def _fitting_parts(
     module: torch.nn.Module, weights: Weights, strip_prefix: str | None, *, ignore_extra: bool
 ) -> list[Part]:
     """Every prefix without which the names fit, in the first spelling that has one; only '' if that fits."""
+    expected = module.state_dict(keep_vars=True)
     for spelling in spellings(weights, module):
         found: list[Part] = []
         for prefix in prefixes_to_try(spelling.weights, strip_prefix):
-            part = _fitting_part(module, spelling, prefix, ignore_extra=ignore_extra)
+            part = _fitting_part(module, expected, spelling, prefix, ignore_extra=ignore_extra)
             if part is not None:
                 found.append(part)
                 if prefix == "":
@@ -204,7 +205,12 @@ def _fitting_parts(
 
 
 def _fitting_part(
-    module: torch.nn.Module, spelling: Spelling, prefix: str, *, ignore_extra: bool
+    module: torch.nn.Module,
+    expected: Mapping[str, torch.Tensor],
+    spelling: Spelling,
+    prefix: str,
+    *,
+    ignore_extra: bool,
 ) -> Part | None:
     """What of the file goes into the module, if that fits strictly, shared tensors filled in."""
     part = spelling.part(prefix)
@@ -212,10 +218,10 @@ def _fitting_part(
     notes += _prefix_notes(spelling.weights, prefix)
     if _strict_load_error(module, part) is None:
         return Part(prefix, part, tuple(notes))
-    part, shared = with_shared(module, part)
+    part, shared = with_shared(expected, part)
     notes += shared
     extra: list[str] = []
-    if ignore_extra:
+    if ignore_extra and any(name in expected for name in part):
         part, extra = _without_extra(module, part)
         notes += _extra_notes(extra)
     if not shared and not extra:
@@ -250,11 +256,12 @@ def _strict_load_error(module: torch.nn.Module, part: Weights) -> str | None:
 
 
 def _head_candidates(module: torch.nn.Module, weights: Weights, strip_prefix: str | None) -> list[int]:
-    expected = shapes_of(module.state_dict())
+    tensors = module.state_dict(keep_vars=True)
+    expected = shapes_of(tensors)
     sizes: dict[int, None] = {}
     for spelling in spellings(weights, module):
         for prefix in prefixes_to_try(spelling.weights, strip_prefix):
-            part = shapes_of(with_shared(module, spelling.part(prefix))[0])
+            part = shapes_of(with_shared(tensors, spelling.part(prefix))[0])
             sizes.update(dict.fromkeys(head_sizes(expected, part)))
     return list(sizes)
 

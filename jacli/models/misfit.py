@@ -89,9 +89,10 @@ def misfit(
 def _parts(
     module: torch.nn.Module, weights: Weights, strip_prefix: str | None
 ) -> Iterator[tuple[str, Weights]]:
+    tensors = module.state_dict(keep_vars=True)
     for spelling in spellings(weights, module):
         for prefix in prefixes_to_try(spelling.weights, strip_prefix):
-            yield prefix, with_shared(module, spelling.part(prefix))[0]
+            yield prefix, with_shared(tensors, spelling.part(prefix))[0]
 
 
 def _only_a_part(module: torch.nn.Module, expected: Shapes, found: Shapes) -> str | None:

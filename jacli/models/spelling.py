@@ -48,12 +48,15 @@ def spellings(weights: Weights, module: torch.nn.Module) -> Iterator[Spelling]:
     """
     yield Spelling(weights)
     expected = list(module.state_dict())
+    seen: tuple[str, ...] = ()
     for wrappers in _WRAPPERS:
         plain = {name: _without(name, wrappers) for name in weights}
         own = {_without(name, wrappers): name for name in expected}
         dropped = _segments(weights, wrappers)
         added = _segments(expected, wrappers)
-        if not (dropped or added) or len(set(plain.values())) < len(plain) or len(own) < len(expected):
+        news = {*dropped, *added} & set(wrappers[len(seen) :])
+        seen = wrappers
+        if not news or len(set(plain.values())) < len(plain) or len(own) < len(expected):
             continue
         own.update((_without(f"{name}.", wrappers)[:-1], name) for name, _ in module.named_modules())
         yield Spelling(_renamed(weights, plain, wrappers), own, _note(weights, dropped, added))
@@ -66,20 +69,25 @@ def strip_prefix_of(weights: Weights, asked: str | None) -> str | None:
     return asked
 
 
-def with_shared(module: torch.nn.Module, part: Weights) -> tuple[Weights, list[str]]:
+def with_shared(expected: Mapping[str, torch.Tensor], part: Weights) -> tuple[Weights, list[str]]:
     """Add the tensors that a file stores once since they share their memory with another one.
 
     safetensors stores tied weights under one of their names.  A missing name counts as present where the
     built architecture keeps it in the memory of a tensor that is there, whole or as a view.
 
+    Args:
+        expected: The architecture's ``state_dict(keep_vars=True)``.
+        part: Tensors of the file, under its names.
+
     Returns:
         The part, completed, and a sentence for each tensor added.
     """
-    expected = module.state_dict(keep_vars=True)
     present: dict[int, list[tuple[str, torch.Tensor]]] = {}
     for name, tensor in expected.items():
         if _has_memory(tensor) and _has_memory(part.get(name)) and tensor.shape == part[name].shape:
             present.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, tensor))
+    if not present:
+        return part, []
     added = OrderedDict(part)
     notes = []
     for name, tensor in expected.items():
