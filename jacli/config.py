@@ -69,6 +69,7 @@ class RunConfig:
     weights_key: str | None = None
     strip_prefix: str | None = None
     ema: bool | None = None
+    ignore_extra_weights: bool = False
     arg: Mapping[str, Any] = field(default_factory=dict)
     select: str | None = None
     allow_pickle: bool = False
@@ -265,6 +266,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "weights_key": parse_text,
     "strip_prefix": parse_text,
     "ema": parse_flag,
+    "ignore_extra_weights": parse_flag,
     "arg": parse_assignments,
     "select": lambda value: parse_text(str(value)),
     "allow_pickle": parse_flag,

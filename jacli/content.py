@@ -17,6 +17,7 @@ MAX_EXPANSION = 2**30
 """What a file holds may take this many bytes of memory more than the file: a bomb declares terabytes."""
 
 _HEAD = 4096
+_KERAS_HEAD = 2**16
 
 
 class Content(StrEnum):
@@ -41,9 +42,18 @@ class Content(StrEnum):
     DAMAGED_ZIP = "damaged zip archive"
     OTHER_ZIP = "zip archive of another kind"
     ONNX = "ONNX model"
+    GGUF = "GGUF model"
+    TENSORFLOW = "TensorFlow model"
+    KERAS = "Keras model"
+    KERAS_HDF5 = "Keras HDF5 model"
+    STABLE_BASELINES = "stable-baselines3 archive"
+    TENSORFLOW_FOLDER = "TensorFlow SavedModel folder"
+    MODEL_FOLDER = "model folder with config.json"
     TEXT = "text file"
     UNKNOWN = "unknown file"
 
+
+_CONVERT = "Build the same network in PyTorch, copy the weights over, and save its state_dict()."
 
 WHAT_TO_DO = {
     Content.EMPTY: ("It has 0 bytes.", "Copy or download it again."),
@@ -67,6 +77,32 @@ WHAT_TO_DO = {
     Content.ONNX: (
         "It looks like an ONNX model, which jacli does not read.",
         "Give the TorchScript or torch.export file, or the weights with --arch.",
+    ),
+    Content.GGUF: (
+        "It is a GGUF model (llama.cpp), whose weights are quantised and have no torch network.",
+        "Give the safetensors file that it was converted from, with --arch.",
+    ),
+    Content.TENSORFLOW: (
+        "It is a TensorFlow graph, which jacli does not read: it runs PyTorch networks.",
+        _CONVERT,
+    ),
+    Content.KERAS: ("It is a Keras model, which jacli does not read: it runs PyTorch networks.", _CONVERT),
+    Content.KERAS_HDF5: (
+        "It is a Keras model in HDF5, which jacli does not read: it runs PyTorch networks.",
+        _CONVERT,
+    ),
+    Content.TENSORFLOW_FOLDER: (
+        "It is the folder of a TensorFlow SavedModel, which jacli does not read: it runs PyTorch networks.",
+        _CONVERT,
+    ),
+    Content.STABLE_BASELINES: (
+        "It is an archive of stable-baselines3.",
+        "Unpack it and give its policy.pth, with --arch file.py:callable for the policy's network.",
+    ),
+    Content.MODEL_FOLDER: (
+        "It is a folder with config.json, as Hugging Face models are saved.",
+        "Give the file of weights inside (model.safetensors or pytorch_model.bin), with --arch "
+        "file.py:callable that builds the network from config.json.",
     ),
     Content.TEXT: ("It is a text file.", "Give a file of one of the formats in `jacli compute --help`."),
     Content.UNKNOWN: (
@@ -152,6 +188,7 @@ _MAGIC = (
     (b"\x1f\x8b", Content.GZIP),
     (b"\x93NUMPY", Content.NPY),
     (b"\x89HDF\r\n\x1a\n", Content.HDF5),
+    (b"GGUF", Content.GGUF),
     (b"\x89PNG\r\n", Content.IMAGE),
     (b"\xff\xd8\xff", Content.IMAGE),
     (b"GIF8", Content.IMAGE),
@@ -163,6 +200,42 @@ _TEXT_BYTES = frozenset(range(32, 127)) | {9, 10, 13}
 def _is_safetensors_length(head: bytes, path: Path) -> bool:
     """Whether a safetensors header of a plausible length starts a little late (a damaged length)."""
     return b'"dtype"' in head and b'"data_offsets"' in head and path.stat().st_size > 16
+
+
+def recognise_model(path: Path) -> Content:
+    """Say what ``path`` is where a model is asked for: formats of other programs are told apart too.
+
+    Raises:
+        OSError: The file cannot be opened or read.
+    """
+    content = recognise_content(path)
+    if content is Content.FOLDER:
+        if os.path.exists(path / "saved_model.pb"):
+            return Content.TENSORFLOW_FOLDER
+        return Content.MODEL_FOLDER if os.path.exists(path / "config.json") else content
+    if content is Content.OTHER_ZIP:
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+        if {"config.json", "model.weights.h5"} <= names:
+            return Content.KERAS
+        return Content.STABLE_BASELINES if {"data", "policy.pth"} <= names else content
+    with path.open("rb") as file:
+        head = file.read(_KERAS_HEAD)
+    if content is Content.HDF5 and (b"keras_version" in head or b"layer_names" in head):
+        return Content.KERAS_HDF5
+    if content is Content.UNKNOWN:
+        return _recognise_protobuf(head)
+    return content
+
+
+def _recognise_protobuf(head: bytes) -> Content:
+    """Messages begin with a field's number: those of ONNX, and a SavedModel's or graph's of TensorFlow."""
+    if head.startswith(b"\x08\x01\x12"):
+        return Content.TENSORFLOW
+    if head[:1] == b"\x08" and head[2:3] in (b"\x12", b"\x3a", b"\x42") and 3 <= head[1] <= 30:
+        return Content.ONNX
+    named = head[:1] == b"\x0a" and any(kind in head for kind in (b"\x12\x0bPlaceholder", b"\x12\x05Const"))
+    return Content.TENSORFLOW if named else Content.UNKNOWN
 
 
 def _recognise_zip(path: Path) -> Content:

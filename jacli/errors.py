@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 from jacli.printable import Lines, escape
 
+_USER_CODE = "raised by the code of"
+
 
 class JacliError(Exception):
     """Something the user can act on.
@@ -146,3 +148,31 @@ def translating(translate: Callable[[Exception], JacliError]) -> Iterator[None]:
         if means_out_of_memory(error):
             raise MemoryError(str(error)) from error
         raise translate(error) from error
+
+
+@contextmanager
+def noting_user_code(what: str) -> Iterator[None]:
+    """Around code of the user's: an exception that leaves it gets a note of where it was raised.
+
+    The exception itself stays what it is, since some callers try again in another way.  One that nobody
+    foresaw is reported as the model's by `user_code_behind`, not as a defect of jacli.
+    """
+    try:
+        yield
+    except JacliError:
+        raise
+    except Exception as error:
+        error.add_note(f"{_USER_CODE} {what}")
+        raise
+
+
+def user_code_behind(error: BaseException) -> ModelError | None:
+    """The error that names the user's code which raised, and its last line; None where jacli itself did."""
+    for note in getattr(error, "__notes__", ()):
+        if note.startswith(_USER_CODE):
+            return ModelError(
+                f"The model fails in {note.removeprefix(_USER_CODE).strip()}.",
+                why=f"It raised {type(error).__name__}: {telling_line(error)}",
+                todo="Mend the model, or give inputs that it accepts; --debug shows where it was raised.",
+            )
+    return None

@@ -27,6 +27,7 @@ from jacli.errors import (
     OutOfMemoryError,
     OutputError,
     means_out_of_memory,
+    user_code_behind,
 )
 from jacli.printable import escape_lines
 
@@ -111,6 +112,10 @@ def _report_unforeseen(error: Exception) -> int:
     if means_out_of_memory(error):
         todo = "Give more --memory, or fewer --samples or --classes."
         return _report(OutOfMemoryError("Out of memory.", why=str(error).partition("\n")[0], todo=todo))
+    if (of_model := user_code_behind(error)) is not None:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        return _report(of_model)
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM and error.filename is not None:
         what = f"{os.fsdecode(error.filename)} cannot be used."
         return _report(OutputError(what, why=f"{error.strerror}.", todo="Check that path and its disk."))

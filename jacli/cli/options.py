@@ -47,6 +47,14 @@ WeightsKey = Annotated[
 StripPrefix = Annotated[
     str | None, option("--strip-prefix", panel=MODEL, help="Take the tensors below this prefix.", metavar="P")
 ]
+IgnoreExtraWeights = Annotated[
+    bool | None,
+    option(
+        "--ignore-extra-weights",
+        panel=MODEL,
+        help="Leave aside tensors that the architecture does not have.",
+    ),
+]
 Arg = Annotated[
     list[str] | None,
     option(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jacli.content import WHAT_TO_DO, Content, recognise_content, why_unseen
+from jacli.content import WHAT_TO_DO, Content, recognise_model, why_unseen
 from jacli.errors import ModelError, UsageError
 from jacli.models.loaded import LoadedModel, ModelRequest, sha256_of
 
@@ -56,6 +56,7 @@ def load_model(
     ema: bool | None = None,
     allow_pickle: bool = False,
     seed: int = 0,
+    ignore_extra_weights: bool = False,
 ) -> LoadedModel:
     """Load a trained network, or build an untrained one from an architecture's name.
 
@@ -66,11 +67,12 @@ def load_model(
             means torchvision's).  Left out, torchvision's registry is searched.
         arch_args: Keyword arguments of the architecture.
         weights_key: Dotted path of the weights inside a checkpoint.
-        strip_prefix: Take exactly the tensors below this prefix of names.
+        strip_prefix: Take exactly the tensors below this prefix of names; its final dot may be left out.
         ema: True takes the exponential moving average of the weights, False never does, None only
             where nothing else is there.
         allow_pickle: Load pickled modules, which runs the file's code.
         seed: Seed of an untrained network; the global random state is left as it was.
+        ignore_extra_weights: Leave aside tensors of the file that the architecture does not have.
 
     Raises:
         ModelError: The file is unreadable, damaged, unsafe, or does not fit the architecture.
@@ -84,6 +86,7 @@ def load_model(
         ema=ema,
         allow_pickle=allow_pickle,
         seed=seed,
+        ignore_extra_weights=ignore_extra_weights,
     )
     if weights_key is not None and ema is not None:
         raise UsageError(
@@ -168,7 +171,7 @@ def _load_untrained(source: str, request: ModelRequest) -> LoadedModel:
 def _entry(table: Mapping[Content, str], path: Path) -> Callable[..., Any]:
     """The table's function for this file's content; ModelError where there is none."""
     try:
-        content = recognise_content(path)
+        content = recognise_model(path)
     except OSError as error:
         raise ModelError(
             f"{path} cannot be read.", why=str(error), todo="Check the path and its permissions."

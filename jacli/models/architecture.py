@@ -22,14 +22,19 @@ import torch
 
 from jacli.content import why_unseen
 from jacli.errors import JacliError, ModelError, UsageError
-from jacli.models.damage import last_line
-from jacli.models.fingerprint import weights_sha256
+from jacli.models.damage import last_line, what_it_raised
+from jacli.models.fingerprint import require_values, weights_sha256
+from jacli.models.kept_settings import settings_kept, without_inference_tensors
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
 from jacli.models.names import split_name
 from jacli.models.torchvision_import import import_torchvision
 
 _REGISTRIES = ("torchvision", "timm")
 _DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")
+
+
+_default_dtypes: dict[str, torch.dtype] = {}
+"""Module of the user's -> torch's default dtype as its import left it; an import runs once a process."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class Architecture:
         folder: Importable while the builder runs; None where it needs none.
         sha256: Of the source file, where it is the user's own.
         notes: What the user must be told about it.
+        default_dtype: torch's default dtype as importing the source left it, in which the network is built.
     """
 
     label: str
@@ -51,12 +57,14 @@ class Architecture:
     folder: Path | None = None
     sha256: str | None = None
     notes: tuple[str, ...] = ()
+    default_dtype: torch.dtype | None = None
 
 
 def load_untrained(name: str, request: ModelRequest) -> LoadedModel:
     """The architecture with the weights that its builder gives it when called with ``request.seed``."""
     architecture = resolve_architecture(name)
-    module = freeze(build(architecture, request.arch_args, seed=request.seed))
+    module = build(architecture, request.arch_args, seed=request.seed)
+    module = freeze(require_values(module, architecture.label))
     return LoadedModel(
         module,
         "architecture",
@@ -91,7 +99,7 @@ def resolve_architecture(name: str) -> Architecture:
 
 
 def build(architecture: Architecture, arch_args: Mapping[str, object], *, seed: int = 0) -> torch.nn.Module:
-    """Call the builder; the global random state is left as it was.
+    """Call the builder; torch's global settings and random states are left as they were.
 
     Raises:
         UsageError: It does not take these arguments.
@@ -99,11 +107,8 @@ def build(architecture: Architecture, arch_args: Mapping[str, object], *, seed: 
     """
     _check_arguments(architecture, arch_args)
     try:
-        with (
-            torch.random.fork_rng(_every_gpu()),
-            _importable(architecture.folder),
-            warnings.catch_warnings(),
-        ):
+        with settings_kept(), _importable(architecture.folder), warnings.catch_warnings():
+            torch.set_default_dtype(architecture.default_dtype or torch.get_default_dtype())
             # GoogLeNet and Inception announce another initialisation in a future release.
             warnings.filterwarnings(
                 "ignore", message="The default weight initialization of", category=FutureWarning
@@ -112,7 +117,7 @@ def build(architecture: Architecture, arch_args: Mapping[str, object], *, seed: 
             module = architecture.builder(**arch_args)
     except JacliError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, TypeError) and "unexpected keyword argument" in str(error) and arch_args:
             raise UsageError(
                 f"{architecture.label} does not take these arguments.",
@@ -121,7 +126,7 @@ def build(architecture: Architecture, arch_args: Mapping[str, object], *, seed: 
             ) from error
         raise ModelError(
             f"The architecture {architecture.label} could not be built.",
-            why=f"It raised {type(error).__name__}: {last_line(error)}",
+            why=what_it_raised(error),
             todo="Correct it, or its arguments (--arch-arg).",
         ) from error
     if not isinstance(module, torch.nn.Module):
@@ -130,7 +135,7 @@ def build(architecture: Architecture, arch_args: Mapping[str, object], *, seed: 
             why=f"It returned {type(module).__name__}, expected a torch.nn.Module.",
             todo="Name a class or function that returns the network itself.",
         )
-    return module
+    return without_inference_tensors(module)
 
 
 def _check_arguments(architecture: Architecture, arch_args: Mapping[str, object]) -> None:
@@ -205,7 +210,7 @@ def _users_own(name: str, place: str, callable_name: str) -> Architecture:
     path = Path(place)
     source: Path | None
     if path.suffix == ".py" or os.path.isfile(path):
-        module, folder, source = _import_file(path), path.resolve().parent, path.resolve()
+        module, folder, source = import_file(path), path.resolve().parent, path.resolve()
         label = f"{path.name}:{callable_name}"
     else:
         module, folder = _import_module(name, place), Path.cwd()
@@ -216,7 +221,12 @@ def _users_own(name: str, place: str, callable_name: str) -> Architecture:
     with suppress(TypeError, ValueError):  # builtins without a signature
         parameters = inspect.signature(builder).parameters
     return Architecture(
-        label, builder, "num_classes" in parameters, folder, sha256_of(source) if source else None
+        label,
+        builder,
+        "num_classes" in parameters,
+        folder,
+        sha256_of(source) if source else None,
+        default_dtype=_default_dtypes.get(module.__name__),
     )
 
 
@@ -275,7 +285,12 @@ def _builds_networks(found: object, module: ModuleType) -> bool:
     return found.__module__.partition(".")[0] == module.__name__.partition(".")[0]
 
 
-def _import_file(path: Path) -> ModuleType:
+def import_file(path: Path) -> ModuleType:
+    """Run a source file anew, with its folder importable.
+
+    Raises:
+        ModelError: It is not there, or raised.
+    """
     if not os.path.isfile(path):
         raise ModelError(
             f"There is no architecture file {path}.",
@@ -292,9 +307,10 @@ def _import_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and pickling look there
     try:
-        with _importable(path.resolve().parent):
+        with settings_kept(), _importable(path.resolve().parent):
             spec.loader.exec_module(module)
-    except Exception as error:
+            _default_dtypes[module_name] = torch.get_default_dtype()
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         raise _import_failed(str(path), error) from error
     return module
@@ -302,8 +318,10 @@ def _import_file(path: Path) -> ModuleType:
 
 def _import_module(name: str, place: str) -> ModuleType:
     try:
-        with _importable(Path.cwd()):
-            return importlib.import_module(place)
+        with settings_kept(), _importable(Path.cwd()):
+            module = importlib.import_module(place)
+            _default_dtypes.setdefault(place, torch.get_default_dtype())
+            return module
     except ModuleNotFoundError as error:
         if error.name and (place == error.name or place.startswith(f"{error.name}.")):
             raise ModelError(
@@ -312,17 +330,15 @@ def _import_module(name: str, place: str) -> ModuleType:
                 todo="Write torchvision:NAME, timm:NAME, package.module:callable or path/file.py:callable.",
             ) from error
         raise _import_failed(place, error) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_failed(place, error) from error
 
 
-def _import_failed(place: str, error: Exception) -> ModelError:
-    why = f"It raised {type(error).__name__}: {last_line(error)}"
-    return ModelError(
-        f"{place} could not be imported.",
-        why=why,
-        todo="Correct it, or install what it needs.",
-    )
+def _import_failed(place: str, error: BaseException) -> ModelError:
+    todo = "Correct it, or install what it needs."
+    if isinstance(error, SystemExit):
+        todo = "Put what the file does as a program under `if __name__ == '__main__':`."
+    return ModelError(f"{place} could not be imported.", why=what_it_raised(error), todo=todo)
 
 
 def _unknown(label: str, name: str, known: Iterable[str]) -> ModelError:
@@ -341,8 +357,3 @@ def _importable(folder: Path | None) -> Iterator[None]:
         yield
     finally:
         sys.path[:] = before
-
-
-def _every_gpu() -> range:
-    """`torch.manual_seed` seeds them all, so their random states are kept too."""
-    return range(torch.cuda.device_count())

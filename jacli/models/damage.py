@@ -57,3 +57,10 @@ def last_line(error: BaseException) -> str:
         return next((line.split("Please use")[0].strip() for line in reason.splitlines() if line.strip()), "")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else f"The library raised {type(error).__name__}; the file ends early."
+
+
+def what_it_raised(error: BaseException) -> str:
+    """A sentence on what ended a user's code."""
+    if isinstance(error, SystemExit):
+        return f"It called exit({error.code})."
+    return f"It raised {type(error).__name__}: {last_line(error)}"

@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch.nn.parameter import is_lazy
 
+from jacli.errors import ModelError
+
 
 def weights_sha256(module: torch.nn.Module) -> str:
     """Hex digest of a module's parameters and buffers, with their names, dtypes and shapes.
@@ -30,3 +32,20 @@ def weights_sha256(module: torch.nn.Module) -> str:
 def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers by name, persistent or not."""
     return dict((*module.named_parameters(), *module.named_buffers()))
+
+
+def require_values(module: torch.nn.Module, source: str) -> torch.nn.Module:
+    """The module itself, once every parameter and buffer is found to have values.
+
+    Raises:
+        ModelError: Lazy layers wait for a first call, which would give them random weights.
+    """
+    lazy = [name for name, tensor in named_tensors(module).items() if is_lazy(tensor)]
+    if lazy:
+        raise ModelError(
+            f"{source} has lazy layers without weights.",
+            why=f"Uninitialised until a first call: {', '.join(lazy[:3])}{', ...' if len(lazy) > 3 else ''}.",
+            todo="Give the file of its weights, or call the network once on an example input "
+            "in the function that builds it.",
+        )
+    return module

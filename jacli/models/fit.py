@@ -14,9 +14,33 @@ from jacli.errors import ModelError, UsageError
 from jacli.models.architecture import Architecture, build, resolve_architecture
 from jacli.models.fingerprint import named_tensors
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
-from jacli.models.prefixes import candidate_prefixes, head_sizes, modern_names, shapes_of, under_prefix
+from jacli.models.misfit import misfit
+from jacli.models.prefixes import (
+    candidate_prefixes,
+    head_sizes,
+    modern_names,
+    prefixes_to_try,
+    shapes_of,
+    without_names,
+)
 from jacli.models.registry import recognise_architecture
+from jacli.models.spelling import Spelling, spellings, strip_prefix_of, with_shared
 from jacli.models.weights import Selection, Weights
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tensors of a file that a module takes strictly.
+
+    Attributes:
+        prefix: Removed from the names.
+        weights: The tensors, under the module's names.
+        notes: What the user must be told.
+    """
+
+    prefix: str
+    weights: Weights
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -47,9 +71,15 @@ def load_weights(path: Path, selection: Selection, request: ModelRequest, *, fil
     """
     notes = list(selection.notes)
     arch_args = dict(request.arch_args)
-    strip_prefix = request.strip_prefix
     weights = selection.weights
+    strip_prefix = strip_prefix_of(weights, request.strip_prefix)
     if request.arch is None:
+        if request.ignore_extra_weights:
+            raise UsageError(
+                "--ignore-extra-weights needs --arch.",
+                why="An architecture is recognised by all names of the file.",
+                todo="Add --arch.",
+            )
         if arch_args:
             raise UsageError(
                 "--arch-arg needs --arch.",
@@ -68,7 +98,13 @@ def load_weights(path: Path, selection: Selection, request: ModelRequest, *, fil
         if architecture.label.startswith("torchvision:densenet"):
             weights = modern_names(weights)
     fit = fit_weights(
-        architecture, arch_args, weights, path=path, strip_prefix=strip_prefix, dtype=request.dtype
+        architecture,
+        arch_args,
+        weights,
+        path=path,
+        strip_prefix=strip_prefix,
+        dtype=request.dtype,
+        ignore_extra=request.ignore_extra_weights,
     )
     found = replace(
         request,
@@ -99,8 +135,12 @@ def fit_weights(
     path: Path,
     strip_prefix: str | None,
     dtype: torch.dtype | None = None,
+    ignore_extra: bool = False,
 ) -> Fit:
     """Load the weights strictly, without the prefix that makes that possible.
+
+    Names of wrappers inside the keys are dropped where the names then fit, and a tensor that shares its
+    memory with one of the file counts as present.  ``ignore_extra`` leaves aside what the architecture lacks.
 
     The module's tensors take over the file's dtypes, or ``dtype`` where that is given.
 
@@ -109,50 +149,100 @@ def fit_weights(
 
     Cost: one trial load a prefix of the names; the first one, without a prefix, nearly always fits.
     """
-    prefixes = candidate_prefixes(weights) if strip_prefix is None else [strip_prefix]
-    if strip_prefix is not None and not under_prefix(weights, strip_prefix):
+    module = build(architecture, arch_args)
+    if strip_prefix is not None and not any(s.part(strip_prefix) for s in spellings(weights, module)):
         raise ModelError(
             f"{path} has no tensor below the prefix {strip_prefix!r}.",
             why=f"Its names start with: {', '.join(candidate_prefixes(weights)[1:9] or list(weights)[:4])}.",
-            todo="Correct --strip-prefix (it ends with its dot), or leave it out.",
+            todo="Correct --strip-prefix, or leave it out.",
         )
-    module = build(architecture, arch_args)
-    fitting = _fitting_prefixes(module, weights, prefixes)
+    fitting = _fitting_parts(module, weights, strip_prefix, ignore_extra=False)
     notes: list[str] = []
     if not fitting and architecture.takes_num_classes and "num_classes" not in arch_args:
-        for prefix, size in _head_candidates(module, weights, prefixes):
+        for size in _head_candidates(module, weights, strip_prefix):
             resized = build(architecture, {**arch_args, "num_classes": size})
-            if _strict_load_error(resized, under_prefix(weights, prefix)) is None:
-                module, fitting = resized, [prefix]
+            if fitting := _fitting_parts(resized, weights, strip_prefix, ignore_extra=False)[:1]:
+                module = resized
                 arch_args = {**arch_args, "num_classes": size}
                 notes.append(f"num_classes={size} taken from the file")
                 break
+    if not fitting and ignore_extra:
+        fitting = _fitting_parts(module, weights, strip_prefix, ignore_extra=True)
     if not fitting:
-        raise _does_not_fit(path, architecture, module, weights, prefixes)
+        raise misfit(path, architecture.label, module, weights, strip_prefix, _strict_load_error)
     if len(fitting) > 1:
         raise ModelError(
             f"{path} holds several sets of weights that fit {architecture.label}.",
-            why=f"They differ in the prefix of their names: {', '.join(fitting)}.",
-            todo=f"Name one: --strip-prefix {fitting[0]}",
+            why=f"They differ in the prefix of their names: {', '.join(part.prefix for part in fitting)}.",
+            todo=f"Name one: --strip-prefix {fitting[0].prefix}",
         )
-    part = under_prefix(weights, fitting[0])
+    part = fitting[0]
     built = {name: tensor.dtype for name, tensor in named_tensors(module).items()}
     if dtype is None:
-        _adopt_dtypes(module, part)
+        _adopt_dtypes(module, part.weights)
     else:
         convert(module, dtype)
-    module.load_state_dict(part, strict=True)
-    return Fit(module, (*notes, *_prefix_notes(weights, fitting[0])), arch_args, fitting[0], built)
+    module.load_state_dict(part.weights, strict=True)
+    return Fit(module, (*notes, *part.notes), arch_args, part.prefix, built)
 
 
-def _fitting_prefixes(module: torch.nn.Module, weights: Weights, prefixes: list[str]) -> list[str]:
-    fitting: list[str] = []
-    for prefix in prefixes:
-        if _strict_load_error(module, under_prefix(weights, prefix)) is None:
-            fitting.append(prefix)
-            if prefix == "":
-                break
-    return fitting
+def _fitting_parts(
+    module: torch.nn.Module, weights: Weights, strip_prefix: str | None, *, ignore_extra: bool
+) -> list[Part]:
+    """Every prefix without which the names fit, in the first spelling that has one; only '' if that fits."""
+    expected = module.state_dict(keep_vars=True)
+    for spelling in spellings(weights, module):
+        found: list[Part] = []
+        for prefix in prefixes_to_try(spelling.weights, strip_prefix):
+            part = _fitting_part(module, expected, spelling, prefix, ignore_extra=ignore_extra)
+            if part is not None:
+                found.append(part)
+                if prefix == "":
+                    break
+        if found:
+            return found
+    return []
+
+
+def _fitting_part(
+    module: torch.nn.Module,
+    expected: Mapping[str, torch.Tensor],
+    spelling: Spelling,
+    prefix: str,
+    *,
+    ignore_extra: bool,
+) -> Part | None:
+    """What of the file goes into the module, if that fits strictly, shared tensors filled in."""
+    part = spelling.part(prefix)
+    notes = [spelling.note] if spelling.note else []
+    notes += _prefix_notes(spelling.weights, prefix)
+    if _strict_load_error(module, part) is None:
+        return Part(prefix, part, tuple(notes))
+    part, shared = with_shared(expected, part)
+    notes += shared
+    extra: list[str] = []
+    if ignore_extra and any(name in expected for name in part):
+        part, extra = _without_extra(module, part)
+        notes += _extra_notes(extra)
+    if not shared and not extra:
+        return None
+    return Part(prefix, part, tuple(notes)) if _strict_load_error(module, part) is None else None
+
+
+def _without_extra(module: torch.nn.Module, part: Weights) -> tuple[Weights, list[str]]:
+    """The part without the tensors that the module does not take, and the names of these."""
+    try:
+        extra = set(module.load_state_dict(part, strict=False).unexpected_keys)
+    except Exception:  # of another shape, or a module's own hook: the strict load says which
+        return part, []
+    return without_names(part, extra), [name for name in part if name in extra]
+
+
+def _extra_notes(extra: list[str]) -> list[str]:
+    if not extra:
+        return []
+    count = f"{len(extra)} tensor{'s' if len(extra) > 1 else ''}"
+    return [f"left aside {count} that the architecture does not have: {', '.join(extra)}"]
 
 
 def _strict_load_error(module: torch.nn.Module, part: Weights) -> str | None:
@@ -165,13 +255,15 @@ def _strict_load_error(module: torch.nn.Module, part: Weights) -> str | None:
     return None
 
 
-def _head_candidates(module: torch.nn.Module, weights: Weights, prefixes: list[str]) -> list[tuple[str, int]]:
-    expected = shapes_of(module.state_dict())
-    return [
-        (prefix, size)
-        for prefix in prefixes
-        for size in head_sizes(expected, shapes_of(under_prefix(weights, prefix)))
-    ]
+def _head_candidates(module: torch.nn.Module, weights: Weights, strip_prefix: str | None) -> list[int]:
+    tensors = module.state_dict(keep_vars=True)
+    expected = shapes_of(tensors)
+    sizes: dict[int, None] = {}
+    for spelling in spellings(weights, module):
+        for prefix in prefixes_to_try(spelling.weights, strip_prefix):
+            part = shapes_of(with_shared(tensors, spelling.part(prefix))[0])
+            sizes.update(dict.fromkeys(head_sizes(expected, part)))
+    return list(sizes)
 
 
 def _adopt_dtypes(module: torch.nn.Module, part: Weights) -> None:
@@ -230,52 +322,3 @@ def _prefix_notes(weights: Weights, prefix: str) -> list[str]:
         listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
         notes.append(f"left aside {len(weights) - count} keys: {listed}")
     return notes
-
-
-def _does_not_fit(
-    path: Path, architecture: Architecture, module: torch.nn.Module, weights: Weights, prefixes: list[str]
-) -> ModelError:
-    """The error that names what disagrees, under the prefix that agrees best."""
-    expected = shapes_of(module.state_dict())
-    parts = {prefix: shapes_of(under_prefix(weights, prefix)) for prefix in prefixes}
-    prefix = max(
-        parts,
-        key=lambda p: (len(parts[p].items() & expected.items()), len(parts[p].keys() & expected.keys())),
-    )
-    part = parts[prefix]
-    groups: list[tuple[str, list[str]]] = [
-        (
-            "missing in the file",
-            [k for k in expected if k not in part and not k.endswith("num_batches_tracked")],
-        ),
-        ("not in the architecture", [k for k in part if k not in expected]),
-        (
-            "of another shape",
-            [
-                f"{k} (file {_times(part[k])}, architecture {_times(expected[k])})"
-                for k in part
-                if expected.get(k, part[k]) != part[k]
-            ],
-        ),
-    ]
-    said = [
-        f"{len(names)} {what}: {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}"
-        for what, names in groups
-        if names
-    ]
-    if said:
-        why = f"Tensors {'; '.join(said)}."
-    else:  # names and shapes agree, so a module's own loading code objected
-        error = _strict_load_error(module, under_prefix(weights, prefix)) or ""
-        why = error.strip().rpartition("\n")[2].strip()
-    without = f" (without the prefix {prefix!r})" if prefix else ""
-    return ModelError(
-        f"The weights of {path} do not fit {architecture.label}{without}.",
-        why=why,
-        todo="Give the architecture they were trained with (--arch, --arch-arg), "
-        "or the right part of the file (--weights-key, --strip-prefix).",
-    )
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"

@@ -28,6 +28,7 @@ class ModelRequest:
     seed: int = 0
     dtype: torch.dtype | None = None
     """Of the module into which a file's weights are loaded; the file's own if None."""
+    ignore_extra_weights: bool = False
 
     def options_about_weights(self) -> list[str]:
         """The options given that choose an architecture or a part of a checkpoint, as typed."""
@@ -36,6 +37,7 @@ class ModelRequest:
             "--weights-key": self.weights_key is not None,
             "--strip-prefix": self.strip_prefix is not None,
             "--ema/--no-ema": self.ema is not None,
+            "--ignore-extra-weights": self.ignore_extra_weights,
         }
         return [option for option, present in given.items() if present]
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from jacli.models.weights import Weights
 
 Shapes = dict[str, tuple[int, ...]]
 
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\..*)$")
+
+UNKNOWN = (-1,)
 
 COUNTER = "num_batches_tracked"
 """BatchNorm's counter, absent from files of PyTorch 0.3; it has no influence in evaluation mode."""
@@ -27,6 +30,11 @@ def candidate_prefixes(names: Mapping[str, Any]) -> list[str]:
         for length in range(1, len(parts)):
             prefixes[".".join(parts[:length]) + "."] = None
     return sorted(prefixes, key=lambda prefix: prefix.count("."))
+
+
+def prefixes_to_try(names: Mapping[str, Any], asked: str | None) -> list[str]:
+    """The prefix asked for, or every candidate."""
+    return candidate_prefixes(names) if asked is None else [asked]
 
 
 def common_prefix(names: Mapping[str, Any]) -> str:
@@ -57,6 +65,14 @@ def under_prefix(weights: Weights, prefix: str) -> OrderedDict[str, torch.Tensor
     return part
 
 
+def without_names(weights: Weights, names: Collection[str]) -> OrderedDict[str, torch.Tensor]:
+    """The tensors but those of some names."""
+    rest = under_prefix(weights, "")
+    for name in names:
+        rest.pop(name, None)
+    return rest
+
+
 def modern_names(weights: Weights) -> Weights:
     """Names as torchvision has them now: its DenseNet files still say ``norm.1`` for ``norm1``.
 
@@ -68,8 +84,12 @@ def modern_names(weights: Weights) -> Weights:
 
 
 def shapes_of(weights: Mapping[str, Any]) -> Shapes:
-    """Name -> shape, of those entries that are tensors."""
-    return {name: tuple(tensor.shape) for name, tensor in weights.items() if isinstance(tensor, torch.Tensor)}
+    """Name -> shape of those entries that are tensors; `UNKNOWN` of a lazy layer's before its first call."""
+    return {
+        name: UNKNOWN if is_lazy(tensor) else tuple(tensor.shape)
+        for name, tensor in weights.items()
+        if isinstance(tensor, torch.Tensor)
+    }
 
 
 def without_counters(shapes: Shapes) -> Shapes:

@@ -23,8 +23,8 @@ from jacli.errors import ModelError
 from jacli.models.damage import last_line
 from jacli.models.prefixes import (
     Shapes,
-    candidate_prefixes,
     head_sizes,
+    prefixes_to_try,
     shapes_of,
     under_prefix,
     without_counters,
@@ -78,7 +78,7 @@ def matching_architectures(weights: Weights, strip_prefix: str | None = None) ->
 
     BatchNorm's counters may be missing, and the number of classes is the file's.
     """
-    prefixes = candidate_prefixes(weights) if strip_prefix is None else [strip_prefix]
+    prefixes = prefixes_to_try(weights, strip_prefix)
     parts = {prefix: shapes_of(under_prefix(weights, prefix)) for prefix in prefixes}
     found: list[Match] = []
     top_levels = {prefix: _top_level(part) for prefix, part in parts.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,19 @@ import torch
 
 from jacli.content import Content, recognise_content
 from jacli.errors import ModelError
-from jacli.models.damage import COPY_AGAIN, last_line, reading
+from jacli.models.damage import COPY_AGAIN, last_line
 from jacli.models.describe import describe_weights
+from jacli.models.fingerprint import require_values
 from jacli.models.fit import load_weights
+from jacli.models.foreign import foreign_class, foreign_pickle
+from jacli.models.kept_settings import without_inference_tensors
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
 from jacli.models.stand_ins import Inert, load_with_stand_ins, stand_in
+from jacli.models.unpickle import read_running_its_code
 from jacli.models.weights import Selection, select_weights
 from jacli.pickle_scan import Made, PickleScan
 from jacli.torch_archive import NoTorchSaveError, scan_torch_save
 
-_KIND = "torch.save file"
 _RAN = "ran the code of the file's pickle (--allow-pickle)"
 _TODO = "Save only its state_dict(), or, if you trust the file, add --allow-pickle: it runs the file's code."
 _DATA = ("torch._utils._rebuild", "torch._tensor.", "collections.", "torch.storage.")
@@ -27,13 +29,12 @@ _DATA = ("torch._utils._rebuild", "torch._tensor.", "collections.", "torch.stora
 
 def load_torch_save(path: Path, request: ModelRequest) -> LoadedModel:
     """Load the weights into the architecture asked for or recognised; a pickled module if allowed."""
-    selection, ran_code = _select(path, request)
-    notes = (_RAN,) if ran_code else ()
+    selection, notes = _select(path, request)
     module = selection.weights
     if isinstance(module, torch.nn.Module) and request.arch is None:
-        return LoadedModel(
-            freeze(module), "pickled_module", str(path), sha256_of(path), notes=notes + selection.notes
-        )
+        plain = freeze(require_values(without_inference_tensors(module), str(path)))
+        notes += selection.notes
+        return LoadedModel(plain, "pickled_module", str(path), sha256_of(path), notes=notes)
     if isinstance(module, torch.nn.Module):
         selection = Selection(selection.key, module.state_dict(), selection.notes)
     selection = Selection(selection.key, selection.weights, notes + selection.notes)
@@ -46,20 +47,21 @@ def describe_torch_save(path: Path) -> dict[str, Any]:
     return {"format": "checkpoint" if selection.key else "state_dict", **describe_weights(selection)}
 
 
-def _select(path: Path, request: ModelRequest) -> tuple[Selection, bool]:
-    """The weights, and whether the file's code was run for them; a module only where that is allowed."""
+def _select(path: Path, request: ModelRequest) -> tuple[Selection, tuple[str, ...]]:
+    """The weights, and notes if the file's code was run for them; a module only where that is allowed."""
     try:
         selection = select_weights(
             _read_safely(path), path=path, weights_key=request.weights_key, ema=request.ema
         )
         if not isinstance(selection.weights, Inert):
-            return selection, False
-        raise _refuse(path, selection)
+            return selection, ()
+        raise foreign_class(path, selection.weights.class_name) or _refuse(path, selection)
     except _NeedsItsCode:
         if not request.allow_pickle:
             raise
-    container = _read_running_its_code(path)
-    return select_weights(container, path=path, weights_key=request.weights_key, ema=request.ema), True
+    container, notes = read_running_its_code(path, request.arch)
+    selection = select_weights(container, path=path, weights_key=request.weights_key, ema=request.ema)
+    return selection, (_RAN, *notes)
 
 
 class _NeedsItsCode(ModelError):
@@ -115,19 +117,12 @@ def _scan(path: Path) -> PickleScan:
         with path.open("rb") as file:
             return scan_torch_save(file, is_zip=recognise_content(path) is Content.TORCH_ZIP)
     except NoTorchSaveError as error:
-        raise ModelError(
+        raise foreign_pickle(path) or ModelError(
             f"{path} is a pickle, but not one written by torch.save.",
             why="Unpickling it would run code that the file brings.",
             todo="Load it where it was made and save it with torch.save(model.state_dict(), ...).",
         ) from error
     except ValueError as error:
-        raise ModelError(f"{path} is damaged.", why=str(error), todo=COPY_AGAIN) from error
-
-
-def _read_running_its_code(path: Path) -> Any:
-    todo = "Make the classes it names importable (PYTHONPATH), or save only its state_dict()."
-    with reading(path, f"pickle of {_KIND}", todo=todo), warnings.catch_warnings():
-        # "source code of class ... has changed": torch.save no longer stores sources since 1.6.
-        warnings.simplefilter("ignore", torch.serialization.SourceChangeWarning)
-        warnings.filterwarnings("ignore", message="Couldn't retrieve source code")
-        return torch.load(path, map_location="cpu", weights_only=False)
+        raise foreign_pickle(path) or ModelError(
+            f"{path} is damaged.", why=str(error), todo=COPY_AGAIN
+        ) from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from jacli.models.damage import COPY_AGAIN, reading
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
 from jacli.models.torchscript_graph import problem_of_graphs
 from jacli.models.torchscript_source import problem_of_classes, problem_of_sources
+from jacli.models.torchvision_import import import_torchvision
 from jacli.printable import escape
 from jacli.torch_archive import check_torchscript
 from jacli.zip_archive import ArchiveError, read_member
 
 _KIND = "TorchScript archive"
+_UNKNOWN_OPERATOR = re.compile(r"[Uu]nknown builtin op: ?(\w+::\w+)")
+_TORCHS_OWN = ("aten", "prim", "quantized", "mkldnn", "sparse")
 
 MAX_PRINTED_BYTES = 100_000
 """Of what an archive prints while it is read, as far as it is shown."""
@@ -33,11 +37,24 @@ def load_torchscript(path: Path, request: ModelRequest) -> LoadedModel:
     """Load a scripted or traced module; archives saved in training mode are set to evaluation."""
     refuse_weight_options(path, _KIND, request)
     module = _read(path)
+    if not module._c._has_method("forward"):
+        raise _no_forward(path, module)
     notes: tuple[str, ...] = ()
     # Archives of tracers and of old versions may have no such attribute before eval() is called.
     if getattr(module, "training", False):
         notes = ("the archive was saved in training mode; it was set to evaluation mode",)
     return LoadedModel(freeze(module), "torchscript", str(path), sha256_of(path), notes=notes)
+
+
+def _no_forward(path: Path, module: Any) -> ModelError:
+    methods = [name for name in sorted(module._c._method_names()) if not name.startswith("__")]
+    return ModelError(
+        f"{path} has no method forward.",
+        why=f"Its methods are: {', '.join(methods)}." if methods else "It has no methods at all.",
+        todo="Save a module again whose forward calls the one meant."
+        if methods
+        else "It holds tensors or settings only: give the file of the network.",
+    )
 
 
 def describe_torchscript(path: Path) -> dict[str, Any]:
@@ -72,7 +89,10 @@ def _read(path: Path) -> Any:
         _refuse(path, problem_of_classes(named) or problem_of_sources(sources))
     except ValueError as error:
         raise ModelError(f"{path} is damaged.", why=f"For a program, {error}.", todo=COPY_AGAIN) from error
-    with reading(path, _KIND), path_as_text(path) as name:
+    if any("ops.torchvision." in source for source in sources.values()):
+        with suppress(ImportError, RuntimeError):  # torch then says which operator it lacks
+            import_torchvision()
+    with reading(path, _KIND), _naming_operators(path), path_as_text(path) as name:
         # As torch.jit.load does; the unit holds every function, also those that a graph only calls.
         unit: Any = torch._C.CompilationUnit()  # torch's stubs know neither function's true signature
         read: Any = torch._C.import_ir_module
@@ -108,6 +128,32 @@ def _printed_as_text(path: Path) -> Iterator[None]:
             said.seek(0)
             for line in said.read(MAX_PRINTED_BYTES).decode("utf-8", "replace").splitlines():
                 print(f"{escape(path.name)} says: {escape(line)}", file=sys.stderr)
+
+
+@contextmanager
+def _naming_operators(path: Path) -> Iterator[None]:
+    """An operator that this torch lacks is no damage.
+
+    Raises:
+        ModelError: The operator, and where it comes from.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        unknown = _UNKNOWN_OPERATOR.search(str(error))
+        if unknown is None:
+            raise
+        operator = unknown[1]
+        namespace = operator.partition("::")[0]
+        raise ModelError(
+            f"{path} calls the operator {operator}, which torch {torch.__version__} does not have.",
+            why=f"The package {namespace} brings it, and is not there or was built for another torch."
+            if namespace not in _TORCHS_OWN
+            else "It was saved with another version of torch, or for another device.",
+            todo=f"Install the {namespace} that belongs to this torch, or give the weights with --arch."
+            if namespace not in _TORCHS_OWN
+            else "Save it with this version of torch, or give the weights with --arch.",
+        ) from error
 
 
 def _require_one_layout(members: Iterable[str]) -> None:

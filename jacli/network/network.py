@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jacli.errors import ModelError, telling_line
+from jacli.errors import ModelError, noting_user_code, telling_line
 from jacli.linear_map import Extra
 from jacli.network.settings import forward_pass
 
@@ -70,7 +70,12 @@ class TensorNetwork:
         module = self.copied().module if self.fresh else self.module
         # A clone: models normalise or rectify their input in place, which a leaf would refuse and
         # which would move the caller's points.
-        with forward_pass(recurrent=self.recurrent, device=x.device), _no_exit():
+        where = f"{type(self.module).__name__}.forward, for inputs of shape {tuple(x.shape)}"
+        with (
+            forward_pass(recurrent=self.recurrent, device=x.device),
+            _no_exit(),
+            noting_user_code(where),
+        ):
             output = module(x.clone(), **self.arguments, **extra)
         return _activate(select_output(output, self.select), self.of)
 

@@ -54,7 +54,8 @@ def result_path(config: RunConfig) -> Path:
 
 
 CHANGES_PLAN = (
-    *("model", "arch", "arch_arg", "weights_key", "strip_prefix", "ema", "arg", "select", "of"),
+    *("model", "arch", "arch_arg", "weights_key", "strip_prefix", "ema", "ignore_extra_weights"),
+    *("arg", "select", "of"),
     *("inputs", "inputs_key", "samples", "classes", "labels"),
     *(
         "method",

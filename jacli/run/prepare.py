@@ -109,6 +109,7 @@ def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Pr
         ema=config.ema,
         allow_pickle=config.allow_pickle,
         seed=config.seed,
+        ignore_extra_weights=config.ignore_extra_weights,
     )
     count = min(_PROBE_ROWS, len(source))
     first = source.read(0, count)

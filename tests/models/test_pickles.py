@@ -12,8 +12,10 @@ import pathlib
 import pickle
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ import torch
 from torch import nn
 
 from jacli.errors import ModelError
-from jacli.models import load_model
+from jacli.models import load_anew, load_model
 from jacli.pickle_scan import Made, scan_pickle
 
 from .networks import Net, saved, write_arch
@@ -151,6 +153,109 @@ def test_pickled_modules_need_permission(tmp_path: Path, legacy: bool) -> None:
     assert loaded.format == "pickled_module" and not loaded.module.training
     assert torch.equal(loaded.module[0].weight, net[0].weight)
     assert not loaded.module[0].weight.requires_grad
+
+
+SCRIPT = """
+import torch
+
+
+class Inner(torch.nn.Linear):
+    pass
+
+
+class Net(torch.nn.Module):
+    class Options:
+        scale = 2.0
+
+    def __init__(self):
+        super().__init__()
+        self.fc = Inner(3, 2)
+        self.options = Net.Options()
+
+    def forward(self, x):
+        return self.fc(x) * self.options.scale
+"""
+
+
+@pytest.fixture
+def pickled_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Save a module whose classes are then gone, as in another process."""
+    monkeypatch.chdir(tmp_path)
+
+    def save(module_name: str, path: Path, *, legacy: bool = False, checkpoint: bool = False) -> Any:
+        made = ModuleType(module_name)
+        exec(SCRIPT, made.__dict__)
+        with monkeypatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            package = module_name.rpartition(".")[0]
+            patch.setitem(sys.modules, package or module_name, ModuleType(package))
+            patch.setitem(sys.modules, module_name, made)
+            net = made.Net()
+            saved({"model": net, "epoch": 1} if checkpoint else net, path, legacy=legacy)
+        return net
+
+    return save
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("module", ["__main__", "nowhere_installed", "package_gone.nets"])
+@pytest.mark.parametrize("given", ["arch", "beside"])
+def test_classes_are_found_in_the_scripts_that_defined_them(
+    tmp_path: Path, pickled_elsewhere: Any, given: str, module: str, checkpoint: bool, legacy: bool
+) -> None:
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models" / "whole.pt"
+    net = pickled_elsewhere(module, path, legacy=legacy, checkpoint=checkpoint)
+    if given == "arch":
+        script = tmp_path / "train.py"
+    elif module == "__main__":
+        script = path.parent / "train.py"
+    else:
+        script = path.parent / f"{module.replace('.', '/')}.py"
+    script.parent.mkdir(exist_ok=True)
+    script.write_text(SCRIPT)
+    (path.parent / "other.py").write_text("this is no Python")
+    options = {"arch": f"{script}:Net"} if given == "arch" else {}
+    with pytest.raises(ModelError, match="--allow-pickle"):
+        load_model(str(path), **options)
+    loaded = load_model(str(path), allow_pickle=True, **options)
+    for again in (loaded, load_anew(loaded)):
+        assert torch.equal(again.module(torch.ones(1, 3)), net(torch.ones(1, 3)))
+    if given == "arch" or module == "__main__":
+        assert f"took the class {module}.Net from train.py, which ran" in loaded.notes
+    for name in [name for name in sys.modules if name.startswith(("nowhere_installed", "package_gone"))]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("module", ["__main__", "nowhere_installed"])
+def test_classes_that_are_nowhere_are_named(tmp_path: Path, pickled_elsewhere: Any, module: str) -> None:
+    path = tmp_path / "whole.pt"
+    pickled_elsewhere(module, path)
+    (tmp_path / "unrelated.py").write_text("raise RuntimeError('this must not run')\nclass Other: ...\n")
+    with pytest.raises(ModelError, match="found nowhere") as caught:
+        load_model(str(path), allow_pickle=True)
+    assert "Net" in caught.value.what and "damaged" not in str(caught.value) and "--arch" in caught.value.todo
+
+
+def test_several_scripts_that_define_a_class_are_listed(tmp_path: Path, pickled_elsewhere: Any) -> None:
+    path = tmp_path / "whole.pt"
+    pickled_elsewhere("__main__", path)
+    for name in ("one.py", "two.py"):
+        (tmp_path / name).write_text(SCRIPT)
+    with pytest.raises(ModelError, match=r"one\.py, two\.py"):
+        load_model(str(path), allow_pickle=True)
+    assert load_model(str(path), allow_pickle=True, arch="two.py:Net").module.fc.in_features == 3
+
+
+def test_code_of_a_pickle_that_raises_is_not_damage(tmp_path: Path, pickled_elsewhere: Any) -> None:
+    path = tmp_path / "whole.pt"
+    pickled_elsewhere("__main__", path)
+    setstate = "\n    def __setstate__(self, state):\n        raise KeyError('old version')\n"
+    (tmp_path / "train.py").write_text(SCRIPT + setstate)
+    with pytest.raises(ModelError, match="old version") as caught:
+        load_model(str(path), allow_pickle=True)
+    assert "damaged" not in str(caught.value)
 
 
 def test_module_inside_a_checkpoint(tmp_path: Path, arch: str) -> None:
