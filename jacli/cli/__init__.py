@@ -130,4 +130,6 @@ def _report(error: JacliError) -> int:
     streams.say(f"jacli: {first}")
     for line in rest:
         streams.say(f"  {line}")
+    for other in error.besides:
+        _report(other)
     return error.exit_code

@@ -20,6 +20,7 @@ from jacli.run.config_file import read_options
 from jacli.run.memory import memory_errors
 from jacli.run.prepare import Prepared, prepare
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
+from jacli.run.recorded import same_inputs
 from jacli.run.recorded_plan import recorded_plan
 from jacli.run.reference import References
 from jacli.store import Results, open_results
@@ -288,17 +289,11 @@ def _check_inputs(prepared: Prepared, results: Results, rows: list[int]) -> None
 
     Of a merged file, by the sha256 of the rows of each shard.
     """
-    source, recorded = prepared.source, results.attrs.get("inputs_sha256")
-    parts = [(part.start, part.stop, part.inputs_sha256) for part in sources_of(results.path, results.attrs)]
-    if recorded is not None:
-        parts = [(0, len(source), str(recorded))]
-    if parts and all(digest is not None for _, _, digest in parts):
-        same = all(source.sha256(start, stop).hexdigest() == digest for start, stop, digest in parts)
-    elif "inputs" in results:
+    source = prepared.source
+    same = same_inputs(source, results.attrs, sources_of(results.path, results.attrs))
+    if same is None and "inputs" in results:
         same = all(np.array_equal(results["inputs"][row], source.read(row, row + 1)[0]) for row in rows)
-    else:
-        return
-    if not same:
+    if same is False:
         raise InputsError(
             f"{source.path or 'The inputs'} are not the inputs of {results.path}.",
             why="Their values are not the recorded ones (sha256): the results are of other samples.",
