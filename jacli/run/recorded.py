@@ -44,6 +44,7 @@ def other_options(
     before = {**defaults(), **recorded}
     for options in (now, before):
         options["arg"] = _without_paths(options["arg"])
+        options["constant"] = sorted(options["constant"])  # compared by their content
     return [
         f"--{name.replace('_', '-')} was {_shown(before.get(name))}, is {_shown(now[name])}"
         for name in now
@@ -68,6 +69,7 @@ def other_content(recorded: Attributes, prepared: Prepared, n_samples: int) -> l
         "arch_sha256": loaded.arch_sha256,
         "weights_sha256": loaded.weights_sha256,
         "arguments_sha256": prepared.arguments_sha256,
+        "constants_sha256": prepared.constants_sha256,
     }
     if "weights_sha256" not in recorded:
         del now["weights_sha256"]  # files from before it was recorded, and models from files

@@ -173,6 +173,7 @@ def verify(
         prepared = prepare(config)
         with prepared.source:
             _check_weights(prepared, results)
+            _check_constants(prepared, results)
             notes += _check_what_it_is(prepared, results, len(done))
             rows = [int(done[i]) for i in choose_rows(len(done), samples or len(done), seed)]
             _check_inputs(prepared, results, rows)
@@ -245,6 +246,15 @@ def _check_weights(prepared: Prepared, results: Results) -> None:
             why=f"Their sha256 is not the recorded {str(recorded)[:12]}...: the results are of others.",
             todo="Give the callable what it loaded then, or the version of torch that drew random weights "
             f"({results.attrs.get('torch_version')}).",
+        )
+
+
+def _check_constants(prepared: Prepared, results: Results) -> None:
+    if results.attrs.get("constants_sha256") != prepared.constants_sha256:
+        raise InputsError(
+            f"A file given with --constant is not the one of {results.path}.",
+            why="Their values are not the recorded ones (sha256): the results are of another function.",
+            todo="Put back the files that it was made with.",
         )
 
 
