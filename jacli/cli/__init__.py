@@ -28,7 +28,7 @@ from jacli.errors import (
     OutputError,
     means_out_of_memory,
 )
-from jacli.printable import escape_lines
+from jacli.printable import escape, escape_lines
 
 _OF_THE_SYSTEM = frozenset(
     {
@@ -131,5 +131,5 @@ def _report(error: JacliError) -> int:
     for line in rest:
         streams.say(f"  {line}")
     for other in error.besides:
-        _report(other)
+        streams.say(escape(f"  Besides: {' '.join(filter(None, (other.what, other.why, other.todo)))}"))
     return error.exit_code
