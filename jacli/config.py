@@ -195,12 +195,6 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str, str]
         "Give --labels FILE, one class index a sample.",
     ),
     (
-        lambda o: bool(o.get("labels")) and o.get("classes", Classes()).kind != "label",
-        "--labels goes with --classes label.",
-        "Nothing else of this run reads labels.",
-        "Add --classes label, or leave --labels out.",
-    ),
-    (
         lambda o: bool(set(o.get("arg", {})) & set(o.get("constant", {}))),
         "--arg and --constant name the same argument.",
         "An argument has one value.",

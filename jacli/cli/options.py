@@ -91,7 +91,13 @@ Samples = Annotated[
     str | None, option("--samples", panel=INPUTS, help="Part of them: 0:100 or 0,7,9.", metavar="SPEC")
 ]
 Labels = Annotated[
-    str | None, option("--labels", panel=INPUTS, help="One class index a sample.", metavar="FILE")
+    str | None,
+    option(
+        "--labels",
+        panel=INPUTS,
+        help="One class index per sample; stored beside the results.",
+        metavar="FILE",
+    ),
 ]
 
 Classes = Annotated[

@@ -45,7 +45,8 @@ class Prepared:
         device: Where the run computes.
         dtype: Of the run's arithmetic.
         converted: The real dtypes whose tensors were converted to it, see `jacli.run.placing`.
-        arguments_sha256: Of the labels and of the arguments that have a row a sample; None without any.
+        arguments_sha256: Of the labels and of the arguments with a row per sample, of the whole run whatever
+            the shard; None without any.
         constants_sha256: Of the tensors that are arguments of every sample; None without any.
         notes: What the user must be told.
     """
@@ -87,22 +88,27 @@ def prepare(config: RunConfig) -> Prepared:
     check_precision(config.precision, device, getattr(torch, config.dtype))
     source = open_inputs(config.inputs, key=config.inputs_key, samples=config.samples, seed=config.seed)
     try:
+        rows = range(len(source))
         if isinstance(config.shard, Shard):
             rows = shard_rows(config.shard, len(source))
-            source = source.at(source.index[rows.start : rows.stop])
         with memory_errors("loading the model and running it on the first samples"):
-            return _prepare(config, source, device)
+            return _prepare(config, source, rows, device)
     except BaseException:
         source.close()
         raise
 
 
-def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Prepared:
+def _prepare(config: RunConfig, whole: InputSource, rows: range, device: torch.device) -> Prepared:
+    """Prepare the samples ``rows`` of the whole run: all of them, or those of a shard."""
     dtype: torch.dtype = getattr(torch, config.dtype)
-    check_dtype(source.dtype)
-    labels = _read_labels(config.labels, source) if config.labels else None
-    arguments = read_arguments(config.arg, config.constant, source, dtype)
-    extra = arguments.rowwise
+    check_dtype(whole.dtype)
+    labels = _read_labels(config.labels, whole) if config.labels else None
+    arguments = read_arguments(config.arg, config.constant, whole, dtype)
+    arguments_sha256 = _sha256_of_arguments(labels, arguments.rowwise)  # the same in every shard
+    mine = slice(rows.start, rows.stop)
+    labels = None if labels is None else labels[mine]
+    extra = {name: values[mine] for name, values in arguments.rowwise.items()}
+    source = whole.at(whole.index[mine])
     loaded = load_model(
         config.model,
         arch=config.arch,
@@ -151,7 +157,7 @@ def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Pr
         device,
         dtype,
         placed.converted,
-        arguments_sha256=_sha256_of_arguments(labels, extra),
+        arguments_sha256=arguments_sha256,
         constants_sha256=arguments.constants_sha256,
         notes=(*loaded.notes, *_code_notes(config, loaded), *placed.notes, *_probe_notes(probed, network)),
     )

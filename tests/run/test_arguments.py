@@ -13,6 +13,7 @@ import torch
 
 import jacli
 from jacli.errors import InputsError, JacliError, OutputError, UsageError
+from jacli.run.merge import merge
 from jacli.run.verify import verify
 from tests.reference import reference_jacobian
 
@@ -105,6 +106,14 @@ def test_a_tuple_of_rows(place: dict[str, Any], method: str) -> None:
     assert "INPUTS are given to the argument x of forward" in outcome.notes
     model = place["Cell"].double()
     check(outcome.out, lambda x, row: model((rows("h", row), rows("c", row)), x), arch="arch.py:Cell")
+
+
+def test_shards_with_rows_of_arguments_are_merged(place: dict[str, Any]) -> None:
+    for index in (1, 2, 3):
+        run("Cell", arg=["state.0=@h.npy", "state.1=@c.npy"], method="loop", shard=f"{index}/3")
+    assert merge(["out.h5"]).samples == 7
+    model = place["Cell"].double()
+    check(Path("out.h5"), lambda x, row: model((rows("h", row), rows("c", row)), x), arch="arch.py:Cell")
 
 
 @pytest.mark.parametrize("mask", ["None", "@mask.npy"])
