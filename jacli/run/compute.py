@@ -24,6 +24,7 @@ from jacli.run.pipeline import Pipeline, WrittenBlock
 from jacli.run.prepare import Prepared, prepare
 from jacli.run.provenance import provenance
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
+from jacli.run.recorded import accuracy_notes
 from jacli.run.reference import References
 from jacli.run.report import ProgressCall, Report
 from jacli.run.resume import Unfinished
@@ -252,6 +253,7 @@ class _Work:
                 "tolerance": rechecked.tolerance,
             }
         )
+        accuracy = accuracy_notes(writer.datasets) if prepared.labels is not None else []
         self._lock.check()
         writer.finish(published)
         return Outcome(
@@ -264,7 +266,7 @@ class _Work:
             not_finite=tuple(run.not_finite),
             overflowed=writer.overflowed,
             rechecked=rechecked,
-            notes=(*notes, *run.notes(chosen.plan)),
+            notes=(*notes, *run.notes(chosen.plan), *accuracy),
         )
 
 

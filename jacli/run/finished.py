@@ -16,6 +16,7 @@ from jacli.run.prepare import Prepared
 from jacli.run.recheck import tolerance_of
 from jacli.run.recorded import (
     NOT_COMPARED,
+    accuracy_notes,
     defaults,
     other_content,
     other_options,
@@ -99,7 +100,11 @@ class Finished:
             not_finite=tuple(int(index[row]) for row in rows),
             overflowed=self._overflowed(),
             rechecked=self._recheck(index, rows),
-            notes=(*attributes.json_texts("notes"), *self._notes(prepared)),
+            notes=(
+                *attributes.json_texts("notes"),
+                *accuracy_notes(results.datasets),
+                *self._notes(prepared),
+            ),
         )
 
     def refusal(self, differences: list[str]) -> OutputError:

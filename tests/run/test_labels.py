@@ -62,3 +62,14 @@ def test_without_labels_there_are_none(labels: np.ndarray) -> None:
     np.save("few.npy", labels[:4])
     with pytest.raises(InputsError, match="4 rows"):
         jacli.compute("m.pt", "x.npy", labels="few.npy", out="other.h5")
+
+
+@pytest.mark.parametrize("samples", [None, "0:4"])
+def test_accuracy_is_told(labels: np.ndarray, samples: str | None) -> None:
+    options: dict[str, Any] = {"method": "loop", "labels": "y.npy", "samples": samples}
+    outcome = jacli.compute("m.pt", "x.npy", **options)
+    with jacli.open(outcome.out) as results:
+        right = int((results["outputs"].argmax(1) == results["labels"]).sum())
+        told = f"for {right} of {len(results)} samples (accuracy {100 * right / len(results):.1f} %)"
+    for found in (outcome, jacli.compute("m.pt", "x.npy", **options)):
+        assert [note for note in found.notes if told in note]
