@@ -137,7 +137,8 @@ def write_merged(
                 ) from error
             check()
             progress(source.stop, sources[-1].stop)
-        file["done"].attrs["overflowed"] = np.int64(overflowed)
+        if overflowed:
+            file["done"].attrs["overflowed"] = np.int64(overflowed)
         told = {**attributes, "sources": [asdict(source) for source in sources], "complete": True}
         for name, value in told.items():
             file.attrs[name] = json.dumps(value) if isinstance(value, list | dict) else value
