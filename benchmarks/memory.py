@@ -65,6 +65,7 @@ def main() -> None:
         seconds = time.perf_counter() - began
     watch.end()
     held, allowed = watch.peak - watch.before, parse_size(asked.memory)
+    assert outcome.chosen is not None  # the folder was empty
     plan = outcome.chosen.plan
     print(f"{asked.model} on {asked.inputs}: {plan.method}, blocks of {plan.batch_size}, {seconds:.1f} s")
     print(f"loaded {watch.before / 2**20:,.0f} MiB; peak {held / 2**20:,.0f} MiB beyond that")

@@ -17,9 +17,12 @@ from jacli.option_values import (
     Shard,
     joined,
     one_of,
+    parse_arguments,
     parse_assignments,
     parse_classes,
     parse_device,
+    parse_dotted_name,
+    parse_files,
     parse_flag,
     parse_fraction,
     parse_seconds,
@@ -71,6 +74,8 @@ class RunConfig:
     ema: bool | None = None
     ignore_extra_weights: bool = False
     arg: Mapping[str, Any] = field(default_factory=dict)
+    constant: Mapping[str, str] = field(default_factory=dict)
+    input_arg: str | None = None
     select: str | None = None
     allow_pickle: bool = False
     inputs_key: str | None = None
@@ -191,10 +196,10 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str, str]
         "Give --labels FILE, one class index a sample.",
     ),
     (
-        lambda o: bool(o.get("labels")) and o.get("classes", Classes()).kind != "label",
-        "--labels goes with --classes label.",
-        "Nothing else of this run reads labels.",
-        "Add --classes label, or leave --labels out.",
+        lambda o: bool(set(o.get("arg", {})) & set(o.get("constant", {}))),
+        "--arg and --constant name the same argument.",
+        "An argument has one value.",
+        "Leave one of them out.",
     ),
     (
         lambda o: o.get("compress", "none") != "none" and o.get("save") == "none",
@@ -267,7 +272,9 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "strip_prefix": parse_text,
     "ema": parse_flag,
     "ignore_extra_weights": parse_flag,
-    "arg": parse_assignments,
+    "arg": parse_arguments,
+    "constant": parse_files,
+    "input_arg": parse_dotted_name,
     "select": lambda value: parse_text(str(value)),
     "allow_pickle": parse_flag,
     "inputs_key": parse_text,

@@ -23,9 +23,13 @@ class JacliError(Exception):
         todo: The remedy, as an instruction.
 
     Each is printed on one line, whatever a name in it holds; `Lines` on several.
+
+    Attributes:
+        besides: What else is wrong, printed after it.
     """
 
     exit_code = 1
+    besides: tuple[JacliError, ...] = ()
 
     def __init__(self, what: str, *, why: str = "", todo: str = "") -> None:
         self.what = what

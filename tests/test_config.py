@@ -72,7 +72,6 @@ def test_wrong_values(name, value):
     "options",
     [
         {"classes": "label"},
-        {"labels": "y.npy"},
         {"save": "none", "compress": "gzip"},
         {"save": "none", "save_dtype": "float16"},
         {"method": "loop", "chunk_size": "4"},

@@ -443,7 +443,7 @@ def command(device: torch.device) -> Mapping[str, object]:
                     **files, out=str(out), device=device.type, verify=2, **more, **options
                 )
                 if "classes" in options:
-                    found[title] = outcome.chosen.method.name
+                    found[title] = outcome.plan["method"]
                     continue
                 tolerance = max(TOLERANCE.get(str(options.get("precision")), 1e-4), 1e-4)
                 kinks = len(outcome.rechecked.at_kinks)
@@ -452,7 +452,7 @@ def command(device: torch.device) -> Mapping[str, object]:
                     wanted.pop("singular_values")
                 error = _agree(got, wanted, 2e-2 if "save_dtype" in options else tolerance)
                 worst = outcome.rechecked.worst_error
-                found[title] = f"{outcome.chosen.method.name} {error}, recheck {worst}, {kinks} kinks"
+                found[title] = f"{outcome.plan['method']} {error}, recheck {worst}, {kinks} kinks"
     return found
 
 

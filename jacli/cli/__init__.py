@@ -29,7 +29,7 @@ from jacli.errors import (
     means_out_of_memory,
     user_code_behind,
 )
-from jacli.printable import escape_lines
+from jacli.printable import escape, escape_lines
 
 _OF_THE_SYSTEM = frozenset(
     {
@@ -135,4 +135,6 @@ def _report(error: JacliError) -> int:
     streams.say(f"jacli: {first}")
     for line in rest:
         streams.say(f"  {line}")
+    for other in error.besides:
+        streams.say(escape(f"  Besides: {' '.join(filter(None, (other.what, other.why, other.todo)))}"))
     return error.exit_code

@@ -19,10 +19,12 @@ from jacli.cli.options import (
     BatchSize,
     ChunkSize,
     Classes,
+    Constant,
     Debug,
     Device,
     Dtype,
     IgnoreExtraWeights,
+    InputArg,
     Inputs,
     InputsKey,
     Labels,
@@ -44,8 +46,8 @@ from jacli.printable import join_words, quote_path
 if TYPE_CHECKING:
     from jacli.config import RunConfig
     from jacli.errors import UnsoundResultsError
-    from jacli.run.compute import Outcome, Recheck
     from jacli.run.dry_run import DryRun
+    from jacli.run.outcome import Outcome, Recheck
 
 
 def compute(
@@ -64,6 +66,8 @@ def compute(
     ] = None,
     ignore_extra_weights: IgnoreExtraWeights = None,
     arg: Arg = None,
+    constant: Constant = None,
+    input_arg: InputArg = None,
     select: Select = None,
     allow_pickle: AllowPickle = None,
     inputs_key: InputsKey = None,
@@ -228,9 +232,12 @@ def _tell_waiting(what: str) -> None:
 
 
 def _tell(outcome: Outcome, precision: str, seconds: float) -> None:
-    plan = outcome.chosen.plan
     for note in outcome.notes:
         say(f"note: {note}")
+    if outcome.chosen is None:
+        _tell_complete(outcome)
+        return
+    plan = outcome.chosen.plan
     for name, why in outcome.chosen.passed_over.items():
         say(f"note: passed over {name}: {why}")
     shape = " x ".join(str(n) for n in outcome.shape)
@@ -240,6 +247,13 @@ def _tell(outcome: Outcome, precision: str, seconds: float) -> None:
         f"wrote {outcome.out}: {outcome.samples} samples, Jacobian {shape} a sample, "
         f"method {plan.method} ({plan.why}), {_in_passes(precision)}{seconds:.1f} s"
     )
+    say(_recheck_line(outcome.rechecked))
+    say(f"look at it: jacli summarize {quote_path(outcome.out)}")
+
+
+def _tell_complete(outcome: Outcome) -> None:
+    samples = "1 sample" if outcome.samples == 1 else f"{outcome.samples} samples"
+    say(f"{outcome.out} is already complete: same model, inputs and options ({samples})")
     say(_recheck_line(outcome.rechecked))
     say(f"look at it: jacli summarize {quote_path(outcome.out)}")
 

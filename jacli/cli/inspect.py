@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jacli.cli.options import Arch, ArchArg, Arg, AsJson, InputsKey, Select
+from jacli.cli.options import Arch, ArchArg, Arg, AsJson, Constant, InputArg, InputsKey, Select
 from jacli.cli.streams import show, show_json
 
 
@@ -21,6 +21,8 @@ def inspect(
     arch: Arch = None,
     arch_arg: ArchArg = None,
     arg: Arg = None,
+    constant: Constant = None,
+    input_arg: InputArg = None,
     select: Select = None,
     inputs_key: InputsKey = None,
     as_json: AsJson = False,
@@ -39,6 +41,8 @@ def inspect(
         arch=arch,
         arch_arg=arch_arg or [],
         arg=arg or [],
+        constant=constant or [],
+        input_arg=input_arg,
         select=select,
         inputs_key=inputs_key,
     )

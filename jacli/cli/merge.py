@@ -66,6 +66,9 @@ def merge(
 
 
 def _print(merged: Merged) -> None:
+    if merged.already_complete:
+        say(f"{merged.out} is already complete: merged before from the same {merged.shards} shards")
+        return
     kind = "an index of" if merged.in_shards else "merged from"
     say(f"wrote {merged.out}: {merged.samples} samples, {kind} {merged.shards} shards")
     if merged.in_shards:

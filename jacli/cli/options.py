@@ -60,8 +60,26 @@ Arg = Annotated[
     option(
         "--arg",
         panel=MODEL,
-        help="Argument of forward (repeatable): sr=16000, or mask=@mask.npy (one row a sample).",
+        help="Argument of forward (repeatable): sr=16000, mask=@mask.npy (a row per sample), state.0=@h.npy.",
         metavar="NAME=VALUE",
+    ),
+]
+Constant = Annotated[
+    list[str] | None,
+    option(
+        "--constant",
+        panel=MODEL,
+        help="Argument of forward: one tensor for all samples (repeatable).",
+        metavar="NAME=FILE",
+    ),
+]
+InputArg = Annotated[
+    str | None,
+    option(
+        "--input-arg",
+        panel=MODEL,
+        help="Argument of forward that INPUTS are [the first that is not named].",
+        metavar="NAME",
     ),
 ]
 Select = Annotated[
@@ -81,7 +99,13 @@ Samples = Annotated[
     str | None, option("--samples", panel=INPUTS, help="Part of them: 0:100 or 0,7,9.", metavar="SPEC")
 ]
 Labels = Annotated[
-    str | None, option("--labels", panel=INPUTS, help="One class index a sample.", metavar="FILE")
+    str | None,
+    option(
+        "--labels",
+        panel=INPUTS,
+        help="One class index per sample; stored beside the results.",
+        metavar="FILE",
+    ),
 ]
 
 Classes = Annotated[

@@ -45,5 +45,5 @@ def passes(*, n_in: int, n_out: int, chunk_size: int) -> int:
 def refusal(*, fixed_batch: int | None) -> str | None:
     """Needs batches of other sizes than the model may accept."""
     if fixed_batch is not None:
-        return f"it repeats the batch, and the model accepts batches of {fixed_batch} only"
+        return f"it repeats the batch, and the model runs in batches of {fixed_batch} only"
     return None

@@ -68,15 +68,21 @@ class NamedArguments(torch.nn.Module):
         self.positional = positional
         self.named = named
 
-    def forward(self, x: torch.Tensor, **extra: object) -> object:
-        main, *others = [*self.positional, *self.named]
+    @property
+    def parameter_names(self) -> tuple[str, ...]:
+        """Of the program's arguments, in order."""
+        return (*self.positional, *self.named)
+
+    def forward(self, *x: torch.Tensor, **extra: object) -> object:
+        names = self.parameter_names
+        main, others = names[: len(x)], names[len(x) :]
         unknown = set(extra) - set(others)
         if unknown:
-            raise TypeError(f"unexpected keyword argument {sorted(unknown)}; there are {others}")
+            raise TypeError(f"unexpected keyword argument {sorted(unknown)}; there are {list(others)}")
         missing = [name for name in others if name not in extra]
         if missing:
             raise TypeError(f"missing arguments: {missing}")
-        values = {main: x, **extra}
+        values = {**dict(zip(main, x, strict=True)), **extra}
         return self.program(*[values[n] for n in self.positional], **{n: values[n] for n in self.named})
 
 

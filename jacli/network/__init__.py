@@ -4,6 +4,7 @@ from jacli.network.adjoint import Program
 from jacli.network.cut import Cut, any_cut, useful_cuts
 from jacli.network.linearize import Linearized
 from jacli.network.network import TensorNetwork, frozen_twin
+from jacli.network.parameters import as_declared, input_parameter
 from jacli.network.settings import exact_arithmetic
 from jacli.network.spans import CutLinearized, CutNetwork
 from jacli.network.trace import NotTraceableError, TracedNetwork, trace_network
@@ -20,8 +21,10 @@ __all__ = [
     "TracedNetwork",
     "Watched",
     "any_cut",
+    "as_declared",
     "exact_arithmetic",
     "frozen_twin",
+    "input_parameter",
     "trace_network",
     "useful_cuts",
     "watch",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from jacli.errors import ModelError, noting_user_code, telling_line
 from jacli.linear_map import Extra
+from jacli.network.parameters import nested, parameters_of
 from jacli.network.settings import forward_pass
 
 
@@ -24,7 +25,10 @@ class TensorNetwork:
 
     Attributes:
         module: The module; it is never changed here.
-        arguments: Further keyword arguments of ``forward``, the same for every sample.
+        arguments: Further arguments of ``forward``, the same for every sample; parts of a nested one by
+            dotted names, as in ``extra`` (see `nested`).
+        input_arg: The argument that the points are; None for the first one, by position.
+        lists: Arguments that are lists in place of tuples, where parts are given.
         select: Path to the output where the module returns a tuple or a dict (``"1.0"``).
         of: ``logits`` (raw outputs), ``probs`` (their softmax) or ``log-probs``.
         fresh: Run every forward pass on a fresh copy (a module that keeps state between calls).
@@ -36,6 +40,8 @@ class TensorNetwork:
 
     module: nn.Module
     arguments: Mapping[str, object] = field(default_factory=dict)
+    input_arg: str | None = None
+    lists: frozenset[str] = frozenset()
     select: str | None = None
     of: str = "logits"
     fresh: bool = False
@@ -50,6 +56,7 @@ class TensorNetwork:
         recurrent = any(isinstance(part, nn.RNNBase) for part in module.modules())
         return cls(
             module,
+            lists=frozenset(one.name for one in parameters_of(module) if one.takes_list),
             recurrent=recurrent or re.search(r"aten[.:]+(lstm|gru|rnn_)", program) is not None,
             scripted_attention="aten::_native_multi_head_attention" in program,
             **options,
@@ -70,13 +77,16 @@ class TensorNetwork:
         module = self.copied().module if self.fresh else self.module
         # A clone: models normalise or rectify their input in place, which a leaf would refuse and
         # which would move the caller's points.
+        points, given = [x.clone()], {**self.arguments, **extra}
+        if self.input_arg is not None:
+            given[self.input_arg] = points.pop()
         where = f"{type(self.module).__name__}.forward, for inputs of shape {tuple(x.shape)}"
         with (
             forward_pass(recurrent=self.recurrent, device=x.device),
             _no_exit(),
             noting_user_code(where),
         ):
-            output = module(x.clone(), **self.arguments, **extra)
+            output = module(*points, **nested(given, self.lists))
         return _activate(select_output(output, self.select), self.of)
 
     def copied(self) -> TensorNetwork:

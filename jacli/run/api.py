@@ -42,8 +42,8 @@ class _Function(nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, x: Tensor, **extra: object) -> object:
-        return self.function(x, **extra)
+    def forward(self, *points: Tensor, **extra: object) -> object:
+        return self.function(*points, **extra)
 
 
 def jacobian(
@@ -77,7 +77,8 @@ def jacobian(
             ``factored``.
         precision: Arithmetic of the linear passes alone: ``ieee`` (the dtype's own), ``bf16``, or ``tf32`` on
             a GPU.  The point of linearisation is computed in the dtype whatever the precision.
-        batch_size: Samples a block; decided if None.
+        batch_size: Samples per batch; decided if None.  With 1, samples may influence one another in larger
+            batches: each is computed alone.
         chunk_size: Outputs or, with ``forward`` and ``tangent``, inputs a pass; decided if None.
         memory: What the work may hold beside the result, in bytes or as ``"4GiB"``; a share of what is
             free if None.
@@ -86,7 +87,7 @@ def jacobian(
         seed: Chooses the rows that are checked.
         per_sample: Names of the arguments that have one row a sample.
         **arguments: Further arguments of the model; the same for every sample unless named in
-            ``per_sample``.
+            ``per_sample``.  ``x`` is the first argument of the model that they do not name.
 
     Returns:
         ``(batch, *input, *output)``, on the device and in the dtype of ``x``; a view, in memory the
@@ -187,9 +188,11 @@ class _Work:
             self.x[:4],
             self._rows(0, 4),
             arguments=self.constant,
+            signature=model,
             select=self.config.select,
             of=self.config.of,
             batch_hints=[size for size in (self.config.batch_size, *BATCH_SIZES, len(self.x)) if size],
+            alone=self.config.batch_size == 1,
         )
 
     @property

@@ -88,6 +88,7 @@ class Run:
             nuclear_norm=plan.all_singular_values,
             save_jacobian=config.save == "full",
             save_inputs=config.save_inputs,
+            save_labels=self.prepared.labels is not None,
             save_dtype=config.save_dtype or config.dtype,
             input_dtype=str(self.prepared.source.dtype),
             output_dtype=config.dtype,
@@ -160,6 +161,8 @@ class Run:
         }
         stored |= self._large_arrays(matrices, count, output_shape)
         stored["sample_index"] = index
+        if self.prepared.labels is not None:
+            stored["labels"] = self.prepared.labels[block.start : block.start + count]
         if self.config.save_inputs:
             stored["inputs"] = raw
         return stored

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jacli.config import COMMAND_LINE_ONLY, RunConfig
-from jacli.errors import UsageError
+from jacli.errors import JacliError, OutputError, ResultsError, UsageError
 from jacli.network import exact_arithmetic
 from jacli.run.blocks import Run
 from jacli.run.choose import Choice
 from jacli.run.config_file import resolve_options, result_path
 from jacli.run.engine import Chosen, Engine
+from jacli.run.finished import Finished
 from jacli.run.memory import memory_errors
+from jacli.run.outcome import Outcome, Recheck
 from jacli.run.pipeline import Pipeline, WrittenBlock
-from jacli.run.prepare import prepare
+from jacli.run.prepare import Prepared, prepare
 from jacli.run.provenance import provenance
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
+from jacli.run.recorded import accuracy_notes
 from jacli.run.reference import References
 from jacli.run.report import ProgressCall, Report
 from jacli.run.resume import Unfinished
@@ -36,70 +39,6 @@ from jacli.store import (
     tidy,
     uninterrupted,
 )
-
-
-@dataclass(frozen=True)
-class Recheck:
-    """What the recheck of a run's samples found.
-
-    Attributes:
-        samples: How many were rechecked.
-        worst_error: The largest relative error among those that are not at a kink; None of none.
-        tolerance: What was allowed.
-        dtype: Arithmetic of the reference.
-        at_kinks: Positions in INPUTS of samples at a kink.
-        failed: Positions in INPUTS of samples that are wrong.
-        notes: What the user must be told of the reference.
-    """
-
-    samples: int
-    worst_error: float | None
-    tolerance: float
-    dtype: str | None
-    at_kinks: tuple[int, ...]
-    failed: tuple[int, ...]
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run did.
-
-    Attributes:
-        out: The result file.
-        samples: Number of samples in it.
-        continued: How many of them an earlier process had done.
-        shape: Of one sample's Jacobian as stored, ``(*input, *output)``.
-        chosen: Method and plan.
-        not_finite: Positions in INPUTS of samples whose Jacobian or outputs are not finite.
-        overflowed: Values that became infinite in ``--save-dtype``.
-        rechecked: What ``--verify`` found.
-        notes: What the user must be told.
-    """
-
-    out: Path
-    samples: int
-    continued: int
-    shape: tuple[int, ...]
-    chosen: Chosen
-    not_finite: tuple[int, ...]
-    overflowed: int
-    rechecked: Recheck
-    notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return {
-            "out": str(self.out),
-            "samples": self.samples,
-            "continued": self.continued,
-            "jacobian_shape": list(self.shape),
-            "plan": self.chosen.to_dict(),
-            "not_finite": list(self.not_finite),
-            "overflowed": self.overflowed,
-            "rechecked": asdict(self.rechecked),
-            "notes": list(self.notes),
-        }
 
 
 def compute(model: str, inputs: str, out: str = "out.h5", **options: Any) -> Outcome:
@@ -136,6 +75,8 @@ def run_compute(
 ) -> Outcome:
     """Run from checked options to the finished file, or go on with the unfinished one of the same run.
 
+    A finished file of the same run is left as it is, and what its run found is returned.
+
     Args:
         config: The options.
         command: As it was typed, for the file.
@@ -152,7 +93,16 @@ def run_compute(
         lock = RunLock(out, waiting)
         stack.callback(lock.release)
         tidy(out)
-        check_place(out, overwrite=config.overwrite)
+        finished, refusal = _look_at_place(out, config)
+        if finished is not None:
+            stack.enter_context(finished)
+        if finished is not None or refusal is not None:
+            prepared = _prepare_beside(refusal, config)
+            stack.enter_context(prepared.source)
+            if finished is not None:
+                return finished.outcome(prepared)
+        if refusal is not None:
+            raise refusal
         shard = None if config.shard is None else str(config.shard)
         report = stack.enter_context(Report(out, command=command, shard=shard, tell=progress))
         with uninterrupted():
@@ -168,6 +118,30 @@ def run_compute(
         report.begin(prepared.shapes.n_samples)
         work = _Work(Run(config, prepared), out, command, unfinished, report, lock)
         return work.do(stack, published)
+
+
+def _look_at_place(out: Path, config: RunConfig) -> tuple[Finished | None, OutputError | None]:
+    """The finished result that is there already, and why nothing may be written there."""
+    with suppress(ResultsError):  # what cannot be read as a result is refused as any other file
+        finished = Finished.of(out, config)
+        if finished is not None:
+            differences = finished.differences
+            return finished, finished.refusal(differences) if differences else None
+    try:
+        check_place(out, overwrite=config.overwrite)
+    except OutputError as refusal:
+        return None, refusal
+    return None, None
+
+
+def _prepare_beside(refusal: OutputError | None, config: RunConfig) -> Prepared:
+    """Prepare a run though its place is taken, so that whatever else is wrong is reported as well."""
+    try:
+        return prepare(config)
+    except JacliError as error:
+        if refusal is not None:
+            error.besides = (*error.besides, refusal)
+        raise
 
 
 class _Work:
@@ -276,8 +250,10 @@ class _Work:
                 "plan": chosen.to_dict(),
                 "notes": notes,
                 "verified_dtype": rechecked.dtype,
+                "tolerance": rechecked.tolerance,
             }
         )
+        accuracy = accuracy_notes(writer.datasets) if prepared.labels is not None else []
         self._lock.check()
         writer.finish(published)
         return Outcome(
@@ -285,11 +261,12 @@ class _Work:
             samples=prepared.shapes.n_samples,
             continued=self._unfinished.done if self._unfinished else 0,
             shape=run.jacobian_shape,
+            plan=chosen.to_dict(),
             chosen=chosen,
             not_finite=tuple(run.not_finite),
             overflowed=writer.overflowed,
             rechecked=rechecked,
-            notes=(*notes, *run.notes(chosen.plan)),
+            notes=(*notes, *run.notes(chosen.plan), *accuracy),
         )
 
 

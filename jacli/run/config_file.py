@@ -36,6 +36,8 @@ def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
             config = replace(config, repeated_plan=_recorded_plan(path))
     read = [config.model, config.inputs, config.labels, path, split_name(config.arch or "")[0]]
     read += [value[1:] for value in config.arg.values() if isinstance(value, str) and value.startswith("@")]
+    read += config.constant.values()
+    _check_arguments(config.arg)
     out = result_path(config)
     for file in read:
         if file and os.path.exists(out) and os.path.exists(file) and out.samefile(file):
@@ -47,15 +49,39 @@ def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
     return config
 
 
+def _check_arguments(arguments: Mapping[str, Any]) -> None:
+    """A value that is the name of an array's file was meant as that file.
+
+    Raises:
+        UsageError: Naming each.
+    """
+    meant = [
+        UsageError(
+            f"--arg {name}={value} gives forward that text.",
+            why=f"There is a file {value}, which would be read with an @ before its name.",
+            todo=f"Did you mean --arg {name}=@{value} (one row per sample), or --constant {name}={value} "
+            "(one tensor for all samples)?",
+        )
+        for name, value in arguments.items()
+        if isinstance(value, str) and os.path.splitext(value)[1] in _ARRAYS and os.path.isfile(value)
+    ]
+    if meant:
+        raise UsageError.from_problems(meant)
+
+
 def result_path(config: RunConfig) -> Path:
     """The file that a run writes: OUT, or its shard's."""
     out = Path(config.out)
     return shard_path(out, config.shard) if isinstance(config.shard, Shard) else out
 
 
+_ARRAYS = (".npy", ".npz", ".pt", ".safetensors", ".h5", ".hdf5")
+"""Suffixes of files that hold arrays."""
+
 CHANGES_PLAN = (
     *("model", "arch", "arch_arg", "weights_key", "strip_prefix", "ema", "ignore_extra_weights"),
-    *("arg", "select", "of"),
+    *("select", "of"),
+    *("arg", "constant", "input_arg"),
     *("inputs", "inputs_key", "samples", "classes", "labels"),
     *(
         "method",

@@ -36,6 +36,8 @@ def inspect(
     arch: str | None = None,
     arch_arg: list[str] | None = None,
     arg: list[str] | None = None,
+    constant: list[str] | None = None,
+    input_arg: str | None = None,
     select: str | None = None,
     inputs_key: str | None = None,
 ) -> dict[str, Any]:
@@ -48,11 +50,19 @@ def inspect(
         JacliError: The file is unreadable, or is none of a model, inputs and a result.
     """
     if inputs is not None:
-        asked = {"arch": arch, "arch_arg": arch_arg, "arg": arg, "select": select, "inputs_key": inputs_key}
+        asked = {"arch": arch, "arch_arg": arch_arg, "arg": arg, "constant": constant, "input_arg": input_arg}
+        asked |= {"select": select, "inputs_key": inputs_key}
         return _probed({"model": path, "inputs": inputs, **{k: v for k, v in asked.items() if v}})
     given = [
         name
-        for name, value in (("--arch", arch), ("--arch-arg", arch_arg), ("--arg", arg), ("--select", select))
+        for name, value in (
+            ("--arch", arch),
+            ("--arch-arg", arch_arg),
+            ("--arg", arg),
+            ("--constant", constant),
+            ("--input-arg", input_arg),
+            ("--select", select),
+        )
         if value
     ]
     if given:

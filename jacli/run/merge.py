@@ -13,7 +13,7 @@ from typing import Any
 
 import jacli
 from jacli.cluster import name_of_shard, shard_path, shards_beside
-from jacli.errors import ResultsError, UnsoundResultsError, UsageError
+from jacli.errors import OutputError, ResultsError, UnsoundResultsError, UsageError
 from jacli.option_values import Shard
 from jacli.printable import Lines, quote_path
 from jacli.run.run_files import (
@@ -25,10 +25,13 @@ from jacli.run.run_files import (
     shown_shards,
 )
 from jacli.run.same_run import check_same_run, check_samples, config_of
+from jacli.store.indexed import IndexedDataset
 from jacli.store.lock import RunLock
 from jacli.store.merge import is_indexed, write_merged
-from jacli.store.place import check_place, part_exists, part_path
+from jacli.store.place import check_folder, check_place, part_exists, part_path
+from jacli.store.reader import Results, open_results
 from jacli.store.shard_file import ShardFile, read_shard
+from jacli.store.sources import SHOWN, identity_of, path_of, sources_of
 
 _SHOWN_COMMANDS = 3
 
@@ -44,6 +47,7 @@ class Merged:
         in_shards: Datasets that are left in the shards; none in a copy.
         size: Bytes of the file.
         notes: What the user must be told.
+        already_complete: The file had been merged from these very shards before, and was left as it is.
     """
 
     out: Path
@@ -52,11 +56,13 @@ class Merged:
     in_shards: tuple[str, ...]
     size: int
     notes: tuple[str, ...]
+    already_complete: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
             "out": str(self.out),
+            "already_complete": self.already_complete,
             "shards": self.shards,
             "samples": self.samples,
             "in_shards": list(self.in_shards),
@@ -94,7 +100,7 @@ def merge(
     """
     whole, count = _whole_run([Path(file) for file in files])
     target = whole if out is None else Path(out)
-    check_place(target, overwrite=overwrite)
+    check_folder(target)
     with ExitStack() as stack:
         stack.callback(RunLock(target, waiting).release)
         if part_path(target).exists():
@@ -107,11 +113,75 @@ def merge(
         if virtual:
             _refuse_names(shards)
             notes += _open_files_note(count)
+        earlier = None if overwrite else _merged_before(target)
+        if earlier is not None:
+            return _left_as_it_is(earlier, shards, notes, virtual=virtual)
+        check_place(target, overwrite=overwrite)
         attributes = _attributes(target, shards, notes, command)
         write_merged(target, shards, attributes, virtual=virtual, overwrite=overwrite, progress=progress)
     left = [name for name, layout in shards[0].layouts.items() if virtual and is_indexed(name, layout)]
     samples = sum(shard.samples for shard in shards)
     return Merged(target, count, samples, tuple(left), target.stat().st_size, tuple(notes))
+
+
+def _merged_before(target: Path) -> Results | None:
+    """The merged file that is there already; None where there is nothing, or something else.
+
+    Raises:
+        OutputError: The place cannot be written.
+    """
+    if target.is_symlink() or not target.is_file():
+        return None
+    try:
+        results = open_results(target)
+    except ResultsError:
+        return None
+    if sources_of(target, results.attrs):
+        return results
+    results.close()
+    return None
+
+
+def _left_as_it_is(
+    earlier: Results, shards: Sequence[ShardFile], notes: Sequence[str], *, virtual: bool
+) -> Merged:
+    """What was merged before, provided that it was merged from these shards and in this way.
+
+    Raises:
+        OutputError: It was not.
+    """
+    with earlier as results:
+        out = results.path
+        before = {path_of(out, source).resolve(): source for source in sources_of(out, results.attrs)}
+        now = {shard.path.resolve(): shard for shard in shards}
+        different = [
+            f"{shard} was computed again" if path in before else f"{shard} is not in it"
+            for path, shard in now.items()
+            if path not in before or before[path].identity != identity_of(shard.attributes)
+        ]
+        different += [f"{path} is no shard of this run" for path in before if path not in now]
+        in_shards: tuple[str, ...] = ()
+        if not different:  # else what an index leaves in its shards may be gone
+            in_shards = tuple(n for n, found in results.datasets.items() if isinstance(found, IndexedDataset))
+            is_index = any(virtual and is_indexed(n, layout) for n, layout in shards[0].layouts.items())
+            if bool(in_shards) != is_index:
+                different.append("as an index (--virtual)" if in_shards else "as a file of its own (--copy)")
+        if different:
+            more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
+            raise OutputError(
+                f"{out} exists already.",
+                why=f"It was merged otherwise: {'; '.join(different[:SHOWN])}{more}.",
+                todo="Choose another name with -o, or give --overwrite.",
+            )
+        return Merged(
+            out,
+            len(shards),
+            len(results),
+            in_shards,
+            out.stat().st_size,
+            tuple(notes),
+            already_complete=True,
+        )
 
 
 def _whole_run(files: Sequence[Path]) -> tuple[Path, int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jacli.dtypes import as_dtype, convert, holds, real_dtype, real_dtypes, widest
 from jacli.errors import InputsError, JacliError, ModelError, UsageError, means_out_of_memory, telling_line
 from jacli.models import LoadedModel
-from jacli.network import TensorNetwork, frozen_twin
+from jacli.network import TensorNetwork, as_declared, frozen_twin
 from jacli.run.probed import probed_network
 from jacli.verify import Probed
 from jacli.verify.explain import is_about_dtypes
@@ -48,9 +48,11 @@ def place(
     dtype: torch.dtype,
     device: torch.device,
     arguments: Mapping[str, object],
+    input_arg: str | None = None,
     select: str | None,
     of: str,
     batch_hints: Sequence[int],
+    alone: bool = False,
 ) -> Placed:
     """Convert and move a loaded module, probe it, and compare its outputs with those it gave before.
 
@@ -63,10 +65,12 @@ def place(
         extra: Further arguments of those rows.
         dtype: Of the run.
         device: Of the run.
-        arguments: Further arguments of ``forward``, the same for every sample.
+        arguments: Further arguments of ``forward``, the same for every sample; tensors on the CPU.
+        input_arg: The argument of ``forward`` that is given the inputs, see `input_parameter`.
         select: See `TensorNetwork`.
         of: See `TensorNetwork`.
         batch_hints: See `jacli.verify.probe`.
+        alone: See `jacli.verify.probe`.
 
     Raises:
         ModelError: No per-sample Jacobian, see `jacli.verify.probe`; or the outputs differ from those of
@@ -87,7 +91,15 @@ def place(
         move(module, dtype, device, converted)
         try:
             network, probed = probed_network(
-                module, points, rest, arguments=arguments, select=select, of=of, batch_hints=batch_hints
+                module,
+                points,
+                rest,
+                arguments=arguments_at(as_declared(module, arguments, dtype), dtype, device),
+                input_arg=input_arg,
+                select=select,
+                of=of,
+                batch_hints=batch_hints,
+                alone=alone,
             )
         except (ModelError, InputsError, UsageError) as error:
             failures.append(error)
@@ -97,6 +109,16 @@ def place(
             notes += _compare(replace(network, module=loaded.module), network, probed, points, rest)
         return Placed(network, probed, converted, notes)
     raise next((error for error in failures if not is_about_dtypes(error.why or "")), failures[0])
+
+
+def arguments_at(
+    arguments: Mapping[str, object], dtype: torch.dtype, device: torch.device | str
+) -> dict[str, object]:
+    """Arguments of ``forward``, tensors among them on a device and, if floating, in a dtype."""
+    return {
+        name: as_dtype(value.to(device), dtype) if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+    }
 
 
 def restore_built_dtypes(loaded: LoadedModel) -> None:
@@ -151,6 +173,7 @@ def _compare(
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         for kind in kinds:
             try:
+                before = replace(before, arguments=arguments_at(after.arguments, kind, "cpu"))
                 own = before(*_at(points, rest, kind))
             except Exception as error:  # a model's own code may raise anything
                 if means_out_of_memory(error):

@@ -16,13 +16,13 @@ from torch import Tensor
 from jacli.cluster import local_rank, shard_rows
 from jacli.config import RunConfig
 from jacli.content import Content, recognise_content
-from jacli.dtypes import as_dtype
 from jacli.errors import InputsError, UsageError
 from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs
 from jacli.models import LoadedModel, load_model
 from jacli.network import TensorNetwork
 from jacli.option_values import Classes, Shard
 from jacli.plan import Shapes
+from jacli.run.arguments import read_along, read_arguments
 from jacli.run.memory import memory_errors
 from jacli.run.placing import place
 from jacli.run.precision import check_precision
@@ -45,7 +45,9 @@ class Prepared:
         device: Where the run computes.
         dtype: Of the run's arithmetic.
         converted: The real dtypes whose tensors were converted to it, see `jacli.run.placing`.
-        arguments_sha256: Of the labels and of the arguments that have a row a sample; None without any.
+        arguments_sha256: Of the labels and of the arguments with a row per sample, of the whole run whatever
+            the shard; None without any.
+        constants_sha256: Of the tensors that are arguments of every sample; None without any.
         notes: What the user must be told.
     """
 
@@ -59,6 +61,7 @@ class Prepared:
     dtype: torch.dtype
     converted: frozenset[torch.dtype]
     arguments_sha256: str | None
+    constants_sha256: str | None
     notes: tuple[str, ...]
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, Tensor, dict[str, Tensor]]:
@@ -85,21 +88,27 @@ def prepare(config: RunConfig) -> Prepared:
     check_precision(config.precision, device, getattr(torch, config.dtype))
     source = open_inputs(config.inputs, key=config.inputs_key, samples=config.samples, seed=config.seed)
     try:
+        rows = range(len(source))
         if isinstance(config.shard, Shard):
             rows = shard_rows(config.shard, len(source))
-            source = source.at(source.index[rows.start : rows.stop])
         with memory_errors("loading the model and running it on the first samples"):
-            return _prepare(config, source, device)
+            return _prepare(config, source, rows, device)
     except BaseException:
         source.close()
         raise
 
 
-def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Prepared:
+def _prepare(config: RunConfig, whole: InputSource, rows: range, device: torch.device) -> Prepared:
+    """Prepare the samples ``rows`` of the whole run: all of them, or those of a shard."""
     dtype: torch.dtype = getattr(torch, config.dtype)
-    check_dtype(source.dtype)
-    labels = _read_labels(config.labels, source) if config.labels else None
-    constant, extra = _arguments(config.arg, source, dtype)
+    check_dtype(whole.dtype)
+    labels = _read_labels(config.labels, whole) if config.labels else None
+    arguments = read_arguments(config.arg, config.constant, whole, dtype)
+    arguments_sha256 = _sha256_of_arguments(labels, arguments.rowwise)  # the same in every shard
+    mine = slice(rows.start, rows.stop)
+    labels = None if labels is None else labels[mine]
+    extra = {name: values[mine] for name, values in arguments.rowwise.items()}
+    source = whole.at(whole.index[mine])
     loaded = load_model(
         config.model,
         arch=config.arch,
@@ -120,10 +129,12 @@ def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Pr
         {name: rows[:count] for name, rows in extra.items()},
         dtype=dtype,
         device=device,
-        arguments=constant,
+        arguments=arguments.constant,
+        input_arg=config.input_arg,
         select=config.select,
         of=config.of,
         batch_hints=[s for s in (loaded.static_batch, config.batch_size, *BATCH_SIZES, len(source)) if s],
+        alone=config.batch_size == 1,
     )
     network, probed = placed.network, placed.probed
     loaded = replace(loaded, module=network.module)
@@ -147,8 +158,9 @@ def _prepare(config: RunConfig, source: InputSource, device: torch.device) -> Pr
         device,
         dtype,
         placed.converted,
-        arguments_sha256=_sha256_of_arguments(labels, extra),
-        notes=(*loaded.notes, *_code_notes(config, loaded), *placed.notes, *_probe_notes(probed)),
+        arguments_sha256=arguments_sha256,
+        constants_sha256=arguments.constants_sha256,
+        notes=(*loaded.notes, *_code_notes(config, loaded), *placed.notes, *_probe_notes(probed, network)),
     )
 
 
@@ -167,10 +179,14 @@ def _code_notes(config: RunConfig, loaded: LoadedModel) -> Iterator[str]:
         yield "the architecture's source file is not the one of the run that is repeated (SHA-256)"
 
 
-def _probe_notes(probed: Probed) -> Iterator[str]:
+def _probe_notes(probed: Probed, network: TensorNetwork) -> Iterator[str]:
+    if network.input_arg is not None:
+        yield f"INPUTS are given to the argument {network.input_arg} of forward"
     if probed.stateful:
         yield "the model keeps state between calls: every forward pass runs on a fresh copy"
-    if probed.fixed_batch:
+    if probed.alone:
+        yield "samples influence one another in larger batches: each is computed alone (--batch-size 1)"
+    elif probed.fixed_batch:
         yield f"the model runs in batches of {probed.fixed_batch}, not of any size: the last block is padded"
 
 
@@ -200,39 +216,6 @@ def pick_device(asked: str, rank: int = 0) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
-def _arguments(
-    asked: Mapping[str, object], source: InputSource, dtype: torch.dtype
-) -> tuple[dict[str, object], dict[str, Tensor]]:
-    """Further arguments of forward: the constant ones, and those with one row a sample (``@FILE``)."""
-    constant: dict[str, object] = {}
-    rowwise: dict[str, Tensor] = {}
-    for name, value in asked.items():
-        if isinstance(value, str) and value.startswith("@"):
-            tensor = torch.from_numpy(_read_along(value[1:], source, f"--arg {name}"))
-            rowwise[name] = as_dtype(tensor, dtype)
-        else:
-            constant[name] = value
-    return constant, rowwise
-
-
-def _read_along(path: str, source: InputSource, what: str) -> np.ndarray:
-    """Rows of another file at the chosen samples' positions."""
-    try:
-        opened = open_inputs(path)
-    except InputsError as error:
-        raise InputsError(
-            f"{what}: {error.what}", why=error.why, todo=f"Check the file given with {what}."
-        ) from error
-    with opened as other:
-        if len(other) <= int(source.index.max()):
-            raise InputsError(
-                f"{what}: {path} has {len(other)} rows.",
-                why=f"One row a sample is needed, up to position {int(source.index.max())}.",
-                todo="Give the file that belongs to these inputs.",
-            )
-        return other.at(source.index).read(0, len(source))
-
-
 def _read_labels(path: str, source: InputSource) -> np.ndarray:
     """Labels as int64, one a chosen sample; a text file holds one number a line."""
     if os.path.isfile(path) and recognise_content(Path(path)) is Content.TEXT:
@@ -250,7 +233,7 @@ def _read_labels(path: str, source: InputSource) -> np.ndarray:
             )
         chosen: np.ndarray = every[source.index]
         return chosen
-    labels = _read_along(path, source, "--labels")
+    labels = read_along(path, source, "--labels")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or not np.array_equal(labels, labels.astype(np.int64)):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from jacli.linear_map import Extra
-from jacli.network import TensorNetwork
+from jacli.network import TensorNetwork, input_parameter
 from jacli.verify import BATCH_SIZES, Probed, probe
 
 
@@ -19,13 +19,36 @@ def probed_network(
     extra: Extra,
     *,
     arguments: Mapping[str, object] | None = None,
+    input_arg: str | None = None,
+    signature: Callable[..., object] | None = None,
     select: str | None = None,
     of: str = "logits",
     batch_hints: Sequence[int] = BATCH_SIZES,
+    alone: bool = False,
 ) -> tuple[TensorNetwork, Probed]:
-    """Wrap a frozen module and probe it on the first rows of the inputs."""
-    network = TensorNetwork.of_module(module, arguments=arguments or {}, select=select, of=of)
-    probed = probe(network, x, extra, batch_hints=batch_hints)
+    """Wrap a frozen module and probe it on the first rows of the inputs.
+
+    Args:
+        module: The module.
+        x: The first rows.
+        extra: Further arguments of those rows.
+        arguments: Further arguments of ``forward``, the same for every sample.
+        input_arg: The argument that is given the inputs; found by its signature if None.
+        signature: What has that signature; the module's ``forward`` if None.
+        select: See `TensorNetwork`.
+        of: See `TensorNetwork`.
+        batch_hints: See `probe`.
+        alone: See `probe`.
+    """
+    names = (*(arguments or {}), *extra)
+    network = TensorNetwork.of_module(
+        module,
+        arguments=arguments or {},
+        input_arg=input_parameter(signature or module, names, input_arg),
+        select=select,
+        of=of,
+    )
+    probed = probe(network, x, extra, batch_hints=batch_hints, names=names, alone=alone)
     return replace(network, fresh=probed.stateful, lone=probed.lone), probed
 
 

@@ -19,6 +19,7 @@ READ_BY_CONTENT = {
     "arch": "the architecture",
     "arch_sha256": "the code of the architecture",
     "weights_sha256": "the weights that the architecture comes with",
+    "constants_sha256": "the content of a --constant",
     "arguments_sha256": "the labels or arguments with a row a sample",
 }
 """Attributes, in words, that two processes of one run have alike; beside the rows of INPUTS."""
@@ -36,6 +37,7 @@ def provenance(config: RunConfig, prepared: Prepared, chosen: Chosen, command: s
         k: f"@{Path(v[1:]).resolve()}" if isinstance(v, str) and v.startswith("@") else v
         for k, v in resolved["arg"].items()
     }
+    resolved["constant"] = {name: str(Path(path).resolve()) for name, path in config.constant.items()}
     on_gpu = prepared.device.type == "cuda"
     return {
         "jacli_version": jacli.__version__,
@@ -49,6 +51,7 @@ def provenance(config: RunConfig, prepared: Prepared, chosen: Chosen, command: s
         "arch_sha256": loaded.arch_sha256,
         "weights_sha256": loaded.weights_sha256,
         "arguments_sha256": prepared.arguments_sha256,
+        "constants_sha256": prepared.constants_sha256,
         "shard": None if config.shard is None else str(config.shard),
         "inputs_path": source.path or config.inputs,
         "torch_version": torch.__version__,

@@ -19,7 +19,7 @@ from jacli.dtypes import as_dtype, convert
 from jacli.errors import JacliError, means_out_of_memory
 from jacli.models import load_anew
 from jacli.network import Linearized, TensorNetwork, frozen_twin
-from jacli.run.placing import move, restore_built_dtypes
+from jacli.run.placing import arguments_at, move, restore_built_dtypes
 from jacli.run.prepare import Prepared
 
 _REDUCED = (torch.bfloat16, torch.float16)
@@ -98,10 +98,7 @@ class References:
             move(module, prepared.dtype, prepared.device, prepared.converted)
             return replace(network, module=module)
         convert(module.to(prepared.device), dtype)
-        arguments = {
-            name: as_dtype(value, dtype) if isinstance(value, Tensor) else value
-            for name, value in network.arguments.items()
-        }
+        arguments = arguments_at(network.arguments, dtype, prepared.device)
         return replace(network, module=module, arguments=arguments)
 
     def _points(self, row: int) -> tuple[Tensor, dict[str, Tensor], int]:

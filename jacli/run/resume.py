@@ -3,43 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jacli.config import CHANGES_NO_NUMBER, RunConfig
+from jacli.config import RunConfig
 from jacli.errors import OutputError, ResultsError
 from jacli.methods import load_method
 from jacli.plan import Plan
-from jacli.printable import quote
 from jacli.run.blocks import Run
 from jacli.run.choose import Choice
 from jacli.run.engine import Chosen
 from jacli.run.memory import memory_errors
 from jacli.run.prepare import Prepared
-from jacli.run.provenance import READ_BY_CONTENT
 from jacli.run.recheck import recheck_samples
+from jacli.run.recorded import other_content, other_options, rows_not_finite
 from jacli.run.recorded_plan import recorded_plan
 from jacli.store import ResultWriter, open_results, part_path, remove_part
 from jacli.store.batches import first_damage
-
-_FREE = (*CHANGES_NO_NUMBER, "device")
-"""Options that may differ from the run's beginning; of the device its kind is compared."""
-
-_GOES_ON = (("method", "auto"),)
-"""Values that finish a run begun with another one: `auto` follows the plan of the unfinished file."""
-
-_HASHED = ("model", "arch", "inputs", "labels")
-"""Options that are compared by the content of what they name, which may have moved."""
-
-_READ_BYTES = 64 * 2**20
-"""Of finished outputs read at once."""
 
 
 class Unfinished:
@@ -79,7 +62,7 @@ class Unfinished:
         writer = ResultWriter.reopen(out, overwrite=config.overwrite)
         try:
             found = cls(writer)
-            found._refuse(found._other_options(config))
+            found._refuse(other_options(found._config, config))
         except BaseException:
             writer.close()
             raise
@@ -110,39 +93,14 @@ class Unfinished:
             "--no-resume, which removes it.",
         )
 
-    def _other_options(self, config: RunConfig) -> list[str]:
-        """Options that change the numbers and are not what they were."""
-        now = json.loads(json.dumps(config.to_dict()))
-        now["arg"], before = _without_paths(now["arg"]), dict(self._config)
-        before["arg"] = _without_paths(before.get("arg", {}))
-        before.setdefault("precision", RunConfig.precision)  # files from before there was a choice
-        compared = [name for name in now if name not in (*_FREE, *_HASHED)]
-        return [
-            f"--{name.replace('_', '-')} was {_shown(before.get(name))}, is {_shown(now[name])}"
-            for name in compared
-            if before.get(name) != now[name] and (name, now[name]) not in _GOES_ON
-        ]
-
     def check_model(self, prepared: Prepared) -> None:
         """Compare what the run reads, by content.
 
         Raises:
             OutputError: The model, its architecture, its arguments or the kind of device is another.
         """
-        loaded, recorded = prepared.loaded, self._recorded
-        now = {
-            "model_sha256": loaded.sha256,
-            "arch": loaded.arch,
-            "arch_sha256": loaded.arch_sha256,
-            "weights_sha256": loaded.weights_sha256,
-            "arguments_sha256": prepared.arguments_sha256,
-        }
-        if "weights_sha256" not in recorded:
-            del now["weights_sha256"]  # files from before it was recorded, and models from files
-        different = [READ_BY_CONTENT[name] for name in now if recorded.get(name) != now[name]]
-        samples = prepared.shapes.n_samples
-        if samples != self.writer.n_samples:
-            different.append(f"the number of samples was {self.writer.n_samples}, is {samples}")
+        recorded = self._recorded
+        different = other_content(recorded, prepared, self.writer.n_samples)
         kind = str(recorded.get("device", "")).partition(":")[0]
         if kind != prepared.device.type:
             different.append(f"--device was {kind}, is {prepared.device.type}")
@@ -222,33 +180,10 @@ class Unfinished:
 
     def not_finite(self, prepared: Prepared) -> list[int]:
         """Positions in INPUTS of the finished samples whose Jacobian or outputs are not finite."""
-        return [int(prepared.source.index[row]) for row in _rows_not_finite(self.writer, self.done)]
+        return [int(prepared.source.index[row]) for row in rows_not_finite(self.writer.datasets, self.done)]
 
 
 def _is_complete(part: Path) -> bool:
     with suppress(ResultsError), open_results(part) as results:
         return results.complete
     return False
-
-
-def _rows_not_finite(writer: ResultWriter, done: int) -> Iterator[int]:
-    outputs, norms = writer.datasets["outputs"], writer.datasets["frobenius_norm"]
-    step = max(1, _READ_BYTES // max(1, math.prod(outputs.shape[1:]) * outputs.dtype.itemsize))
-    for start in range(0, done, step):
-        stop = min(done, start + step)
-        finite = np.isfinite(norms[start:stop]) & np.isfinite(
-            outputs[start:stop].reshape(stop - start, -1)
-        ).all(1)
-        yield from (start + np.flatnonzero(~finite)).tolist()
-
-
-def _without_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of forward; those from files, which are compared by content, by name only."""
-    return {
-        name: "@" if isinstance(value, str) and value.startswith("@") else value
-        for name, value in arguments.items()
-    }
-
-
-def _shown(value: object) -> str:
-    return quote(value) if isinstance(value, str) else json.dumps(value)

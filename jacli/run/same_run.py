@@ -24,7 +24,7 @@ MAY_DIFFER = (*CHANGES_NO_NUMBER, "shard", "batch_size", "chunk_size")
 NOTED = ("method", "device")
 """Options that change numbers by rounding only, which is said where they differ."""
 
-_READ = ("model", "inputs", "labels", "arch", "arg")
+_READ = ("model", "inputs", "labels", "arch", "arg", "constant")
 """Options that name files: a task may have read its own copy, in another folder."""
 
 _SAME = {

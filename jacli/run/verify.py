@@ -20,6 +20,7 @@ from jacli.run.config_file import read_options
 from jacli.run.memory import memory_errors
 from jacli.run.prepare import Prepared, prepare
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
+from jacli.run.recorded import same_inputs
 from jacli.run.recorded_plan import recorded_plan
 from jacli.run.reference import References
 from jacli.store import Results, open_results
@@ -172,6 +173,7 @@ def verify(
         prepared = prepare(config)
         with prepared.source:
             _check_weights(prepared, results)
+            _check_constants(prepared, results)
             notes += _check_what_it_is(prepared, results, len(done))
             rows = [int(done[i]) for i in choose_rows(len(done), samples or len(done), seed)]
             _check_inputs(prepared, results, rows)
@@ -247,6 +249,15 @@ def _check_weights(prepared: Prepared, results: Results) -> None:
         )
 
 
+def _check_constants(prepared: Prepared, results: Results) -> None:
+    if results.attrs.get("constants_sha256") != prepared.constants_sha256:
+        raise InputsError(
+            f"A file given with --constant is not the one of {results.path}.",
+            why="Their values are not the recorded ones (sha256): the results are of another function.",
+            todo="Put back the files that it was made with.",
+        )
+
+
 def _gone(kind: type[JacliError], path: str, option: str, given: Mapping[str, Any]) -> JacliError:
     recorded = "Nothing is at the path given." if option in given else "It was there when the file was made."
     return kind(f"{path}: no such file.", why=recorded, todo=f"Say where it is now: --{option} PATH.")
@@ -288,17 +299,11 @@ def _check_inputs(prepared: Prepared, results: Results, rows: list[int]) -> None
 
     Of a merged file, by the sha256 of the rows of each shard.
     """
-    source, recorded = prepared.source, results.attrs.get("inputs_sha256")
-    parts = [(part.start, part.stop, part.inputs_sha256) for part in sources_of(results.path, results.attrs)]
-    if recorded is not None:
-        parts = [(0, len(source), str(recorded))]
-    if parts and all(digest is not None for _, _, digest in parts):
-        same = all(source.sha256(start, stop).hexdigest() == digest for start, stop, digest in parts)
-    elif "inputs" in results:
+    source = prepared.source
+    same = same_inputs(source, results.attrs, sources_of(results.path, results.attrs))
+    if same is None and "inputs" in results:
         same = all(np.array_equal(results["inputs"][row], source.read(row, row + 1)[0]) for row in rows)
-    else:
-        return
-    if not same:
+    if same is False:
         raise InputsError(
             f"{source.path or 'The inputs'} are not the inputs of {results.path}.",
             why="Their values are not the recorded ones (sha256): the results are of other samples.",

@@ -116,7 +116,7 @@ def write_merged(
         check()
         per_batch = [name for name, layout in layouts.items() if layout.dims == ("batches",)]
         copied = [name for name in layouts if name not in indexed and name not in per_batch]
-        batches = 0
+        batches = overflowed = 0
         for shard, source in zip(shards, sources, strict=True):
             try:
                 with h5py.File(shard.path, "r", rdcc_nbytes=_CACHE_BYTES) as opened:
@@ -126,6 +126,7 @@ def write_merged(
                     for name in per_batch:
                         entries = opened[name][:] + (source.start if name == "batch_start" else 0)
                         file[name][batches : batches + len(entries)] = entries
+                    overflowed += int(opened["done"].attrs.get("overflowed", 0))
                     batches += shard.layouts[per_batch[0]].shape[0] if per_batch else 0
             except (OSError, KeyError) as error:
                 check()
@@ -136,6 +137,8 @@ def write_merged(
                 ) from error
             check()
             progress(source.stop, sources[-1].stop)
+        if overflowed:
+            file["done"].attrs["overflowed"] = np.int64(overflowed)
         told = {**attributes, "sources": [asdict(source) for source in sources], "complete": True}
         for name, value in told.items():
             file.attrs[name] = json.dumps(value) if isinstance(value, list | dict) else value

@@ -86,6 +86,7 @@ class ResultLayout:
         factor_width: r of ``--save factors``: each Jacobian is left (n_out, r) times right (r, n_in).
             0 for no factors.
         save_inputs: Whether the inputs are copied into the file.
+        save_labels: Whether each sample has a label.
         save_dtype: Of the Jacobian, or its factors, in the file.
         input_dtype: Of the inputs as they were read.
         output_dtype: The run's arithmetic.
@@ -103,6 +104,7 @@ class ResultLayout:
     save_jacobian: bool = True
     factor_width: int = 0
     save_inputs: bool = True
+    save_labels: bool = False
     save_dtype: str = "float32"
     input_dtype: str = "float32"
     output_dtype: str = "float32"
@@ -164,6 +166,8 @@ class ResultLayout:
                 "number of the bottleneck per input",
             )
         add("sample_index", (), (), "int64", "position of the sample in the inputs", "1")
+        if self.save_labels:
+            add("labels", (), (), "int64", "class of each sample, as given with --labels", "1")
         if self.save_inputs:
             add("inputs", self.input_shape, input_dims, self.input_dtype, "inputs, as read")
         add("outputs", self.output_shape, output_dims, self.output_dtype, "all outputs of the model")

@@ -14,7 +14,7 @@ from jacli.errors import ResultsError
 from jacli.store.dimensions import is_bare_dimension
 from jacli.store.schema import CHECKSUMS
 
-_COUNTS = ("done", "sample_index", "near_kink")
+_COUNTS = ("done", "sample_index", "near_kink", "labels")
 _NORMS = ("frobenius_norm", "spectral_norm", "nuclear_norm", "verified_error")
 _SPECTRA = ("singular_values", "singular_value_error")
 _ARRAYS = ("class_norms", "outputs", "inputs", "jacobian", "factors/left", "factors/right")

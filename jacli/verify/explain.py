@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -15,13 +16,16 @@ _MAX_TRIED_NUMBERS = 2**24
 _DEVICE_WORDS = ("same device", "at least two devices", "is on cpu", "on cpu, but")
 
 
-def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception) -> JacliError:
+def explain_failure(
+    run: Callable[[Tensor], Tensor], x: Tensor, error: Exception, names: Collection[str] = ()
+) -> JacliError:
     """The error a user can act on, from the one torch raised.
 
     Args:
         run: The network on a batch of inputs.
         x: The rows that failed, ``(m, *input)``.
         error: What the model raised for a batch of one.
+        names: Of the further arguments of ``forward``; one that the model's words name is spoken of.
     """
     said = f"The model says: {telling_line(error)}"
     shape = tuple(x.shape[1:])
@@ -64,6 +68,14 @@ def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception
                 why=f"With {tuple(changed.shape[1:])} a sample it runs. {said}",
                 todo=todo,
             )
+    named = [name for name in names if _speaks_of(name.partition(".")[0], telling_line(error))]
+    if named:
+        return InputsError(
+            f"The model does not accept the argument {named[0]} as it is given.",
+            why=said,
+            todo=f"Check its value, shape and dtype: --arg {named[0]}=VALUE, --arg {named[0]}=@FILE (one row "
+            f"per sample), or --constant {named[0]}=FILE (one tensor for all).",
+        )
     if is_about_dtypes(words):
         dtype = str(x.dtype).removeprefix("torch.")
         return ModelError(
@@ -77,6 +89,12 @@ def explain_failure(run: Callable[[Tensor], Tensor], x: Tensor, error: Exception
         todo="Check shape, layout (batch, c, h, w) and preprocessing; a model saved for batches of N "
         "needs --batch-size N.",
     )
+
+
+def _speaks_of(name: str, said: str) -> bool:
+    """Whether a sentence names an argument: short names are words as well, and count in quotes only."""
+    pattern = re.escape(name) if len(name) > 3 else f"['\"`]{re.escape(name)}['\"`]"
+    return re.search(rf"(?<!\w){pattern}(?!\w)", said) is not None
 
 
 def is_about_dtypes(message: str) -> bool:

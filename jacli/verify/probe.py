@@ -6,8 +6,8 @@ A handful of forward passes and one reverse pass over one or two samples.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -47,15 +47,30 @@ class Probed:
         stateful: Whether the module keeps state between calls, so that every forward pass needs a
             fresh copy.
         lone: Whether the module drops the batch axis of a single sample.
+        alone: Whether samples influence one another in larger batches, so that each must be run alone;
+            ``fixed_batch`` is then 1.
     """
 
     output_shape: tuple[int, ...]
     fixed_batch: int | None
     stateful: bool
     lone: bool
+    alone: bool = False
 
 
-def probe(network: Network, x: Tensor, extra: Extra, *, batch_hints: Iterable[int] = BATCH_SIZES) -> Probed:
+class MixingError(ModelError):
+    """The samples of a batch influence one another."""
+
+
+def probe(
+    network: Network,
+    x: Tensor,
+    extra: Extra,
+    *,
+    batch_hints: Iterable[int] = BATCH_SIZES,
+    names: Collection[str] = (),
+    alone: bool = False,
+) -> Probed:
     """Learn shapes and state, and refuse what has no per-sample Jacobian.
 
     Args:
@@ -63,6 +78,9 @@ def probe(network: Network, x: Tensor, extra: Extra, *, batch_hints: Iterable[in
         x: The first few rows of the inputs, ``(m, *input)``, m >= 1.
         extra: Further arguments of those rows.
         batch_hints: Batch sizes to try where the model accepts neither one nor two samples.
+        names: Of the further arguments of ``forward``, for messages.
+        alone: Whether each sample will be run in a batch of its own (``--batch-size 1``): then it has a
+            Jacobian though it is another one in company.
 
     Raises:
         ModelError: Random outputs, samples that influence one another, no batch axis, outputs that
@@ -77,19 +95,28 @@ def probe(network: Network, x: Tensor, extra: Extra, *, batch_hints: Iterable[in
         )
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        batch, fixed, lone = _accepted_batch(network, x, extra, batch_hints)
-        points, rest = _rows(x, extra, batch)
-        stateful = _is_stateful(network, points, rest)
-        trial = network.renewing() if stateful else network
-        output = trial(points, rest)
-        if fixed is None and not lone:
-            lone = _loses_batch_axis(trial, points, rest, output)
-        if output.dim() == 0 or output.shape[0] != batch:
-            raise _no_batch_axis(f"For a batch of {batch} the output has shape {tuple(output.shape)}.")
-        _check_output(output, x)
-        if batch > 1:
-            _check_independence(trial, points, rest, output)
-        _check_derivative(trial, points, rest)
+        batch, fixed, lone = _accepted_batch(network, x, extra, batch_hints, names)
+        try:
+            return _probe_at(network, x, extra, batch, fixed, lone)
+        except MixingError:
+            if not alone or fixed is not None:
+                raise
+        return replace(_probe_at(network, x, extra, 1, 1, False), alone=True)
+
+
+def _probe_at(network: Network, x: Tensor, extra: Extra, batch: int, fixed: int | None, lone: bool) -> Probed:
+    points, rest = _rows(x, extra, batch)
+    stateful = _is_stateful(network, points, rest)
+    trial = network.renewing() if stateful else network
+    output = trial(points, rest)
+    if fixed is None and not lone:
+        lone = _loses_batch_axis(trial, points, rest, output)
+    if output.dim() == 0 or output.shape[0] != batch:
+        raise _no_batch_axis(f"For a batch of {batch} the output has shape {tuple(output.shape)}.")
+    _check_output(output, x)
+    if batch > 1:
+        _check_independence(trial, points, rest, output)
+    _check_derivative(trial, points, rest)
     return Probed(tuple(output.shape[1:]), fixed, stateful, lone)
 
 
@@ -113,7 +140,7 @@ def _attempt(network: Network, x: Tensor, extra: Extra, size: int) -> Exception 
 
 
 def _accepted_batch(
-    network: Network, x: Tensor, extra: Extra, hints: Iterable[int]
+    network: Network, x: Tensor, extra: Extra, hints: Iterable[int], names: Collection[str]
 ) -> tuple[int, int | None, bool]:
     """A batch size to probe with, the only one accepted (or None), and whether a lone sample fails."""
     two, one = (_attempt(network, x, extra, size) for size in (2, 1))
@@ -125,7 +152,7 @@ def _accepted_batch(
     if one is None:
         return 1, 1, False
     explained = explain_failure(
-        lambda points: network.copied()(points, _rows(points, extra, len(points))[1]), x, one
+        lambda points: network.copied()(points, _rows(points, extra, len(points))[1]), x, one, names
     )
     started = time.monotonic()
     for size in dict.fromkeys(hints):
@@ -257,7 +284,7 @@ def _gradient(output: Tensor, points: Tensor) -> Tensor | None:
         return torch.autograd.grad(output, points, allow_unused=True)[0]
 
 
-def mixing_error(module: nn.Module, how: str) -> ModelError:
+def mixing_error(module: nn.Module, how: str) -> MixingError:
     """The refusal of a model whose samples influence one another, naming suspicious layers."""
     layers = [
         f"{name} ({type(part).__name__})"
@@ -265,10 +292,11 @@ def mixing_error(module: nn.Module, how: str) -> ModelError:
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and (part.training or part.running_mean is None)
     ]
     suspects = f" Suspects: {', '.join(layers[:3])}, normalising by batch statistics." if layers else ""
-    return ModelError(
+    return MixingError(
         "The model mixes samples: an output depends on the others in its batch, or on its place there.",
-        why=f"{how[0].upper()}{how[1:]}, so a Jacobian per sample does not exist.{suspects}",
-        todo="Save the model in eval mode with running statistics, or wrap it so that samples stay apart.",
+        why=f"{how[0].upper()}{how[1:]}, so a Jacobian per sample does not exist in such a batch.{suspects}",
+        todo="Compute each sample alone with --batch-size 1, where that is what the model means; or save it "
+        "in eval mode with running statistics, or wrap it so that samples stay apart.",
     )
 
 

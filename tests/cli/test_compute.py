@@ -421,6 +421,31 @@ def test_stateful(compute, folder: Path, points: np.ndarray) -> None:
     assert "keeps state" in found.ran.err
 
 
+def test_a_finished_run_called_again(jacli, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """A requeued job and a Makefile see the code that the run ended with, and are told why."""
+    monkeypatch.chdir(folder)
+    command = ("compute", "model.pt", "x.npy", "-o", tmp_path / "out.h5", "--method", "loop")
+    first, again = jacli(*command), jacli(*command)
+    assert (first.code, again.code, again.out) == (0, 0, "")
+    assert "is already complete: same model, inputs and options" in again.err
+    assert "wrote" not in again.err and "rechecked 1 sample" in again.err
+    told = jacli(*command, "--json", "--quiet")
+    assert json.loads(told.out)["already_complete"] is True and told.err == ""
+    other = jacli(*command, "--classes", "0")
+    assert other.code == 4 and "--classes was all, is 0" in other.err
+    both = jacli("compute", "nothing.pt", *command[2:], "--classes", "0")
+    assert both.code == 3 and "nothing.pt" in both.err and "exists already" in both.err
+
+
+def test_a_finished_run_with_unsound_samples_called_again(jacli, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(Root()).save("root.pt")
+    np.save("x.npy", np.array([[1.0, 2.0], [0.0, 1.0], [3.0, 1.0]], np.float32))
+    first, again = (jacli("compute", "root.pt", "x.npy") for _ in range(2))
+    assert (first.code, again.code) == (6, 6)
+    assert "already complete" in again.err and "1 of 3 samples are not finite: 1" in again.err
+
+
 def test_not_finite_results(compute, tmp_path: Path, points: np.ndarray) -> None:
     x = points.copy()
     x[[1, 4], 0, 0, 0] = 0

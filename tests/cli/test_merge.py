@@ -96,6 +96,8 @@ def test_the_merged_file_repeats_the_whole_run(jacli, folder: Path) -> None:
 def test_an_existing_file(jacli, folder: Path) -> None:
     assert jacli("merge", folder / "out.h5").code == 0
     ran = jacli("merge", folder / "out.h5")
+    assert ran.code == 0 and "already complete: merged before from the same 3 shards" in ran.err
+    ran = jacli("merge", folder / "out.h5", "--copy")
     assert ran.code == 4 and "--overwrite" in ran.err
     assert jacli("merge", folder / "out.h5", "--overwrite").code == 0
 

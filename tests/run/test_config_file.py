@@ -18,8 +18,9 @@ import jacli
 from jacli.errors import OutputError, ResultsError, UsageError
 from jacli.plan import Measured
 from jacli.run import cutting, sizes
-from jacli.run.compute import Outcome, run_compute
+from jacli.run.compute import run_compute
 from jacli.run.config_file import resolve_options
+from jacli.run.outcome import Outcome
 from jacli.run.verify import verify
 from jacli.search import Candidate
 

@@ -1,0 +1,84 @@
+"""Further arguments of ``forward``: values, constant tensors, and what has one row per sample."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jacli.dtypes import as_dtype
+from jacli.errors import InputsError
+from jacli.inputs import InputSource, open_inputs
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The further arguments of a run, on the CPU; nested ones by dotted names.
+
+    Attributes:
+        constant: The same for every sample: values and tensors.
+        rowwise: Those with one row per chosen sample.
+        constants_sha256: Of the tensors among ``constant``, as they were read; None without any.
+    """
+
+    constant: Mapping[str, object]
+    rowwise: Mapping[str, Tensor]
+    constants_sha256: str | None
+
+
+def read_arguments(
+    asked: Mapping[str, object], constants: Mapping[str, str], source: InputSource, dtype: torch.dtype
+) -> Arguments:
+    """Read the files that ``--arg NAME=@FILE`` and ``--constant NAME=FILE`` name.
+
+    Raises:
+        InputsError: One cannot be read, or has too few rows.
+    """
+    constant: dict[str, object] = {}
+    rowwise: dict[str, Tensor] = {}
+    for name, value in asked.items():
+        if isinstance(value, str) and value.startswith("@"):
+            tensor = torch.from_numpy(read_along(value[1:], source, f"--arg {name}"))
+            rowwise[name] = as_dtype(tensor, dtype)
+        else:
+            constant[name] = value
+    read = {name: _read_whole(path, f"--constant {name}") for name, path in sorted(constants.items())}
+    hashed = hashlib.sha256()
+    for name, array in read.items():
+        hashed.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+        constant[name] = as_dtype(torch.from_numpy(array), dtype)
+    return Arguments(constant, rowwise, hashed.hexdigest() if read else None)
+
+
+def _open(path: str, what: str) -> InputSource:
+    try:
+        return open_inputs(path)
+    except InputsError as error:
+        raise InputsError(
+            f"{what}: {error.what}", why=error.why, todo=f"Check the file given with {what}."
+        ) from error
+
+
+def _read_whole(path: str, what: str) -> np.ndarray:
+    with _open(path, what) as opened:
+        return opened.read(0, len(opened))
+
+
+def read_along(path: str, source: InputSource, what: str) -> np.ndarray:
+    """Rows of another file at the chosen samples' positions.
+
+    Raises:
+        InputsError: It cannot be read, or has too few rows; it says ``what`` named the file.
+    """
+    with _open(path, what) as other:
+        if len(other) <= int(source.index.max()):
+            raise InputsError(
+                f"{what}: {path} has {len(other)} rows.",
+                why=f"One row a sample is needed, up to position {int(source.index.max())}.",
+                todo="Give the file that belongs to these inputs.",
+            )
+        return other.at(source.index).read(0, len(source))

@@ -1,0 +1,136 @@
+"""What a result file records of its run, compared with a run that is asked for now."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jacli.config import CHANGES_NO_NUMBER, RunConfig
+from jacli.inputs import InputSource
+from jacli.printable import quote
+from jacli.run.prepare import Prepared
+from jacli.run.provenance import READ_BY_CONTENT
+from jacli.store.attributes import Attributes
+from jacli.store.sources import Source
+
+_HASHED = ("model", "arch", "inputs", "labels")
+"""Options that are compared by the content of what they name, which may have moved."""
+
+_READ_BYTES = 64 * 2**20
+"""Of finished outputs read at once."""
+
+NOT_COMPARED = (*CHANGES_NO_NUMBER, "device", *_HASHED)
+"""Options that may differ between two processes of one run."""
+
+
+def defaults() -> dict[str, Any]:
+    """Every option's default as JSON: what a file says that is older than the option."""
+    found: dict[str, Any] = json.loads(json.dumps(RunConfig("-", "-").to_dict()))
+    return found
+
+
+def other_options(
+    recorded: Mapping[str, Any], config: RunConfig, *, may_differ: Collection[str] = NOT_COMPARED
+) -> list[str]:
+    """Options that are not what they were, each with both values.
+
+    ``--method auto`` follows whatever method the file was begun or made with.
+    """
+    now = json.loads(json.dumps(config.to_dict()))
+    before = {**defaults(), **recorded}
+    for options in (now, before):
+        options["arg"] = _without_paths(options["arg"])
+        options["constant"] = sorted(options["constant"])  # compared by their content
+    return [
+        f"--{name.replace('_', '-')} was {_shown(before.get(name))}, is {_shown(now[name])}"
+        for name in now
+        if name not in may_differ
+        and before.get(name) != now[name]
+        and (name, now[name]) != ("method", "auto")
+    ]
+
+
+def other_content(recorded: Attributes, prepared: Prepared, n_samples: int) -> list[str]:
+    """What the run reads and is not what was read, by its content; the rows of INPUTS aside.
+
+    Args:
+        recorded: Of the file.
+        prepared: The run.
+        n_samples: In the file.
+    """
+    loaded = prepared.loaded
+    now = {
+        "model_sha256": loaded.sha256,
+        "arch": loaded.arch,
+        "arch_sha256": loaded.arch_sha256,
+        "weights_sha256": loaded.weights_sha256,
+        "arguments_sha256": prepared.arguments_sha256,
+        "constants_sha256": prepared.constants_sha256,
+    }
+    if "weights_sha256" not in recorded:
+        del now["weights_sha256"]  # files from before it was recorded, and models from files
+    different = [READ_BY_CONTENT[name] for name in now if recorded.get(name) != now[name]]
+    samples = prepared.shapes.n_samples
+    if samples != n_samples:
+        different.append(f"the number of samples was {n_samples}, is {samples}")
+    return different
+
+
+def same_inputs(source: InputSource, recorded: Attributes, sources: Collection[Source]) -> bool | None:
+    """Whether these are the rows that a finished file was made of; None where it does not say.
+
+    By the SHA-256 of all rows as read; of a merged file, by that of the rows of each shard.
+    """
+    whole = recorded.text("inputs_sha256")
+    parts = [(part.start, part.stop, part.inputs_sha256) for part in sources]
+    if whole is not None:
+        parts = [(0, len(source), whole)]
+    if not parts or any(digest is None for _, _, digest in parts):
+        return None
+    return all(source.sha256(start, stop).hexdigest() == digest for start, stop, digest in parts)
+
+
+def rows_not_finite(datasets: Mapping[str, Any], done: int) -> Iterator[int]:
+    """Rows among the first ``done`` whose Jacobian or outputs are not finite."""
+    outputs, norms = datasets["outputs"], datasets["frobenius_norm"]
+    step = max(1, _READ_BYTES // max(1, math.prod(outputs.shape[1:]) * outputs.dtype.itemsize))
+    for start in range(0, done, step):
+        stop = min(done, start + step)
+        finite = np.isfinite(norms[start:stop]) & np.isfinite(
+            outputs[start:stop].reshape(stop - start, -1)
+        ).all(1)
+        yield from (start + np.flatnonzero(~finite)).tolist()
+
+
+def accuracy_notes(datasets: Mapping[str, Any]) -> list[str]:
+    """How many samples have their largest output at their label; nothing without labels or a class axis."""
+    outputs = datasets["outputs"]
+    if "labels" not in datasets or len(outputs.shape) != 2:
+        return []
+    labels = datasets["labels"]
+    n_samples, n_out = outputs.shape
+    step = max(1, _READ_BYTES // (n_out * outputs.dtype.itemsize))
+    right = sum(
+        int((outputs[start : start + step].argmax(1) == labels[start : start + step]).sum())
+        for start in range(0, n_samples, step)
+    )
+    share = f"{100 * right / n_samples:.1f} %"
+    return [f"the largest output is the label for {right} of {n_samples} samples (accuracy {share})"]
+
+
+def _without_paths(arguments: Any) -> Any:
+    """Arguments of forward; those from files, which are compared by content, by name only."""
+    if not isinstance(arguments, Mapping):
+        return arguments
+    return {
+        name: "@" if isinstance(value, str) and value.startswith("@") else value
+        for name, value in arguments.items()
+    }
+
+
+def _shown(value: object) -> str:
+    return quote(value) if isinstance(value, str) else json.dumps(value)
