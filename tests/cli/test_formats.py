@@ -18,7 +18,16 @@ from tests.reference import reference_jacobian
 
 ARCH = """
 from tests.cases import CASES
-globals().update({name: case.make for name, case in CASES.items()})
+
+
+def builder(case):
+    def make():
+        return case.make()
+
+    return make
+
+
+globals().update({name: builder(case) for name, case in CASES.items()})
 """
 
 NO_EXPORT = "torch.export fixes its Python attribute or what `squeeze()` drops"

@@ -43,7 +43,7 @@ def test_every_dataset_has_the_bytes_of_the_single_run(jacli, folder: Path, how:
             shard.unlink()
     with h5py.File(folder / "out.h5") as merged, h5py.File(folder / "single.h5") as single:
         assert set(merged) == set(single)
-        for name in single:
+        for name in set(single) - {"batch_start", "checksums"}:  # a shard's batches are its own
             assert merged[name].dtype == single[name].dtype
             assert merged[name][...].tobytes() == single[name][...].tobytes(), name
         assert set(single.attrs) - {"inputs_sha256"} <= set(merged.attrs)

@@ -227,8 +227,11 @@ def test_compute_and_open(tmp_path: Path) -> None:
         assert results.singular_values.shape == (5, 2)
         assert results.attrs["method"] in ("loop", "replicate", "vmap", "forward")
         assert results.attrs["command"] == "jacli.compute(...)"
+    again = {"arch": f"{tmp_path / 'arch.py'}:make", "out": tmp_path / "out.h5"}
+    same = jacli.compute(tmp_path / "state.pt", tmp_path / "x.npy", classes="top:2", **again)
+    assert same.samples == 5 and same.continued == 5
     with pytest.raises(JacliError, match="exists"):
-        jacli.compute(tmp_path / "state.pt", tmp_path / "x.npy", out=tmp_path / "out.h5")
+        jacli.compute(tmp_path / "state.pt", tmp_path / "x.npy", classes="top:3", **again)
 
 
 def test_compute_names_every_wrong_option() -> None:
