@@ -141,7 +141,11 @@ def is_named(option: str) -> bool:
 def test_the_dataset_table_is_the_schema():
     layouts = [
         ResultLayout(n_samples=2, input_shape=(1, 2, 2), output_shape=(3,), n_singular_values=3, **more)
-        for more in ({"nuclear_norm": True}, {"selected": 2, "per_sample_classes": True}, {"factor_width": 2})
+        for more in (
+            {"nuclear_norm": True, "save_labels": True},
+            {"selected": 2, "per_sample_classes": True},
+            {"factor_width": 2},
+        )
     ]
     schema = {name for layout in layouts for name in layout.datasets()}
     checksums = {name for name in schema if name.startswith("checksums/")}
