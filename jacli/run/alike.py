@@ -40,7 +40,8 @@ def _alike(a: object, b: object, met: dict[int, tuple[object, object]]) -> bool:
     if a is b or met.get(id(a), (a, None))[1] is b:
         return True
     met[id(a)] = a, b  # an object may hold itself
-    if type(a) is not type(b):
+    # The copy of a TorchScript module has plain tensors as its parameters.
+    if type(a) is not type(b) and {type(a), type(b)} != {Tensor, nn.Parameter}:
         return False
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and _equal(a, b)

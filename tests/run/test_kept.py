@@ -308,15 +308,16 @@ class Scripted(nn.Module):
         return torch.tanh(self.linear(x)) * self.scale
 
 
-def test_torchscript_is_kept_too(x: Tensor, done: Counter[str]) -> None:
+@pytest.mark.parametrize("method", ["auto", "vmap", "adjoint"])
+def test_torchscript_is_kept_too(x: Tensor, done: Counter[str], method: str) -> None:
     module = torch.jit.script(Scripted().double().eval())
-    check(module, x)
+    check(module, x, method=method)
     done.clear()
-    check(module, x)
+    check(module, x, method=method)
     assert not done
     with torch.no_grad():
         module.linear.weight.mul_(2)
-    check(module, x)
+    check(module, x, method=method)
 
 
 @pytest.mark.parametrize("method", ["auto", "adjoint", "tangent"])
