@@ -21,6 +21,7 @@ from tests.store.layouts import IMAGES, random_block
 from tests.store.power import after_a_power_cut, record
 
 
+@pytest.mark.timeout(600)  # a process for each of its moments
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_killed_at_any_moment_nothing_is_lost_that_was_committed(tmp_path: Path, name: str) -> None:
     """Any call of the system may be the last one: what is on disk then can always be continued."""
