@@ -36,9 +36,9 @@ def exact_arithmetic() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.set_float32_matmul_precision(matmul)  # sets some of the others, so it comes first
         for holder, name, before in precisions:
             setattr(holder, name, before)
-        torch.set_float32_matmul_precision(matmul)
 
 
 def _precision_switches(*, of_cpu: bool = True) -> list[tuple[Any, str, Any]]:
