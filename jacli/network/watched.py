@@ -25,11 +25,13 @@ class Watched:
     Attributes:
         reads_values: A tensor became a Python number, on which control flow may depend (``if x.sum() > 0``).
         half: ``float16`` or ``bfloat16`` where an operation gave such a tensor (autocast, half layers),
-            else None.
+            else None; the last one met of the two.
+        halves: All of these that were met.
     """
 
     reads_values: bool
     half: str | None
+    halves: frozenset[str]
 
 
 def watch(run: Callable[[], object]) -> Watched:
@@ -43,7 +45,7 @@ def watch(run: Callable[[], object]) -> Watched:
     operations = _Operations()
     with operations, _Leaving(operations):
         run()
-    return Watched(operations.reads, operations.half)
+    return Watched(operations.reads, operations.half, frozenset(operations.halves))
 
 
 class _Operations(TorchDispatchMode):
@@ -51,6 +53,7 @@ class _Operations(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.reads = False
         self.half: str | None = None
+        self.halves: set[str] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -60,6 +63,7 @@ class _Operations(TorchDispatchMode):
         for value in tree_leaves(result):
             if isinstance(value, Tensor) and value.dtype in _HALVES:
                 self.half = str(value.dtype).removeprefix("torch.")
+                self.halves.add(self.half)
         return result
 
 

@@ -19,10 +19,7 @@ from jacli.run.repeated import AsRun, as_run
 from jacli.run.stored import Dataset, stored_sample
 from jacli.store.batches import batch_holding
 from jacli.verify import Rechecked, recheck, recheck_tolerance
-from jacli.verify.recheck import PASSES
-
-_AS_COARSE_AS = {torch.float16: "tf32", torch.bfloat16: "bf16"}
-"""The precision whose fraction has as many bits."""
+from jacli.verify.recheck import HALF_INSIDE
 
 
 def choose_rows(n_samples: int, n: int, seed: int) -> list[int]:
@@ -30,7 +27,7 @@ def choose_rows(n_samples: int, n: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(n_samples), min(n, n_samples)))
 
 
-def tolerance_of(config: RunConfig, reduced: torch.dtype | None = None) -> float:
+def tolerance_of(config: RunConfig, reduced: str | None = None) -> float:
     """As asked for, else by the run's dtype and precision, and the file's dtype.
 
     Args:
@@ -41,7 +38,7 @@ def tolerance_of(config: RunConfig, reduced: torch.dtype | None = None) -> float
     if config.tolerance is not None:
         return config.tolerance
     stored = config.dtype if config.save == "none" else config.save_dtype or config.dtype
-    inside = 0.0 if reduced is None else PASSES[_AS_COARSE_AS[reduced]]
+    inside = 0.0 if reduced is None else HALF_INSIDE[reduced]
     return recheck_tolerance(config.dtype, stored, config.precision) + inside
 
 

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from jacli.dtypes import as_dtype, convert
 from jacli.errors import JacliError, means_out_of_memory
 from jacli.models import load_anew
-from jacli.network import Linearized, TensorNetwork, frozen_twin
+from jacli.network import Linearized, TensorNetwork, frozen_twin, watch
 from jacli.run.placing import arguments_at, move, restore_built_dtypes
 from jacli.run.prepare import Prepared
 
-_REDUCED = (torch.bfloat16, torch.float16)
+_REDUCED = ("bfloat16", "float16")
 """The coarser one first."""
 
 
@@ -38,7 +35,7 @@ class References:
     """
 
     def __init__(self, prepared: Prepared) -> None:
-        self.reduced: torch.dtype | None = None
+        self.reduced: str | None = None
         self.notes: list[str] = []
         self._prepared = prepared
         self._network: TensorNetwork | None = None
@@ -63,10 +60,9 @@ class References:
     def _choose(self, x: Tensor, extra: Mapping[str, Tensor], selected: Tensor | None) -> None:
         self.reduced = _reduced_inside(self._prepared.network, x, extra)
         if self.reduced is not None:
-            name = str(self.reduced).removeprefix("torch.")
             self.notes.append(
-                f"the model computes in {name} inside, and in float64 would be another function: "
-                f"rechecked in its own dtypes, to the accuracy of {name}"
+                f"the model computes in {self.reduced} inside, and in float64 would be another function: "
+                f"rechecked in its own dtypes, to the accuracy of {self.reduced}"
             )
         else:
             # A model's own code may raise anything when its numbers are converted.
@@ -137,30 +133,16 @@ def _converted(
     return x.to(dtype), {name: as_dtype(rows, dtype) for name, rows in extra.items()}
 
 
-def _reduced_inside(network: TensorNetwork, x: Tensor, extra: Mapping[str, Tensor]) -> torch.dtype | None:
+def _reduced_inside(network: TensorNetwork, x: Tensor, extra: Mapping[str, Tensor]) -> str | None:
     """The coarsest dtype below float32 in which some operation of the forward pass gives its result.
 
-    None too where the model does not run under a dispatch mode: it is then tried in float64 as any other.
+    None too where the model does not run while it is watched: it is then tried in float64 as any other.
     """
-    met = _Dtypes()
     try:
-        with torch.no_grad(), met:
-            network(x, extra)
+        with torch.no_grad():
+            halves = watch(lambda: network(x, extra)).halves
     except Exception as error:  # a model's own code may raise anything
         if means_out_of_memory(error):
             raise
         return None
-    return next((dtype for dtype in _REDUCED if dtype in met.dtypes), None)
-
-
-class _Dtypes(TorchDispatchMode):
-    """Collects the dtypes of all results; scripted operations and autocast are seen too."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.dtypes: set[torch.dtype] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        self.dtypes |= {leaf.dtype for leaf in tree_leaves(found) if isinstance(leaf, Tensor)}
-        return found
+    return next((name for name in _REDUCED if name in halves), None)

@@ -27,6 +27,9 @@ PASSES = {"ieee": 0.0, "tf32": 1e-2, "bf16": 5e-2}
 the Frobenius norm in most of torchvision's networks, 2.4 % in ResNet-152; to TF32, of three bits more, an
 eighth of that.  A wrong rule leaves 10 % and more."""
 
+HALF_INSIDE = {"float16": PASSES["tf32"], "bfloat16": PASSES["bf16"]}
+"""What half precision inside a model adds: its fraction has as many bits as that of those passes."""
+
 _STORAGE = {"float16": 1e-3, "float32": 1e-6}
 """Rounding (2^-11 and 2^-24, relative), with room for what is small."""
 

@@ -13,15 +13,12 @@ from torch import Tensor
 
 from jacli.agreement import finite, gaps, norms, ratios, relative_errors
 from jacli.linear_map import Linearization, LinearMap, Matrices
-from jacli.verify.recheck import PASSES, ReversePasses
+from jacli.verify.recheck import HALF_INSIDE, PASSES, ReversePasses
 
 N_ROWS = 4
 
 MOST_ROWS = 4096
 """Up to so many rows each is compared by itself where a combination of all differs."""
-
-_AS_COARSE_AS = {"float16": "tf32", "bfloat16": "bf16"}
-"""The precision whose fraction has as many bits."""
 
 _N_SIZES = 4
 """Further Gaussian cotangents that the method's matrices are multiplied by: they tell the matrices' size."""
@@ -33,7 +30,7 @@ def row_tolerance(dtype: torch.dtype, precision: str = "ieee", half: str | None 
     Passes in a reduced precision are allowed what they leave (`PASSES`) besides; so are models that compute
     in ``half`` precision inside, whose plain passes round in it.
     """
-    inside = PASSES[_AS_COARSE_AS[half]] if half else 0.0
+    inside = HALF_INSIDE[half] if half else 0.0
     return (1e-8 if dtype == torch.float64 else 1e-3) + PASSES[precision] + inside
 
 
