@@ -64,7 +64,7 @@ bench-scale: $(VENV)/.jacli ## A thousand shards: seconds and memory of merge, s
 bench-store: $(VENV)/.jacli ## Writing and reading results beside np.save and raw writes
 	$(PY) -m benchmarks.store --markdown benchmarks/RESULTS.md
 
-bench-startup: $(VENV)/.jacli ## Time `jacli --help`
+bench-startup: $(VENV)/.jacli ## Time `jacli --help`, and a small run beside a plain script
 	$(PY) benchmarks/startup.py
 
 clean: ## Remove what was built, .venv too

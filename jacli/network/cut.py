@@ -13,8 +13,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import networkx
-from networkx.algorithms.flow import preflow_push
 from torch import Tensor, fx
 
 from jacli.network.trace import NO_DERIVATIVE, TracedNetwork, operator_name, value_of
@@ -137,6 +135,9 @@ class _FlowGraph:
             apart: Only where there is work between it and either end.
             above_work: Only where there is work between ``after`` and it.
         """
+        import networkx  # here, since most small runs search no cut and the import takes a tenth of a second
+        from networkx.algorithms.flow import preflow_push
+
         network = networkx.DiGraph()
         source, sink = "source", "sink"
         forbidden = self._near(after, up=True) if apart or above_work else set()

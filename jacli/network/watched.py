@@ -49,6 +49,11 @@ def watch(run: Callable[[], object]) -> Watched:
 
 
 class _Operations(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch wraps the method below for its compiler, whose import takes over half a second."""
+        return False  # frames under a dispatch mode are not compiled anyway
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.reads = False
