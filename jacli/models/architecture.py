@@ -27,7 +27,7 @@ from jacli.models.fingerprint import require_values, weights_sha256
 from jacli.models.kept_settings import settings_kept, without_inference_tensors
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
 from jacli.models.names import split_name
-from jacli.models.torchvision_import import import_torchvision
+from jacli.torchvision_import import import_torchvision
 
 _REGISTRIES = ("torchvision", "timm")
 _DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")
@@ -181,7 +181,6 @@ def _torchvision(name: str) -> Architecture:
 def _timm(name: str) -> Architecture:
     label = f"timm:{name}"
     try:
-        import_torchvision()  # timm imports it, and would fail as it does
         timm = importlib.import_module("timm")
     except (ImportError, RuntimeError) as error:
         todo = "Install it: pip install 'jacli[timm]'."

@@ -1,4 +1,4 @@
-"""Models that overwrite, in their forward pass, what the reverse pass needs: state kept in place, checkpoints."""
+"""Models that overwrite, in their forward pass, what the reverse pass needs: state in place, checkpoints."""
 
 from __future__ import annotations
 
