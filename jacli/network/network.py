@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from jacli.errors import ModelError, noting_user_code, telling_line
+from jacli.hooks import drop_backward_hooks
 from jacli.linear_map import Extra
 from jacli.network.parameters import nested, parameters_of
 from jacli.network.settings import forward_pass, without_checkpoints
@@ -120,7 +121,7 @@ class TensorNetwork:
 
 
 def frozen_twin(module: nn.Module) -> nn.Module:
-    """A copy in eval mode whose parameters require no gradient.
+    """A copy in eval mode whose parameters require no gradient, without hooks on gradients.
 
     The module given stays as it is, whatever the copy does to itself: its training flags,
     ``requires_grad``, parameters and buffers.
@@ -131,6 +132,7 @@ def frozen_twin(module: nn.Module) -> nn.Module:
     twin = _copy(module)
     for parameter in twin.parameters():  # ScriptModules refuse requires_grad_()
         parameter.requires_grad_(False)
+    drop_backward_hooks(twin)
     with suppress(NotImplementedError):  # modules of torch.export, whose mode is settled
         twin.eval()
     return twin
