@@ -50,21 +50,21 @@ def builder_named(module: ModuleType, place: str, callable_name: str) -> Callabl
     for attribute in callable_name.split("."):
         found = getattr(found, attribute, None)
     own = builder_names(module)
-    todo = f"Name one of its own: --arch {place}:{_closest(callable_name, own) or 'NAME'}"
     if isinstance(found, torch.nn.Module):
         raise _is_built(found, place, callable_name, own)
     if not callable(found):
         raise ModelError(
             f"{place} has no callable {callable_name!r}.",
             why=f"Its callables are: {', '.join(own) or 'none'}.",
-            todo=todo,
+            todo=f"Name one of its own: --arch {place}:{_closest(callable_name, own) or 'NAME'}",
         )
     if not _builds_networks(found, module):
         home = getattr(found, "__module__", type(found).__module__)
         raise ModelError(
             f"{place}:{callable_name} is not called.",
             why=f"It comes from {home}: no torch.nn.Module class, and no function defined in {place}.",
-            todo=f"{todo}, or write a function there that calls it.",
+            todo=f"Name one of its own: --arch {place}:{own[0] if own else 'NAME'}, "
+            "or write a function there that calls it.",
         )
     builder: Callable[..., Any] = found
     return builder

@@ -20,10 +20,12 @@ from jacli.errors import (
     means_out_of_memory,
     telling_line,
     translating,
+    user_code_behind,
 )
 from jacli.linear_map import Extra, Network
 from jacli.tape import Tape
 from jacli.verify.explain import explain_failure
+from jacli.verify.other_values import with_others_changed
 
 CROSS_SAMPLE_LIMIT = 1e-6
 """Largest gradient at other samples, relative to the sample's own; rounding leaves exactly zero."""
@@ -156,6 +158,9 @@ def _accepted_batch(
         three = _attempt(network, x, extra, 3)
         return (2, None, True) if three is None else (2, 2, False)
     if one is None:
+        rest = {name: rows[:1] if isinstance(rows, Tensor) else rows for name, rows in extra.items()}
+        if _attempt(network, x[:1], rest, 2) is None:  # of the first sample it takes two
+            raise user_code_behind(two) or two
         return 1, 1, False
     explained = explain_failure(
         lambda points: network.copied()(points, _rows(points, extra, len(points))[1]), x, one, names
@@ -273,11 +278,8 @@ def _check_output(output: Tensor, x: Tensor) -> None:
 def _check_independence(network: Network, x: Tensor, extra: Extra, output: Tensor) -> None:
     """Change every sample but one: that one's output must stay, and its gradient must be its own."""
     for kept in (0, len(x) - 1):
-        spread = x.float().std().nan_to_num(1.0).clamp(min=0.1).to(x.dtype)
-        changed = x.reshape(len(x), -1).roll(1, dims=1).reshape(x.shape)
-        changed = changed + spread * torch.randn_like(changed)
-        changed[kept] = x[kept]
-        if moved(output[kept], network(changed, extra)[kept]):
+        _, changed = with_others_changed(network, x, extra, kept)
+        if moved(output[kept], changed[kept]):
             raise mixing_error(
                 network.module, f"the output of sample {kept} moves when only the others change"
             )
