@@ -2,13 +2,16 @@
 
 Jacobians of a network's outputs with respect to its inputs, for every sample: from files
 (`compute`), or of a model in memory (`jacobian`, `singular_values`).  Nothing heavy is imported
-before it is used.
+before it is used.  From here on, importing a torchvision that does not fit its torch works too
+(`jacli.torchvision_import`).
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from jacli.torchvision_import import repair_imports
 
 if TYPE_CHECKING:
     from jacli.run.api import jacobian as jacobian
@@ -26,6 +29,8 @@ _PUBLIC = {
 }
 
 __all__ = ["__version__", "compute", "jacobian", "open", "singular_values"]
+
+repair_imports()
 
 
 def __getattr__(name: str) -> Any:

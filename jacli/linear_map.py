@@ -216,6 +216,10 @@ class Network(Protocol):
         """The same network that runs every forward pass on a fresh copy of the module."""
         ...
 
+    def saving_copies(self) -> Network:
+        """The same network that saves copies of tensors for its reverse passes, whatever overwrites them."""
+        ...
+
 
 class Linearization(LinearMap, Protocol):
     """A network at a batch of points: its Jacobians as linear maps, by every primitive autograd has."""

@@ -20,7 +20,7 @@ from importlib import import_module
 
 from torch import Tensor
 
-from jacli.errors import MethodError, telling_line, translating
+from jacli.errors import MethodError, telling_line, translating, user_code_behind
 from jacli.linear_map import Block, CutLinearization, FactoredMap, Linearization
 from jacli.methods.assemble import assemble
 from jacli.plan import FactoredPlan
@@ -63,6 +63,8 @@ def checked_blocks(method: Method, linearization: Linearization, *, chunk_size: 
 
     def refusal(error: Exception) -> MethodError:
         plain = method.name == "loop"
+        if plain and (of_model := user_code_behind(error)) is not None:
+            return MethodError(of_model.what, why=of_model.why, todo=of_model.todo)
         return MethodError(
             f"The method {method.name} cannot serve this model.",
             why=f"torch says: {telling_line(error)}",

@@ -180,7 +180,12 @@ def _entry(table: Mapping[Content, str], path: Path) -> Callable[..., Any]:
         module, function = table[content].split(":")
         entry: Callable[..., Any] = getattr(importlib.import_module(module), function)
         return entry
-    if content in WHAT_TO_DO:
+    if content is Content.TEXT and (names := _callables_in(path)):
+        why = (
+            f"It is Python code, which is not run without a name. At its top it defines: {', '.join(names)}."
+        )
+        todo = f"For an untrained network give {path}:{names[0]}; with weights, WEIGHTS --arch {path}."
+    elif content in WHAT_TO_DO:
         why, todo = WHAT_TO_DO[content]
     elif content in _TOO_OLD:
         why, todo = (
@@ -190,6 +195,13 @@ def _entry(table: Mapping[Content, str], path: Path) -> Callable[..., Any]:
     else:
         why, todo = f"It is: {content}.", "Give a file of one of the formats in `jacli compute --help`."
     raise ModelError(f"{path} is not a model that can be loaded.", why=why, todo=todo)
+
+
+def _callables_in(path: Path) -> list[str]:
+    if path.suffix != ".py":
+        return []
+    names: list[str] = importlib.import_module("jacli.models.own_builders").names_in_source(path)
+    return names
 
 
 def _no_such_file(source: str) -> ModelError:

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import _lru_cache_wrapper, partial
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +26,13 @@ from jacli.models.fingerprint import require_values, weights_sha256
 from jacli.models.kept_settings import settings_kept, without_inference_tensors
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
 from jacli.models.names import split_name
-from jacli.models.torchvision_import import import_torchvision
+from jacli.models.own_builders import (
+    builder_named,
+    builder_names,
+    surely_builds_a_network,
+    which_one,
+)
+from jacli.torchvision_import import import_torchvision
 
 _REGISTRIES = ("torchvision", "timm")
 _DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")
@@ -44,6 +49,7 @@ class Architecture:
     Attributes:
         label: As it is recorded: ``torchvision:resnet18``, ``arch.py:make_model``.
         builder: Called with keyword arguments only.
+        name: As it can be asked for again, with its path: ``folder/arch.py:make_model``.
         takes_num_classes: Whether it has an argument ``num_classes``.
         folder: Importable while the builder runs; None where it needs none.
         sha256: Of the source file, where it is the user's own.
@@ -58,6 +64,7 @@ class Architecture:
     sha256: str | None = None
     notes: tuple[str, ...] = ()
     default_dtype: torch.dtype | None = None
+    name: str = ""
 
 
 def load_untrained(name: str, request: ModelRequest) -> LoadedModel:
@@ -95,7 +102,28 @@ def resolve_architecture(name: str) -> Architecture:
         return _torchvision(callable_name)
     if place == "timm":
         return _timm(callable_name)
-    return _users_own(name, place, callable_name)
+    own, *others = _users_own(name, place, callable_name)
+    if others:
+        raise which_one(place, [one.name.rpartition(":")[2] for one in (own, *others)])
+    return own
+
+
+def candidate_architectures(name: str) -> list[Architecture]:
+    """What a name may stand for: one builder, or those of a file that is named without one.
+
+    Of several, those that build a network for sure: others (``main``, ``train``) are not tried.
+
+    Raises:
+        ModelError: As `resolve_architecture`; or there are several, and none that builds a network for sure.
+    """
+    place, callable_name = split_name(name)
+    if callable_name:
+        return [resolve_architecture(name)]
+    every = _users_own(name, place, callable_name)
+    sure = [one for one in every if surely_builds_a_network(one.builder)]
+    if len(every) > 1 and not sure:
+        raise which_one(place, [one.name.rpartition(":")[2] for one in every])
+    return sure or every
 
 
 def build(architecture: Architecture, arch_args: Mapping[str, object], *, seed: int = 0) -> torch.nn.Module:
@@ -181,7 +209,6 @@ def _torchvision(name: str) -> Architecture:
 def _timm(name: str) -> Architecture:
     label = f"timm:{name}"
     try:
-        import_torchvision()  # timm imports it, and would fail as it does
         timm = importlib.import_module("timm")
     except (ImportError, RuntimeError) as error:
         todo = "Install it: pip install 'jacli[timm]'."
@@ -206,83 +233,37 @@ def _refuse_downloads(label: str, arch_args: Iterable[str]) -> None:
         )
 
 
-def _users_own(name: str, place: str, callable_name: str) -> Architecture:
+def _users_own(name: str, place: str, callable_name: str) -> list[Architecture]:
+    """The builder of a file or module that is named, or all of its own where none is."""
     path = Path(place)
     source: Path | None
     if path.suffix == ".py" or os.path.isfile(path):
         module, folder, source = import_file(path), path.resolve().parent, path.resolve()
-        label = f"{path.name}:{callable_name}"
+        shown = path.name
     else:
         module, folder = _import_module(name, place), Path.cwd()
         source = Path(module.__file__) if module.__file__ else None
-        label = name
-    builder = _own_builder(module, place, callable_name)
-    parameters: Iterable[str] = ()
-    with suppress(TypeError, ValueError):  # builtins without a signature
-        parameters = inspect.signature(builder).parameters
-    return Architecture(
-        label,
-        builder,
-        "num_classes" in parameters,
-        folder,
-        sha256_of(source) if source else None,
-        default_dtype=_default_dtypes.get(module.__name__),
-    )
-
-
-def _own_builder(module: ModuleType, place: str, callable_name: str) -> Callable[..., Any]:
-    """What the name stands for, once that is a network's class or a function of the module itself.
-
-    ``arch.py:os.system`` is neither: nothing that a module merely imported is called.
-
-    Raises:
-        ModelError: There is no such callable, or it is something else.
-    """
-    found: Any = module
-    for attribute in callable_name.split("."):
-        found = getattr(found, attribute, None)
-    own = [
-        name
-        for name, value in vars(module).items()
-        if not name.startswith("_")
-        and getattr(value, "__module__", None) == module.__name__
-        and _builds_networks(value, module)
-    ]
-    todo = f"Name one of its own: --arch {place}:{own[0] if own else 'NAME'}"
-    if not callable(found):
-        raise ModelError(
-            f"{place} has no callable {callable_name!r}.",
-            why=f"Its callables are: {', '.join(own) or 'none'}.",
-            todo=todo,
+        shown = place
+    names = [callable_name] if callable_name else builder_names(module)
+    if not names:
+        raise which_one(place, names)
+    found = []
+    for own in names:
+        builder = builder_named(module, place, own)
+        parameters: Iterable[str] = ()
+        with suppress(TypeError, ValueError):  # builtins without a signature
+            parameters = inspect.signature(builder).parameters
+        architecture = Architecture(
+            f"{shown}:{own}",
+            builder,
+            "num_classes" in parameters,
+            folder,
+            sha256_of(source) if source else None,
+            default_dtype=_default_dtypes.get(module.__name__),
+            name=f"{place}:{own}",
         )
-    if not _builds_networks(found, module):
-        home = getattr(found, "__module__", type(found).__module__)
-        raise ModelError(
-            f"{place}:{callable_name} is not called.",
-            why=f"It comes from {home}: no torch.nn.Module class, and no function defined in {place}.",
-            todo=f"{todo}, or write a function there that calls it.",
-        )
-    builder: Callable[..., Any] = found
-    return builder
-
-
-def _builds_networks(found: object, module: ModuleType) -> bool:
-    """Whether it is a class of networks, a function defined in the module, or either bound or cached."""
-    if isinstance(found, partial):
-        return _builds_networks(found.func, module)
-    if isinstance(found, _lru_cache_wrapper):
-        return _builds_networks(found.__wrapped__, module)
-    if inspect.isclass(found):
-        return issubclass(found, torch.nn.Module)
-    if inspect.ismethod(found):  # a class method: of a network's class, or of the module's own
-        owner = found.__self__
-        if inspect.isclass(owner) and issubclass(owner, torch.nn.Module):
-            return True
-        found = found.__func__
-    if not inspect.isfunction(found):
-        return False
-    # A package gives what its own modules define: torchvision.models:resnet18.
-    return found.__module__.partition(".")[0] == module.__name__.partition(".")[0]
+        found.append(architecture)
+    return found
 
 
 def import_file(path: Path) -> ModuleType:
@@ -342,6 +323,12 @@ def _import_failed(place: str, error: BaseException) -> ModelError:
 
 
 def _unknown(label: str, name: str, known: Iterable[str]) -> ModelError:
+    if os.path.isfile(f"{name}.py"):
+        return ModelError(
+            f"Unknown architecture {label}.",
+            why=f"A name without a colon is one of torchvision's; there is a file {name}.py.",
+            todo=f"Give --arch {name}.py, or --arch {name}.py:callable.",
+        )
     close = difflib.get_close_matches(name, list(known), n=5)
     why = f"Close to it: {', '.join(close)}." if close else "No known name is close to it."
     todo = "Correct --arch; your own network is --arch path/file.py:callable."

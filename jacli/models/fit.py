@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from jacli.dtypes import as_dtype, convert, holds, real_dtype, real_dtypes, widest
 from jacli.errors import ModelError, UsageError
-from jacli.models.architecture import Architecture, build, resolve_architecture
+from jacli.models.architecture import (
+    Architecture,
+    build,
+    candidate_architectures,
+    resolve_architecture,
+)
 from jacli.models.fingerprint import named_tensors
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
 from jacli.models.misfit import misfit
+from jacli.models.names import split_name
 from jacli.models.prefixes import (
     candidate_prefixes,
     head_sizes,
@@ -88,27 +95,30 @@ def load_weights(path: Path, selection: Selection, request: ModelRequest, *, fil
             )
         weights = modern_names(weights)
         match = recognise_architecture(weights, path=path, strip_prefix=strip_prefix)
-        architecture = resolve_architecture(f"torchvision:{match.name}")
+        candidates = [resolve_architecture(f"torchvision:{match.name}")]
         strip_prefix = match.prefix if strip_prefix is None and match.prefix else strip_prefix
         classes = "" if match.num_classes is None else f" (num_classes={match.num_classes})"
         arch_args = {} if match.num_classes is None else {"num_classes": match.num_classes}
         notes.append(f"recognised as torchvision:{match.name}{classes}")
     else:
-        architecture = resolve_architecture(request.arch)
-        if architecture.label.startswith("torchvision:densenet"):
+        candidates = candidate_architectures(request.arch)
+        if candidates[0].label.startswith("torchvision:densenet"):
             weights = modern_names(weights)
-    fit = fit_weights(
-        architecture,
-        arch_args,
-        weights,
+    fit_to = partial(
+        fit_weights,
+        arch_args=arch_args,
+        weights=weights,
         path=path,
         strip_prefix=strip_prefix,
         dtype=request.dtype,
         ignore_extra=request.ignore_extra_weights,
     )
+    architecture, fit = _the_fitting_one(path, request.arch or "", candidates, fit_to)
+    if request.arch is not None and not split_name(request.arch)[1]:
+        notes.append(f"took {architecture.label}, which the weights fit")
     found = replace(
         request,
-        arch=request.arch or architecture.label,
+        arch=architecture.name or request.arch or architecture.label,
         arch_args=fit.arch_args,
         weights_key=selection.key or None,
         ema=None,
@@ -124,6 +134,34 @@ def load_weights(path: Path, selection: Selection, request: ModelRequest, *, fil
         notes=(*notes, *architecture.notes, *fit.notes),
         built_dtypes=fit.built_dtypes,
         request=found,
+    )
+
+
+def _the_fitting_one(
+    path: Path, asked: str, candidates: list[Architecture], fit_to: Callable[[Architecture], Fit]
+) -> tuple[Architecture, Fit]:
+    """The one architecture of some that takes the weights.
+
+    Raises:
+        ModelError: None does, or several do.
+    """
+    if len(candidates) == 1:
+        return candidates[0], fit_to(candidates[0])
+    fitting: list[tuple[Architecture, Fit]] = []
+    reasons: list[str] = []
+    for candidate in candidates:
+        try:
+            fitting.append((candidate, fit_to(candidate)))
+        except (ModelError, UsageError) as error:
+            reasons.append(f"{candidate.name.rpartition(':')[2]}: {error.why.rstrip('.')}")
+    if len(fitting) == 1:
+        return fitting[0]
+    names = [one.name.rpartition(":")[2] for one in ([one for one, _ in fitting] or candidates)]
+    raise ModelError(
+        f"{'Several' if fitting else 'None'} of the networks in {asked} "
+        f"{'take' if fitting else 'takes'} the weights of {path}.",
+        why=f"They are: {', '.join(names)}." if fitting else f"{'; '.join(reasons)}.",
+        todo=f"Name the one that was trained: --arch {asked.rstrip(':')}:{names[0]}, with its --arch-arg.",
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jacli.errors import UsageError
+from jacli.hooks import drop_backward_hooks
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +91,7 @@ def refuse_weight_options(path: Path, kind: str, request: ModelRequest) -> None:
 
 
 def freeze(module: torch.nn.Module) -> torch.nn.Module:
-    """Evaluation mode, no gradients of parameters; in place.
+    """Evaluation mode, no gradients of parameters, no hooks on gradients; in place.
 
     Frozen parameters make ``output.requires_grad`` an honest test of whether the output depends on
     the input differentiably.
@@ -98,6 +99,7 @@ def freeze(module: torch.nn.Module) -> torch.nn.Module:
     # Modules of torch.export refuse eval(): their mode was settled when they were exported.
     with suppress(NotImplementedError):
         module.eval()
+    drop_backward_hooks(module)
     for parameter in module.parameters():  # ScriptModules refuse requires_grad_()
         parameter.requires_grad_(False)
     return module

@@ -10,7 +10,12 @@ REGISTRIES = ("torchvision", "timm")
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Place and callable: ``arch.py:make`` -> ``("arch.py", "make")``; a bare name is torchvision's."""
+    """Place and callable: ``arch.py:make`` -> ``("arch.py", "make")``; a bare name is torchvision's.
+
+    A Python file may stand alone: ``arch.py`` -> ``("arch.py", "")``.
+    """
+    if name.endswith(".py"):
+        return name, ""
     place, colon, callable_name = name.rpartition(":")
     return (place, callable_name) if colon else (REGISTRIES[0], name)
 
@@ -28,6 +33,6 @@ def model_runs_code(model: str) -> bool:
 def absolute_name(name: str) -> str:
     """The name with the path of its file, if it has one, as an absolute path."""
     place, callable_name = split_name(name)
-    return (
-        f"{Path(place).resolve()}:{callable_name}" if runs_own_code(name) and Path(place).is_file() else name
-    )
+    if not (runs_own_code(name) and Path(place).is_file()):
+        return name
+    return f"{Path(place).resolve()}:{callable_name}" if callable_name else str(Path(place).resolve())

@@ -20,9 +20,9 @@ from jacli.models.damage import COPY_AGAIN, reading
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
 from jacli.models.torchscript_graph import problem_of_graphs
 from jacli.models.torchscript_source import problem_of_classes, problem_of_sources
-from jacli.models.torchvision_import import import_torchvision
 from jacli.printable import escape
 from jacli.torch_archive import check_torchscript
+from jacli.torchvision_import import import_torchvision
 from jacli.zip_archive import ArchiveError, read_member
 
 _KIND = "TorchScript archive"

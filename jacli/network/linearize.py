@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +17,7 @@ from jacli.linear_map import Extra
 from jacli.network.adjoint import Program, ProgramMap
 from jacli.network.network import twice
 from jacli.network.settings import batched_pass, forward_pass, thawed
+from jacli.tape import Tape
 
 
 class Function(Protocol):
@@ -24,7 +27,7 @@ class Function(Protocol):
     def module(self) -> nn.Module: ...
 
     @property
-    def fresh(self) -> bool: ...
+    def saves_copies(self) -> bool: ...
 
     @property
     def recurrent(self) -> bool: ...
@@ -36,6 +39,8 @@ class Function(Protocol):
     def lone(self) -> bool: ...
 
     def __call__(self, x: Tensor, extra: Extra) -> Tensor: ...
+
+    def renewing(self) -> Function: ...
 
 
 class Linearized:
@@ -75,6 +80,7 @@ class Linearized:
         precision: str = "ieee",
     ) -> None:
         self._network = network
+        self._transformed = network  # what runs under torch.func's transforms
         self._program = program
         self._precision = precision
         self._program_map: ProgramMap | None = None
@@ -83,8 +89,8 @@ class Linearized:
         self._selected = selected
         self._outputs = outputs
         self._n_out = n_out
-        self._tape: _Tape | None = None
-        self._pullback: Any = None
+        self._tape: Tape | None = None
+        self._pullback: Callable[[Tensor], Tensor] | None = None
 
     @property
     def batch(self) -> int:
@@ -130,27 +136,27 @@ class Linearized:
                 self._outputs = self._network(self._x, self._extra)
         return self._outputs
 
-    def _function(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = self._network(x, self._extra)
+    def _function(self, x: Tensor, network: Function | None = None) -> tuple[Tensor, Tensor]:
+        outputs = (network or self._network)(x, self._extra)
         flat = outputs.reshape(outputs.shape[0], -1)
         return (flat if self._selected is None else flat.gather(1, self._selected)), outputs.detach()
 
     def pull(self, cotangents: Tensor) -> Tensor:
-        """One plain reverse pass on a kept tape: ``(batch, n_out) -> (batch, n_in)``.
-
-        A module that keeps state may overwrite tensors its own backward pass needs; those are
-        saved as copies.
-        """
+        """One plain reverse pass on a kept tape: ``(batch, n_out) -> (batch, n_in)``."""
         if self._tape is None:
-            x = self._x.clone().requires_grad_(True)
-            if self._network.fresh:
-                with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda t: t):
-                    flat, self._outputs = self._function(x)
-            else:
-                flat, self._outputs = self._function(x)
-            self._tape = _Tape(x, flat)
+            self._tape = self._recorded()
+            assert self._outputs is not None  # recorded along
             self._hold_against(self._outputs)
-        return self._tape.gradient(cotangents).reshape(self.batch, self.n_in)
+        # Checkpoints run parts of the forward pass again.
+        with forward_pass(recurrent=self._network.recurrent, device=self.device):
+            gradient = self._tape.pull(cotangents)
+        assert gradient is not None  # else it has raised
+        return gradient.reshape(self.batch, self.n_in)
+
+    def _recorded(self) -> Tape:
+        x = self._x.clone().requires_grad_(True)
+        flat, self._outputs = self._function(x)
+        return Tape(x, flat)
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         """Batched reverse passes: ``(k, batch, n_out) -> (k, batch, n_in)``.
@@ -161,9 +167,27 @@ class Linearized:
         """
         with batched_pass():
             if self._pullback is None:
-                _, self._pullback, self._outputs = vjp(self._function, self._x, has_aux=True)  # type: ignore[misc]
-            rows: Tensor = vmap(self._pullback)(cotangents)[0]
+                self._pullback = self._batched_pullback()
+            rows = self._pullback(cotangents)
         return rows.detach().reshape(len(cotangents), self.batch, self.n_in)
+
+    def _batched_pullback(self) -> Callable[[Tensor], Tensor]:
+        """``(k, batch, n_out) -> (k, batch, *input)``.
+
+        torch.func's transforms forbid hooks on saved tensors, by which copies are saved and checkpoints
+        (``use_reentrant=False``) are made: then a plain tape is pulled back by the same batching rules.
+        """
+        if not self._network.saves_copies:
+            try:
+                _, pullback, self._outputs = self._in_transform(
+                    lambda function: vjp(function, self._x, has_aux=True)
+                )
+            except RuntimeError as error:
+                if "saved tensor hooks" not in str(error):
+                    raise
+            else:
+                return lambda cotangents: vmap(pullback)(cotangents)[0]
+        return partial(self._recorded().pull, batched=True)  # type: ignore[return-value]
 
     def jvp(self, tangents: Tensor) -> Tensor:
         """Batched forward-mode passes: ``(k, batch, n_in) -> (k, batch, n_out)``.
@@ -173,16 +197,33 @@ class Linearized:
         x = self._x
         shaped = tangents.reshape(len(tangents), *x.shape)
 
-        def directional(tangent: Tensor) -> Tensor:
-            result: Tensor = jvp(self._function, (x,), (tangent,), has_aux=True)[1]
-            return result
+        def columns(function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+            def directional(tangent: Tensor) -> Tensor:
+                result: Tensor = jvp(function, (x,), (tangent,), has_aux=True)[1]
+                return result
+
+            return vmap(directional)(shaped).detach()
 
         with ExitStack() as stack:
             stack.enter_context(batched_pass(recurrent=self._network.recurrent))
             if self._network.scripted_attention:
                 stack.enter_context(thawed(self._network.module))
-            columns = vmap(directional)(shaped)
-        return columns.detach()
+            made: Tensor = self._in_transform(columns)
+        return made
+
+    def _in_transform(self, run: Callable[[Callable[[Tensor], tuple[Tensor, Tensor]]], Any]) -> Any:
+        """Run a transform of the network's function.
+
+        torch.func's transforms let nobody write into tensors from outside, as a module does that counts its
+        calls in a buffer: then each forward pass runs on a copy of the module that is made inside.
+        """
+        try:
+            return run(partial(self._function, network=self._transformed))
+        except RuntimeError as error:
+            if self._transformed is not self._network or "mutate a captured Tensor" not in str(error):
+                raise
+        self._transformed = self._network.renewing()
+        return run(partial(self._function, network=self._transformed))
 
     def adjoint(self, cotangents: Tensor) -> Tensor:
         """Adjoint passes of the program: ``(k, batch, n_out) -> (k, batch, n_in)``.
@@ -297,27 +338,3 @@ def _no_program(why: str) -> MethodError:
         why=f"{why[0].upper()}{why[1:].rstrip('.')}.",
         todo="Leave --method out, or choose --method loop; and --precision, if it was given.",
     )
-
-
-class _Tape:
-    """A recorded forward pass, ready for plain reverse passes.
-
-    ``J^T v`` is the gradient of the inner product ``<f(x), v>``, whose ``v`` is overwritten from pass to
-    pass.  Handed over as ``grad_outputs`` instead, ``v`` would make torch import sympy, which takes a
-    quarter of the time of a small run.
-
-    Args:
-        x: The points, a leaf.
-        flat: The outputs there, ``(batch, n_out)``.
-    """
-
-    def __init__(self, x: Tensor, flat: Tensor) -> None:
-        self._x = x
-        self._cotangents = torch.zeros_like(flat, memory_format=torch.contiguous_format, requires_grad=False)
-        self._inner_product = torch.dot(flat.reshape(-1), self._cotangents.reshape(-1))
-
-    def gradient(self, cotangents: Tensor) -> Tensor:
-        """``(batch, n_out) -> `` the shape of the points."""
-        self._cotangents.data.copy_(cotangents)  # `data`, since the graph's copy of it would count as stale
-        (gradient,) = torch.autograd.grad(self._inner_product, self._x, retain_graph=True)
-        return gradient

@@ -6,7 +6,7 @@ import copy
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from jacli.errors import ModelError, noting_user_code, telling_line
+from jacli.hooks import drop_backward_hooks
 from jacli.linear_map import Extra
 from jacli.network.parameters import nested, parameters_of
-from jacli.network.settings import forward_pass
+from jacli.network.settings import forward_pass, without_checkpoints
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class TensorNetwork:
         select: Path to the output where the module returns a tuple or a dict (``"1.0"``).
         of: ``logits`` (raw outputs), ``probs`` (their softmax) or ``log-probs``.
         fresh: Run every forward pass on a fresh copy (a module that keeps state between calls).
+        saves_copies: Save for the reverse passes copies of tensors (a module that overwrites them later in
+            its forward pass, as one with state in buffers may).
         lone: Whether the module drops the batch axis of a single sample (a ``squeeze()``): such a
             batch is run twice over.
         recurrent: Whether the module holds recurrent layers.
@@ -45,6 +48,7 @@ class TensorNetwork:
     select: str | None = None
     of: str = "logits"
     fresh: bool = False
+    saves_copies: bool = False
     lone: bool = False
     recurrent: bool = False
     scripted_attention: bool = False
@@ -83,11 +87,25 @@ class TensorNetwork:
         where = f"{type(self.module).__name__}.forward, for inputs of shape {tuple(x.shape)}"
         with (
             forward_pass(recurrent=self.recurrent, device=x.device),
+            self._saving(),
             _no_exit(),
             noting_user_code(where),
         ):
             output = module(*points, **nested(given, self.lists))
         return _activate(select_output(output, self.select), self.of)
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Around a forward pass: what is saved for the reverse passes."""
+        if not self.saves_copies:
+            # Without a tape there is nothing to save, and reentrant checkpoints warn of that.
+            with nullcontext() if torch.is_grad_enabled() else without_checkpoints():
+                yield
+            return
+        save, load = (lambda saved: saved.detach().clone()), (lambda copy: copy)
+        # A checkpoint would compute again with what has been overwritten.
+        with without_checkpoints(), torch.autograd.graph.saved_tensors_hooks(save, load):
+            yield
 
     def copied(self) -> TensorNetwork:
         """The same network on a copy of the module, state and all."""
@@ -97,9 +115,13 @@ class TensorNetwork:
         """The same network that copies the module before every forward pass."""
         return replace(self, fresh=True)
 
+    def saving_copies(self) -> TensorNetwork:
+        """The same network that saves copies for its reverse passes."""
+        return replace(self, saves_copies=True)
+
 
 def frozen_twin(module: nn.Module) -> nn.Module:
-    """A copy in eval mode whose parameters require no gradient.
+    """A copy in eval mode whose parameters require no gradient, without hooks on gradients.
 
     The module given stays as it is, whatever the copy does to itself: its training flags,
     ``requires_grad``, parameters and buffers.
@@ -110,6 +132,7 @@ def frozen_twin(module: nn.Module) -> nn.Module:
     twin = _copy(module)
     for parameter in twin.parameters():  # ScriptModules refuse requires_grad_()
         parameter.requires_grad_(False)
+    drop_backward_hooks(twin)
     with suppress(NotImplementedError):  # modules of torch.export, whose mode is settled
         twin.eval()
     return twin

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint
+from torch.utils.checkpoint import CheckpointFunction
 
 
 @contextmanager
@@ -101,16 +103,48 @@ def batched_pass(*, recurrent: bool = False) -> Iterator[None]:
 
     Flash attention has no forward-mode rule, and no batching rule for its backward (it would loop);
     the plain kernels have both.  oneDNN's recurrent layers (``recurrent``) have no forward-mode rule.
+    Checkpoints have none of these, and are run as what they hold.
     """
     before = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     if recurrent and before:
         torch.backends.mkldnn.set_flags(_enabled=False)  # `flags()` would touch TF32 too, and warn
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), without_checkpoints():
             yield
     finally:
         if recurrent and before:
             torch.backends.mkldnn.set_flags(_enabled=True)
+
+
+@contextmanager
+def without_checkpoints() -> Iterator[None]:
+    """``torch.utils.checkpoint`` just calls the function that it is given, which keeps its activations.
+
+    A checkpoint runs its part of the forward pass again when the gradient is asked for.  By then a module
+    that keeps state has changed it, and the gradient is that of another function.  Under torch.func's
+    transforms checkpoints of either kind fail.
+    """
+    function: Any = CheckpointFunction  # of ``use_reentrant=True``
+    nested = "apply" in vars(function)
+    generator = getattr(checkpoint, _NOT_REENTRANT, None)
+    function.apply = staticmethod(lambda run, preserve_rng_state, *arguments: run(*arguments))
+    if generator is not None:
+        setattr(checkpoint, _NOT_REENTRANT, _nothing_around)
+    try:
+        yield
+    finally:
+        if not nested:
+            del function.apply
+        if generator is not None:
+            setattr(checkpoint, _NOT_REENTRANT, generator)
+
+
+_NOT_REENTRANT = "_checkpoint_without_reentrant_generator"
+"""What torch does before and after the function of a checkpoint with ``use_reentrant=False``."""
+
+
+def _nothing_around(*arguments: object, **options: object) -> Iterator[None]:
+    yield
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class SpanNetwork:
     constants: tuple[str, ...]
     recurrent: bool
     lone: bool
-    fresh: bool = field(default=False, init=False)
+    saves_copies: bool = field(default=False, init=False)
     scripted_attention: bool = field(default=False, init=False)
 
     @cached_property
@@ -67,6 +67,10 @@ class SpanNetwork:
 
     def renewing(self) -> SpanNetwork:
         """Itself: a graph keeps no state."""
+        return self
+
+    def saving_copies(self) -> SpanNetwork:
+        """Itself: a graph overwrites nothing."""
         return self
 
 

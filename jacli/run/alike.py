@@ -19,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jacli.hooks import BACKWARD
+
+_NOT_COMPARED = ("training", *BACKWARD)
 _PLAIN = (bool, int, str, bytes, complex, range, slice, set, frozenset, torch.Size, np.generic)
 
 
 def alike(model: nn.Module, twin: nn.Module) -> bool:
-    """Whether a module and an earlier copy in eval mode still hold the same.
+    """Whether a module and an earlier copy in eval mode, without hooks on gradients, still hold the same.
 
     Of TorchScript only parameters and buffers are seen.
 
@@ -75,7 +78,7 @@ def _parts(value: object) -> Mapping[Any, Any] | None:
     if isinstance(value, partial):
         return {"function": value.func, "arguments": value.args, "named": value.keywords}
     if isinstance(value, nn.Module):
-        return {name: part for name, part in sorted(vars(value).items()) if name != "training"}
+        return {name: part for name, part in sorted(vars(value).items()) if name not in _NOT_COMPARED}
     kind = type(value)
     opaque = kind.__reduce_ex__ is not object.__reduce_ex__ or kind.__reduce__ is not object.__reduce__
     if opaque or not hasattr(value, "__dict__") or any(hasattr(base, "__slots__") for base in kind.__mro__):

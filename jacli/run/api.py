@@ -67,6 +67,10 @@ def jacobian(
     papers; ``torch.func.jacrev`` gives it first.  A module runs in eval mode, on a frozen copy: the
     module itself stays as it is.  A function runs as it is.
 
+    Forward hooks and forward pre-hooks of the module run in each of jacli's forward passes (a few dozen
+    for the first call), since they may be part of the function.  Backward hooks do not run: they would change
+    gradients and not the function.
+
     The first call for a module and a shape finds out which method and sizes are the fastest, cutting the
     network where it is narrow; that is kept for the next call, as long as the module lives.
 

@@ -118,7 +118,7 @@ def _find_torchvision_import() -> Finding:
 
     The plain import is tried in a process of its own: after the repair it would succeed in this one.
     """
-    from jacli.models.torchvision_import import import_torchvision
+    from jacli.torchvision_import import import_torchvision
 
     name = "torchvision import"
     try:

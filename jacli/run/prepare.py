@@ -17,6 +17,7 @@ from jacli.cluster import local_rank, shard_rows
 from jacli.config import RunConfig
 from jacli.content import Content, recognise_content
 from jacli.errors import InputsError, UsageError
+from jacli.hooks import forward_hooks
 from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs
 from jacli.models import LoadedModel, load_model
 from jacli.network import TensorNetwork
@@ -182,6 +183,9 @@ def _code_notes(config: RunConfig, loaded: LoadedModel) -> Iterator[str]:
 def _probe_notes(probed: Probed, network: TensorNetwork) -> Iterator[str]:
     if network.input_arg is not None:
         yield f"INPUTS are given to the argument {network.input_arg} of forward"
+    if hooks := forward_hooks(network.module):
+        listed = ", ".join(dict.fromkeys(hooks))
+        yield f"the model's forward hooks ({listed}) run in every forward pass: they may be part of it"
     if probed.stateful:
         yield "the model keeps state between calls: every forward pass runs on a fresh copy"
     if probed.alone:

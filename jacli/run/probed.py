@@ -49,7 +49,8 @@ def probed_network(
         of=of,
     )
     probed = probe(network, x, extra, batch_hints=batch_hints, names=names, alone=alone)
-    return replace(network, fresh=probed.stateful, lone=probed.lone), probed
+    network = replace(network, fresh=probed.stateful, saves_copies=probed.overwrites, lone=probed.lone)
+    return network, probed
 
 
 def padded(rows: Tensor, size: int) -> Tensor:

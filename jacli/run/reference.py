@@ -18,6 +18,7 @@ from jacli.models import load_anew
 from jacli.network import Linearized, TensorNetwork, frozen_twin, watch
 from jacli.run.placing import arguments_at, move, restore_built_dtypes
 from jacli.run.prepare import Prepared
+from jacli.verify import with_others_changed
 
 _REDUCED = ("bfloat16", "float16")
 """The coarser one first."""
@@ -106,9 +107,8 @@ class References:
             start = min(row, n_samples - 2)
             return *batch_of(prepared, start, start + 2, 2), row - start
         x, extra = batch_of(prepared, 0, 1, 2)
-        spread = x.std(correction=0).clamp(min=0.1)
-        noise = torch.randn(x[1].shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-        x[1] += spread * noise.to(x)
+        with torch.no_grad():
+            x, _ = with_others_changed(prepared.network, x, extra, 0)
         return x, extra, 0
 
 

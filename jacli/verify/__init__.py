@@ -1,6 +1,7 @@
 """Trust: a probe before the run, checks of its batches, a recheck; always through the original model."""
 
 from jacli.verify.independence import batch_failure, check_batch, check_gradients
+from jacli.verify.other_values import with_others_changed
 from jacli.verify.probe import BATCH_SIZES, CROSS_SAMPLE_LIMIT, Probed, mixing_error, probe
 from jacli.verify.recheck import Rechecked, StoredProducts, StoredSample, recheck, recheck_tolerance
 from jacli.verify.rows import (
@@ -34,4 +35,5 @@ __all__ = [
     "row_error",
     "row_tolerance",
     "transpose_error",
+    "with_others_changed",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import Tensor
 
-from jacli.errors import InputsError, JacliError, ModelError, UsageError, telling_line
+from jacli.errors import InputsError, JacliError, ModelError, UsageError, telling_line, user_code_behind
 
 _DTYPE_WORDS = ("dtype", "scalar type", "input type", "found double", "double and float", "float != double")
 _MAX_TRIED_NUMBERS = 2**24
@@ -83,6 +83,9 @@ def explain_failure(
             why=f"{said} (a dtype is fixed inside)",
             todo=f"Wrap the model so that it takes {dtype} and converts it itself (--arch file.py:callable).",
         )
+    of_model = user_code_behind(error)
+    if of_model is not None and _accepts(run, torch.zeros_like(x)):
+        return of_model  # of this shape, but not of these values
     return InputsError(
         f"The model does not accept inputs of shape {shape} a sample.",
         why=said,

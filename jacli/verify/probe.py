@@ -20,9 +20,12 @@ from jacli.errors import (
     means_out_of_memory,
     telling_line,
     translating,
+    user_code_behind,
 )
 from jacli.linear_map import Extra, Network
+from jacli.tape import Tape
 from jacli.verify.explain import explain_failure
+from jacli.verify.other_values import with_others_changed
 
 CROSS_SAMPLE_LIMIT = 1e-6
 """Largest gradient at other samples, relative to the sample's own; rounding leaves exactly zero."""
@@ -46,6 +49,7 @@ class Probed:
         fixed_batch: The only batch size the model accepts, or None.
         stateful: Whether the module keeps state between calls, so that every forward pass needs a
             fresh copy.
+        overwrites: Whether it overwrites tensors that its reverse pass needs, so that copies must be saved.
         lone: Whether the module drops the batch axis of a single sample.
         alone: Whether samples influence one another in larger batches, so that each must be run alone;
             ``fixed_batch`` is then 1.
@@ -54,6 +58,7 @@ class Probed:
     output_shape: tuple[int, ...]
     fixed_batch: int | None
     stateful: bool
+    overwrites: bool
     lone: bool
     alone: bool = False
 
@@ -108,6 +113,9 @@ def _probe_at(network: Network, x: Tensor, extra: Extra, batch: int, fixed: int 
     points, rest = _rows(x, extra, batch)
     stateful = _is_stateful(network, points, rest)
     trial = network.renewing() if stateful else network
+    # What keeps state writes somewhere, if not now then at another input.
+    overwrites = stateful or _overwrites(trial, points, rest)
+    trial = trial.saving_copies() if overwrites else trial
     output = trial(points, rest)
     if fixed is None and not lone:
         lone = _loses_batch_axis(trial, points, rest, output)
@@ -117,7 +125,7 @@ def _probe_at(network: Network, x: Tensor, extra: Extra, batch: int, fixed: int 
     if batch > 1:
         _check_independence(trial, points, rest, output)
     _check_derivative(trial, points, rest)
-    return Probed(tuple(output.shape[1:]), fixed, stateful, lone)
+    return Probed(tuple(output.shape[1:]), fixed, stateful, overwrites, lone)
 
 
 def _rows(x: Tensor, extra: Extra, size: int) -> tuple[Tensor, Extra]:
@@ -150,6 +158,9 @@ def _accepted_batch(
         three = _attempt(network, x, extra, 3)
         return (2, None, True) if three is None else (2, 2, False)
     if one is None:
+        rest = {name: rows[:1] if isinstance(rows, Tensor) else rows for name, rows in extra.items()}
+        if _attempt(network, x[:1], rest, 2) is None:  # of the first sample it takes two
+            raise user_code_behind(two) or two
         return 1, 1, False
     explained = explain_failure(
         lambda points: network.copied()(points, _rows(points, extra, len(points))[1]), x, one, names
@@ -190,6 +201,31 @@ def _is_stateful(network: Network, x: Tensor, extra: Extra) -> bool:
         ),
         todo="Switch the randomness off in the model, or save it again after model.eval().",
     )
+
+
+def _overwrites(network: Network, x: Tensor, extra: Extra) -> bool:
+    """Whether the reverse pass fails, or gives another gradient, unless copies were saved for it.
+
+    torch notices a saved tensor that was overwritten, but not where that happened through ``.data``.
+    """
+
+    def gradient(trial: Network) -> Tensor | None:
+        with torch.enable_grad():
+            points = x.clone().requires_grad_(True)
+            output = trial(points, extra)
+            if not (output.requires_grad and output.is_floating_point()):
+                return None
+            cotangents = torch.ones_like(output).cumsum(0).sin()  # anything but constant
+            return Tape(points, output).pull(cotangents, may_be_unused=True)
+
+    try:
+        plain = gradient(network)
+        saved = None if plain is None else gradient(network.saving_copies())
+    except Exception as error:  # other errors come again, where they are reported
+        if means_out_of_memory(error):
+            raise
+        return "modified by an inplace operation" in str(error)
+    return plain is not None and saved is not None and moved(plain, saved)
 
 
 def _loses_batch_axis(network: Network, points: Tensor, rest: Extra, pair: Tensor) -> bool:
@@ -242,11 +278,8 @@ def _check_output(output: Tensor, x: Tensor) -> None:
 def _check_independence(network: Network, x: Tensor, extra: Extra, output: Tensor) -> None:
     """Change every sample but one: that one's output must stay, and its gradient must be its own."""
     for kept in (0, len(x) - 1):
-        spread = x.float().std().nan_to_num(1.0).clamp(min=0.1).to(x.dtype)
-        changed = x.reshape(len(x), -1).roll(1, dims=1).reshape(x.shape)
-        changed = changed + spread * torch.randn_like(changed)
-        changed[kept] = x[kept]
-        if moved(output[kept], network(changed, extra)[kept]):
+        _, changed = with_others_changed(network, x, extra, kept)
+        if moved(output[kept], changed[kept]):
             raise mixing_error(
                 network.module, f"the output of sample {kept} moves when only the others change"
             )
@@ -281,7 +314,7 @@ def _gradient(output: Tensor, points: Tensor) -> Tensor | None:
         )
 
     with translating(refusal):
-        return torch.autograd.grad(output, points, allow_unused=True)[0]
+        return Tape(points, output).pull(torch.ones_like(output), may_be_unused=True)
 
 
 def mixing_error(module: nn.Module, how: str) -> MixingError:

@@ -10,9 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from jacli import torchvision_import
 from jacli.cli.doctor import doctor
 from jacli.errors import OutputError
-from jacli.models import torchvision_import
 from jacli.run import doctor as examination
 from jacli.run.doctor import FOLDER, Finding, diagnose
 

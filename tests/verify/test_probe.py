@@ -78,7 +78,7 @@ REFUSED = {
     ),
     "complex": (Function(torch.fft.fft), "complex"),
     "no outputs": (Function(lambda x: x[:, :0]), "empty"),
-    "overwrites what backward needs": (Function(lambda x: x.exp().mul_(2)), "without a derivative"),
+    "no rule": (Function(lambda x: torch.heaviside(x, x)), "without a derivative"),
     "one number for the batch": (Function(lambda x: x.sum()), "no batch axis"),
     "no batch axis": (Function(lambda x: x.prod(0)), "no batch axis"),
     "random": (Function(lambda x: nn.functional.dropout(x, 0.5, True)), "random"),
@@ -107,6 +107,8 @@ SERVED = {
     "a single feature a sample": (Function(torch.tanh), (4,), {}),
     "in place on the input": (nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 3)), (4, 5), {}),
     "normalises the input in place": (Function(lambda x: x.sub_(0.5).mul_(2)), (4, 5), {}),
+    "overwrites what backward needs": (Function(lambda x: x.exp().mul_(2)), (4, 5), {"overwrites": True}),
+    "overwrites nothing": (Function(lambda x: x.exp().mul(2)), (4, 5), {"overwrites": False}),
     "squeeze, then an axis": (
         Function(lambda x: x[..., None].squeeze().log_softmax(1)),
         (4, 5),

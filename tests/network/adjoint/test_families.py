@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jacli.models.torchvision_import import import_torchvision
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin, trace_network
 from jacli.network.adjoint import Program
+from jacli.torchvision_import import import_torchvision
 from tests.network.adjoint.contract import error, plain_jacobian, pulled, pushed, vectors
 
 N_CLASSES = 7

@@ -1,0 +1,132 @@
+"""What a user's own module has that builds networks: classes of networks, and functions defined there."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable
+from functools import _lru_cache_wrapper, partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_type_hints
+
+import torch
+
+from jacli.errors import ModelError
+
+
+def builder_names(module: ModuleType) -> list[str]:
+    """Names of the module's own builders, in the order of its source."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and getattr(value, "__module__", None) == module.__name__
+        and _builds_networks(value, module)
+    ]
+
+
+def surely_builds_a_network(builder: Callable[..., Any]) -> bool:
+    """Whether calling it does nothing else: a class of networks, or a function that says to return one."""
+    if inspect.isclass(builder):
+        return True
+    try:
+        returned = get_type_hints(builder).get("return")
+    except Exception:  # a user's annotation may be anything
+        return False
+    return inspect.isclass(returned) and issubclass(returned, torch.nn.Module)
+
+
+def builder_named(module: ModuleType, place: str, callable_name: str) -> Callable[..., Any]:
+    """What the name stands for, once that is a network's class or a function of the module itself.
+
+    ``arch.py:os.system`` is neither: nothing that a module merely imported is called.
+
+    Raises:
+        ModelError: There is no such callable, or it is something else.
+    """
+    found: Any = module
+    for attribute in callable_name.split("."):
+        found = getattr(found, attribute, None)
+    own = builder_names(module)
+    if isinstance(found, torch.nn.Module):
+        raise _is_built(found, place, callable_name, own)
+    if not callable(found):
+        raise ModelError(
+            f"{place} has no callable {callable_name!r}.",
+            why=f"Its callables are: {', '.join(own) or 'none'}.",
+            todo=f"Name one of its own: --arch {place}:{_closest(callable_name, own) or 'NAME'}",
+        )
+    if not _builds_networks(found, module):
+        home = getattr(found, "__module__", type(found).__module__)
+        raise ModelError(
+            f"{place}:{callable_name} is not called.",
+            why=f"It comes from {home}: no torch.nn.Module class, and no function defined in {place}.",
+            todo=f"Name one of its own: --arch {place}:{own[0] if own else 'NAME'}, "
+            "or write a function there that calls it.",
+        )
+    builder: Callable[..., Any] = found
+    return builder
+
+
+def which_one(place: str, names: list[str]) -> ModelError:
+    """The error where a place has several callables, or none, and no name chooses among them."""
+    if not names:
+        return ModelError(
+            f"{place} has no callable that builds a network.",
+            why="It defines neither a class of torch.nn.Module nor a function.",
+            todo="Write one there, and name it: --arch file.py:callable.",
+        )
+    return ModelError(
+        f"Which callable of {place} builds the network?",
+        why=f"Its callables are: {', '.join(names)}.",
+        todo=f"Name one: --arch {place}:{names[0]}",
+    )
+
+
+def names_in_source(path: Path) -> list[str]:
+    """Classes and functions at the top of a source file, which is not run; empty if it is no Python."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):
+        return []
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    return [part.name for part in body if isinstance(part, kinds) and not part.name.startswith("_")]
+
+
+def _is_built(found: torch.nn.Module, place: str, name: str, own: list[str]) -> ModelError:
+    kind = type(found).__name__
+    by_class = f"Name its class: --arch {place}:{kind}; or write" if kind in own else "Write"
+    return ModelError(
+        f"{place}:{name} is a network that is built already, an instance of {kind}.",
+        why="--arch names what builds a network: a class, or a function that returns it.",
+        todo=f"{by_class} a function in {place}, `def make(): return {name}`, and name that: "
+        f"--arch {place}:make",
+    )
+
+
+def _closest(name: str, own: list[str]) -> str | None:
+    """The own name that is most like another one; the first where none is like it."""
+    alike = {candidate.lower(): candidate for candidate in reversed(own)}
+    close = difflib.get_close_matches(name.rpartition(".")[2].lower(), alike, n=1)
+    return alike[close[0]] if close else own[0] if own else None
+
+
+def _builds_networks(found: object, module: ModuleType) -> bool:
+    """Whether it is a class of networks, a function defined in the module, or either bound or cached."""
+    if isinstance(found, partial):
+        return _builds_networks(found.func, module)
+    if isinstance(found, _lru_cache_wrapper):
+        return _builds_networks(found.__wrapped__, module)
+    if inspect.isclass(found):
+        return issubclass(found, torch.nn.Module)
+    if inspect.ismethod(found):  # a class method: of a network's class, or of the module's own
+        owner = found.__self__
+        if inspect.isclass(owner) and issubclass(owner, torch.nn.Module):
+            return True
+        found = found.__func__
+    if not inspect.isfunction(found):
+        return False
+    # A package gives what its own modules define: torchvision.models:resnet18.
+    return found.__module__.partition(".")[0] == module.__name__.partition(".")[0]

@@ -1,0 +1,89 @@
+"""Reverse passes over one recorded forward pass (a tape), also where it holds reentrant checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Tape:
+    """A recorded forward pass and the points that it began at.
+
+    Reentrant checkpoints (``torch.utils.checkpoint`` with ``use_reentrant=True``) refuse
+    ``torch.autograd.grad``, which asks for the gradient of some tensors only.  On such a tape,
+    ``Tensor.backward`` accumulates the gradient in the points instead: they are the only leaf, since
+    parameters are frozen.
+
+    ``J^T v`` is computed as the gradient of the inner product ``<f(x), v>``, whose ``v`` is overwritten from
+    pass to pass.  Handed over as ``grad_outputs``, ``v`` would make torch import sympy, which takes a quarter
+    of the time of a small run.
+
+    Attributes:
+        points: A leaf that requires a gradient.
+        outputs: Computed from it.
+    """
+
+    points: Tensor
+    outputs: Tensor
+    _has_reentrant: bool = False
+
+    def pull(
+        self, cotangents: Tensor, *, batched: bool = False, may_be_unused: bool = False
+    ) -> Tensor | None:
+        """The gradient at the points, of their shape: the cotangents times the Jacobian.  The tape is kept.
+
+        Args:
+            cotangents: Of the outputs' shape; ``(k, *outputs.shape)`` if ``batched``.
+            batched: Pull ``k`` cotangents in one pass, by batching rules: ``(k, *points.shape)``.
+            may_be_unused: Return None where no path leads from the outputs to the points.
+
+        Raises:
+            RuntimeError: An operation has no derivative, a batched pass has no rule, or no path leads to the
+                points.
+        """
+        if batched:
+            return torch.autograd.grad(
+                self.outputs,
+                self.points,
+                cotangents,
+                retain_graph=True,
+                allow_unused=may_be_unused,
+                is_grads_batched=True,
+            )[0]
+        self._cotangents.data.copy_(
+            cotangents
+        )  # `data`, since the graph's reference to it would count as stale
+        if not self._has_reentrant:
+            try:
+                return torch.autograd.grad(
+                    self._inner_product, self.points, retain_graph=True, allow_unused=may_be_unused
+                )[0]
+            except RuntimeError as error:
+                if not _is_of_reentrant_checkpoint(error):
+                    raise
+                self._has_reentrant = True
+        return self._accumulated(may_be_unused=may_be_unused)
+
+    @cached_property
+    def _cotangents(self) -> Tensor:
+        return torch.zeros_like(self.outputs, memory_format=torch.contiguous_format, requires_grad=False)
+
+    @cached_property
+    def _inner_product(self) -> Tensor:
+        return torch.dot(self.outputs.reshape(-1), self._cotangents.reshape(-1))
+
+    def _accumulated(self, *, may_be_unused: bool) -> Tensor | None:
+        self.points.grad = None
+        self._inner_product.backward(retain_graph=True)
+        gradient, self.points.grad = self.points.grad, None
+        if gradient is None and not may_be_unused:
+            raise RuntimeError("no path leads from the outputs to the points")
+        return gradient
+
+
+def _is_of_reentrant_checkpoint(error: RuntimeError) -> bool:
+    return "checkpoint" in str(error).lower() and ".grad()" in str(error)

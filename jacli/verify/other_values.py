@@ -1,0 +1,51 @@
+"""Other samples, to see whether a sample's output depends on them: ones that the model accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from jacli.errors import JacliError, means_out_of_memory
+from jacli.linear_map import Extra, Network
+
+
+def with_others_changed(network: Network, x: Tensor, extra: Extra, kept: int) -> tuple[Tensor, Tensor]:
+    """A batch of which all samples but one are others, and the network's outputs there.
+
+    The others are moved by noise.  A model may raise an error on such values: an embedding of bytes that are
+    given as floats, a check of ranges.  Then the others are made of the batch's own values: of all of them,
+    of those in the same place (each column may have a range of its own); in the end they stay as they are.
+
+    Args:
+        network: The network; it accepts the batch itself.
+        x: The batch, ``(m, *input)``.
+        extra: Further arguments of these samples.
+        kept: Position of the sample that stays.
+
+    Raises:
+        MemoryError: An allocation failed, on the host or on the device.
+        Exception: What the model raises on the batch itself.
+
+    Cost: one forward pass, up to four where the model raises.
+    """
+    for changed in _changes(x):
+        changed[kept] = x[kept]
+        try:
+            return changed, network(changed, extra)
+        except JacliError:
+            raise
+        except Exception as error:  # a model's own code may raise anything
+            if means_out_of_memory(error):
+                raise
+    return x, network(x, extra)
+
+
+def _changes(x: Tensor) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
+    spread = x.float().std(correction=0).nan_to_num(1.0).clamp(min=0.1).to(x.dtype)
+    yield x.reshape(len(x), -1).roll(1, dims=1).reshape(x.shape) + spread * noise
+    yield x.flatten()[torch.randperm(x.numel(), generator=generator).to(x.device)].reshape(x.shape)
+    yield x.roll(1, dims=0)
