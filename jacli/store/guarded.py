@@ -70,3 +70,12 @@ def read_whole(path: Path, dataset: h5py.Dataset) -> object:
             todo="Copy it again, or compute it again.",
         )
     return dataset[...]
+
+
+def closed(path: Path) -> ResultsError:
+    """What to tell who reads from a file that was closed."""
+    return ResultsError(
+        f"{path} was closed.",
+        why="Datasets are read from the open file; arrays that were read before stay.",
+        todo="Read inside the `with` block, or open the file again with jacli.open.",
+    )
