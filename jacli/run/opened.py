@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from jacli.run.summarize import summarize_file
-from jacli.store import Results, open_results
-from jacli.store.reader import Dataset
+from jacli.store import Results
+from jacli.store.reader import Dataset, open_as
 from jacli.summary import COLUMNS, Array
 
 
@@ -52,7 +52,7 @@ def open_with_columns(path: str | os.PathLike[str]) -> OpenResults:
     Raises:
         ResultsError: No such file, damaged, not a jacli result, or of a schema that this version cannot read.
     """
-    return open_results(path, OpenResults)
+    return open_as(OpenResults, path)
 
 
 def _spread(values: Array, done: np.ndarray) -> Array:

@@ -14,7 +14,7 @@ from jacli.store.guarded import closed
 from jacli.store.numpy_indices import Box, take
 
 
-class NumpyDataset(h5py.Dataset):
+class NumpyDataset(h5py.Dataset):  # type: ignore[misc]  # h5py has no types
     """An `h5py.Dataset` that takes NumPy's indices; only what is indexed is read.
 
     Args:

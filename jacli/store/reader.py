@@ -143,16 +143,17 @@ class Results:
 Kind = TypeVar("Kind", bound=Results)
 
 
-def open_results(path: str | os.PathLike[str], kind: type[Kind] = Results) -> Kind:
+def open_results(path: str | os.PathLike[str]) -> Results:
     """Open a result file; also an unfinished ``OUT.part``, whose ``done`` says how far it is.
-
-    Args:
-        path: Of the file.
-        kind: Of the reader.
 
     Raises:
         ResultsError: No such file, damaged, not a jacli result, or of a schema that this version cannot read.
     """
+    return open_as(Results, path)
+
+
+def open_as(kind: type[Kind], path: str | os.PathLike[str]) -> Kind:
+    """`open_results` with a reader of that kind."""
     try:
         path = Path(path)
     except TypeError as error:
