@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jacli.dtypes import real_dtypes
 from jacli.errors import InputsError, JacliError, ModelError, UsageError
 from jacli.inputs.check import check_dtype
+from jacli.verify.explain import is_about_dtypes
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -90,20 +91,21 @@ def check_points(x: object, model: object = None) -> Tensor:
             raise InputsError(f"x is {described(x)}.", why=error.why, todo=error.todo) from None
         except TypeError:  # a dtype that NumPy does not have
             pass
-    if not x.is_floating_point() or x.dim() < 1 or len(x) == 0:
+    if not x.is_floating_point() or x.dim() < 1 or x.numel() == 0:
         raise InputsError(
             f"x is {described(x)}.",
             why="A Jacobian needs a floating tensor (batch, *input) with a sample at least.",
             todo="Give a batch; a single sample is x[None].",
         )
     _check_device(x, model)
-    finite = torch.isfinite(x.detach().reshape(len(x), -1)).all(dim=1)
+    finite = torch.isfinite(x.detach())
     if not bool(finite.all()):
+        finite = finite.flatten(1).all(dim=1) if x.dim() > 1 else finite
         bad = torch.nonzero(~finite).flatten().tolist()
         raise InputsError(
             f"x has values that are not finite, in {len(bad)} of {len(x)} samples.",
             why=f"A Jacobian at NaN or infinity does not exist; samples {_first(bad)}.",
-            todo="Leave those samples out: x[x.flatten(1).isfinite().all(1)].",
+            todo=f"Leave those samples out: x[x.isfinite(){'.flatten(1).all(1)' if x.dim() > 1 else ''}].",
         )
     return x.detach()
 
@@ -167,7 +169,7 @@ def why_refused(model: object, x: Tensor, refusal: JacliError) -> JacliError:
         refusal: What the probe raised.
     """
     kinds = real_dtypes(model) if isinstance(model, nn.Module) else frozenset()
-    if len(kinds) == 1 and x.dtype not in kinds and isinstance(refusal, (ModelError, InputsError)):
+    if len(kinds) == 1 and x.dtype not in kinds and is_about_dtypes(refusal.why):
         own, given = (str(kind).removeprefix("torch.") for kind in (*kinds, x.dtype))
         return InputsError(
             f"x is {given}, the model {own}.",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 import jacli
 from jacli.errors import InputsError, JacliError, MethodError, ModelError, UsageError
-from jacli.run import api
+from jacli.run import api, option_signature
 from jacli.run.memory import MemoryLimit
 from tests.reference import reference_jacobian
 
@@ -286,6 +288,12 @@ def test_few_singular_values_of_what_does_not_fit_in_memory(monkeypatch: pytest.
     sigma = jacli.singular_values(model, points, k=2)
     exact = torch.linalg.svdvals(model.weight.detach())[:2]
     torch.testing.assert_close(sigma, exact.expand(3, -1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("module", [api, option_signature])
+def test_examples_in_docstrings(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0 and found.failed == 0
 
 
 def test_public_names() -> None:

@@ -66,6 +66,7 @@ POINTS = {
     "sparse": (X.to_sparse(), InputsError, "sparse", "to_dense"),
     "without numbers": (X.to("meta"), InputsError, "device meta", "has some"),
     "no sample": (X[:0], InputsError, r"\(0, 4\)", "batch"),
+    "empty samples": (X[:, :0], InputsError, r"\(3, 0\)", "batch"),
     "another dtype": (X.double(), InputsError, "x is float64, the model float32", 'dtype="float64"'),
     "half": (X.half(), InputsError, "x is float16, the model float32", r"x\.to\(torch\.float32\)"),
     "not finite": (X.masked_fill(X[1, 2] == X, torch.nan), InputsError, "1 of 3 samples", "isfinite"),
@@ -94,6 +95,25 @@ def test_what_is_no_model(name: str, function: Callable[..., Tensor]) -> None:
 def test_what_are_no_points(name: str, function: Callable[..., Tensor]) -> None:
     given, *expected = POINTS[name]
     _check(lambda: function(MODEL, given), *expected)
+
+
+def test_points_that_are_not_finite_and_how_to_leave_them_out() -> None:
+    for x in (torch.tensor([1.0, torch.inf, 2.0, torch.nan]), torch.tensor([[1.0, 2.0], [torch.nan, 1.0]])):
+        with pytest.raises(InputsError, match="not finite") as raised:
+            jacli.jacobian(torch.sin, x)
+        remedy = raised.value.todo.removeprefix("Leave those samples out: ").rstrip(".")
+        assert torch.equal(eval(remedy), x[[i for i, row in enumerate(x) if row.isfinite().all()]])
+
+
+def test_another_dtype_is_not_blamed_for_what_else_is_wrong() -> None:
+    class Mixing(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x.float()).to(x.dtype)
+            return y - y.mean(0)
+
+    with pytest.raises(ModelError) as raised:
+        jacli.jacobian(Mixing(4, 5), X.double())
+    assert "float32" not in raised.value.what
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 9, 7)])
