@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jacli.run.api import jacobian as jacobian
     from jacli.run.api import singular_values as singular_values
     from jacli.run.compute import compute as compute
-    from jacli.store import open_results as open
+    from jacli.run.opened import open_with_columns as open
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ _PUBLIC = {
     "jacobian": ("jacli.run.api", "jacobian"),
     "singular_values": ("jacli.run.api", "singular_values"),
     "compute": ("jacli.run.compute", "compute"),
-    "open": ("jacli.store", "open_results"),
+    "open": ("jacli.run.opened", "open_with_columns"),
 }
 
 __all__ = ["__version__", "compute", "jacobian", "open", "singular_values"]

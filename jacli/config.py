@@ -122,8 +122,11 @@ class RunConfig:
 NO_OPTIONS = ("repeated_plan", "repeated_arch_sha256")
 """Fields that nobody gives: what ``--config RESULT.h5`` takes from the result."""
 
-COMMAND_LINE_ONLY = ("quiet", "json", "log_every", "debug", "dry_run")
-"""Options about what the command prints; `jacli.compute` prints nothing."""
+PRINTING_ONLY = ("json", "debug", "dry_run")
+"""Options about what the command prints: `jacli.compute` prints nothing, and does not take them."""
+
+COMMAND_LINE_ONLY = ("quiet", "log_every", *PRINTING_ONLY)
+"""Options about what is told of a run, on the screen or in a log."""
 
 NOT_REPEATED = ("out", "resume", "overwrite", *COMMAND_LINE_ONLY, "allow_pickle")
 """Options that ``--config RESULT.h5`` does not take over: they say where and how loudly, not what, or

@@ -161,7 +161,8 @@ def _of_jacli(
 
 def _plan_of(model: nn.Module) -> str:
     """Method and sizes that jacli keeps for the next call."""
-    plans = [entry.plan.to_dict() for entry in kept._ENTRIES.get(model, {}).values()]
+    entries = kept._ENTRIES.get(model, {}).values()
+    plans = [entry.plan.to_dict() for entry in entries if entry.plan is not None]
     return json.dumps(plans, default=str)[:1500]
 
 

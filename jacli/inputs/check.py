@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jacli.errors import InputsError
 
+if TYPE_CHECKING:
+    from jacli.inputs.source import InputSource
+
 _NAMED = 5
+
+_MOST_PIECES = 20
+"""Pieces of a ``--samples`` that somebody would still copy."""
+
+_PIECE_BYTES = 64 * 2**20
+"""Bytes that are read at once where all samples are looked at."""
 
 
 def check_dtype(dtype: np.dtype) -> None:
@@ -39,24 +49,55 @@ def check_dtype(dtype: np.dtype) -> None:
     )
 
 
-def check_rows(rows: np.ndarray, positions: Sequence[int] | np.ndarray) -> None:
+def check_rows(
+    rows: np.ndarray, positions: Sequence[int] | np.ndarray, source: InputSource | None = None
+) -> None:
     """Refuse NaN and infinity.
 
     Args:
         rows: (batch, *sample), floating.
         positions: (batch,), where each row stands in the inputs, for the message.
+        source: All samples of the run: where a row is refused, they are all looked at.
 
     Raises:
-        InputsError: Naming the first samples concerned and how many there are.
+        InputsError: Naming the first samples concerned, how many there are, and the ``--samples`` without
+            them.
     """
-    finite = np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
-    if finite.all():
+    bad = _not_finite(rows, positions)
+    if not bad:
         return
-    bad = [int(position) for position in np.asarray(positions)[~finite]]
+    read, chosen = len(rows), np.asarray(positions)
+    if source is not None:
+        whole = source.of_all_shards()
+        read, chosen = len(whole), whole.index
+        step = max(1, _PIECE_BYTES // max(1, rows[:1].nbytes))
+        bad = []
+        for start in range(0, read, step):
+            stop = min(start + step, read)
+            bad += _not_finite(whole.read(start, stop), whole.index[start:stop])
     named = ", ".join(str(position) for position in bad[:_NAMED]) + (", ..." if len(bad) > _NAMED else "")
     plural = "s" if len(bad) > 1 else ""
     raise InputsError(
-        f"The inputs are not finite: NaN or infinity in {len(bad)} of {len(rows)} samples read.",
+        f"The inputs are not finite: NaN or infinity in {len(bad)} of {read} samples read.",
         why=f"Sample{plural} {named}.",
-        todo="Correct them, or leave them out with --samples.",
+        todo=_leaving_out(chosen[~np.isin(chosen, bad)]),
     )
+
+
+def _not_finite(rows: np.ndarray, positions: Sequence[int] | np.ndarray) -> list[int]:
+    """Positions of the rows that hold NaN or infinity."""
+    finite = np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
+    bad: list[int] = np.asarray(positions)[~finite].tolist()
+    return bad
+
+
+def _leaving_out(good: np.ndarray) -> str:
+    """What to do, with the ``--samples`` that names all others where that is short."""
+    if len(good) == 0:
+        return "Correct them: no sample is finite."
+    pieces = []
+    for run in np.split(good, np.flatnonzero(np.diff(good) != 1) + 1):
+        pieces.append(str(run[0]) if len(run) == 1 else f"{run[0]}:{run[-1] + 1}")
+    if len(pieces) > _MOST_PIECES:
+        return "Correct them, or save the others: x[np.isfinite(x.reshape(len(x), -1)).all(1)]."
+    return f"Correct them, or leave them out: --samples {','.join(pieces)}."

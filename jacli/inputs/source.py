@@ -63,6 +63,7 @@ class InputSource:
         stored: StoredArray,
         index: np.ndarray,
         room: int | None = None,
+        all_shards: np.ndarray | None = None,
     ) -> None:
         self.path = path
         self.format = format
@@ -72,6 +73,7 @@ class InputSource:
         self.index = index
         self._stored = stored
         self._room = room
+        self._all_shards = index if all_shards is None else all_shards
 
     def __len__(self) -> int:
         return len(self.index)
@@ -108,8 +110,17 @@ class InputSource:
     def at(self, index: np.ndarray) -> InputSource:
         """The samples at these positions of the file, in place of this source: they share the open file."""
         return InputSource(
-            path=self.path, format=self.format, stored=self._stored, index=index, room=self._room
+            path=self.path,
+            format=self.format,
+            stored=self._stored,
+            index=index,
+            room=self._room,
+            all_shards=self._all_shards,
         )
+
+    def of_all_shards(self) -> InputSource:
+        """The samples of the whole run, of which these may be one shard's."""
+        return self.at(self._all_shards)
 
     def close(self) -> None:
         """Release the file."""

@@ -8,28 +8,43 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from jacli.config import COLUMN_METHODS, RunConfig, from_options
-from jacli.errors import InputsError, UsageError, means_out_of_memory
-from jacli.linear_map import FactoredMap
-from jacli.matrix_product import product
+from jacli.config import RunConfig, from_options
+from jacli.dtypes import as_dtype, real_dtypes
+from jacli.errors import InputsError, ModelError, means_out_of_memory
+from jacli.models import LoadedModel
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
-from jacli.network.settings import reduced_precision
-from jacli.plan import Plan, Shapes
+from jacli.plan import Shapes
 from jacli.run.batch_checks import BatchChecks
+from jacli.run.call_arguments import (
+    check_count,
+    check_model,
+    check_points,
+    dtype_of,
+    labels_of,
+    rows_of,
+    why_refused,
+)
 from jacli.run.choose import Choice
 from jacli.run.engine import Engine
 from jacli.run.kept import Kept
 from jacli.run.memory import MemoryLimit, memory_errors
+from jacli.run.placing import place
 from jacli.run.precision import check_precision
 from jacli.run.probed import padded, probed_network
 from jacli.run.reused_memory import reused_memory
-from jacli.run.task import ComputedBlock, Points, Task
+from jacli.run.run_log import logger
+from jacli.run.selection import check_classes, selected_outputs
+from jacli.run.task import Points, Task
+from jacli.run.whole_result import WholeResult
 from jacli.spectrum import largest_singular_values
 from jacli.spectrum import singular_values as all_singular_values
 from jacli.verify import BATCH_SIZES, Probed
 
 _NO_FILES = {"model": "-", "inputs": "-"}
 """Options are checked as the command's; model and inputs are in memory here."""
+
+_VECTORS_PER_VALUE = 400
+"""Rows or columns of a matrix that take as long as one of its largest singular values without it."""
 
 _CONVERGED = 1e-4
 """Relative error up to which matrix-free singular values are given out; beyond, J is formed."""
@@ -56,7 +71,10 @@ def jacobian(
     chunk_size: int | None = None,
     memory: int | str | None = None,
     select: str | None = None,
+    classes: str | int | Sequence[int] = "all",
+    labels: Tensor | None = None,
     of: str = "logits",
+    dtype: str | torch.dtype | None = None,
     seed: int = 0,
     per_sample: Sequence[str] = (),
     **arguments: object,
@@ -72,7 +90,15 @@ def jacobian(
     gradients and not the function.
 
     The first call for a module and a shape finds out which method and sizes are the fastest, cutting the
-    network where it is narrow; that is kept for the next call, as long as the module lives.
+    network where it is narrow; that is kept for the next call, also with fewer samples, as long as the module
+    lives.
+
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 5))
+    >>> x = torch.randn(2, 3)
+    >>> jacobian(model, x).shape, jacobian(model, x, classes=[0, 4]).shape
+    (torch.Size([2, 3, 5]), torch.Size([2, 3, 2]))
+    >>> jacobian(model, x, classes="top:1", dtype="float64").dtype  # the model itself stays float32
+    torch.float64
 
     Args:
         model: A module (TorchScript too) or a function, ``(batch, *input) -> (batch, *output)``.
@@ -87,28 +113,38 @@ def jacobian(
         memory: What the work may hold beside the result, in bytes or as ``"4GiB"``; a share of what is
             free if None.
         select: Which output, where the model returns several.
+        classes: Which outputs, as flat indices: ``[0, 3, 7]`` or ``"0,3,7"``, ``"top:5"`` (each sample's five
+            largest, in that order), ``"label"`` (each sample's label) or ``"all"``.
+        labels: ``(batch,)`` whole numbers, for ``classes="label"``.
         of: ``logits``, ``probs`` or ``log-probs``.
+        dtype: ``float32`` or ``float64``: ``x`` and a copy of the module are converted to it, and the outputs
+            are compared with those before.  A module that is converted is planned anew in each call.  A
+            function is not converted, but called with points in the dtype.
         seed: Chooses the rows that are checked.
         per_sample: Names of the arguments that have one row a sample.
         **arguments: Further arguments of the model; the same for every sample unless named in
             ``per_sample``.  ``x`` is the first argument of the model that they do not name.
 
     Returns:
-        ``(batch, *input, *output)``, on the device and in the dtype of ``x``; a view, in memory the
-        input's axes are last (``.contiguous()`` makes a copy in the order of the shape).
+        ``(batch, *input, *output)``, with ``classes`` ``(batch, *input, k)``, on the device of ``x``, in
+        ``dtype`` or that of ``x``; a view: in memory the input's axes are last (``.contiguous()`` makes a
+        copy in the order of the shape).
 
     Raises:
-        ModelError: There is no per-sample Jacobian, or the method cannot serve the model.
-        InputsError: ``x`` is not floating, empty or not accepted by the model.
+        ModelError: The model is no network, has no per-sample Jacobian, or the method cannot serve it.
+        InputsError: ``x`` is no tensor, not floating, empty, not finite or not accepted by the model.
         UsageError: Wrong options.
+
+    What a run would tell as a note goes to the logger ``jacli`` at level INFO; nothing is printed.
     """
     config = from_options(
         {**_NO_FILES, "select": select, "of": of, "method": method, "seed": seed}
         | {"batch_size": batch_size, "chunk_size": chunk_size, "memory": memory}
-        | {"precision": precision, "singular_values": "none"}
+        | {"precision": precision, "singular_values": "none", "classes": _plain(classes)}
+        | ({} if labels is None else {"labels": "-"})
     )
     with exact_arithmetic(), reused_memory():
-        return _Work(model, x, config, arguments, per_sample).dense()
+        return _Work(model, x, config, arguments, per_sample, dtype=dtype, labels=labels).dense()
 
 
 def singular_values(
@@ -118,17 +154,26 @@ def singular_values(
     k: int | None = None,
     precision: str = "ieee",
     select: str | None = None,
+    classes: str | int | Sequence[int] = "all",
+    labels: Tensor | None = None,
     of: str = "logits",
+    dtype: str | torch.dtype | None = None,
     seed: int = 0,
     per_sample: Sequence[str] = (),
     **arguments: object,
 ) -> Tensor:
     """Singular values of every sample's Jacobian as a matrix ``(n_out, n_in)``, decreasing.
 
-    With ``k`` well below ``min(n_out, n_in)`` the Jacobian is not formed: Golub-Kahan-Lanczos on
-    products with J and its transpose, a few dozen passes, aiming at 1e-6 of the largest value; where
-    its error bounds exceed 1e-4 of it, for other ``k`` and in a reduced precision, the Jacobian is formed and
-    its Gram matrix decomposed in float64.
+    Where ``min(n_out, n_in)`` is at least ``400 k``, or the Jacobians do not fit in memory, they are
+    not formed: Golub-Kahan-Lanczos on products with J and its transpose, a few dozen passes, aiming at 1e-6
+    of the largest value.  Elsewhere that takes longer than all singular values do, and they are computed: the
+    Jacobian is formed and its Gram matrix decomposed in float64; so too where the error bounds exceed 1e-4
+    of the largest value, and in a reduced precision.
+
+    >>> model = torch.nn.Linear(4, 3)
+    >>> sigma = singular_values(model, torch.randn(2, 4), k=2)
+    >>> torch.allclose(sigma[0], torch.linalg.svdvals(model.weight.detach().double())[:2], rtol=1e-4)
+    True
 
     Args:
         model: As `jacobian`.
@@ -136,7 +181,10 @@ def singular_values(
         k: How many, the largest; all if None.
         precision: As `jacobian`; the values are those of the matrix so computed, and have its error.
         select: As `jacobian`.
+        classes: As `jacobian`: the rows of the matrix.
+        labels: As `jacobian`.
         of: As `jacobian`.
+        dtype: As `jacobian`; the values are float64 in any case.
         seed: Starts the Lanczos vectors.
         per_sample: As `jacobian`.
         **arguments: As `jacobian`.
@@ -147,20 +195,29 @@ def singular_values(
     Raises:
         JacliError: As `jacobian`.
     """
-    if k is not None and (not isinstance(k, int) or k < 1):
-        raise UsageError(f"k={k!r} is wrong.", why="It must be a whole number of at least 1.")
-    config = from_options({**_NO_FILES, "select": select, "of": of, "seed": seed, "precision": precision})
+    k = check_count(k)
+    config = from_options(
+        {**_NO_FILES, "select": select, "of": of, "seed": seed, "precision": precision}
+        | {"classes": _plain(classes)}
+        | ({} if labels is None else {"labels": "-"})
+    )
     with exact_arithmetic(), reused_memory():
-        work = _Work(model, x, config, arguments, per_sample)
-        few = k is not None and 4 * k < min(work.shapes.n_in, work.shapes.n_out)
+        work = _Work(model, x, config, arguments, per_sample, dtype=dtype, labels=labels)
         # Reduced products with J and J' are not transposes of one another: there J is formed, once.
-        if k is not None and few and precision == "ieee":
+        if k is not None and precision == "ieee" and work.pays_without_matrix(k):
             values = work.largest(k)
             if values is not None:
                 return values
         dense = work.dense()
-        matrices = dense.reshape(len(x), work.shapes.n_in, work.shapes.n_out).mT
+        matrices = dense.reshape(len(x), work.shapes.n_in, work.shapes.n_selected).mT
         return all_singular_values(matrices).values[:, :k]
+
+
+def _plain(classes: object) -> object:
+    """Classes as the option takes them: arrays, tensors and tuples as lists of integers."""
+    if hasattr(classes, "tolist"):
+        classes = classes.tolist()
+    return list(classes) if isinstance(classes, (tuple, range)) else classes
 
 
 class _Work:
@@ -173,31 +230,65 @@ class _Work:
         config: RunConfig,
         arguments: dict[str, object],
         per_sample: Sequence[str],
+        *,
+        dtype: str | torch.dtype | None,
+        labels: Tensor | None,
     ) -> None:
-        _check_points(x)
-        check_precision(config.precision, x.device, x.dtype)
-        self.x = x.detach()
-        self.extra = _rows_of(arguments, per_sample, len(x))
-        self.constant = {name: value for name, value in arguments.items() if name not in per_sample}
+        check_model(model, x)
+        points, asked = check_points(x, model), dtype_of(dtype)
+        self.x = points if asked is None else points.to(asked)
+        check_precision(config.precision, x.device, self.x.dtype)
+        self.extra = rows_of(arguments, per_sample, len(x))
+        self.constant = {name: value for name, value in arguments.items() if name not in self.extra}
+        if asked is not None:
+            self.extra = {name: as_dtype(rows, asked) for name, rows in self.extra.items()}
+        self.labels = None if labels is None else labels_of(labels, x)
         self.config = config
-        self._kept = Kept.of(model, self.x, config, arguments, self.extra)
-        self._memory = MemoryLimit.of_run(config, x.device)
+        converted = asked is not None and isinstance(model, nn.Module) and real_dtypes(model) != {asked}
+        self._kept = Kept.of(model, self.x, config, arguments, self.extra, keep=not converted)
+        self._memory = self._kept.memory or MemoryLimit.of_run(config, x.device)
         with memory_errors("running the model on the first samples"):
-            self.network, self.probed = self._kept.network or self._probed(model)
+            self.network, self.probed = self._kept.network or self._probed(model, converted=converted)
+        n_out = math.prod(self.probed.output_shape)
+        check_classes(config.classes, None if self.labels is None else self.labels.cpu().numpy(), n_out)
 
-    def _probed(self, model: Callable[..., object]) -> tuple[TensorNetwork, Probed]:
-        module = model if isinstance(model, nn.Module) else _Function(model)
-        return probed_network(
-            frozen_twin(module),
-            self.x[:4],
-            self._rows(0, 4),
-            arguments=self.constant,
-            signature=model,
-            select=self.config.select,
-            of=self.config.of,
-            batch_hints=[size for size in (self.config.batch_size, *BATCH_SIZES, len(self.x)) if size],
-            alone=self.config.batch_size == 1,
-        )
+    def _probed(self, model: Callable[..., object], *, converted: bool) -> tuple[TensorNetwork, Probed]:
+        module = frozen_twin(model if isinstance(model, nn.Module) else _Function(model))
+        hints = [size for size in (self.config.batch_size, *BATCH_SIZES, len(self.x)) if size]
+        select, of, alone = self.config.select, self.config.of, self.config.batch_size == 1
+        x, rows = self.x[:4], self._rows(0, 4)
+        if converted:
+            placed = place(
+                LoadedModel(module.cpu(), format="", path=None, sha256=None),
+                x.cpu(),
+                {name: some.cpu() for name, some in rows.items()},
+                dtype=x.dtype,
+                device=x.device,
+                arguments={
+                    name: value.cpu() if isinstance(value, Tensor) else value
+                    for name, value in self.constant.items()
+                },
+                select=select,
+                of=of,
+                batch_hints=hints,
+                alone=alone,
+            )
+            _tell(placed.notes)
+            return placed.network, placed.probed
+        try:
+            return probed_network(
+                module,
+                x,
+                rows,
+                arguments=self.constant,
+                signature=model,
+                select=select,
+                of=of,
+                batch_hints=hints,
+                alone=alone,
+            )
+        except (ModelError, InputsError) as refusal:
+            raise why_refused(module, self.x, refusal) from refusal
 
     @property
     def shapes(self) -> Shapes:
@@ -206,7 +297,7 @@ class _Work:
             n_samples=len(self.x),
             input_shape=tuple(self.x.shape[1:]),
             output_shape=self.probed.output_shape,
-            n_selected=math.prod(self.probed.output_shape),
+            n_selected=self.config.classes.count(math.prod(self.probed.output_shape)),
             fixed_batch=self.probed.fixed_batch,
             itemsize=self.x.element_size(),
         )
@@ -220,7 +311,8 @@ class _Work:
         x, extra = self.x[start:stop], self._rows(start, stop)
         if self.probed.fixed_batch:
             x, extra = padded(x, size), {name: padded(rows, size) for name, rows in extra.items()}
-        return x, extra, None
+        labels = None if self.labels is None else padded(self.labels[start:stop], len(x))
+        return x, extra, selected_outputs(self.network, x, extra, self.config.classes, labels)
 
     @property
     def task(self) -> Task:
@@ -240,15 +332,29 @@ class _Work:
         task = self.task
         with memory_errors("trying the model on the first samples"):
             choice = Choice(task, kept=self._kept.choice)
-        result = _Result(task)
+        result = WholeResult(task)
         engine = Engine(task, choice, result.place)
         with memory_errors("putting the Jacobian together"):
             for block in engine.blocks():
                 result.take(block)
                 del block
         assert engine.accepted is not None  # there is a sample at least
-        self._kept.keep(self.network, self.probed, engine.accepted)
-        return result.matrices.mT.reshape(*self.x.shape, *self.shapes.output_shape)
+        self._kept.keep(self.network, self.probed, engine.accepted, self._memory, held=engine.held)
+        _tell((*choice.notes, *engine.notes))
+        shapes = self.shapes
+        output_shape = shapes.output_shape if self.config.classes.kind == "all" else (shapes.n_selected,)
+        return result.matrices.mT.reshape(*self.x.shape, *output_shape)
+
+    def pays_without_matrix(self, k: int) -> bool:
+        """Whether k singular values take less by products with vectors than by the matrices.
+
+        Products are passes of one vector per sample each, dozens of them for each value where the spectrum is
+        flat; a matrix has its vectors batched (benchmarks/NOTES.md).
+        """
+        shapes = self.shapes
+        smaller = min(shapes.n_in, shapes.n_selected)
+        too_large = shapes.n_samples * shapes.sample_bytes > self._memory.limit
+        return smaller >= _VECTORS_PER_VALUE * k or (4 * k < smaller and too_large)
 
     def largest(self, k: int) -> Tensor | None:
         """The k largest singular values without forming J; None where they did not converge.
@@ -274,81 +380,10 @@ class _Work:
                 return None
             parts.append(spectrum.values[: min(size, len(self.x) - start)])
             linearization.close()
+        self._kept.keep(self.network, self.probed, None, self._memory, held=self._memory.limit)
         return torch.cat(parts)
 
 
-def _check_points(x: Tensor) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() < 1 or len(x) == 0:
-        given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise InputsError(
-            f"x is {given}.",
-            why="A Jacobian needs a floating tensor (batch, *input) with a sample at least.",
-            todo="Convert it, for example x.float().",
-        )
-    if not bool(torch.isfinite(x).all()):
-        raise InputsError(
-            "x has values that are not finite.",
-            why="A Jacobian at NaN or infinity does not exist.",
-            todo="Leave those samples out.",
-        )
-
-
-def _rows_of(arguments: dict[str, object], per_sample: Sequence[str], batch: int) -> dict[str, Tensor]:
-    """The arguments that have a row a sample."""
-    found: dict[str, Tensor] = {}
-    for name in per_sample:
-        rows = arguments.get(name)
-        if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) != batch:
-            raise UsageError(
-                f"The argument {name} has no row a sample.",
-                why=f"per_sample names it, and x has {batch} samples.",
-                todo="Give a tensor of that length.",
-            )
-        found[name] = rows
-    return found
-
-
-class _Result:
-    """The whole result; blocks are computed into it.
-
-    Attributes:
-        matrices: ``(n_samples, n_out, n_in)``.
-    """
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self.matrices = torch.empty(0)
-
-    def place(self, plan: Plan, start: int, count: int) -> Tensor | None:
-        """The part of it that belongs to some samples; None where the only block can be the result."""
-        shapes = self._task.shapes
-        vectors = shapes.n_in if plan.method in COLUMN_METHODS else shapes.n_selected
-        if count == shapes.n_samples and plan.chunk_size >= vectors:
-            return None
-        if len(self.matrices) == 0:
-            x, _, _ = self._task.points(0, 1)
-            n_samples, n_out, n_in = shapes.n_samples, shapes.n_selected, shapes.n_in
-            by_columns = plan.method in COLUMN_METHODS
-            self.matrices = (
-                x.new_empty(n_samples, n_in, n_out).mT if by_columns else x.new_empty(n_samples, n_out, n_in)
-            )
-        return self.matrices[start : start + count]
-
-    def take(self, block: ComputedBlock) -> None:
-        """A block that was computed elsewhere; of factors, their product."""
-        matrices, stop = block.matrices, block.start + block.count
-        if isinstance(matrices, FactoredMap):
-            if len(self.matrices) == 0:
-                shape = (self._task.shapes.n_samples, matrices.n_out, matrices.n_in)
-                self.matrices = matrices.left.new_empty(shape)
-            factors = matrices.samples(0, block.count)
-            # Their error is that of reduced passes: an exact product would cost more than them on a GPU.
-            reduced = "ieee" if self._task.config.precision == "ieee" else "tf32"
-            with reduced_precision(reduced):
-                product(factors.left, factors.right, self.matrices[block.start : stop])
-            return
-        dense = matrices.samples(0, block.count).dense()
-        if len(self.matrices) == 0:
-            self.matrices = dense
-        elif dense.data_ptr() != self.matrices[block.start : stop].data_ptr():
-            self.matrices[block.start : stop] = dense
+def _tell(notes: Sequence[str]) -> None:
+    for note in dict.fromkeys(notes):
+        logger.info("%s", note)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -11,13 +10,13 @@ from torch import Tensor
 
 from jacli.config import RunConfig
 from jacli.linear_map import FactoredMap, Matrices
-from jacli.network import Linearized
 from jacli.plan import SINGULAR_VALUES_LIMIT, Plan
 from jacli.run.factored_array import FactoredArray
 from jacli.run.host_copies import ArrivingArray, HostCopies
 from jacli.run.memory import MemoryLimit
 from jacli.run.prepare import Prepared
 from jacli.run.probed import padded
+from jacli.run.selection import selected_outputs
 from jacli.run.statistics import statistics_of
 from jacli.run.task import ComputedBlock, Points, Task
 from jacli.store import ResultLayout
@@ -116,21 +115,10 @@ class Run:
         _, x, extra = prepared.rows(start, stop)
         if prepared.shapes.fixed_batch:
             x, extra = padded(x, size), {name: padded(value, size) for name, value in extra.items()}
-        return x, extra, self._selected(start, stop, x, extra)
-
-    def _selected(self, start: int, stop: int, x: Tensor, extra: Mapping[str, Tensor]) -> Tensor | None:
-        """Flat output indices of each row of ``x``, ``(batch, k)``; None for all."""
-        classes = self.config.classes
-        if classes.kind == "all":
-            return None
-        if classes.kind == "indices":
-            return torch.tensor(classes.indices, device=x.device).expand(len(x), -1)
-        if classes.kind == "label":
-            assert self.prepared.labels is not None  # checked with the options
-            labels = torch.from_numpy(self.prepared.labels[start:stop, None]).to(x.device)
-            return padded(labels, len(x))
-        outputs = Linearized(self.prepared.network, x, extra).outputs.reshape(len(x), -1)
-        return outputs.topk(classes.k, dim=1).indices
+        labels = None
+        if prepared.labels is not None:
+            labels = padded(torch.from_numpy(prepared.labels[start:stop]), len(x))
+        return x, extra, selected_outputs(prepared.network, x, extra, self.config.classes, labels)
 
     def arrays(self, block: ComputedBlock, plan: Plan) -> dict[str, StoredArray]:
         """What the file stores of a block, in the datasets' shapes."""

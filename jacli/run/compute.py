@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -10,15 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from jacli.config import COMMAND_LINE_ONLY, RunConfig
+from jacli.config import PRINTING_ONLY, RunConfig
 from jacli.errors import JacliError, OutputError, ResultsError, UsageError
 from jacli.network import exact_arithmetic
 from jacli.run.blocks import Run
+from jacli.run.call_arguments import check_paths
 from jacli.run.choose import Choice
 from jacli.run.config_file import resolve_options, result_path
 from jacli.run.engine import Chosen, Engine
 from jacli.run.finished import Finished
 from jacli.run.memory import memory_errors
+from jacli.run.option_signature import with_options
 from jacli.run.outcome import Outcome, Recheck
 from jacli.run.pipeline import Pipeline, WrittenBlock
 from jacli.run.prepare import Prepared, prepare
@@ -29,6 +32,7 @@ from jacli.run.reference import References
 from jacli.run.report import ProgressCall, Report
 from jacli.run.resume import Unfinished
 from jacli.run.reused_memory import reused_memory
+from jacli.run.run_log import RunLog
 from jacli.store import (
     ResultWriter,
     RunLock,
@@ -41,28 +45,48 @@ from jacli.store import (
 )
 
 
-def compute(model: str, inputs: str, out: str = "out.h5", **options: Any) -> Outcome:
+def compute(
+    model: str | os.PathLike[str],
+    inputs: str | os.PathLike[str],
+    out: str | os.PathLike[str] = "out.h5",
+    **options: Any,
+) -> Outcome:
     """Compute every sample's Jacobian and write it with its norms and singular values to ``out``.
 
+    Nothing is printed.  Progress and notes go to the logger ``jacli`` at level INFO, a line every
+    ``log_every`` seconds; with ``quiet=True`` neither.  Results that are not right (not finite, or different
+    in the recheck) are a warning there, whatever ``quiet`` is.
+
     Args:
-        model: As the command's MODEL.
-        inputs: As the command's INPUTS.
+        model: As the command's MODEL: a file, or an architecture's name.
+        inputs: As the command's INPUTS: a file, a folder, or ``random:64x3x224x224``.
         out: The result file.
-        **options: The command's options with underscores (``method="vmap"``, ``classes="top:5"``).
+        **options: Every option of the command with underscores (``method="vmap"``, ``classes="top:5"``), and
+            ``config``; but for ``json``, ``debug`` and ``dry_run``, which are about what the command prints.
 
     Raises:
         JacliError: As the command's exit codes; a result with values that are not finite is no
             error here, see `Outcome.not_finite`.
     """
-    for name in COMMAND_LINE_ONLY:
+    check_paths(model, inputs, out)
+    for name in PRINTING_ONLY:
         if name in options:
             raise UsageError(
                 f"jacli.compute takes no {name}.",
                 why="It is about what the command `jacli compute` prints.",
                 todo="Leave it out.",
             )
-    config = resolve_options({"model": str(model), "inputs": str(inputs), "out": str(out), **options})
-    return run_compute(config, command="jacli.compute(...)")
+    given = {"model": model, "inputs": inputs, "out": out, **options}
+    config = resolve_options(
+        {name: os.fspath(value) if isinstance(value, os.PathLike) else value for name, value in given.items()}
+    )
+    log = RunLog(config)
+    outcome = run_compute(config, command="jacli.compute(...)", progress=log.progress, waiting=log.waiting)
+    log.outcome(outcome)
+    return outcome
+
+
+compute.__signature__ = with_options(compute)  # type: ignore[attr-defined]  # shown by help() and notebooks
 
 
 def run_compute(

@@ -4,12 +4,15 @@ Choosing costs a part of a run; a second call with the same module, shape and op
 over, on a copy of the module as it is now.  A traced network is a graph of what the module was: it is
 taken over only where everything in the module still is the same, and is looked at as in any run: by plain
 passes through that copy.
+
+A call with fewer samples, such as the last batch of an epoch, takes over the plan of the larger one.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,53 +23,93 @@ from jacli.network import TensorNetwork, frozen_twin
 from jacli.plan import Plan
 from jacli.run.alike import alike
 from jacli.run.engine import Chosen
+from jacli.run.memory import MemoryLimit
 from jacli.run.task import Graph
 from jacli.verify import Probed
 
 
 @dataclass
 class _Entry:
-    plan: Plan
+    """What one call found out.
+
+    Attributes:
+        plan: Method and sizes; None where no matrix was formed.
+        graph: The traced network, where the plan's method runs it.
+        twin: The copy that was probed; None where it is large and nothing else holds its parameters.
+        network: That of the call, without its module.
+        probed: What the probe learnt.
+        memory: What may be held, where the call held far less; None where it has to be looked at anew.
+        borrowed: How often the entry served a call with so many fewer samples.
+    """
+
+    plan: Plan | None
     graph: Graph
-    twin: nn.Module | None  # whose parameters the graph holds
-    network: TensorNetwork  # without its module
+    twin: nn.Module | None
+    network: TensorNetwork
     probed: Probed
+    memory: MemoryLimit | None
+    borrowed: Counter[int] = field(default_factory=Counter)
 
 
-_ENTRIES: WeakKeyDictionary[Callable[..., object], dict[Hashable, _Entry]] = WeakKeyDictionary()
-"""Module to what is kept for each of its shapes and options."""
+_ENTRIES: WeakKeyDictionary[Callable[..., object], dict[tuple[int, Hashable], _Entry]] = WeakKeyDictionary()
+"""Module to what is kept for each number of samples and everything else that a plan depends on."""
 
 _MOST = 4
-"""Shapes and options kept for a module: each that is cut holds a copy of its parameters."""
+"""Entries per module: each that is cut holds a copy of its parameters."""
+
+_SMALL_TWIN_BYTES = 64 * 2**20
+"""Up to so many bytes of parameters the copy is kept also where no graph holds them."""
+
+_MANY_BORROWED = 4
+"""Calls with at most half of the samples, after which these get a plan of their own."""
+
+_SMALL_SHARE = 64
+"""Memory is not looked at again where a call held at most this part of what it might."""
 
 
 class Kept:
-    """The entry of one model, shape and set of options.
+    """The entry of one model, number of samples and set of options; or that of more samples.
 
     Attributes:
         choice: Plan and traced network to go on with, or None.
         network: A copy of the module, with what the probe learnt of the earlier one, or None.
+        memory: What may be held, where it need not be looked at; or None.
     """
 
-    def __init__(self, model: Callable[..., object] | None, key: Hashable) -> None:
+    def __init__(
+        self, model: Callable[..., object] | None, n_samples: int = 0, options: Hashable = ()
+    ) -> None:
         self._model = model
-        self._key = key
+        self._key = n_samples, options
         self.choice: tuple[Plan, Graph] | None = None
         self.network: tuple[TensorNetwork, Probed] | None = None
-        entry = _ENTRIES.get(model, {}).get(key) if model is not None else None
+        self.memory: MemoryLimit | None = None
+        entry, own = self._found()
         if entry is None or not isinstance(model, nn.Module):
             return
-        if entry.twin is not None and alike(model, entry.twin):
-            # A module that keeps no state between calls: the earlier copy is as good as a fresh one.
-            # Not so of TorchScript, whose attributes are not seen: there plain passes show what changed.
-            scripted = any(isinstance(part, torch.jit.ScriptModule) for part in model.modules())
-            module = frozen_twin(model) if scripted else entry.twin
-            self.network = replace(entry.network, module=module), entry.probed
+        self.memory = entry.memory
+        same = entry.twin is not None and alike(model, entry.twin)
+        # A module that keeps no state between calls: the earlier copy is as good as a fresh one.
+        # Not so of TorchScript, whose attributes are not seen: there plain passes show what changed.
+        scripted = any(isinstance(part, torch.jit.ScriptModule) for part in model.modules())
+        module = entry.twin if same and not scripted and entry.twin is not None else frozen_twin(model)
+        self.network = replace(entry.network, module=module), entry.probed
+        if entry.plan is not None and own and (same or entry.graph is None):
             self.choice = entry.plan, entry.graph
-            return
-        self.network = replace(entry.network, module=frozen_twin(model)), entry.probed
-        if entry.graph is None:
-            self.choice = entry.plan, None
+
+    def _found(self) -> tuple[_Entry | None, bool]:
+        """The entry of as many samples, else of the next larger number; and whether its plan serves."""
+        entries = _ENTRIES.get(self._model, {}) if self._model is not None else {}
+        if self._key in entries:
+            return entries[self._key], True
+        n_samples, options = self._key
+        larger = [other for other, rest in entries if rest == options and other > n_samples]
+        if not larger:
+            return None, False
+        most = min(larger)
+        entry = entries[most, options]
+        entry.borrowed[n_samples] += 1
+        return entry, 2 * n_samples > most or entry.borrowed[n_samples] <= _MANY_BORROWED
 
     @property
     def is_kept(self) -> bool:
@@ -81,13 +124,16 @@ class Kept:
         config: RunConfig,
         arguments: Mapping[str, object],
         extra: Mapping[str, Tensor],
+        *,
+        keep: bool = True,
     ) -> Kept:
         """What is kept for this call; nothing for functions, which may close over anything.
 
-        Nor where an argument is not a plain value: the copy that was probed has it filled in.
+        Nor where an argument is not a plain value: the copy that was probed has it filled in; nor without
+        ``keep``.
         """
-        if not isinstance(model, nn.Module) or set(arguments) - set(extra):
-            return cls(None, ())
+        if not keep or not isinstance(model, nn.Module) or set(arguments) - set(extra):
+            return cls(None)
         options = (
             config.method,
             config.precision,
@@ -96,23 +142,70 @@ class Kept:
             config.memory,
             config.select,
             config.of,
+            config.classes,
         )
         rows = tuple((name, extra[name].shape[1:], extra[name].dtype) for name in sorted(extra))
         autocast = torch.is_autocast_enabled(x.device.type)  # then the probe refuses, whatever is kept
         settings = (torch.get_num_threads(), autocast, rows, _plain_attributes(model))
-        return cls(model, (tuple(x.shape), x.dtype, x.device, options, settings))
+        return cls(model, len(x), (tuple(x.shape[1:]), x.dtype, x.device, options, settings))
 
-    def keep(self, network: TensorNetwork, probed: Probed, chosen: Chosen) -> None:
-        """Remember what a call began with; not of a module with state, which may have brought it anywhere."""
+    def keep(
+        self,
+        network: TensorNetwork,
+        probed: Probed,
+        chosen: Chosen | None,
+        memory: MemoryLimit,
+        *,
+        held: int,
+    ) -> None:
+        """Remember what a call began with; not of a module with state, which may have brought it anywhere.
+
+        Args:
+            network: Of the call.
+            probed: What the probe learnt.
+            chosen: Method and plan; None where no matrix was formed.
+            memory: What might be held.
+            held: Bytes that were.
+        """
         if self._model is None or network.fresh:
             return
         entries = _ENTRIES.setdefault(self._model, {})
-        entries.pop(self._key, None)
+        if self._key not in entries and self._serves(chosen):
+            return  # the entry of more samples does
+        before = entries.pop(self._key, None)
+        plan, graph = (chosen.plan, chosen.graph) if chosen is not None else (None, None)
+        if plan is None and before is not None:
+            plan, graph = before.plan, before.graph
         while len(entries) >= _MOST:
             entries.pop(next(iter(entries)))
-        twin = network.module if chosen.graph is not None else None
-        bare = replace(network, module=nn.Identity())
-        entries[self._key] = _Entry(chosen.plan, chosen.graph, twin, bare, probed)
+        small = _bytes(network.module) <= _SMALL_TWIN_BYTES
+        entries[self._key] = _Entry(
+            plan,
+            graph,
+            network.module if graph is not None or small else None,
+            replace(network, module=nn.Identity()),
+            probed,
+            replace(memory, watched=False) if held * _SMALL_SHARE <= memory.limit else None,
+        )
+
+    def _serves(self, chosen: Chosen | None) -> bool:
+        """Whether what this call ended with is what it took over."""
+        if self.network is None:
+            return False
+        if chosen is None:
+            return True
+        if self.choice is None:
+            return False
+        (plan, graph), now = self.choice, chosen.plan
+        sizes = plan.batch_size, plan.chunk_size
+        return (
+            graph is chosen.graph and plan.method == now.method and sizes == (now.batch_size, now.chunk_size)
+        )
+
+
+def _bytes(module: nn.Module) -> int:
+    tensors = (*module.parameters(), *module.buffers())
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _plain_attributes(model: nn.Module) -> Hashable:

@@ -21,12 +21,13 @@ from jacli.hooks import forward_hooks
 from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs
 from jacli.models import LoadedModel, load_model
 from jacli.network import TensorNetwork
-from jacli.option_values import Classes, Shard
+from jacli.option_values import Shard
 from jacli.plan import Shapes
 from jacli.run.arguments import read_along, read_arguments
 from jacli.run.memory import memory_errors
 from jacli.run.placing import place
 from jacli.run.precision import check_precision
+from jacli.run.selection import check_classes
 from jacli.verify import BATCH_SIZES, Probed
 
 _PROBE_ROWS = 4
@@ -72,7 +73,7 @@ class Prepared:
             InputsError: A value is not finite.
         """
         raw = self.source.read(start, stop)
-        check_rows(raw, self.source.index[start:stop])
+        check_rows(raw, self.source.index[start:stop], self.source)
         x = torch.from_numpy(raw).to(self.device, self.dtype)
         return raw, x, {k: v[start:stop].to(self.device) for k, v in self.extra.items()}
 
@@ -123,7 +124,7 @@ def _prepare(config: RunConfig, whole: InputSource, rows: range, device: torch.d
     )
     count = min(_PROBE_ROWS, len(source))
     first = source.read(0, count)
-    check_rows(first, source.index[:count])
+    check_rows(first, source.index[:count], source)
     placed = place(
         loaded,
         torch.from_numpy(first),
@@ -140,7 +141,7 @@ def _prepare(config: RunConfig, whole: InputSource, rows: range, device: torch.d
     network, probed = placed.network, placed.probed
     loaded = replace(loaded, module=network.module)
     n_out = math.prod(probed.output_shape)
-    _check_classes(config.classes, labels, n_out)
+    check_classes(config.classes, labels, n_out)
     shapes = Shapes(
         n_samples=len(source),
         input_shape=source.shape,
@@ -248,21 +249,3 @@ def _read_labels(path: str, source: InputSource) -> np.ndarray:
         )
     whole: np.ndarray = labels.astype(np.int64)
     return whole
-
-
-def _check_classes(classes: Classes, labels: np.ndarray | None, n_out: int) -> None:
-    last = max(classes.indices, default=-1)
-    if last >= n_out or classes.k > n_out:
-        raise UsageError(
-            f"--classes {classes} is out of range.",
-            why=f"The model has {n_out} outputs a sample (flat indices 0 to {n_out - 1}).",
-            todo="Choose among them.",
-        )
-    if labels is not None and classes.kind == "label":
-        wrong = np.flatnonzero((labels < 0) | (labels >= n_out))
-        if len(wrong):
-            raise InputsError(
-                f"Label {labels[wrong[0]]} of sample {wrong[0]} is out of range.",
-                why=f"The model has {n_out} outputs; {len(wrong)} labels lie outside 0 to {n_out - 1}.",
-                todo="Give class indices that start at 0.",
-            )

@@ -100,7 +100,7 @@ def summarize(
     short = [path.name for path in paths]
     names = short if len(set(short)) == len(short) else [str(path) for path in paths]
     found = [
-        _summarize_file(path, name, dataset, output_axes, per_class)
+        summarize_file(path, name, dataset, output_axes, per_class)
         for path, name in zip(paths, names, strict=True)
     ]
     made = table([file for file, _ in found])
@@ -108,8 +108,8 @@ def summarize(
     return summary.arranged(Table(made.columns, made.rows, notes), sort=sort, limit=limit)
 
 
-def _summarize_file(
-    path: Path, name: str, dataset: str | None, output_axes: int, per_class: bool
+def summarize_file(
+    path: Path, name: str, dataset: str | None = None, output_axes: int = 1, per_class: bool = False
 ) -> tuple[FileSummary, list[str]]:
     """One file's columns, block by block, and remarks about it."""
     try:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from jacli.content import MAX_EXPANSION
 from jacli.errors import ResultsError
@@ -56,7 +57,7 @@ def reading_results(path: Path, *kinds: type[Exception]) -> Iterator[None]:
         ) from error
 
 
-def read_whole(path: Path, dataset: h5py.Dataset) -> object:
+def read_whole(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     """All of a dataset that is small beside a Jacobian, if that is true.
 
     Raises:
@@ -69,4 +70,13 @@ def read_whole(path: Path, dataset: h5py.Dataset) -> object:
             why=f"Its dataset {dataset.name} declares {dataset.nbytes:,} bytes, far more than the file has.",
             todo="Copy it again, or compute it again.",
         )
-    return dataset[...]
+    return np.asarray(dataset[...])
+
+
+def closed(path: Path) -> ResultsError:
+    """What to tell who reads from a file that was closed."""
+    return ResultsError(
+        f"{path} was closed.",
+        why="Datasets are read from the open file; arrays that were read before stay.",
+        todo="Read inside the `with` block, or open the file again with jacli.open.",
+    )

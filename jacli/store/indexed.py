@@ -7,8 +7,8 @@ process may open no more files (1,024 by default on Linux) it goes on with fill 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import numpy as np
 
 from jacli.errors import ResultsError
 from jacli.hdf5_chunks import CheckedDataset, checked
-from jacli.store.guarded import open_guarded
+from jacli.store.guarded import closed, open_guarded
+from jacli.store.numpy_indices import Box, take
 from jacli.store.sources import Source, check_sources, path_of, sources_of
 
 
 class IndexedDataset:
-    """A dataset ``(B, ...)`` whose rows lie in the shards; sliced as an `h5py.Dataset` is.
+    """A dataset ``(B, ...)`` whose rows lie in the shards; indexed as a NumPy array is.
 
     Attributes:
         name: In the index and in every shard.
@@ -43,6 +44,7 @@ class IndexedDataset:
         self._sources = sources
         self._stops = np.array([source.stop for source in sources])
         self._opened: tuple[int, h5py.File] | None = None
+        self._closed = False
         self._of_shard: h5py.Dataset | CheckedDataset | None = None
         self.chunks: tuple[int, ...] | None = self._dataset(0).chunks
 
@@ -55,42 +57,47 @@ class IndexedDataset:
         return self.shape[0]
 
     def __getitem__(self, key: Any, /) -> Any:
-        """NumPy's indices along the first axis, those of `h5py.Dataset` along the others."""
-        first, rest = self._split(key)
-        rows = np.arange(len(self))[first]
-        if rows.ndim == 0:
-            number = int(np.searchsorted(self._stops, rows, side="right"))
-            return self._dataset(number)[(int(rows) - self._sources[number].start, *rest)]
-        if rows.size == 0:
-            return self._dataset(0)[(slice(0, 0), *rest)]
-        numbers = np.searchsorted(self._stops, rows, side="right")
-        bounds = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(rows)]
-        result: np.ndarray | None = None
-        for start, stop in pairwise(bounds):
-            number = int(numbers[start])
-            part = _take(self._dataset(number), rows[start:stop] - self._sources[number].start, rest)
-            if result is None:
-                if len(part) == len(rows):
-                    return part
-                result = np.empty((len(rows), *part.shape[1:]), part.dtype)
-            result[start:stop] = part
-        return result
+        """As NumPy indexes an array; only what is indexed is read."""
+        per_chunk = self.chunks[0] if self.chunks else 1
+        return take(self._read, self.shape, key, itemsize=self.dtype.itemsize, rows_per_chunk=per_chunk)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All of it, as ``np.asarray`` wants it."""
         return np.asarray(self[...], dtype)
 
-    def _split(self, key: Any) -> tuple[Any, tuple[Any, ...]]:
-        """The index along the first axis, and the others."""
-        keys = key if isinstance(key, tuple) else (key,)
-        at = next((i for i, part in enumerate(keys) if part is Ellipsis), len(keys))
-        keys = (*keys[:at], *(slice(None),) * (self.ndim - len(keys) + (at < len(keys))), *keys[at + 1 :])
-        return keys[0], keys[1:]
+    def _read(self, box: Box) -> np.ndarray:
+        """A box of all shards together, shard by shard."""
+        rows, rest = range(len(self))[box[0]], box[1:]
+        if not rows:
+            return np.asarray(self._dataset(0)[(slice(0, 0), *rest)])
+        first, last = np.searchsorted(self._stops, [rows[0], rows[-1]], side="right").tolist()
+        result: np.ndarray | None = None
+        for number in range(first, last + 1):
+            source = self._sources[number]
+            # Of rows r0, r0 + step, ..., those from start to stop - 1 lie in this shard.
+            begin, end = (
+                min(max(0, math.ceil((bound - rows[0]) / rows.step)), len(rows))
+                for bound in (source.start, source.stop)
+            )
+            inside = rows[begin:end]
+            if not inside:
+                continue
+            there = slice(inside[0] - source.start, inside[-1] + 1 - source.start, rows.step)
+            part = np.asarray(self._dataset(number)[(there, *rest)])
+            if len(part) == len(rows):
+                return part
+            if result is None:
+                result = np.empty((len(rows), *part.shape[1:]), part.dtype)
+            result[begin:end] = part
+        assert result is not None  # every row lies in a shard
+        return result
 
     def _dataset(self, number: int) -> h5py.Dataset:
         """That of a shard, which stays open until another one is read."""
+        if self._closed:
+            raise closed(self._index)
         if self._opened is None or self._opened[0] != number:
-            self.close()
+            self._close_shard()
             path = path_of(self._index, self._sources[number])
             try:
                 self._opened = number, open_guarded(path)
@@ -116,7 +123,11 @@ class IndexedDataset:
             )
 
     def close(self) -> None:
-        """Close the shard that is open."""
+        """Close the shard that is open; nothing can be read afterwards."""
+        self._close_shard()
+        self._closed = True
+
+    def _close_shard(self) -> None:
         if self._opened is not None:
             self._opened[1].close()
             self._opened = None
@@ -152,12 +163,3 @@ class Shards:
         for made in self._made.values():
             if isinstance(made, IndexedDataset):
                 made.close()
-
-
-def _take(dataset: h5py.Dataset, rows: np.ndarray, rest: tuple[Any, ...]) -> np.ndarray:
-    """Rows in any order, each possibly several times; HDF5 itself wants them increasing."""
-    step = int(rows[1] - rows[0]) if len(rows) > 1 else 1
-    if step > 0 and (np.diff(rows) == step).all():
-        return np.asarray(dataset[(slice(int(rows[0]), int(rows[-1]) + 1, step), *rest)])
-    distinct, inverse = np.unique(rows, return_inverse=True)
-    return np.asarray(dataset[(distinct, *rest)])[inverse]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -15,9 +15,11 @@ import numpy as np
 from jacli.content import why_unseen
 from jacli.errors import ResultsError
 from jacli.store.attributes import Attributes
+from jacli.store.describe_open import describe_open
 from jacli.store.dimensions import is_bare_dimension
-from jacli.store.guarded import DAMAGED, open_guarded, read_whole, reading_results
+from jacli.store.guarded import DAMAGED, closed, open_guarded, read_whole, reading_results
 from jacli.store.indexed import IndexedDataset, Shards
+from jacli.store.numpy_dataset import NumpyDataset
 from jacli.store.schema import CHECKSUMS, READABLE_SCHEMAS
 from jacli.store.sources import attributes_of, lost_sources, sources_of
 from jacli.store.structure import check_structure
@@ -30,12 +32,15 @@ _READ_WHOLE = frozenset({"outputs", "class_norms", "singular_values", "singular_
 """Small beside the Jacobian: these, and everything with one axis, come as NumPy arrays."""
 
 
+Dataset = np.ndarray | NumpyDataset | IndexedDataset
+
+
 class Results:
     """A result file, open for reading: ``results.jacobian[3]``, ``results["factors/left"]``.
 
     Small datasets come as NumPy arrays, read at each access; ``jacobian``, ``inputs`` and factors as
-    `h5py.Dataset`, which reads what is sliced out of it.  Of a merged index, what lies in the shards comes as
-    `IndexedDataset`, which is sliced alike.
+    `NumpyDataset`, an `h5py.Dataset` that reads what is indexed and takes NumPy's indices in any order.  Of
+    a merged index, what lies in the shards comes as `IndexedDataset`, which is indexed alike.
 
     Attributes:
         path: As it was given.
@@ -50,13 +55,33 @@ class Results:
         self.names: tuple[str, ...] = tuple(_list_datasets(file))
         self._shards = Shards(path, self.attrs)
 
-    def __getitem__(self, name: str) -> np.ndarray | h5py.Dataset | IndexedDataset:
+    def __getitem__(self, name: str) -> Dataset:
         if name not in self.names:
-            raise KeyError(f"{self.path} holds no dataset {name!r}; it holds {', '.join(self.names)}")
-        dataset = self._shards.dataset(self._file[name])
+            factors = name == "jacobian" and "factors/left" in self.names
+            instead = "; the Jacobian is factors/left times factors/right" if factors else ""
+            raise KeyError(
+                f"{self.path} holds no dataset {name!r}; it holds {', '.join(self.names)}{instead}"
+            )
+        dataset = self._shards.dataset(self._open_file[name])
         if name == "near_kink" and self.attrs["schema"] == "jacli/1":
             return self._near_kink_of_schema_1()
-        return read_whole(self.path, dataset) if dataset.ndim == 1 or name in _READ_WHOLE else dataset
+        if dataset.ndim == 1 or name in _READ_WHOLE:
+            return read_whole(self.path, dataset)
+        return dataset if isinstance(dataset, IndexedDataset) else NumpyDataset(dataset, self.path)
+
+    def __repr__(self) -> str:
+        return "\n".join(describe_open(self.path, self._file, self.names, self.attrs))
+
+    @property
+    def _open_file(self) -> h5py.File:
+        """The file, as long as it is open.
+
+        Raises:
+            ResultsError: It was closed.
+        """
+        if not self._file:
+            raise closed(self.path)
+        return self._file
 
     def _near_kink_of_schema_1(self) -> np.ndarray:
         """As of schema 2: -1 where nothing was checked, which schema 1 did not tell from 0."""
@@ -65,7 +90,7 @@ class Results:
             found[(found == 0) & np.isnan(self["verified_error"])] = -1
         return found
 
-    def __getattr__(self, name: str) -> np.ndarray | h5py.Dataset | IndexedDataset:
+    def __getattr__(self, name: str) -> Dataset:
         if name.startswith("_"):
             raise AttributeError(name)
         try:
@@ -81,12 +106,12 @@ class Results:
 
     def __len__(self) -> int:
         """Number of samples."""
-        return int(self._file["done"].shape[0])
+        return int(self._open_file["done"].shape[0])
 
     @property
     def datasets(self) -> Mapping[str, h5py.Dataset | IndexedDataset]:
         """Name -> dataset as it lies in the file or its shards, nothing read."""
-        return MappingProxyType({name: self._shards.dataset(self._file[name]) for name in self.names})
+        return MappingProxyType({name: self._shards.dataset(self._open_file[name]) for name in self.names})
 
     @property
     def complete(self) -> bool:
@@ -115,13 +140,28 @@ class Results:
         self.close()
 
 
-def open_results(path: str | Path) -> Results:
+Kind = TypeVar("Kind", bound=Results)
+
+
+def open_results(path: str | os.PathLike[str]) -> Results:
     """Open a result file; also an unfinished ``OUT.part``, whose ``done`` says how far it is.
 
     Raises:
         ResultsError: No such file, damaged, not a jacli result, or of a schema that this version cannot read.
     """
-    path = Path(path)
+    return open_as(Results, path)
+
+
+def open_as(kind: type[Kind], path: str | os.PathLike[str]) -> Kind:
+    """`open_results` with a reader of that kind."""
+    try:
+        path = Path(path)
+    except TypeError as error:
+        raise ResultsError(
+            f"{type(path).__name__} is no result file.",
+            why="jacli.open takes the path of a file that `jacli compute` or jacli.compute wrote.",
+            todo='For example: jacli.open("out.h5").',
+        ) from error
     if not os.path.isfile(path):
         what = "is a folder" if os.path.isdir(path) else "no such file"
         why = why_unseen(path) or ""
@@ -138,7 +178,7 @@ def open_results(path: str | Path) -> Results:
         ) from error
     try:
         _check_schema(path, file)
-        return Results(path, file)
+        return kind(path, file)
     except ResultsError:
         file.close()
         raise

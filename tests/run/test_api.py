@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import doctest
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,7 +15,8 @@ from torch import Tensor, nn
 
 import jacli
 from jacli.errors import InputsError, JacliError, MethodError, ModelError, UsageError
-from jacli.run import api
+from jacli.run import api, option_signature
+from jacli.run.memory import MemoryLimit
 from tests.reference import reference_jacobian
 
 
@@ -160,15 +164,15 @@ def test_singular_values(x: Tensor) -> None:
 
 
 def test_few_singular_values_without_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(60, 80), nn.Tanh(), nn.Linear(80, 50)).double()
-    points = torch.randn(3, 3, 5, 4, dtype=torch.float64)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(810, 80), nn.Tanh(), nn.Linear(80, 800)).double()
+    points = torch.randn(2, 3, 18, 15, dtype=torch.float64)
     exact = torch.linalg.svdvals(reference_jacobian(model, points).mT)
 
     def fail(*arguments: object, **options: object) -> Tensor:
         raise AssertionError("J was formed")
 
     monkeypatch.setattr(api._Work, "dense", fail)
-    torch.testing.assert_close(jacli.singular_values(model, points, k=4), exact[:, :4], rtol=1e-5, atol=0)
+    torch.testing.assert_close(jacli.singular_values(model, points, k=2), exact[:, :2], rtol=1e-5, atol=0)
     with pytest.raises(AssertionError, match="J was formed"):
         jacli.singular_values(model, points, k=40)
 
@@ -252,11 +256,44 @@ def test_few_singular_values_in_a_reduced_precision_are_those_of_the_matrix(
         return largest(work, k)
 
     monkeypatch.setattr(api._Work, "largest", noting)
-    model, points = nn.Linear(9, 9).double(), torch.randn(2, 9, dtype=torch.float64)
+    model, points = nn.Linear(800, 800).double(), torch.randn(2, 800, dtype=torch.float64)
     sigma = jacli.singular_values(model, points, k=2, precision=precision)
     exact = torch.linalg.svdvals(model.weight.detach())[:2]
     torch.testing.assert_close(sigma, exact.expand(2, -1), rtol=5e-2 if formed else 1e-4, atol=0)
     assert asked == ([] if formed else [2])
+
+
+@pytest.mark.parametrize(("outputs", "k"), [(10, 1), (50, 4), (300, 1), (900, 3)])
+def test_few_singular_values_are_never_slower_than_all(
+    monkeypatch: pytest.MonkeyPatch, outputs: int, k: int
+) -> None:
+    """Where products take longer than the matrix does, it is formed."""
+
+    def fail(*arguments: object) -> Tensor:
+        raise AssertionError("products with vectors")
+
+    monkeypatch.setattr(api._Work, "largest", fail)
+    model, points = nn.Linear(outputs + 5, outputs).double(), torch.randn(2, outputs + 5).double()
+    exact = torch.linalg.svdvals(model.weight.detach())[:k]
+    torch.testing.assert_close(jacli.singular_values(model, points, k=k), exact.expand(2, -1))
+
+
+def test_few_singular_values_of_what_does_not_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, points = nn.Linear(60, 50).double(), torch.randn(3, 60, dtype=torch.float64)
+    real = MemoryLimit.of_run
+    monkeypatch.setattr(
+        MemoryLimit, "of_run", lambda config, device: dataclasses.replace(real(config, device), limit=50_000)
+    )
+    monkeypatch.setattr(api._Work, "dense", lambda work: pytest.fail("the matrix was formed"))
+    sigma = jacli.singular_values(model, points, k=2)
+    exact = torch.linalg.svdvals(model.weight.detach())[:2]
+    torch.testing.assert_close(sigma, exact.expand(3, -1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("module", [api, option_signature])
+def test_examples_in_docstrings(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted > 0 and found.failed == 0
 
 
 def test_public_names() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import jacli
 from jacli.errors import ModelError
-from jacli.run import api, cutting, sizes, task
+from jacli.run import api, cutting, memory, sizes, task
 from jacli.run import kept as kept_module
 from tests.reference import reference_jacobian
 
@@ -332,7 +332,7 @@ def test_other_shapes_and_options_are_measured_for_themselves(x: Tensor, done: C
     module = model()
     calls = [
         (x, {"method": "vmap"}),
-        (x[:3], {"method": "vmap"}),
+        (torch.cat([x, x]), {"method": "vmap"}),
         (x, {"method": "forward"}),
         (x, {"method": "vmap", "batch_size": 2}),
     ]
@@ -480,8 +480,111 @@ def test_only_the_last_shapes_are_kept(done: Counter[str]) -> None:
     for x in points[-kept_module._MOST :]:
         check(module, x, method="loop")
     assert not done["probed"]
-    check(module, points[0], method="loop")
-    assert done["probed"] == 1
+    assert min(size for size, _ in entries) == 7
+    check(module, torch.randn(11, 9, dtype=torch.float64), method="loop")
+    assert done["probed"] == 1 and len(entries) == kept_module._MOST
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [7, 3, 1])
+def test_a_shorter_batch_takes_over_the_plan(done: Counter[str], method: str, size: int) -> None:
+    """The last one of an epoch, in every epoch."""
+    module, x = model(), torch.randn(8, 9, dtype=torch.float64)
+    for epoch in range(3):
+        check(module, x, method=method)
+        if epoch == 0:
+            done.clear()
+        check(module, x[:size].clone(), method=method)
+    assert not done
+    assert len(kept_module._ENTRIES[module]) == 1
+
+
+@pytest.mark.parametrize("change", [in_place, number, new_layer])
+@pytest.mark.parametrize("method", ["auto", "vmap", "adjoint"])
+def test_a_shorter_batch_of_a_changed_module(change: Callable[[Network], None], method: str) -> None:
+    module, x = model(), torch.randn(8, 9, dtype=torch.float64)
+    check(module, x, method=method)
+    change(module)
+    check(module, x[:3], method=method)
+
+
+def test_many_much_shorter_batches_get_a_plan_of_their_own(done: Counter[str]) -> None:
+    module, x = model(), torch.randn(8, 9, dtype=torch.float64)
+    check(module, x)
+    done.clear()
+    for _ in range(kept_module._MANY_BORROWED):
+        check(module, x[:2])
+    assert not done
+    check(module, x[:2])
+    assert done["measured"] and not done["probed"]
+    done.clear()
+    for _ in range(3):
+        check(module, x[:2])
+        check(module, x[:5])
+    assert not done
+
+
+def test_a_longer_batch_is_planned_anew(done: Counter[str]) -> None:
+    module = model()
+    check(module, torch.randn(3, 9, dtype=torch.float64), method="vmap")
+    done.clear()
+    check(module, torch.randn(8, 9, dtype=torch.float64), method="vmap")
+    assert done["measured"]
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_singular_values_of_a_shorter_batch(done: Counter[str], k: int | None) -> None:
+    module, x = model(), torch.randn(8, 9, dtype=torch.float64)
+    for epoch in range(2):
+        for points in (x, x[:3]):
+            exact = torch.linalg.svdvals(reference_jacobian(module, points).mT)[:, :k]
+            found = jacli.singular_values(module, points, k=k)
+            torch.testing.assert_close(found[:, :3], exact[:, :3], rtol=1e-7, atol=0)
+            if epoch == 0 and len(points) == 8:
+                done.clear()
+    assert not done
+
+
+def test_values_without_the_matrix_are_probed_once(done: Counter[str]) -> None:
+    module, x = (
+        nn.Sequential(nn.Linear(700, 8), nn.Tanh(), nn.Linear(8, 600)).double(),
+        torch.randn(3, 700).double(),
+    )
+    for points in (x, x, x[:1]):
+        exact = torch.linalg.svdvals(reference_jacobian(module, points).mT)[:, :1]
+        torch.testing.assert_close(jacli.singular_values(module, points, k=1), exact, rtol=1e-5, atol=0)
+    assert done == {"probed": 1}
+    check(module, x, method="vmap")
+
+
+def test_memory_is_looked_at_again_only_where_much_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    of_run = memory.MemoryLimit.of_run
+    monkeypatch.setattr(memory.MemoryLimit, "of_run", lambda *a: looked.append(1) or of_run(*a))
+    module, x = model(), torch.randn(4, 9, dtype=torch.float64)
+    for _ in range(3):
+        check(module, x, method="vmap")
+    assert len(looked) == 1
+    kept_module._ENTRIES.clear()
+    monkeypatch.setattr(memory, "_peak", lambda device: 2**60)
+    for _ in range(3):
+        check(module, x, method="vmap")
+    assert len(looked) == 4
+
+
+def test_no_copy_is_made_of_a_module_that_stays_the_same(monkeypatch: pytest.MonkeyPatch, x: Tensor) -> None:
+    copies = []
+    twin = kept_module.frozen_twin
+    monkeypatch.setattr(kept_module, "frozen_twin", lambda module: copies.append(1) or twin(module))
+    module = model()
+    for _ in range(3):
+        check(module, x, method="vmap")
+    assert not copies
+    monkeypatch.setattr(kept_module, "_SMALL_TWIN_BYTES", 0)
+    kept_module._ENTRIES.clear()
+    for _ in range(3):  # a large one: its copy is not kept beside it
+        check(module, x, method="vmap")
+    assert len(copies) == 2
 
 
 def test_a_plan_that_shrank_is_kept_as_it_ended(monkeypatch: pytest.MonkeyPatch, x: Tensor) -> None:

@@ -1,0 +1,35 @@
+"""The options of the command as the keywords of a Python function, from the one table of options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from inspect import Parameter, Signature, signature
+from typing import Any
+
+from jacli.config import OPTIONS, PRINTING_ONLY, RunConfig
+
+
+def with_options(function: Callable[..., Any]) -> Signature:
+    """The signature of a function whose ``**options`` are the command's, each named, with its default.
+
+    >>> from jacli.run.compute import compute
+    >>> signature(compute).parameters["method"]
+    <Parameter "method: 'str' = 'auto'">
+    """
+    declared = signature(function)
+    named = [part for part in declared.parameters.values() if part.kind is not Parameter.VAR_KEYWORD]
+    taken = {part.name for part in named} | set(PRINTING_ONLY)
+    options = [
+        Parameter(field.name, Parameter.KEYWORD_ONLY, default=_default(field), annotation=field.type)
+        for field in fields(RunConfig)
+        if field.name in OPTIONS and field.name not in taken
+    ]
+    options.append(Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation="str | None"))
+    return declared.replace(parameters=[*named, *options])
+
+
+def _default(field: Any) -> Any:
+    """As a caller would give it: of classes the text, of assignments an empty table."""
+    value = field.default if field.default is not MISSING else field.default_factory()
+    return str(value) if field.name == "classes" else value

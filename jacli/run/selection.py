@@ -1,0 +1,59 @@
+"""Which outputs of each sample are differentiated: ``--classes``."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jacli.errors import InputsError, UsageError
+from jacli.linear_map import Extra
+from jacli.network import Linearized, TensorNetwork
+from jacli.option_values import Classes
+
+
+def selected_outputs(
+    network: TensorNetwork, x: Tensor, extra: Extra, classes: Classes, labels: Tensor | None
+) -> Tensor | None:
+    """Flat output indices of each row of ``x``, ``(batch, k)``; None for all.
+
+    Args:
+        network: The network.
+        x: ``(batch, *input)``.
+        extra: Further arguments of these rows.
+        classes: Which outputs.
+        labels: ``(batch,)``, of these rows, for ``label``.
+    """
+    if classes.kind == "all":
+        return None
+    if classes.kind == "indices":
+        return torch.tensor(classes.indices, device=x.device).expand(len(x), -1)
+    if classes.kind == "label":
+        assert labels is not None  # checked with the options
+        return labels[:, None].to(x.device)
+    outputs = Linearized(network, x, extra).outputs.reshape(len(x), -1)
+    return outputs.topk(classes.k, dim=1).indices
+
+
+def check_classes(classes: Classes, labels: np.ndarray | None, n_out: int) -> None:
+    """Refuse outputs that the model does not have.
+
+    Raises:
+        UsageError: An index is out of range, or more are wanted than there are.
+        InputsError: A label is out of range.
+    """
+    last = max(classes.indices, default=-1)
+    if last >= n_out or classes.k > n_out:
+        raise UsageError(
+            f"--classes {classes} is out of range.",
+            why=f"The model has {n_out} outputs a sample (flat indices 0 to {n_out - 1}).",
+            todo="Choose among them.",
+        )
+    if labels is not None and classes.kind == "label":
+        wrong = np.flatnonzero((labels < 0) | (labels >= n_out))
+        if len(wrong):
+            raise InputsError(
+                f"Label {labels[wrong[0]]} of sample {wrong[0]} is out of range.",
+                why=f"The model has {n_out} outputs; {len(wrong)} labels lie outside 0 to {n_out - 1}.",
+                todo="Give class indices that start at 0.",
+            )
