@@ -11,6 +11,8 @@ import typer
 
 from jacli.cli.options import AllowPickle, Arch, AsJson
 from jacli.cli.streams import show, show_json
+from jacli.cli.usage import parse_all
+from jacli.option_values import parse_device, parse_fraction, whole
 
 if TYPE_CHECKING:
     from jacli.run.verify import Verification
@@ -76,27 +78,22 @@ def verify(
 
 def _parsed(samples: str, tolerance: str | None, seed: str, device: str | None) -> dict[str, Any]:
     """The options that are not texts; all that are wrong are reported at once."""
-    from jacli.errors import JacliError, UsageError
-    from jacli.option_values import parse_device, parse_fraction, whole
+    values = {"samples": samples, "tolerance": tolerance, "seed": seed, "device": device}
+    return parse_all(
+        "verify",
+        values,
+        {"samples": _samples, "tolerance": parse_fraction, "seed": whole(0), "device": parse_device},
+    )
 
-    problems: list[JacliError] = []
-    parsed: dict[str, Any] = {}
-    for name, value, parse in (
-        ("samples", samples, lambda text: None if text == "all" else whole(1)(text)),
-        ("tolerance", tolerance, parse_fraction),
-        ("seed", seed, whole(0)),
-        ("device", device, parse_device),
-    ):
-        try:
-            parsed[name] = None if value is None else parse(value)
-        except ValueError as error:
-            must = f"It must be {error}{' or all' * (name == 'samples')}."
-            problems.append(UsageError(f"--{name} {value} is wrong.", why=must))
-    if problems:
-        usage = UsageError.from_problems(problems)
-        usage.todo = "Correct it; `jacli verify --help` lists every option."
-        raise usage
-    return parsed
+
+def _samples(text: str) -> int | None:
+    """How many; None for all."""
+    if text == "all":
+        return None
+    try:
+        return whole(1)(text)
+    except ValueError as error:
+        raise ValueError(f"all or {error}") from None
 
 
 def _print(found: Verification) -> None:
