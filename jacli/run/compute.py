@@ -18,13 +18,13 @@ from jacli.run.choose import Choice
 from jacli.run.config_file import resolve_options, result_path
 from jacli.run.engine import Chosen, Engine
 from jacli.run.finished import Finished
+from jacli.run.labelled import accuracy_notes
 from jacli.run.memory import memory_errors
 from jacli.run.outcome import Outcome, Recheck
 from jacli.run.pipeline import Pipeline, WrittenBlock
 from jacli.run.prepare import Prepared, prepare
 from jacli.run.provenance import provenance
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
-from jacli.run.recorded import accuracy_notes
 from jacli.run.reference import References
 from jacli.run.report import ProgressCall, Report
 from jacli.run.resume import Unfinished
