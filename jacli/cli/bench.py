@@ -150,7 +150,7 @@ def _table(found: BenchResult) -> Table:
         notes.append(
             f"~: its block was not computed whole within {found.limit:g} s, the rest is extrapolated"
         )
-    return Table(_COLUMNS, tuple(map(_cells, found.rows)), tuple(notes))
+    return Table(_COLUMNS, tuple(map(_cells, found.rows)), tuple(notes), keys=2)
 
 
 def _cells(row: BenchRow) -> tuple[str | int | None, ...]:

@@ -224,7 +224,7 @@ class Group(TyperGroup):
             raise UsageError(
                 f"There is no option {name} before the command's name.",
                 why="The options of a command follow its name: jacli compute model.pt inputs.npy --quiet.",
-                todo=f"Did you mean {near[0]}?" if near else "`jacli --help` lists the commands.",
+                todo=f"{f'Did you mean {near[0]}? ' if near else ''}`jacli --help` lists the commands.",
             )
         return super().parse_args(ctx, args)
 
@@ -235,7 +235,8 @@ class Group(TyperGroup):
             near = difflib.get_close_matches(name, self.commands, n=1)
             todo = f"{f'Did you mean {near[0]}? ' if near else ''}`jacli --help` says what each does."
             if os.path.exists(name):
-                todo = f"Did you mean: jacli {'compute' if len(args) > 1 else 'inspect'} {join_words(args)}"
+                command = "compute" if len(args) > 1 else "inspect"
+                todo = f"Did you mean: jacli {command} {join_words(args)}"
             raise UsageError(
                 f"There is no command {name}.", why=f"There are {', '.join(self.commands)}.", todo=todo
             )
