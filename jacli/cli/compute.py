@@ -44,6 +44,8 @@ from jacli.cli.streams import results_are_kept, say, show, show_json
 from jacli.printable import join_words, quote_path
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jacli.config import RunConfig
     from jacli.errors import UnsoundResultsError
     from jacli.run.dry_run import DryRun
@@ -209,6 +211,13 @@ def _run(settings: RunConfig) -> None:
     from jacli.run.compute import run_compute
 
     started = time.monotonic()
+    told: set[str] = set()
+
+    def note(text: str) -> None:
+        told.add(text)
+        if not settings.quiet:
+            say(f"note: {text}")
+
     # Models print; stdout is for data only.
     with (
         redirect_stdout(sys.stderr),
@@ -216,13 +225,20 @@ def _run(settings: RunConfig) -> None:
     ):
         command = join_words(["jacli", *sys.argv[1:]])
         outcome = run_compute(
-            settings, command=command, progress=progress, waiting=_tell_waiting, published=finished
+            settings,
+            command=command,
+            progress=progress,
+            stage=progress.stage,
+            note=note,
+            waiting=_tell_waiting,
+            published=finished,
         )
     results_are_kept()
     if settings.json:
         show_json(outcome.to_dict())
     if not settings.quiet:
-        _tell(outcome, settings.precision, time.monotonic() - started)
+        notes = [text for text in outcome.notes if text not in told]
+        _tell(outcome, notes, settings.precision, time.monotonic() - started)
     if outcome.not_finite or outcome.overflowed or outcome.rechecked.failed:
         raise _unsound(outcome, settings.precision)
 
@@ -231,8 +247,8 @@ def _tell_waiting(what: str) -> None:
     say(f"waiting: {what}")
 
 
-def _tell(outcome: Outcome, precision: str, seconds: float) -> None:
-    for note in outcome.notes:
+def _tell(outcome: Outcome, notes: Sequence[str], precision: str, seconds: float) -> None:
+    for note in notes:
         say(f"note: {note}")
     if outcome.chosen is None:
         _tell_complete(outcome)

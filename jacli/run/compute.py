@@ -70,6 +70,8 @@ def run_compute(
     *,
     command: str,
     progress: ProgressCall = lambda done, total: None,
+    stage: Callable[[str], None] = lambda what: None,
+    note: Callable[[str], None] = lambda text: None,
     waiting: Callable[[str], None] = lambda what: None,
     published: Callable[[], None] = lambda: None,
 ) -> Outcome:
@@ -81,6 +83,8 @@ def run_compute(
         config: The options.
         command: As it was typed, for the file.
         progress: Called with the samples that are in the file for good, and all; in another thread.
+        stage: Called with what the run is busy with: ``choosing a method``, ``computing``.
+        note: Called with each note that is known before anything is computed; the outcome has it as well.
         waiting: Called with what is waited for, where another host may still be writing.
         published: Called when the file has its name: from then on there is nothing to be stopped.
 
@@ -104,7 +108,8 @@ def run_compute(
         if refusal is not None:
             raise refusal
         shard = None if config.shard is None else str(config.shard)
-        report = stack.enter_context(Report(out, command=command, shard=shard, tell=progress))
+        report = stack.enter_context(Report(out, command=command, shard=shard, tell=progress, stage=stage))
+        report.busy("loading the model")
         with uninterrupted():
             unfinished = Unfinished.of(out, config)
             if unfinished is not None:
@@ -115,6 +120,8 @@ def run_compute(
         if unfinished is not None:
             unfinished.check_model(prepared)
             config = replace(config, repeated_plan=unfinished.plan)
+        for text in prepared.notes:
+            note(text)
         report.begin(prepared.shapes.n_samples)
         work = _Work(Run(config, prepared), out, command, unfinished, report, lock)
         return work.do(stack, published)
@@ -163,9 +170,11 @@ class _Work:
         self._lock = lock
         self._unfinished = unfinished
         self._writer = unfinished.writer if unfinished else None
+        report.busy("choosing a method" if run.config.method == "auto" else "choosing batch sizes")
         with memory_errors("trying the model on the first samples"):
             self._choice = Choice(run.task(), continued=unfinished is not None)
         self._engine = self._engine_at_start()
+        report.computing()
 
     def _engine_at_start(self) -> Engine:
         """The engine, where the earlier process stopped, after a look whether what it left is right."""
@@ -242,6 +251,7 @@ class _Work:
         run, engine, writer, prepared = self._run, self._engine, self._writer, self._run.prepared
         chosen = engine.chosen
         assert writer is not None and chosen is not None  # there is a sample at least
+        self._report.busy("rechecking")
         rechecked = _recheck(run, writer, chosen)
         notes = list(dict.fromkeys([*self._notes(), *rechecked.notes]))
         writer.set_attributes(

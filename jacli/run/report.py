@@ -31,9 +31,12 @@ class Report:
         command: As it was typed.
         shard: ``I/N``, or None.
         tell: Called with samples done and in all; its own errors (a terminal that is gone) end nothing.
+        stage: Called with what the run is busy with, likewise.
     """
 
-    def __init__(self, out: Path, *, command: str, shard: str | None, tell: ProgressCall) -> None:
+    def __init__(
+        self, out: Path, *, command: str, shard: str | None, tell: ProgressCall, stage: Callable[[str], None]
+    ) -> None:
         self._out = out
         self._samples = self._before = self._done = self._told = 0
         self._command = tuple(split_words(command)) if command.startswith("jacli ") else ()
@@ -42,6 +45,7 @@ class Report:
             self._folder = os.getcwd()
         self._shard = shard
         self._tell = tell
+        self._stage = stage
         self._started = time.time()
         self._last = 0.0
 
@@ -55,6 +59,16 @@ class Report:
         self._samples, self._started = samples, time.time()
         self._tell_caller(self._before)
         self._write("running")
+
+    def busy(self, stage: str) -> None:
+        """What the run does now."""
+        with contextlib.suppress(OSError):
+            self._stage(stage)
+
+    def computing(self) -> None:
+        """The samples are computed from now on: only this time counts for their rate."""
+        self._started = time.time()
+        self.busy("computing")
 
     def written(self, written: int, committed: int) -> None:
         """So many samples are in the file, and so many of them for good."""
