@@ -160,7 +160,8 @@ def _together(problems: Sequence[JacliError], path: str) -> UsageError:
     if len(problems) > 1:
         usage.todo = f"Correct them together; {more}"
     elif "--help" not in usage.todo:
-        usage.todo = f"{usage.todo} {more}" if usage.todo else f"Correct it; {more}"
+        todo = usage.todo or "Correct it"
+        usage.todo = f"{todo}{' ' if todo.endswith(('.', '?')) else '; '}{more}"
     return usage
 
 
@@ -195,9 +196,9 @@ class Command(TyperCommand):
 
     def _wrong_values(self, ctx: Any, arguments: Sequence[Any], words: Words) -> list[JacliError]:
         """What is wrong with the values of a run's options, beside the words."""
-        if [p.name for p in arguments] != ["model", "inputs"]:
+        if not _takes_a_run(arguments):
             return []
-        from jacli.config import OPTIONS
+        from jacli.config import NOT_GIVEN, OPTIONS
         from jacli.run.config_file import resolve_options
 
         super().parse_args(ctx, words.options)
@@ -205,7 +206,7 @@ class Command(TyperCommand):
         try:
             resolve_options(given | dict(zip(("model", "inputs"), words.arguments, strict=False)))
         except UsageError as error:
-            return list(error.problems or (error,))
+            return [p for p in error.problems or (error,) if not p.what.endswith(NOT_GIVEN)]
         except JacliError:
             pass  # of the file that --config names: reported when the words are right
         return []
@@ -249,15 +250,23 @@ def example_of(command: Any) -> str:
     return first.removeprefix("Example: ").rstrip(".")
 
 
+def _takes_a_run(arguments: Sequence[Any]) -> bool:
+    """Whether these are MODEL and INPUTS of a run, with its options."""
+    return [p.name for p in arguments] == ["model", "inputs"]
+
+
 def _named(parameter: Any) -> str:
     return str(parameter.metavar or parameter.name).upper()
 
 
 def _too_few(path: str, arguments: Sequence[Any], words: Words, example: str) -> Iterator[JacliError]:
-    missing = [p for p in arguments[len(words.arguments) :] if p.required]
+    configured = any(word.partition("=")[0] == "--config" for word in words.options)
+    of_run = _takes_a_run(arguments) and not configured  # a file of options may name them
+    needed_ones = [p for p in arguments if p.required or of_run]
+    missing = [p for p in needed_ones if p in arguments[len(words.arguments) :]]
     if missing:
         names = " and ".join(map(_named, missing))
-        needed = " and ".join(_named(p) for p in arguments if p.required)
+        needed = " and ".join(map(_named, needed_ones))
         yield UsageError(f"No {names} given.", why=f"{path} needs {needed}.", todo=f"For example: {example}")
 
 

@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jacli.content import WHAT_TO_DO, Content, recognise_model, why_unseen
+from jacli.content import WHAT_TO_DO, Content, recognise_model, what_is_no_file
 from jacli.errors import ModelError, UsageError
 from jacli.models.loaded import LoadedModel, ModelRequest, sha256_of
+from jacli.models.python_source import python_source
 
 if TYPE_CHECKING:
     import torch
@@ -154,7 +155,7 @@ def describe_model(path: str | Path) -> dict[str, Any]:
 
 
 def _load_untrained(source: str, request: ModelRequest) -> LoadedModel:
-    if ":" not in source:
+    if ":" not in source or "://" in source:
         raise _no_such_file(source)
     given = request.options_about_weights()
     if given:
@@ -180,7 +181,9 @@ def _entry(table: Mapping[Content, str], path: Path) -> Callable[..., Any]:
         module, function = table[content].split(":")
         entry: Callable[..., Any] = getattr(importlib.import_module(module), function)
         return entry
-    if content in WHAT_TO_DO:
+    if path.suffix == ".py" and content in (Content.TEXT, Content.UNKNOWN):
+        why, todo = python_source(path)
+    elif content in WHAT_TO_DO:
         why, todo = WHAT_TO_DO[content]
     elif content in _TOO_OLD:
         why, todo = (
@@ -193,9 +196,9 @@ def _entry(table: Mapping[Content, str], path: Path) -> Callable[..., Any]:
 
 
 def _no_such_file(source: str) -> ModelError:
+    why, todo = what_is_no_file(source)
     return ModelError(
         f"There is no file {source}.",
-        why=why_unseen(source)
-        or "Nor is it an architecture's name, which has a colon (torchvision:resnet18).",
-        todo="Check the path.",
+        why=why or "Nor is it an architecture's name, which has a colon (torchvision:resnet18).",
+        todo=todo or "Check the path.",
     )

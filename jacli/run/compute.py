@@ -14,7 +14,7 @@ from jacli.config import COMMAND_LINE_ONLY, RunConfig
 from jacli.errors import JacliError, OutputError, ResultsError, UsageError
 from jacli.network import exact_arithmetic
 from jacli.run.blocks import Run
-from jacli.run.choose import Choice
+from jacli.run.choose import Choice, check_asked
 from jacli.run.config_file import resolve_options, result_path
 from jacli.run.engine import Chosen, Engine
 from jacli.run.finished import Finished
@@ -120,6 +120,7 @@ def run_compute(
         if unfinished is not None:
             unfinished.check_model(prepared)
             config = replace(config, repeated_plan=unfinished.plan)
+        check_asked(prepared.shapes, config)
         for text in prepared.notes:
             note(text)
         report.begin(prepared.shapes.n_samples)

@@ -17,11 +17,12 @@ from jacli.cluster import local_rank, shard_rows
 from jacli.config import RunConfig
 from jacli.content import Content, recognise_content
 from jacli.errors import InputsError, UsageError
-from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs
+from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs, scale_notes
 from jacli.models import LoadedModel, load_model
 from jacli.network import TensorNetwork
 from jacli.option_values import Classes, Shard
 from jacli.plan import Shapes
+from jacli.printable import count_of
 from jacli.run.arguments import read_along, read_arguments
 from jacli.run.memory import memory_errors
 from jacli.run.placing import place
@@ -71,7 +72,7 @@ class Prepared:
             InputsError: A value is not finite.
         """
         raw = self.source.read(start, stop)
-        check_rows(raw, self.source.index[start:stop])
+        check_rows(raw, self.source.index[start:stop], self.source)
         x = torch.from_numpy(raw).to(self.device, self.dtype)
         return raw, x, {k: v[start:stop].to(self.device) for k, v in self.extra.items()}
 
@@ -122,7 +123,7 @@ def _prepare(config: RunConfig, whole: InputSource, rows: range, device: torch.d
     )
     count = min(_PROBE_ROWS, len(source))
     first = source.read(0, count)
-    check_rows(first, source.index[:count])
+    check_rows(first, source.index[:count], whole)
     placed = place(
         loaded,
         torch.from_numpy(first),
@@ -160,7 +161,13 @@ def _prepare(config: RunConfig, whole: InputSource, rows: range, device: torch.d
         placed.converted,
         arguments_sha256=arguments_sha256,
         constants_sha256=arguments.constants_sha256,
-        notes=(*loaded.notes, *_code_notes(config, loaded), *placed.notes, *_probe_notes(probed, network)),
+        notes=(
+            *loaded.notes,
+            *_code_notes(config, loaded),
+            *placed.notes,
+            *_probe_notes(probed, network),
+            *scale_notes(first),
+        ),
     )
 
 
@@ -210,7 +217,7 @@ def pick_device(asked: str, rank: int = 0) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"--device {asked} is not there.",
-            why=f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices.",
+            why=f"torch {torch.__version__} sees {count_of(torch.cuda.device_count(), 'CUDA device')}.",
             todo="Give --device cpu, or run `jacli doctor`.",
         )
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
@@ -227,9 +234,9 @@ def _read_labels(path: str, source: InputSource) -> np.ndarray:
             ) from error
         if every.ndim != 1 or len(every) <= int(source.index.max()):
             raise InputsError(
-                f"{path} has {len(every)} labels.",
+                f"{path} has {count_of(len(every), 'label')}.",
                 why=f"The samples reach up to position {int(source.index.max())}.",
-                todo="Give one label a sample of INPUTS.",
+                todo="Give one label per sample of INPUTS.",
             )
         chosen: np.ndarray = every[source.index]
         return chosen
@@ -240,7 +247,9 @@ def _read_labels(path: str, source: InputSource) -> np.ndarray:
         raise InputsError(
             f"{path} holds no labels.",
             why=f"Its rows are {labels.dtype} of shape {labels.shape[1:]}, not one whole number a sample.",
-            todo="Give class indices: shape (batch,).",
+            todo="Give class indices, shape (batch,): of one-hot rows, np.save('labels.npy', y.argmax(1))."
+            if labels.ndim == 2
+            else "Give class indices: shape (batch,).",
         )
     whole: np.ndarray = labels.astype(np.int64)
     return whole
@@ -251,14 +260,15 @@ def _check_classes(classes: Classes, labels: np.ndarray | None, n_out: int) -> N
     if last >= n_out or classes.k > n_out:
         raise UsageError(
             f"--classes {classes} is out of range.",
-            why=f"The model has {n_out} outputs a sample (flat indices 0 to {n_out - 1}).",
-            todo="Choose among them.",
+            why=f"The model has {count_of(n_out, 'output')} per sample (flat indices 0 to {n_out - 1}).",
+            todo="Choose among them; the first one is 0.",
         )
     if labels is not None and classes.kind == "label":
         wrong = np.flatnonzero((labels < 0) | (labels >= n_out))
         if len(wrong):
             raise InputsError(
                 f"Label {labels[wrong[0]]} of sample {wrong[0]} is out of range.",
-                why=f"The model has {n_out} outputs; {len(wrong)} labels lie outside 0 to {n_out - 1}.",
+                why=f"The model has {count_of(n_out, 'output')}; {count_of(len(wrong), 'label')} "
+                f"outside 0 to {n_out - 1}.",
                 todo="Give class indices that start at 0.",
             )
