@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jacli.errors import UsageError
+from jacli.printable import count_of
 
 Array = NDArray[np.float64]
 Cell = str | int | float | None
@@ -340,10 +341,13 @@ def remarks(columns: dict[str, Array | None], samples: int) -> list[str]:
     notes = []
     if bad:
         notes.append(
-            f"{bad} of {samples} samples have a Jacobian that is not finite; left out, see not_finite"
+            f"{bad} of {count_of(samples, 'sample')} have a Jacobian that is not finite; "
+            "left out, see not_finite"
         )
     if singular:
-        notes.append(f"{singular} of {samples} samples are singular to rounding: infinite condition number")
+        notes.append(
+            f"{singular} of {count_of(samples, 'sample')} are singular to rounding: infinite condition number"
+        )
     return notes
 
 

@@ -41,7 +41,7 @@ from jacli.cli.options import (
 )
 from jacli.cli.stopping import finished
 from jacli.cli.streams import results_are_kept, say, show, show_json
-from jacli.printable import join_words, quote_path
+from jacli.printable import count_of, join_words, quote_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -258,9 +258,9 @@ def _tell(outcome: Outcome, notes: Sequence[str], precision: str, seconds: float
         say(f"note: passed over {name}: {why}")
     shape = " x ".join(str(n) for n in outcome.shape)
     if outcome.continued:
-        say(f"went on after {outcome.continued} samples that were done before")
+        say(f"went on after {count_of(outcome.continued, 'sample')} done before")
     say(
-        f"wrote {outcome.out}: {outcome.samples} samples, Jacobian {shape} a sample, "
+        f"wrote {outcome.out}: {count_of(outcome.samples, 'sample')}, Jacobian {shape} a sample, "
         f"method {plan.method} ({plan.why}), {_in_passes(precision)}{seconds:.1f} s"
     )
     say(_recheck_line(outcome.rechecked))
@@ -268,7 +268,7 @@ def _tell(outcome: Outcome, notes: Sequence[str], precision: str, seconds: float
 
 
 def _tell_complete(outcome: Outcome) -> None:
-    samples = "1 sample" if outcome.samples == 1 else f"{outcome.samples} samples"
+    samples = count_of(outcome.samples, "sample")
     say(f"{outcome.out} is already complete: same model, inputs and options ({samples})")
     say(_recheck_line(outcome.rechecked))
     say(f"look at it: jacli summarize {quote_path(outcome.out)}")
@@ -281,7 +281,7 @@ def _in_passes(precision: str) -> str:
 def _recheck_line(found: Recheck) -> str:
     if not found.samples:
         return "rechecked: nothing (--verify 0)"
-    samples = "1 sample" if found.samples == 1 else f"{found.samples} samples"
+    samples = count_of(found.samples, "sample")
     line = f"rechecked {samples} against the model in {found.dtype}: "
     if found.worst_error is None:
         return line + "at a kink of the network, equal to plain passes in the run's own dtype"
@@ -296,13 +296,13 @@ def _unsound(outcome: Outcome, precision: str) -> UnsoundResultsError:
         listed = ", ".join(map(str, outcome.not_finite[:10]))
         listed += " ..." if len(outcome.not_finite) > 10 else ""
         return UnsoundResultsError(
-            f"{len(outcome.not_finite)} of {outcome.samples} samples are not finite: {listed}.",
+            f"{len(outcome.not_finite)} of {count_of(outcome.samples, 'sample')} are not finite: {listed}.",
             why="The derivative does not exist there (a square root or logarithm at 0), or it overflows.",
             todo=f"They are NaN or infinite in {outcome.out}; leave them out with --samples.",
         )
     if outcome.overflowed:
         return UnsoundResultsError(
-            f"{outcome.overflowed} values of the Jacobian are infinite in {outcome.out}.",
+            f"{count_of(outcome.overflowed, 'value')} of the Jacobian infinite in {outcome.out}.",
             why="They are finite, but beyond the range of --save-dtype.",
             todo="Save as float32 or float64.",
         )
@@ -333,7 +333,7 @@ def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
     from jacli.cli.render import format_size
 
     chosen = plan.plan
-    batched = f"{chosen.passes}, {chosen.chunk_size} vectors each"
+    batched = f"{chosen.passes}, {count_of(chosen.chunk_size, 'vector')} each"
     rows = [
         ("samples", str(plan.shapes["samples"])),
         ("input", _shape(plan.shapes["input"])),
@@ -354,7 +354,7 @@ def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
     others = [f"{name} {_duration(seconds)}" for name, seconds in plan.alternatives]
     rows += [
         ("next in line", ", ".join(others) or "none"),
-        ("blocks", f"{chosen.n_blocks} of {chosen.batch_size} samples"),
+        ("blocks", f"{chosen.n_blocks} of {count_of(chosen.batch_size, 'sample')}"),
         ("passes", str(chosen.passes) if chosen.method in ("loop", "factored") else batched),
         ("singular values", f"{chosen.singular_values} a sample"),
         ("time", "unknown" if chosen.seconds is None else f"about {_duration(chosen.seconds)}"),

@@ -25,7 +25,7 @@ def shard_rows(shard: Shard, n_samples: int) -> range:
     if shard.count > n_samples:
         raise UsageError(
             f"--shard {shard} is not possible.",
-            why=f"There are {n_samples} samples for {shard.count} shards, and a shard has one at least.",
+            why=f"Each shard needs a sample, and the inputs have {n_samples}.",
             todo=f"Give --shard I/N with N up to {n_samples}.",
         )
     start, stop = (n_samples * i // shard.count for i in (shard.index - 1, shard.index))

@@ -17,6 +17,7 @@ from jacli.errors import ModelError, noting_user_code, telling_line
 from jacli.linear_map import Extra
 from jacli.network.parameters import nested, parameters_of
 from jacli.network.settings import forward_pass
+from jacli.printable import count_of
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ def select_output(output: object, select: str | None) -> Tensor:
         )
     if select is None:
         raise ModelError(
-            f"The model returns {type(output).__name__} of {len(named)} outputs: {listed}.",
+            f"The model returns {type(output).__name__} of {count_of(len(named), 'output')}: {listed}.",
             why="A Jacobian is of one output.",
             todo=f"Choose one with --select, for example --select {next(iter(named))}.",
         )

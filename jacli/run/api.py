@@ -15,6 +15,7 @@ from jacli.matrix_product import product
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.network.settings import reduced_precision
 from jacli.plan import Plan, Shapes
+from jacli.printable import count_of
 from jacli.run.batch_checks import BatchChecks
 from jacli.run.choose import Choice
 from jacli.run.engine import Engine
@@ -297,7 +298,7 @@ def _rows_of(arguments: dict[str, object], per_sample: Sequence[str], batch: int
         if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) != batch:
             raise UsageError(
                 f"The argument {name} has no row a sample.",
-                why=f"per_sample names it, and x has {batch} samples.",
+                why=f"per_sample names it, and x has {count_of(batch, 'sample')}.",
                 todo="Give a tensor of that length.",
             )
         found[name] = rows

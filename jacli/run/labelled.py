@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jacli.errors import ResultsError
+from jacli.printable import count_of
 from jacli.run.declared import check_declared
 from jacli.store.indexed import Shards
 from jacli.store.structure import check_numbers
@@ -53,7 +54,9 @@ def accuracy_notes(datasets: Mapping[str, Any]) -> list[str]:
         return []
     right = int(found.sum())
     share = f"{100 * right / len(found) if len(found) else math.nan:.1f} %"
-    return [f"the largest output is the label for {right} of {len(found)} samples (accuracy {share})"]
+    return [
+        f"the largest output is the label for {right} of {count_of(len(found), 'sample')} (accuracy {share})"
+    ]
 
 
 def labelled(

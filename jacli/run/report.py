@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from jacli.errors import JacliError
-from jacli.printable import split_words
+from jacli.printable import count_of, split_words
 from jacli.store import Progress, part_path, remove_progress, write_progress
 
 ProgressCall = Callable[[int, int], None]
@@ -116,4 +116,5 @@ class Report:
         elif error is not None:
             self._write("stopped", "by a signal or from the keyboard")
         if error is not None:
-            error.add_note(f"{self._done} of {self._samples} samples are finished and kept in {part}.")
+            total = count_of(self._samples, "sample")
+            error.add_note(f"{self._done} of {total} are finished and kept in {part}.")

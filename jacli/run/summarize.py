@@ -23,6 +23,7 @@ from jacli import summary
 from jacli.content import why_unseen
 from jacli.errors import ResultsError, UsageError
 from jacli.hdf5_chunks import checked
+from jacli.printable import count_of
 from jacli.run.declared import check_declared, check_work
 from jacli.run.labelled import labelled
 from jacli.store.guarded import DAMAGED, open_guarded, reading_results
@@ -170,7 +171,7 @@ def _summarize_open(
     if wrong:
         raise ResultsError(
             f"{path}: {', '.join(wrong)} does not have one entry a sample.",
-            why=f"The file has {batch} samples.",
+            why=f"The file has {count_of(batch, 'sample')}.",
             todo="The file is damaged or was edited; compute it again.",
         )
     check_declared(path, batch, stored)
@@ -271,8 +272,9 @@ def _what_to_compute(
     if jacobian is None:
         # min(n_out, n_in) is unknown: the nuclear norm is written only when all values were known.
         complete = values is not None and "nuclear_norm" in stored
-        lacking += [] if complete else ["all singular values"]
-        return complete, None, [f"no Jacobian and no {', no '.join(lacking)} in the file"] if lacking else []
+        lacking += [] if complete else ["complete set of singular values"]
+        without = f"no Jacobian in the file, and without it no {', no '.join(lacking)}"
+        return complete, None, [without] if lacking else []
     split = jacobian.ndim - output_axes
     side = min(math.prod(jacobian.shape[1:split]), math.prod(jacobian.shape[split:]))
     complete, notes = values is not None and values.shape[1] == side, []
@@ -339,9 +341,8 @@ def _done(file: h5py.File, batch: int) -> tuple[NDArray[np.bool_], list[str]]:
     if _is_dataset(file, "done") and file["done"].shape == (batch,):
         done = checked(file["done"])[:] == 1
     if not done.all():
-        return done, [
-            f"incomplete: only the {int(done.sum())} of {batch} samples that are done are summarised"
-        ]
+        part = f"{int(done.sum())} of {count_of(batch, 'sample')}"
+        return done, [f"incomplete: only the {part} that are done are summarised"]
     if not np.all(file.attrs.get("complete", True)):
         return done, ["the run that wrote this file did not finish"]
     return done, []

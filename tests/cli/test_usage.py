@@ -130,7 +130,7 @@ def test_values_that_begin_with_a_hyphen_and_names_after_two_of_them(jacli, line
         (1, "pass", "1 pass"),
         (2, "pass", "2 passes"),
         (0, "file", "0 files"),
-        (1500, "batch", "1,500 batches"),
+        (1500, "batch", "1500 batches"),
     ],
 )
 def test_a_count_has_its_plural(number: int, noun: str, text: str) -> None:
