@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from jacli.content import WHAT_TO_DO, Content, recognise_model, what_is_no_file
 from jacli.errors import ModelError, UsageError
 from jacli.models.loaded import LoadedModel, ModelRequest, sha256_of
-from jacli.models.python_source import python_source
 
 if TYPE_CHECKING:
     import torch
@@ -181,9 +180,7 @@ def _entry(table: Mapping[Content, str], path: Path) -> Callable[..., Any]:
         module, function = table[content].split(":")
         entry: Callable[..., Any] = getattr(importlib.import_module(module), function)
         return entry
-    if path.suffix == ".py" and content in (Content.TEXT, Content.UNKNOWN):
-        why, todo = python_source(path)
-    elif content in WHAT_TO_DO:
+    if content in WHAT_TO_DO:
         why, todo = WHAT_TO_DO[content]
     elif content in _TOO_OLD:
         why, todo = (

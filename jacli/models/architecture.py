@@ -27,7 +27,6 @@ from jacli.models.fingerprint import require_values, weights_sha256
 from jacli.models.kept_settings import settings_kept, without_inference_tensors
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
 from jacli.models.names import split_name
-from jacli.models.python_source import python_source
 from jacli.models.torchvision_import import import_torchvision
 
 _REGISTRIES = ("torchvision", "timm")
@@ -249,16 +248,7 @@ def _own_builder(module: ModuleType, place: str, callable_name: str) -> Callable
         and getattr(value, "__module__", None) == module.__name__
         and _builds_networks(value, module)
     ]
-    near = difflib.get_close_matches(callable_name.lower(), [name.lower() for name in own], n=1)
-    best = next((name for name in own if [name.lower()] == near), own[0] if own else "NAME")
-    todo = f"Name one of its own: --arch {place}:{best}"
-    if isinstance(found, torch.nn.Module):
-        raise ModelError(
-            f"{place}:{callable_name} is a network that is built already.",
-            why=f"It is an instance of {type(found).__name__}; a class or a function is called to build one.",
-            todo=f"Name its class, --arch {place}:{type(found).__name__}, or a function that returns it: "
-            f"`def build(): return {callable_name}`.",
-        )
+    todo = f"Name one of its own: --arch {place}:{own[0] if own else 'NAME'}"
     if not callable(found):
         raise ModelError(
             f"{place} has no callable {callable_name!r}.",
@@ -352,9 +342,6 @@ def _import_failed(place: str, error: BaseException) -> ModelError:
 
 
 def _unknown(label: str, name: str, known: Iterable[str]) -> ModelError:
-    if name.endswith(".py"):
-        why, todo = python_source(Path(name))
-        return ModelError(f"--arch {name} names no network.", why=why, todo=todo)
     close = difflib.get_close_matches(name, list(known), n=5)
     why = f"Close to it: {', '.join(close)}." if close else "No known name is close to it."
     todo = "Correct --arch; your own network is --arch path/file.py:callable."

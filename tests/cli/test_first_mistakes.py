@@ -13,25 +13,11 @@ from jacli.config import from_options
 from jacli.errors import UsageError
 from jacli.inputs import scale_notes
 from jacli.inputs.text_table import text_table
-from jacli.models.python_source import callables_of
 
-NETWORKS = """
-import torch
-from torch import nn
-class Small(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(12, 3)
-    def forward(self, x):
-        return self.layer(x.flatten(1))
-class Large(Small):
-    pass
-def _helper():
-    pass
-def build():
-    return Small()
-built = Small()
-"""
+
+class Further(nn.Module):
+    def forward(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).sin() * weight
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +33,14 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     holes[[0, 4, 5], 1] = np.nan
     np.save(folder / "holes.npy", holes)
     np.save(folder / "onehot.npy", np.eye(3)[[0, 1, 2, 0, 1, 2]])
-    (folder / "nets.py").write_text(NETWORKS)
-    (folder / "one.py").write_text("# für Anfänger\n" + NETWORKS.split("class Large")[0])
     (folder / "table.csv").write_text("a,b,c\n1,2,3\n4,5,6.5\n")
-    torch.save({"layer.weight": torch.zeros(3, 12), "layer.bias": torch.zeros(3)}, folder / "w.pt")
+    torch.jit.script(Further().eval()).save(folder / "further.pt")
+    (folder / "nets.py").write_text(
+        "import torch\n"
+        "class Two(torch.nn.Module):\n"
+        "    def forward(self, x, mask, sr, scale=1.0):\n"
+        "        return x.flatten(1) * mask * sr\n"
+    )
     return folder
 
 
@@ -62,17 +52,13 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("s3://bucket/m.pt x.npy", 3, ["an address", "Download it first"]),
         ("m.pt scans/*.npy", 4, ["where files match", "one array"]),
         ("~/m.pt x.npy", 3, ["outside of quotes"]),
-        ("nets.py x.npy", 3, ["Python code", "Small, Large, build", "--arch nets.py:NAME"]),
-        ("one.py x.npy", 3, ["it defines Small", "MODEL one.py:Small", "--arch one.py:Small"]),
-        ("w.pt x.npy --arch nets.py", 3, ["names no network", "Small, Large, build"]),
-        ("w.pt x.npy --arch nets.py:large", 3, ["no callable 'large'", "--arch nets.py:Large"]),
-        ("w.pt x.npy --arch nets.py:biuld", 3, ["no callable 'biuld'", "--arch nets.py:build"]),
-        ("w.pt x.npy --arch nets.py:built", 3, ["is built already", "an instance of Small", "nets.py:Small"]),
         ("m.pt holes.npy", 4, ["3 of 6 samples", "Samples 0, 4, 5.", "--samples 1:4"]),
         ("m.pt holes.npy --samples 1:6", 4, ["2 of 5 samples", "Samples 4, 5.", "with --samples"]),
         ("m.pt x.npy --samples 20", 4, ["no sample 20", "6 samples", "0:20"]),
         ("m.pt x.npy --labels onehot.npy", 4, ["one-hot", "argmax(1)"]),
         ("m.pt x.npy --classes 3", 2, ["3 outputs per sample", "the first one is 0"]),
+        ("further.pt x.npy", 3, ["--arg weight=@FILE.npy", "--constant weight=FILE.npy"]),
+        ("nets.py:Two x.npy", 3, ["'mask' and 'sr'", "--arg mask=@FILE.npy", "--arg mask=VALUE"]),
         ("m.pt x.npy --device cuda:99", 2, ["CUDA device", "jacli doctor"]),
     ],
 )
@@ -156,14 +142,6 @@ def test_the_command_for_a_table_makes_the_array(
 def test_other_text_is_no_table(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.txt").write_text(text)
     assert text_table(tmp_path / "a.txt") is None
-
-
-def test_the_callables_of_a_file_without_running_it(tmp_path: Path) -> None:
-    path = tmp_path / "a.py"
-    path.write_text("raise SystemExit\ndef make(): ...\nclass Net: ...\nclass _Part: ...\nvalue = 3\n")
-    assert callables_of(path) == ["make", "Net"]
-    path.write_text("def make(:\n")
-    assert callables_of(path) == []
 
 
 @pytest.mark.parametrize(
