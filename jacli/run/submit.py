@@ -113,7 +113,7 @@ def _check_model_and_inputs(config: RunConfig, asked: SlurmOptions) -> None:
     if asked.shards > samples:
         raise UsageError(
             f"--shards {asked.shards} is too many.",
-            why=f"{count_of(samples, 'sample')} there, and a shard has one at least.",
+            why=f"The inputs have {count_of(samples, 'sample')}, and a shard has one at least.",
             todo=f"Give --shards up to {samples}.",
         )
 
