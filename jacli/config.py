@@ -22,6 +22,7 @@ from jacli.option_values import (
     parse_classes,
     parse_device,
     parse_dotted_name,
+    parse_dtype,
     parse_files,
     parse_flag,
     parse_fraction,
@@ -119,6 +120,9 @@ class RunConfig:
         return values
 
 
+NOT_GIVEN = " given."
+"""How the message ends that MODEL or INPUTS is missing."""
+
 NO_OPTIONS = ("repeated_plan", "repeated_arch_sha256")
 """Fields that nobody gives: what ``--config RESULT.h5`` takes from the result."""
 
@@ -172,8 +176,8 @@ def from_options(options: Mapping[str, Any]) -> RunConfig:
         if not parsed.get(name) and not any(name in str(p) for p in problems):
             problems.append(
                 UsageError(
-                    f"No {name.upper()} given.",
-                    why="jacli compute needs a model and inputs.",
+                    f"No {name.upper()}{NOT_GIVEN}",
+                    why="A run needs a model and inputs.",
                     todo="For example: jacli compute model.pt inputs.npy",
                 )
             )
@@ -286,7 +290,7 @@ OPTIONS: dict[str, Callable[[Any], Any]] = {
     "of": one_of("logits", "probs", "log-probs"),
     "labels": parse_text,
     "method": one_of("auto", *METHOD_NAMES),
-    "dtype": one_of("float32", "float64"),
+    "dtype": parse_dtype,
     "precision": one_of(*PRECISIONS),
     "device": parse_device,
     "batch_size": parse_whole_or_auto,

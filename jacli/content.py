@@ -7,6 +7,7 @@ archive is read.
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,6 +129,23 @@ def why_unseen(path: str | os.PathLike[str]) -> str | None:
     except ValueError:
         return "A name cannot hold a null character."
     return None
+
+
+def what_is_no_file(name: str) -> tuple[str, str]:
+    """Why there is no such file, and what to do; empty where nothing is known but that there is none."""
+    why = why_unseen(name)
+    if why is not None:
+        return why, ""
+    if re.match(r"[a-z][a-z0-9+.-]*://", name, re.IGNORECASE):
+        return "It is an address, and jacli reads files.", "Download it first, and give the file."
+    if name.startswith("~"):
+        return "A shell expands ~ outside of quotes only.", "Write it without quotes, or as a full path."
+    if any(character in name for character in "*?["):
+        return (
+            "A shell puts names in place of * ? [ ] where files match, and outside of quotes; none did.",
+            "Give one file: a run takes one array of all samples.",
+        )
+    return "", ""
 
 
 @contextmanager

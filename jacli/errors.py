@@ -50,7 +50,7 @@ class UsageError(JacliError):
         if len(problems) == 1:
             only = problems[0]
             return cls(only.what, why=only.why, todo=only.todo)
-        lines = [escape(f"{p.what} {p.why} {p.todo}".rstrip()) for p in problems]
+        lines = [escape(" ".join(filter(None, (p.what, p.why, p.todo)))) for p in problems]
         several = cls(
             Lines("\n".join([f"{len(problems)} options are wrong:", *lines])),
             todo="Correct them together; `jacli compute --help` lists every option.",

@@ -155,6 +155,10 @@ def joined(value: Any) -> str:
     return ",".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value)
 
 
+_LISTED_CLASSES = 10
+"""A range of more classes is written as a command that lists them."""
+
+
 def parse_classes(value: Any) -> Classes:
     """Which outputs, see `Classes`."""
     expected = "all, label, top:K, or flat output indices such as 0,3,7"
@@ -166,11 +170,52 @@ def parse_classes(value: Any) -> Classes:
             raise ValueError(expected)
         return Classes("top", k=int(match[1]))
     if not re.fullmatch(r"\d+(\s*,\s*\d+)*", text):
-        raise ValueError(expected)
+        meant = _classes_meant(text)
+        raise ValueError(f"{expected} (did you mean {meant}?)" if meant else expected)
     indices = tuple(int(part) for part in text.split(","))
     if len(set(indices)) != len(indices):
         raise ValueError(f"{expected}; each once")
     return Classes("indices", indices=indices)
+
+
+def _classes_meant(text: str) -> str | None:
+    """How what was probably meant is written; None where that is not clear."""
+    text = text.strip("[](){} ").lower()
+    if match := re.fullmatch(r"(\d+)\s*(-|\.\.|to|:)\s*(\d+)", text):
+        first, last = int(match[1]), int(match[3]) - (match[2] == ":")
+        if first >= last:
+            return None
+        several = last - first >= _LISTED_CLASSES
+        return f"$(seq -s, {first} {last})" if several else ",".join(map(str, range(first, last + 1)))
+    if match := re.fullmatch(r"top\D?(\d+)", text):
+        return f"top:{match[1]}" if int(match[1]) else None
+    if re.fullmatch(r"\d+([\s,;]+\d+)*", text):
+        return ",".join(re.findall(r"\d+", text))
+    near = difflib.get_close_matches(text, ("all", "label"), n=1)
+    return near[0] if near else None
+
+
+def parse_dtype(value: Any) -> str:
+    """Arithmetic of a run."""
+    names = ("float32", "float64")
+    other = {
+        "double": "float64",
+        "fp64": "float64",
+        "f64": "float64",
+        "single": "float32",
+        "float": "float32",
+    }
+    other |= {"fp32": "float32", "f32": "float32"}
+    half = ("half", "float16", "fp16", "f16", "bfloat16", "bf16")
+    text = str(value).lower().removeprefix("torch.")
+    if value not in names and text in half:
+        raise ValueError(
+            "float32 or float64; half precision there is for the linear passes, --precision bf16, "
+            "and for the file, --save-dtype float16"
+        )
+    if value not in names and (text in other or text in names):
+        raise ValueError(f"one of {', '.join(names)} (did you mean {other.get(text, text)}?)")
+    return one_of(*names)(value)
 
 
 def parse_assignments(value: Any) -> dict[str, Any]:

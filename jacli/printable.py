@@ -14,6 +14,17 @@ _WORD = re.compile(r"""(?:\$'(?:[^'\\]|\\.)*'|'[^']*'|"(?:[^"\\]|\\.)*"|\\.|[^\s
 _ANSI_C = re.compile(r"\$'((?:[^'\\]|\\.)*)'", re.DOTALL)
 
 
+def count_of(number: int, noun: str) -> str:
+    """A number and what is counted, in the plural where it is not one.
+
+    >>> count_of(1, "sample"), count_of(0, "batch"), count_of(1200, "tensor")
+    ('1 sample', '0 batches', '1200 tensors')
+    """
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun}{'es' if noun.endswith(('s', 'sh', 'ch', 'x')) else 's'}"
+
+
 class Lines(str):
     """Text whose line breaks are meant: everything else is printed on one line."""
 

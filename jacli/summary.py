@@ -9,13 +9,15 @@ have the unit of the Jacobian: outputs per input.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jacli.errors import UsageError
+from jacli.printable import count_of
 
 Array = NDArray[np.float64]
 Cell = str | int | float | None
@@ -70,6 +72,8 @@ class FileSummary:
         columns: Name of a column -> ``(b,)``, or None.
         classes: ``(c,)`` or ``(b, c)`` ids of the outputs; None unless a table per class was asked for.
         class_norms: ``(b, c)``, likewise.
+        labels: ``(b,)`` class of each sample; None where the file holds none.
+        correct: ``(b,)`` whether the largest output is at the label; None where that is not known.
     """
 
     name: str
@@ -77,15 +81,25 @@ class FileSummary:
     columns: dict[str, Array | None]
     classes: NDArray[np.int64] | None = None
     class_norms: NDArray[np.floating] | None = None
+    labels: NDArray[np.int64] | None = None
+    correct: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Plain rows under named columns, and remarks that belong beside them."""
+    """Plain rows under named columns, and remarks that belong beside them.
+
+    Attributes:
+        columns: Their names.
+        rows: A cell per column.
+        notes: Remarks.
+        keys: How many of the first columns say what a row is about.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    keys: int = 1
 
 
 def _ratio(above: Array, below: Array) -> Array:
@@ -144,7 +158,12 @@ COLUMNS: dict[str, Column] = {
     )
 }
 
+ACCURACY = "accuracy"
+"""A row of tables: the share of samples whose largest output is at their label."""
+
 SPREAD = ("mean", "median", "min", "max", "p5", "p95")
+PER_GROUP = ("count", "mean", "median", "max", "not_finite")
+GROUPINGS = ("correct", "label")
 PER_CLASS = ("class", "count", "mean", "median", "min", "max", "std", "not_finite")
 
 
@@ -163,11 +182,16 @@ def columns_per_class(several: bool) -> tuple[str, ...]:
     return (PER_CLASS[0], *_file_column(several), *PER_CLASS[1:])
 
 
+def columns_by(grouping: str, several: bool) -> tuple[str, ...]:
+    """Column names of `table_by`."""
+    return ("metric", *_file_column(several), grouping, *PER_GROUP)
+
+
 def table_over_file(files: Sequence[FileSummary]) -> Table:
     """Metric by spread over the samples: mean, median, min, max, 5 % and 95 % percentiles.
 
     NaN and infinite samples are left out of these and counted in ``not_finite``.  With several files,
-    the rows of one metric stand together.
+    the rows of one metric stand together.  Where the samples have labels, the last rows are the accuracy.
     """
     several = len(files) > 1
     rows: list[Row] = []
@@ -175,7 +199,57 @@ def table_over_file(files: Sequence[FileSummary]) -> Table:
         for file in files:
             values = file.columns[metric]
             rows.append((metric, *_file_cell(file, several), *_spread(values), _count_not_finite(values)))
-    return Table(columns_over_file(several), tuple(rows))
+    for file in files:
+        if file.correct is not None and file.correct.size:
+            share = (float(file.correct.mean()), *[None] * len(SPREAD))
+            rows.append((ACCURACY, *_file_cell(file, several), *share))
+    return Table(columns_over_file(several), tuple(rows), keys=1 + several)
+
+
+def table_by(grouping: str, files: Sequence[FileSummary]) -> Table:
+    """Metric by group of samples: how many there are, mean, median and max over them.
+
+    Args:
+        grouping: ``correct``: samples whose largest output is at their label (``yes``), and the others
+            (``no``); ``label``: the samples of each label, with the accuracy among them.
+        files: Each with what the grouping needs.
+    """
+    several = len(files) > 1
+    rows: list[Row] = []
+    for metric in (*COLUMNS, *([ACCURACY] if grouping == "label" else [])):
+        of_metric: list[tuple[int, Row]] = []
+        for file in files:
+            for order, (group, members) in enumerate(_groups(grouping, file)):
+                statistics = _of_group(file, metric, members)
+                if statistics is not None:
+                    at = group if isinstance(group, int) else order
+                    of_metric.append((at, (metric, *_file_cell(file, several), group, *statistics)))
+        rows += [row for _, row in sorted(of_metric, key=lambda pair: pair[0])]  # files keep their order
+    return Table(columns_by(grouping, several), tuple(rows), keys=2 + several)
+
+
+def _groups(grouping: str, file: FileSummary) -> Iterable[tuple[str | int, NDArray[np.bool_]]]:
+    """The name of each group that has samples, and which they are."""
+    if grouping == "label":
+        assert file.labels is not None
+        for label in np.unique(file.labels).tolist():
+            yield label, file.labels == label
+        return
+    assert file.correct is not None
+    yield from (("yes", file.correct), ("no", ~file.correct))
+
+
+def _of_group(file: FileSummary, metric: str, members: NDArray[np.bool_]) -> tuple[Cell, ...] | None:
+    """The cells of `PER_GROUP`; None where the file does not know the accuracy."""
+    count = int(members.sum())
+    if metric == ACCURACY:
+        return (
+            None if file.correct is None else (count, float(file.correct[members].mean()), None, None, None)
+        )
+    values = file.columns[metric]
+    values = None if values is None else values[members]
+    mean, median, _, largest, *_ = _spread(values)
+    return count, mean, median, largest, _count_not_finite(values)
 
 
 def table_per_sample(files: Sequence[FileSummary]) -> Table:
@@ -187,7 +261,7 @@ def table_per_sample(files: Sequence[FileSummary]) -> Table:
         for i, sample in enumerate(file.samples.tolist()):
             cells = (None if values is None else float(values[i]) for values in metrics)
             rows.append((*_file_cell(file, several), sample, *cells))
-    return Table(columns_per_sample(several), tuple(rows))
+    return Table(columns_per_sample(several), tuple(rows), keys=1 + several)
 
 
 def table_per_class(files: Sequence[FileSummary]) -> Table:
@@ -206,7 +280,7 @@ def table_per_class(files: Sequence[FileSummary]) -> Table:
             rows.append((class_id, *_file_cell(file, several), norms.size, *spread))
     if several:
         rows.sort(key=lambda row: row[0])  # type: ignore[arg-type,return-value]  # stable: files keep order
-    return Table(columns_per_class(several), tuple(rows))
+    return Table(columns_per_class(several), tuple(rows), keys=1 + several)
 
 
 def check_order(columns: Sequence[str], sort: str | None, limit: int | None) -> None:
@@ -224,6 +298,8 @@ def check_order(columns: Sequence[str], sort: str | None, limit: int | None) -> 
 def arranged(table: Table, *, sort: str | None = None, limit: int | None = None) -> Table:
     """The table sorted by a column (``-name``: descending; unknown numbers last), then cut to a length.
 
+    With several files, ``limit`` rows of each are kept.
+
     Raises:
         UsageError: There is no such column, or the limit is below 1.
     """
@@ -234,7 +310,18 @@ def arranged(table: Table, *, sort: str | None = None, limit: int | None = None)
         known = [row for row in rows if not _is_unknown(row[at])]
         known.sort(key=lambda row: row[at], reverse=sort.startswith("-"))  # type: ignore[arg-type,return-value]
         rows = known + [row for row in table.rows if _is_unknown(row[at])]
-    return Table(table.columns, tuple(rows)[:limit], table.notes)
+    return replace(table, rows=tuple(_first_rows(rows, table.columns, limit)))
+
+
+def _first_rows(rows: Iterable[Row], columns: Sequence[str], limit: int | None) -> Iterable[Row]:
+    """The first rows, as many of each file."""
+    at = columns.index("file") if "file" in columns else None
+    seen: Counter[Cell] = Counter()
+    for row in rows:
+        file = None if at is None else row[at]
+        seen[file] += 1
+        if limit is None or seen[file] <= limit:
+            yield row
 
 
 def joined(parts: Sequence[Array | None]) -> Array | None:
@@ -254,10 +341,13 @@ def remarks(columns: dict[str, Array | None], samples: int) -> list[str]:
     notes = []
     if bad:
         notes.append(
-            f"{bad} of {samples} samples have a Jacobian that is not finite; left out, see not_finite"
+            f"{bad} of {count_of(samples, 'sample')} have a Jacobian that is not finite; "
+            "left out, see not_finite"
         )
     if singular:
-        notes.append(f"{singular} of {samples} samples are singular to rounding: infinite condition number")
+        notes.append(
+            f"{singular} of {count_of(samples, 'sample')} are singular to rounding: infinite condition number"
+        )
     return notes
 
 

@@ -104,7 +104,7 @@ def _stable_lines(command: str, text: str) -> list[str]:
     if command.startswith("jacli submit"):  # the folder, and where Python is
         text = re.sub(r"^cd -- .*", "cd", text, flags=re.M)
         text = re.sub(r"(?<![\w.])/(?:[^\s/]+/)+", "", text)
-    text = re.sub(r"\b\d+(?= samples that were (?:finished|done))", "N", text)
+    text = re.sub(r"\b\d+(?= finished samples kept| samples done before)", "N", text)
     text = re.sub(r"\d+\.\d s$", "S s", text, flags=re.M)
     text = re.sub(r"^(free there).*", r"\1", text, flags=re.M)
     text = re.sub(r"(?<![\w/])/(?:[^\s/]+/)*(?=sample_models/)", "", text)

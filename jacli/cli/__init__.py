@@ -21,6 +21,7 @@ from jacli.cli.merge import merge
 from jacli.cli.status import status
 from jacli.cli.submit import submit
 from jacli.cli.summarize import summarize
+from jacli.cli.usage import Command, Group
 from jacli.cli.verify import verify
 from jacli.errors import (
     JacliError,
@@ -41,21 +42,22 @@ _OF_THE_SYSTEM = frozenset(
 
 app = typer.Typer(
     name="jacli",
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-app.command(short_help="Jacobians of a model at inputs, into one HDF5 file")(compute)
-app.command(short_help="Tables of norms, ranks and condition of result files")(summarize)
-app.command(short_help="Recheck stored results against their model")(verify)
-app.command(short_help="Shards of one run into one file")(merge)
-app.command(short_help="How far a run or its shards are, and what to run next")(status)
-app.command(short_help="Every method side by side: seconds, memory, error")(bench)
-app.command(short_help="What is this file: a model, inputs, a result?")(inspect)
-app.command(short_help="The same run as a Slurm job array, and its merge")(submit)
-app.command(short_help="Versions, devices, and whether a folder can take results")(doctor)
+app.command(cls=Command, short_help="Jacobians of a model at inputs, into one HDF5 file")(compute)
+app.command(cls=Command, short_help="Tables of norms, ranks and condition of result files")(summarize)
+app.command(cls=Command, short_help="Recheck stored results against their model")(verify)
+app.command(cls=Command, short_help="Shards of one run into one file")(merge)
+app.command(cls=Command, short_help="How far a run or its shards are, and what to run next")(status)
+app.command(cls=Command, short_help="Every method side by side: seconds, memory, error")(bench)
+app.command(cls=Command, short_help="What is this file: a model, inputs, a result?")(inspect)
+app.command(cls=Command, short_help="The same run as a Slurm job array, and its merge")(submit)
+app.command(cls=Command, short_help="Versions, devices, and whether a folder can take results")(doctor)
 
 
 def _print_version(asked: bool) -> None:

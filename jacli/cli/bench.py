@@ -37,6 +37,7 @@ from jacli.cli.options import (
     option,
 )
 from jacli.cli.streams import say, show_json
+from jacli.cli.usage import parse_all
 
 if TYPE_CHECKING:
     from jacli.config import RunConfig
@@ -106,20 +107,12 @@ def _parsed(flags: Mapping[str, Any], limit: str) -> tuple[RunConfig, float]:
     from jacli.errors import JacliError, UsageError
     from jacli.option_values import parse_seconds
 
-    problems: list[JacliError] = []
-    try:
-        seconds = parse_seconds(limit)
-    except ValueError as error:
-        problems.append(UsageError(f"--limit {limit} is wrong.", why=f"It must be {error}."))
+    problems: tuple[JacliError, ...] = ()
     try:
         settings = from_options(flags)
     except UsageError as error:
-        problems += error.problems or (error,)
-    if problems:
-        usage = UsageError.from_problems(problems)
-        usage.todo = usage.todo or "Correct it; `jacli bench --help` lists every option."
-        usage.todo = usage.todo.replace("jacli compute", "jacli bench")
-        raise usage
+        problems = error.problems or (error,)
+    seconds: float = parse_all("bench", {"limit": limit}, {"limit": parse_seconds}, problems)["limit"]
     return settings, seconds
 
 
@@ -157,7 +150,7 @@ def _table(found: BenchResult) -> Table:
         notes.append(
             f"~: its block was not computed whole within {found.limit:g} s, the rest is extrapolated"
         )
-    return Table(_COLUMNS, tuple(map(_cells, found.rows)), tuple(notes))
+    return Table(_COLUMNS, tuple(map(_cells, found.rows)), tuple(notes), keys=2)
 
 
 def _cells(row: BenchRow) -> tuple[str | int | None, ...]:

@@ -41,9 +41,11 @@ from jacli.cli.options import (
 )
 from jacli.cli.stopping import finished
 from jacli.cli.streams import results_are_kept, say, show, show_json
-from jacli.printable import join_words, quote_path
+from jacli.printable import count_of, join_words, quote_path
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jacli.config import RunConfig
     from jacli.errors import UnsoundResultsError
     from jacli.run.dry_run import DryRun
@@ -209,6 +211,13 @@ def _run(settings: RunConfig) -> None:
     from jacli.run.compute import run_compute
 
     started = time.monotonic()
+    told: set[str] = set()
+
+    def note(text: str) -> None:
+        told.add(text)
+        if not settings.quiet:
+            say(f"note: {text}")
+
     # Models print; stdout is for data only.
     with (
         redirect_stdout(sys.stderr),
@@ -216,13 +225,20 @@ def _run(settings: RunConfig) -> None:
     ):
         command = join_words(["jacli", *sys.argv[1:]])
         outcome = run_compute(
-            settings, command=command, progress=progress, waiting=_tell_waiting, published=finished
+            settings,
+            command=command,
+            progress=progress,
+            stage=progress.stage,
+            note=note,
+            waiting=_tell_waiting,
+            published=finished,
         )
     results_are_kept()
     if settings.json:
         show_json(outcome.to_dict())
     if not settings.quiet:
-        _tell(outcome, settings.precision, time.monotonic() - started)
+        notes = [text for text in outcome.notes if text not in told]
+        _tell(outcome, notes, settings.precision, time.monotonic() - started)
     if outcome.not_finite or outcome.overflowed or outcome.rechecked.failed:
         raise _unsound(outcome, settings.precision)
 
@@ -231,8 +247,8 @@ def _tell_waiting(what: str) -> None:
     say(f"waiting: {what}")
 
 
-def _tell(outcome: Outcome, precision: str, seconds: float) -> None:
-    for note in outcome.notes:
+def _tell(outcome: Outcome, notes: Sequence[str], precision: str, seconds: float) -> None:
+    for note in notes:
         say(f"note: {note}")
     if outcome.chosen is None:
         _tell_complete(outcome)
@@ -242,9 +258,9 @@ def _tell(outcome: Outcome, precision: str, seconds: float) -> None:
         say(f"note: passed over {name}: {why}")
     shape = " x ".join(str(n) for n in outcome.shape)
     if outcome.continued:
-        say(f"went on after {outcome.continued} samples that were done before")
+        say(f"went on after {count_of(outcome.continued, 'sample')} done before")
     say(
-        f"wrote {outcome.out}: {outcome.samples} samples, Jacobian {shape} a sample, "
+        f"wrote {outcome.out}: {count_of(outcome.samples, 'sample')}, Jacobian {shape} a sample, "
         f"method {plan.method} ({plan.why}), {_in_passes(precision)}{seconds:.1f} s"
     )
     say(_recheck_line(outcome.rechecked))
@@ -252,7 +268,7 @@ def _tell(outcome: Outcome, precision: str, seconds: float) -> None:
 
 
 def _tell_complete(outcome: Outcome) -> None:
-    samples = "1 sample" if outcome.samples == 1 else f"{outcome.samples} samples"
+    samples = count_of(outcome.samples, "sample")
     say(f"{outcome.out} is already complete: same model, inputs and options ({samples})")
     say(_recheck_line(outcome.rechecked))
     say(f"look at it: jacli summarize {quote_path(outcome.out)}")
@@ -265,7 +281,7 @@ def _in_passes(precision: str) -> str:
 def _recheck_line(found: Recheck) -> str:
     if not found.samples:
         return "rechecked: nothing (--verify 0)"
-    samples = "1 sample" if found.samples == 1 else f"{found.samples} samples"
+    samples = count_of(found.samples, "sample")
     line = f"rechecked {samples} against the model in {found.dtype}: "
     if found.worst_error is None:
         return line + "at a kink of the network, equal to plain passes in the run's own dtype"
@@ -280,13 +296,13 @@ def _unsound(outcome: Outcome, precision: str) -> UnsoundResultsError:
         listed = ", ".join(map(str, outcome.not_finite[:10]))
         listed += " ..." if len(outcome.not_finite) > 10 else ""
         return UnsoundResultsError(
-            f"{len(outcome.not_finite)} of {outcome.samples} samples are not finite: {listed}.",
+            f"{len(outcome.not_finite)} of {count_of(outcome.samples, 'sample')} are not finite: {listed}.",
             why="The derivative does not exist there (a square root or logarithm at 0), or it overflows.",
             todo=f"They are NaN or infinite in {outcome.out}; leave them out with --samples.",
         )
     if outcome.overflowed:
         return UnsoundResultsError(
-            f"{outcome.overflowed} values of the Jacobian are infinite in {outcome.out}.",
+            f"{count_of(outcome.overflowed, 'value')} of the Jacobian infinite in {outcome.out}.",
             why="They are finite, but beyond the range of --save-dtype.",
             todo="Save as float32 or float64.",
         )
@@ -317,7 +333,7 @@ def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
     from jacli.cli.render import format_size
 
     chosen = plan.plan
-    batched = f"{chosen.passes}, {chosen.chunk_size} vectors each"
+    batched = f"{chosen.passes}, {count_of(chosen.chunk_size, 'vector')} each"
     rows = [
         ("samples", str(plan.shapes["samples"])),
         ("input", _shape(plan.shapes["input"])),
@@ -338,7 +354,7 @@ def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
     others = [f"{name} {_duration(seconds)}" for name, seconds in plan.alternatives]
     rows += [
         ("next in line", ", ".join(others) or "none"),
-        ("blocks", f"{chosen.n_blocks} of {chosen.batch_size} samples"),
+        ("blocks", f"{chosen.n_blocks} of {count_of(chosen.batch_size, 'sample')}"),
         ("passes", str(chosen.passes) if chosen.method in ("loop", "factored") else batched),
         ("singular values", f"{chosen.singular_values} a sample"),
         ("time", "unknown" if chosen.seconds is None else f"about {_duration(chosen.seconds)}"),

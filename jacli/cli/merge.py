@@ -10,7 +10,7 @@ import typer
 
 from jacli.cli.options import AsJson
 from jacli.cli.streams import results_are_kept, say, show_json
-from jacli.printable import join_words, quote_path
+from jacli.printable import count_of, join_words, quote_path
 
 if TYPE_CHECKING:
     from jacli.run.merge import Merged
@@ -66,11 +66,12 @@ def merge(
 
 
 def _print(merged: Merged) -> None:
+    shards = count_of(merged.shards, "shard")
     if merged.already_complete:
-        say(f"{merged.out} is already complete: merged before from the same {merged.shards} shards")
+        say(f"{merged.out} is already complete: merged before from the same {shards}")
         return
     kind = "an index of" if merged.in_shards else "merged from"
-    say(f"wrote {merged.out}: {merged.samples} samples, {kind} {merged.shards} shards")
+    say(f"wrote {merged.out}: {count_of(merged.samples, 'sample')}, {kind} {shards}")
     if merged.in_shards:
         say(f"keep the shards: {', '.join(merged.in_shards)} stay in them")
     say(f"look at it: jacli summarize {quote_path(merged.out)}")

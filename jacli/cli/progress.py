@@ -5,21 +5,50 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
+from jacli.cli.status import duration
 from jacli.cli.streams import Output, say, trusted
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from jacli.run.report import ProgressCall
+
+_COMPUTING = "computing"
+"""The stage that has a rate."""
+
+
+class Reporter:
+    """Called with (samples done, samples in all); `stage` says what the run is busy with.
+
+    Rate and time left are those of the present stage.
+
+    Args:
+        draw: Called with the stage, the samples done and in all, and the samples per second.
+    """
+
+    def __init__(self, draw: Callable[[str, int, int, float], None]) -> None:
+        self._draw = draw
+        self._stage = _COMPUTING
+        self._done = self._total = 0
+        self._rate = _Rate()
+
+    def __call__(self, done: int, total: int) -> None:
+        self._done, self._total = done, total
+        # Elsewhere what is reported was done before, by an earlier process.
+        self._draw(self._stage, done, total, self._rate.at(done) if self._stage == _COMPUTING else 0.0)
+
+    def stage(self, name: str) -> None:
+        """Another stage begins."""
+        self._stage, self._rate = name, _Rate()
+        self(self._done, self._total)
 
 
 @contextmanager
-def progress_reporter(*, quiet: bool, every: float) -> Iterator[ProgressCall]:
-    """A function to call with (samples done, samples in all).
+def progress_reporter(*, quiet: bool, every: float) -> Iterator[Reporter]:
+    """What a run reports to: it draws a bar on a terminal, and a line now and then elsewhere.
 
     Args:
         quiet: Say nothing.
@@ -27,38 +56,45 @@ def progress_reporter(*, quiet: bool, every: float) -> Iterator[ProgressCall]:
             into a redirected log until the end).
     """
     if quiet:
-        yield lambda done, total: None
+        yield Reporter(lambda stage, done, total, rate: None)
     elif sys.stderr.isatty():
-        with _bar() as update:
-            yield update
+        with _bar() as draw:
+            yield Reporter(draw)
     else:
-        yield _lines(every)
+        yield Reporter(_lines(every))
 
 
 @contextmanager
-def _bar() -> Iterator[ProgressCall]:
+def _bar() -> Iterator[Callable[[str, int, int, float], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
-        TextColumn("computing"),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
     )
-    rate = _Rate()
     console = Console(file=trusted(sys.stderr))
     above = Output(_AboveBar(console))
     # rich's own redirection would hand on the escape sequences that a model prints.
     bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
     with bar, redirect_stdout(above), redirect_stderr(above):
-        task = bar.add_task("", total=None, rate="")
+        task = bar.add_task(_COMPUTING, total=None, rate="")
 
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, rate=f"{rate.at(done):.3g} samples/s")
+        def draw(stage: str, done: int, total: int, rate: float) -> None:
+            bar.update(
+                task, description=stage, completed=done, total=total or None, rate=_pace(done, total, rate)
+            )
 
-        yield update
+        yield draw
+
+
+def _pace(done: int, total: int, rate: float) -> str:
+    """Samples per second and the time left; nothing before either is known."""
+    if rate <= 0:
+        return ""
+    return f"{rate:.3g} samples/s, {duration((total - done) / rate)} left"
 
 
 class _AboveBar(io.StringIO):
@@ -75,20 +111,18 @@ class _AboveBar(io.StringIO):
         return len(text)
 
 
-def _lines(every: float) -> ProgressCall:
-    last, rate = time.monotonic(), _Rate()
+def _lines(every: float) -> Callable[[str, int, int, float], None]:
+    last = time.monotonic()
 
-    def update(done: int, total: int) -> None:
+    def draw(stage: str, done: int, total: int, rate: float) -> None:
         nonlocal last
-        now, per_second = time.monotonic(), rate.at(done)
-        if now - last < every or per_second == 0:
+        now = time.monotonic()
+        if now - last < every or rate <= 0:
             return
         last = now
-        left = (total - done) / per_second
-        line = f"{done}/{total} samples, {per_second:.3g} samples/s, {left:.0f} s left"
-        say(line)
+        say(f"{done}/{total} samples, {_pace(done, total, rate)}")
 
-    return update
+    return draw
 
 
 class _Rate:

@@ -20,11 +20,21 @@ from typing import TYPE_CHECKING, Any
 from jacli.cli.streams import say, trusted
 from jacli.printable import escape
 
-if TYPE_CHECKING:  # rich is imported where it is used: it is a third of the time `jacli --help` takes
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    # rich is imported where it is used: it is a third of the time `jacli --help` takes
     from rich.console import Console
     from rich.table import Table as RichTable
 
     from jacli.summary import Cell, Table
+
+
+_GAP = 2
+"""Characters between two columns."""
+
+_NARROWEST = 20
+"""Characters that columns get beside those that name a row, however narrow the terminal is."""
 
 
 class TableFormat(StrEnum):
@@ -54,10 +64,13 @@ def render_table(table: Table, format: TableFormat = TableFormat.TABLE) -> str:
 
 
 def print_table(table: Table, format: TableFormat = TableFormat.TABLE) -> None:
-    """The table to stdout, with colour on a terminal only; its notes to stderr."""
+    """The table to stdout, its notes to stderr.
+
+    On a terminal it has colour, and where it is too wide it is folded: the columns that do not fit stand
+    below, in tables of their own, beside the first ones, which say what each row is about.
+    """
     if format is TableFormat.TABLE and sys.stdout.isatty():
-        rich_table = _rich_table(table)
-        _console(rich_table, file=trusted(sys.stdout)).print(rich_table)
+        _print_folded(table)
     elif format in (TableFormat.JSON, TableFormat.JSONL):
         trusted(sys.stdout).write(render_table(table, format))
     else:
@@ -87,18 +100,81 @@ def format_size(count: int) -> str:
     return f"{number:.1f} {units[0]}" if units[0] != "B" else f"{count} B"
 
 
-def _rich_table(table: Table) -> RichTable:
+def _rich_table(
+    table: Table, columns: Sequence[int] | None = None, text_width: int | None = None
+) -> RichTable:
+    """The table for rich.
+
+    Args:
+        table: Rows and columns.
+        columns: Which of its columns; all if None.
+        text_width: Columns of text are wrapped to this width; never if None.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    chosen = range(len(table.columns)) if columns is None else columns
     rich_table = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
-    for at, name in enumerate(table.columns):
-        is_text = any(isinstance(row[at], str) for row in table.rows)
-        rich_table.add_column(Text(name), justify="left" if is_text else "right", no_wrap=True)
+    for at in chosen:
+        is_text = _is_text(table, at)
+        wrap = is_text and at >= table.keys
+        rich_table.add_column(
+            Text(table.columns[at]),
+            justify="left" if is_text else "right",
+            no_wrap=not wrap or text_width is None,
+            max_width=text_width if wrap else None,
+            overflow="fold",
+        )
     for row in table.rows:
-        rich_table.add_row(*(Text(format_cell(cell)) for cell in row))
+        rich_table.add_row(*(Text(format_cell(row[at])) for at in chosen))
     return rich_table
+
+
+def _is_text(table: Table, at: int) -> bool:
+    return any(isinstance(row[at], str) for row in table.rows)
+
+
+def _print_folded(table: Table) -> None:
+    """The table on a terminal, in as many parts as it takes."""
+    from rich.console import Console
+
+    terminal = Console(file=trusted(sys.stdout))
+    for columns, text_width in folded(table, terminal.width):
+        rich_table = _rich_table(table, columns, text_width)
+        _console(rich_table, file=trusted(sys.stdout)).print(rich_table)
+
+
+def folded(table: Table, width: int) -> list[tuple[list[int], int | None]]:
+    """Which columns stand together so that no line is longer than a terminal.
+
+    Args:
+        table: Its first ``keys`` columns stand in every part.
+        width: Of the terminal, in characters.
+
+    Returns:
+        Of each part, the positions of its columns, and the width to wrap its text to; None where it need
+        not be wrapped.  A column that is too wide even alone has a part of its own.
+    """
+    from rich.cells import cell_len
+
+    widths = [
+        _GAP + max(map(cell_len, (name, *(format_cell(row[at]) for row in table.rows))))
+        for at, name in enumerate(table.columns)
+    ]
+    keys = list(range(table.keys))
+    room = max(_NARROWEST, width - sum(widths[: table.keys]))
+    parts: list[tuple[list[int], int | None]] = []
+    used = room + 1
+    for at in range(table.keys, len(widths)):
+        if used + widths[at] > room:
+            parts.append((list(keys), None))
+            used = 0
+        parts[-1][0].append(at)
+        used += widths[at]
+        if widths[at] > room:
+            parts[-1] = (parts[-1][0], room - _GAP)
+    return parts or [(keys, None)]
 
 
 def _console(rich_table: RichTable, **options: Any) -> Console:

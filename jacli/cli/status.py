@@ -10,6 +10,7 @@ import typer
 
 from jacli.cli.options import AsJson
 from jacli.cli.streams import show, show_json
+from jacli.printable import count_of
 
 if TYPE_CHECKING:
     from jacli.run.run_files import FileStatus
@@ -58,7 +59,7 @@ def _print(run: RunStatus) -> None:
         f"{file.shard or file.path.name} {file.state}: {file.reason}" for file in run.files if file.reason
     )
     if run.files[0].shard is not None:
-        show(f"{run.out} in {run.files[0].shard.count} shards")
+        show(f"{run.out} in {count_of(run.files[0].shard.count, 'shard')}")
     print_table(Table(columns, tuple(rows), (*reasons, *run.notes)))
     show(_sums(run))
     for line in run.next:

@@ -11,6 +11,9 @@ import typer
 
 from jacli.cli.options import AllowPickle, Arch, AsJson
 from jacli.cli.streams import show, show_json
+from jacli.cli.usage import parse_all
+from jacli.option_values import parse_device, parse_fraction, whole
+from jacli.printable import count_of
 
 if TYPE_CHECKING:
     from jacli.run.verify import Verification
@@ -76,38 +79,45 @@ def verify(
 
 def _parsed(samples: str, tolerance: str | None, seed: str, device: str | None) -> dict[str, Any]:
     """The options that are not texts; all that are wrong are reported at once."""
-    from jacli.errors import JacliError, UsageError
-    from jacli.option_values import parse_device, parse_fraction, whole
+    values = {"samples": samples, "tolerance": tolerance, "seed": seed, "device": device}
+    return parse_all(
+        "verify",
+        values,
+        {"samples": _samples, "tolerance": parse_fraction, "seed": whole(0), "device": parse_device},
+    )
 
-    problems: list[JacliError] = []
-    parsed: dict[str, Any] = {}
-    for name, value, parse in (
-        ("samples", samples, lambda text: None if text == "all" else whole(1)(text)),
-        ("tolerance", tolerance, parse_fraction),
-        ("seed", seed, whole(0)),
-        ("device", device, parse_device),
-    ):
-        try:
-            parsed[name] = None if value is None else parse(value)
-        except ValueError as error:
-            must = f"It must be {error}{' or all' * (name == 'samples')}."
-            problems.append(UsageError(f"--{name} {value} is wrong.", why=must))
-    if problems:
-        usage = UsageError.from_problems(problems)
-        usage.todo = "Correct it; `jacli verify --help` lists every option."
-        raise usage
-    return parsed
+
+def _samples(text: str) -> int | None:
+    """How many; None for all."""
+    if text == "all":
+        return None
+    try:
+        return whole(1)(text)
+    except ValueError as error:
+        raise ValueError(f"all or {error}") from None
+
+
+_ROWS = 20
+"""Of more rechecked samples than this, only those that are not ok are listed."""
 
 
 def _print(found: Verification) -> None:
-    from jacli.cli.render import print_table
+    from jacli.cli.render import print_notes, print_table
     from jacli.summary import Table
 
+    listed = [sample for sample in found.samples if len(found.samples) <= _ROWS or sample.verdict != "ok"]
     rows = tuple(
         (sample.sample_index, f"{sample.found.error:.1e}", int(sample.found.near_kink), sample.verdict)
-        for sample in found.samples
+        for sample in listed
     )
-    print_table(Table(("sample", "error", "near_kink", "verdict"), rows, found.notes))
+    table = Table(("sample", "error", "near_kink", "verdict"), rows, found.notes)
+    if rows:
+        print_table(table)
+    else:
+        print_notes(table)
+    if len(listed) < len(found.samples):
+        others = f"; the other {len(listed)} are listed" if listed else ""
+        show(f"{len(found.samples) - len(listed)} of {count_of(len(found.samples), 'sample')} ok{others}")
     kinks = len(found.at_kinks)
     worst = (
         "no sample away from a kink" if found.worst_error is None else f"worst error {found.worst_error:.1e}"

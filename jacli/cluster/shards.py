@@ -14,6 +14,7 @@ from pathlib import Path
 
 from jacli.errors import UsageError
 from jacli.option_values import Shard
+from jacli.printable import count_of
 
 
 def shard_rows(shard: Shard, n_samples: int) -> range:
@@ -23,9 +24,10 @@ def shard_rows(shard: Shard, n_samples: int) -> range:
         UsageError: There are more shards than samples.
     """
     if shard.count > n_samples:
+        samples = count_of(n_samples, "sample")
         raise UsageError(
             f"--shard {shard} is not possible.",
-            why=f"There are {n_samples} samples for {shard.count} shards, and a shard has one at least.",
+            why=f"There are {samples} for {count_of(shard.count, 'shard')}, and a shard has one at least.",
             todo=f"Give --shard I/N with N up to {n_samples}.",
         )
     start, stop = (n_samples * i // shard.count for i in (shard.index - 1, shard.index))

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jacli.content import MAX_EXPANSION, WHAT_TO_DO, Content, recognise_content, why_unseen
+from jacli.content import MAX_EXPANSION, WHAT_TO_DO, Content, recognise_content, what_is_no_file
 from jacli.errors import InputsError
-from jacli.inputs.check import check_dtype, check_rows
+from jacli.inputs.check import check_dtype, check_rows, scale_notes
 from jacli.inputs.samples import sample_positions
 from jacli.inputs.source import InputSource, StoredArray, reading
+from jacli.inputs.text_table import text_table
 
 __all__ = [
     "LOADERS",
@@ -27,6 +28,7 @@ __all__ = [
     "check_rows",
     "open_inputs",
     "sample_positions",
+    "scale_notes",
 ]
 
 LOADERS = {
@@ -97,9 +99,8 @@ def _recognise(source: str) -> Content:
     path = Path(source)
     try:
         if not os.path.exists(path):
-            raise InputsError(
-                f"{source}: no such file.", why=why_unseen(path) or "", todo="Check the path of INPUTS."
-            )
+            why, todo = what_is_no_file(source)
+            raise InputsError(f"{source}: no such file.", why=why, todo=todo or "Check the path of INPUTS.")
         if not path.is_file() and not path.is_dir():
             raise InputsError(
                 f"{source} is not a regular file.",
@@ -127,7 +128,7 @@ def _recognise(source: str) -> Content:
             why=f"It is {article} {content.value}, and jacli reads arrays.",
             todo="Preprocess them as for the model's training and save one .npy of shape (batch, c, h, w).",
         )
-    why, todo = WHAT_TO_DO[content]
+    why, todo = text_table(path) or WHAT_TO_DO[content]
     raise InputsError(what, why=why, todo=todo)
 
 

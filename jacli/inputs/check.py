@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jacli.errors import InputsError
+from jacli.printable import count_of
 
 if TYPE_CHECKING:
     from jacli.inputs.source import InputSource
 
-_NAMED = 5
+LARGEST_SCALED = 20.0
+"""The size of inputs that images hardly pass once they are normalised, in standard deviations."""
 
-_MOST_PIECES = 20
+_MAX_NAMED_SAMPLES = 5
+_MAX_PIECES = 20
 """Pieces of a ``--samples`` that somebody would still copy."""
 
-_PIECE_BYTES = 64 * 2**20
-"""Bytes that are read at once where all samples are looked at."""
+_READ_BYTES = 64 * 2**20
+_MAX_SEARCHED_BYTES = 2**31
+"""Of inputs that are searched for every sample that is not finite, once one was found."""
 
 
 def check_dtype(dtype: np.dtype) -> None:
@@ -66,22 +70,42 @@ def check_rows(
     bad = _not_finite(rows, positions)
     if not bad:
         return
-    read, chosen = len(rows), np.asarray(positions)
+    read, todo = len(rows), "Correct them, or leave them out with --samples."
     if source is not None:
         whole = source.of_all_shards()
-        read, chosen = len(whole), whole.index
-        step = max(1, _PIECE_BYTES // max(1, rows[:1].nbytes))
+        row_bytes = max(1, rows[:1].nbytes)
+        step = max(1, _READ_BYTES // row_bytes)
+        last = int(np.flatnonzero(np.isin(whole.index, bad)).max())
+        read = min(len(whole), max(last + 1, _MAX_SEARCHED_BYTES // row_bytes))
         bad = []
         for start in range(0, read, step):
             stop = min(start + step, read)
             bad += _not_finite(whole.read(start, stop), whole.index[start:stop])
-    named = ", ".join(str(position) for position in bad[:_NAMED]) + (", ..." if len(bad) > _NAMED else "")
-    plural = "s" if len(bad) > 1 else ""
+        if read == len(whole):
+            todo = _leaving_out(whole.index[~np.isin(whole.index, bad)])
+    named = ", ".join(map(str, bad[:_MAX_NAMED_SAMPLES])) + (", ..." if len(bad) > _MAX_NAMED_SAMPLES else "")
     raise InputsError(
-        f"The inputs are not finite: NaN or infinity in {len(bad)} of {read} samples read.",
-        why=f"Sample{plural} {named}.",
-        todo=_leaving_out(chosen[~np.isin(chosen, bad)]),
+        f"The inputs are not finite: NaN or infinity in {len(bad)} of {count_of(read, 'sample')} read.",
+        why=f"{'Samples' if len(bad) > 1 else 'Sample'} {named}.",
+        todo=todo,
     )
+
+
+def scale_notes(rows: np.ndarray) -> list[str]:
+    """A remark where images are not scaled as networks of images are trained: numbers of 0...255, mostly.
+
+    Args:
+        rows: The first samples, (batch, *sample); those of three axes (channels, height, width) are images.
+    """
+    if rows.ndim != 4 or rows.size == 0:
+        return []
+    largest = float(np.abs(rows).max())
+    if largest <= LARGEST_SCALED:
+        return []
+    return [
+        f"the inputs reach {largest:.4g} in size: are they scaled as in training? "
+        "Images of 0...255 are mostly divided by 255 and normalised"
+    ]
 
 
 def _not_finite(rows: np.ndarray, positions: Sequence[int] | np.ndarray) -> list[int]:
@@ -98,6 +122,6 @@ def _leaving_out(good: np.ndarray) -> str:
     pieces = []
     for run in np.split(good, np.flatnonzero(np.diff(good) != 1) + 1):
         pieces.append(str(run[0]) if len(run) == 1 else f"{run[0]}:{run[-1] + 1}")
-    if len(pieces) > _MOST_PIECES:
+    if len(pieces) > _MAX_PIECES:
         return "Correct them, or save the others: x[np.isfinite(x.reshape(len(x), -1)).all(1)]."
     return f"Correct them, or leave them out: --samples {','.join(pieces)}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jacli.errors import InputsError, UsageError
+from jacli.printable import count_of
 
 
 def sample_positions(spec: str | None, n: int) -> np.ndarray:
@@ -30,15 +31,18 @@ def sample_positions(spec: str | None, n: int) -> np.ndarray:
         elif -n <= numbers < n:
             positions.append(numbers % n)
         else:
+            first = (
+                f"; the first {numbers} would be 0:{numbers}" if spec == str(numbers) and numbers > 0 else ""
+            )
             raise InputsError(
                 f"--samples {spec}: there is no sample {numbers}.",
-                why=f"The inputs hold {n} samples, positions 0 to {n - 1}.",
-                todo="Name samples that are there.",
+                why=f"The inputs hold {count_of(n, 'sample')}, positions 0 to {n - 1}.",
+                todo=f"Name samples that are there{first}.",
             )
     if not positions:
         raise InputsError(
             f"--samples {spec} chooses no sample.",
-            why=f"The inputs hold {n} samples, positions 0 to {n - 1}.",
+            why=f"The inputs hold {count_of(n, 'sample')}, positions 0 to {n - 1}.",
             todo="Choose at least one.",
         )
     chosen = np.array(positions, dtype=np.int64)

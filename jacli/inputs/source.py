@@ -13,6 +13,7 @@ from types import TracebackType
 import numpy as np
 
 from jacli.errors import InputsError, JacliError
+from jacli.printable import count_of
 
 _HASHED_BYTES = 64 * 2**20
 """Of rows read at once, to be hashed."""
@@ -88,7 +89,7 @@ class InputSource:
         wanted = len(positions) * math.prod(self.shape) * self.dtype.itemsize
         if self._room is not None and wanted > self._room:
             raise InputsError(
-                f"{self.path} declares {wanted:,} bytes in {len(positions)} samples.",
+                f"{self.path} declares {wanted:,} bytes in {count_of(len(positions), 'sample')}.",
                 why=f"Their shape is {self.shape}; the file, unpacked, may take {self._room:,} bytes.",
                 todo="Check where it came from; what is real can be saved as .npy.",
             )

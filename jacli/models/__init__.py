@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jacli.content import WHAT_TO_DO, Content, recognise_model, why_unseen
+from jacli.content import WHAT_TO_DO, Content, recognise_model, what_is_no_file
 from jacli.errors import ModelError, UsageError
 from jacli.models.loaded import LoadedModel, ModelRequest, sha256_of
 
@@ -154,7 +154,7 @@ def describe_model(path: str | Path) -> dict[str, Any]:
 
 
 def _load_untrained(source: str, request: ModelRequest) -> LoadedModel:
-    if ":" not in source:
+    if ":" not in source or "://" in source:
         raise _no_such_file(source)
     given = request.options_about_weights()
     if given:
@@ -205,9 +205,9 @@ def _callables_in(path: Path) -> list[str]:
 
 
 def _no_such_file(source: str) -> ModelError:
+    why, todo = what_is_no_file(source)
     return ModelError(
         f"There is no file {source}.",
-        why=why_unseen(source)
-        or "Nor is it an architecture's name, which has a colon (torchvision:resnet18).",
-        todo="Check the path.",
+        why=why or "Nor is it an architecture's name, which has a colon (torchvision:resnet18).",
+        todo=todo or "Check the path.",
     )

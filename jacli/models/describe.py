@@ -30,7 +30,7 @@ def describe_weights(selection: Selection) -> dict[str, Any]:
         "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
         "common_prefix": common_prefix(tensors),
         "first_tensors": listed[:_SHOWN],
-        "last_tensors": listed[-_SHOWN:],
+        "last_tensors": listed[_SHOWN:][-_SHOWN:],
         "architectures": _architectures(tensors),
         "notes": list(selection.notes),
     }

@@ -33,6 +33,7 @@ from jacli.models.prefixes import (
 from jacli.models.registry import recognise_architecture
 from jacli.models.spelling import Spelling, spellings, strip_prefix_of, with_shared
 from jacli.models.weights import Selection, Weights
+from jacli.printable import count_of
 
 
 @dataclass(frozen=True)
@@ -279,7 +280,7 @@ def _without_extra(module: torch.nn.Module, part: Weights) -> tuple[Weights, lis
 def _extra_notes(extra: list[str]) -> list[str]:
     if not extra:
         return []
-    count = f"{len(extra)} tensor{'s' if len(extra) > 1 else ''}"
+    count = count_of(len(extra), "tensor")
     return [f"left aside {count} that the architecture does not have: {', '.join(extra)}"]
 
 
@@ -349,7 +350,7 @@ def _prefix_notes(weights: Weights, prefix: str) -> list[str]:
     if not prefix:
         return []
     count = sum(name.startswith(prefix) for name in weights)
-    notes = [f"removed the prefix {prefix!r} from {count} keys"]
+    notes = [f"removed the prefix {prefix!r} from {count_of(count, 'key')}"]
     aside = OrderedDict(
         (name.split(".")[0] + (".*" if "." in name else ""), None)
         for name in weights
@@ -358,5 +359,5 @@ def _prefix_notes(weights: Weights, prefix: str) -> list[str]:
     if aside:
         names = list(aside)
         listed = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
-        notes.append(f"left aside {len(weights) - count} keys: {listed}")
+        notes.append(f"left aside {count_of(len(weights) - count, 'key')}: {listed}")
     return notes

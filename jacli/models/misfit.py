@@ -11,6 +11,7 @@ from jacli.errors import ModelError
 from jacli.models.prefixes import COUNTER, UNKNOWN, Shapes, prefixes_to_try, shapes_of, without_counters
 from jacli.models.spelling import spellings, with_shared
 from jacli.models.weights import Weights
+from jacli.printable import count_of
 
 _TODO = (
     "Give the architecture they were trained with (--arch, --arch-arg), "
@@ -59,7 +60,7 @@ def misfit(
             f"the network's {where}; or the file of the whole network.",
         )
     said = [
-        f"{len(names)} {what}: {_listed(names)}"
+        f"{count_of(len(names), 'tensor')} {what}: {_listed(names)}"
         for what, names in (
             ("missing in the file", missing),
             ("not in the architecture", extra),
@@ -74,7 +75,7 @@ def misfit(
         if names
     ]
     if said:
-        why = f"Tensors {'; '.join(said)}."
+        why = f"{'; '.join(said)}."
     else:  # names and shapes agree, so a module's own loading code objected
         why = (load_error(module, part) or "").strip().rpartition("\n")[2].strip()
     without = f" (without the prefix {prefix!r})" if prefix else ""

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from jacli.models.prefixes import under_prefix
 from jacli.models.weights import Weights
+from jacli.printable import count_of
 
 _PRIVATE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _WRAPPERS = (_PRIVATE, (*_PRIVATE, "module"))
@@ -153,7 +154,7 @@ def _note(weights: Weights, dropped: list[str], added: list[str]) -> str:
     if not dropped:
         return f"the architecture's names have {_listed(added)} inside, the file's do not: matched without"
     count = sum(any(wrapper in name.split(".")[:-1] for wrapper in dropped) for name in weights)
-    return f"removed the wrapper names {_listed(dropped)} inside {count} keys"
+    return f"removed the wrapper names {_listed(dropped)} inside {count_of(count, 'key')}"
 
 
 def _listed(wrappers: list[str]) -> str:

@@ -18,6 +18,7 @@ from jacli.hooks import drop_backward_hooks
 from jacli.linear_map import Extra
 from jacli.network.parameters import nested, parameters_of
 from jacli.network.settings import forward_pass, without_checkpoints
+from jacli.printable import count_of
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ def select_output(output: object, select: str | None) -> Tensor:
         )
     if select is None:
         raise ModelError(
-            f"The model returns {type(output).__name__} of {len(named)} outputs: {listed}.",
+            f"The model returns {type(output).__name__} of {count_of(len(named), 'output')}: {listed}.",
             why="A Jacobian is of one output.",
             todo=f"Choose one with --select, for example --select {next(iter(named))}.",
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 from jacli.dtypes import as_dtype
 from jacli.errors import InputsError
 from jacli.inputs import InputSource, open_inputs
+from jacli.printable import count_of
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def read_along(path: str, source: InputSource, what: str) -> np.ndarray:
     with _open(path, what) as other:
         if len(other) <= int(source.index.max()):
             raise InputsError(
-                f"{what}: {path} has {len(other)} rows.",
-                why=f"One row a sample is needed, up to position {int(source.index.max())}.",
+                f"{what}: {path} has {count_of(len(other), 'row')}.",
+                why=f"One row per sample is needed, up to position {int(source.index.max())}.",
                 todo="Give the file that belongs to these inputs.",
             )
         return other.at(source.index).read(0, len(source))

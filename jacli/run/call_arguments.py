@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jacli.dtypes import real_dtypes
 from jacli.errors import InputsError, JacliError, ModelError, UsageError
 from jacli.inputs.check import check_dtype
+from jacli.printable import count_of
 from jacli.verify.explain import is_about_dtypes
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -240,7 +241,7 @@ def rows_of(arguments: Mapping[str, object], per_sample: Iterable[str], batch: i
             came = described(rows) if name in arguments else "not given"
             raise UsageError(
                 f"The argument {name} has no row a sample: it is {came}.",
-                why=f"per_sample names it, and x has {batch} samples.",
+                why=f"per_sample names it, and x has {count_of(batch, 'sample')}.",
                 todo="Give a tensor of that length.",
             )
         found[name] = rows

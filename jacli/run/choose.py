@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from jacli.config import AUTOGRAD_METHODS, COLUMN_METHODS, PROGRAM_METHODS
+from jacli.config import AUTOGRAD_METHODS, COLUMN_METHODS, PROGRAM_METHODS, RunConfig
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, OutputError, UsageError
 from jacli.methods import METHODS, load_method
 from jacli.network import NotTraceableError
-from jacli.plan import FactoredPlan, Measured, Plan, check_batch_size, make_plan, with_counts
+from jacli.plan import FactoredPlan, Measured, Plan, Shapes, check_batch_size, make_plan, with_counts
+from jacli.printable import count_of
 from jacli.run.as_traced import as_traced
 from jacli.run.cutting import Cutting
 from jacli.run.graphs import FEW, Graphs
@@ -46,6 +47,19 @@ def require_served(method: str, refused: Mapping[str, str | None]) -> None:
         )
 
 
+def check_asked(shapes: Shapes, config: RunConfig) -> dict[str, str | None]:
+    """Refuse a batch size or method that cannot serve the model; gives every method's reason, see `refusals`.
+
+    Raises:
+        MethodError: The method asked for cannot serve.
+        UsageError: The batch size asked for is not possible.
+    """
+    check_batch_size(shapes, config)
+    refused = refusals(shapes.fixed_batch)
+    require_served(config.method, refused)
+    return refused
+
+
 class Choice:
     """Plans in the order in which to try them on the first block.
 
@@ -77,12 +91,10 @@ class Choice:
         timed: bool = False,
         continued: bool = False,
     ) -> None:
-        check_batch_size(task.shapes, task.config)
+        self._refused = check_asked(task.shapes, task.config)
         self._task = task
         self._timed = timed
         self._continued = continued
-        self._refused = refusals(task.shapes.fixed_batch)
-        require_served(task.config.method, self._refused)
         self._measured: list[Measured] = []
         self._budget = Budget(task.share)
         self._graphs = Graphs(task, self._budget)
@@ -287,7 +299,8 @@ class Choice:
         if self._task.config.method == name:
             return "asked for"
         if name in COLUMN_METHODS:
-            return f"{self._task.shapes.n_in} inputs, {self._task.shapes.n_selected} outputs"
+            shapes = self._task.shapes
+            return f"{count_of(shapes.n_in, 'input')}, {count_of(shapes.n_selected, 'output')}"
         return "the fastest measured"
 
     def _plan(

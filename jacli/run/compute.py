@@ -16,10 +16,11 @@ from jacli.errors import JacliError, OutputError, ResultsError, UsageError
 from jacli.network import exact_arithmetic
 from jacli.run.blocks import Run
 from jacli.run.call_arguments import check_paths
-from jacli.run.choose import Choice
+from jacli.run.choose import Choice, check_asked
 from jacli.run.config_file import resolve_options, result_path
 from jacli.run.engine import Chosen, Engine
 from jacli.run.finished import Finished
+from jacli.run.labelled import accuracy_notes
 from jacli.run.memory import memory_errors
 from jacli.run.option_signature import with_options
 from jacli.run.outcome import Outcome, Recheck
@@ -27,7 +28,6 @@ from jacli.run.pipeline import Pipeline, WrittenBlock
 from jacli.run.prepare import Prepared, prepare
 from jacli.run.provenance import provenance
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
-from jacli.run.recorded import accuracy_notes
 from jacli.run.reference import References
 from jacli.run.report import ProgressCall, Report
 from jacli.run.resume import Unfinished
@@ -94,6 +94,8 @@ def run_compute(
     *,
     command: str,
     progress: ProgressCall = lambda done, total: None,
+    stage: Callable[[str], None] = lambda what: None,
+    note: Callable[[str], None] = lambda text: None,
     waiting: Callable[[str], None] = lambda what: None,
     published: Callable[[], None] = lambda: None,
 ) -> Outcome:
@@ -105,6 +107,8 @@ def run_compute(
         config: The options.
         command: As it was typed, for the file.
         progress: Called with the samples that are in the file for good, and all; in another thread.
+        stage: Called with what the run is busy with: ``choosing a method``, ``computing``.
+        note: Called with each note that is known before anything is computed; the outcome has it as well.
         waiting: Called with what is waited for, where another host may still be writing.
         published: Called when the file has its name: from then on there is nothing to be stopped.
 
@@ -128,7 +132,8 @@ def run_compute(
         if refusal is not None:
             raise refusal
         shard = None if config.shard is None else str(config.shard)
-        report = stack.enter_context(Report(out, command=command, shard=shard, tell=progress))
+        report = stack.enter_context(Report(out, command=command, shard=shard, tell=progress, stage=stage))
+        report.busy("loading the model")
         with uninterrupted():
             unfinished = Unfinished.of(out, config)
             if unfinished is not None:
@@ -139,6 +144,9 @@ def run_compute(
         if unfinished is not None:
             unfinished.check_model(prepared)
             config = replace(config, repeated_plan=unfinished.plan)
+        check_asked(prepared.shapes, config)
+        for text in prepared.notes:
+            note(text)
         report.begin(prepared.shapes.n_samples)
         work = _Work(Run(config, prepared), out, command, unfinished, report, lock)
         return work.do(stack, published)
@@ -187,9 +195,11 @@ class _Work:
         self._lock = lock
         self._unfinished = unfinished
         self._writer = unfinished.writer if unfinished else None
+        report.busy("choosing a method" if run.config.method == "auto" else "choosing batch sizes")
         with memory_errors("trying the model on the first samples"):
             self._choice = Choice(run.task(), continued=unfinished is not None)
         self._engine = self._engine_at_start()
+        report.computing()
 
     def _engine_at_start(self) -> Engine:
         """The engine, where the earlier process stopped, after a look whether what it left is right."""
@@ -266,6 +276,7 @@ class _Work:
         run, engine, writer, prepared = self._run, self._engine, self._writer, self._run.prepared
         chosen = engine.chosen
         assert writer is not None and chosen is not None  # there is a sample at least
+        self._report.busy("rechecking")
         rechecked = _recheck(run, writer, chosen)
         notes = list(dict.fromkeys([*self._notes(), *rechecked.notes]))
         writer.set_attributes(

@@ -12,6 +12,7 @@ from jacli.config import COLUMN_METHODS, PROGRAM_METHODS
 from jacli.errors import MethodError, OutOfMemoryError
 from jacli.network import CutLinearized, CutNetwork
 from jacli.plan import FactoredPlan, LinkPlan, Measured, Plan
+from jacli.printable import count_of
 from jacli.run.measure import OUT_OF_MEMORY, measure, seconds_per_multiply
 from jacli.run.memory import spectrum_bytes
 from jacli.run.sizes import least_rows
@@ -212,7 +213,8 @@ class Cutting:
     def _too_large(self, size: int, held: int) -> OutOfMemoryError:
         task = self._task
         return OutOfMemoryError(
-            f"Out of memory: the cut network does not fit with {size} samples a block and one vector a pass.",
+            f"Out of memory: the cut network does not fit with {count_of(size, 'sample')} per batch "
+            "and one vector per pass.",
             why=f"It holds {held:,} bytes beside {self._beside(size):,} of its factors and their norms; "
             f"{task.memory.limit:,} may be held on {task.memory.device}.",
             todo="Give more --memory, or differentiate fewer outputs (--classes).",

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import jacli
+from jacli.printable import count_of
 
 FOLDER = "output folder"
 """Name of the finding that says whether results can be written at all."""
@@ -158,7 +159,8 @@ def _find_processors() -> list[Finding]:
     """CPU threads, CUDA devices with their memory, and the settings that round float32 products."""
     import torch
 
-    findings = [Finding("CPU", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")]
+    threads = count_of(torch.get_num_threads(), "thread")
+    findings = [Finding("CPU", f"{count_of(os.cpu_count() or 1, 'core')}, torch uses {threads}")]
     if not torch.cuda.is_available():
         reason = "none seen" if torch.version.cuda else "this torch is built without CUDA"
         return [*findings, Finding("CUDA", reason)]

@@ -11,6 +11,7 @@ from typing import Any
 from jacli.config import RunConfig
 from jacli.network import exact_arithmetic
 from jacli.plan import Plan
+from jacli.printable import count_of
 from jacli.run.blocks import Run
 from jacli.run.choose import Choice
 from jacli.run.config_file import result_path
@@ -101,5 +102,5 @@ def dry_run(config: RunConfig) -> DryRun:
 def _unfinished(out: Path) -> Iterator[str]:
     if part_path(out).exists():
         found = read_progress(out)
-        done = f", {found.done} of {found.samples} samples done" if found else ""
+        done = f", {found.done} of {count_of(found.samples, 'sample')} done" if found else ""
         yield f"{part_path(out)} is unfinished{done}: the command that began it goes on, by its own plan"

@@ -15,6 +15,7 @@ from jacli.linear_map import DenseMap
 from jacli.methods import Method, factors_of, fill, load_method
 from jacli.network import CutLinearized, Program
 from jacli.plan import Plan, with_counts
+from jacli.printable import count_of
 from jacli.run.as_traced import as_traced
 from jacli.run.batch_checks import BatchChecks
 from jacli.run.batch_graph import batch_graphs
@@ -289,8 +290,8 @@ class Engine:
 
 
 def _sizes(plan: Plan) -> str:
-    samples = "1 sample" if plan.batch_size == 1 else f"{plan.batch_size} samples"
+    samples = count_of(plan.batch_size, "sample")
     if plan.factored:
         chunk = max(max(link.reverse_chunk, link.forward_chunk) for link in plan.factored.links)
-        return f"{samples} a block and {chunk} vectors a pass"
-    return f"{samples} a block and {plan.chunk_size} vectors a pass"
+        return f"{samples} a block and {count_of(chunk, 'vector')} a pass"
+    return f"{samples} a block and {count_of(plan.chunk_size, 'vector')} a pass"

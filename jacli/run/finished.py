@@ -11,12 +11,12 @@ import numpy as np
 from jacli.config import RunConfig, from_options
 from jacli.errors import OutputError, ResultsError, UsageError
 from jacli.printable import quote_path
+from jacli.run.labelled import accuracy_notes
 from jacli.run.outcome import Outcome, Recheck
 from jacli.run.prepare import Prepared
 from jacli.run.recheck import tolerance_of
 from jacli.run.recorded import (
     NOT_COMPARED,
-    accuracy_notes,
     defaults,
     other_content,
     other_options,

@@ -15,7 +15,7 @@ import jacli
 from jacli.cluster import name_of_shard, shard_path, shards_beside
 from jacli.errors import OutputError, ResultsError, UnsoundResultsError, UsageError
 from jacli.option_values import Shard
-from jacli.printable import Lines, quote_path
+from jacli.printable import Lines, count_of, quote_path
 from jacli.run.run_files import (
     UNFINISHED,
     FileStatus,
@@ -246,7 +246,7 @@ def _refuse_unfinished(out: Path, states: Sequence[FileStatus]) -> None:
     else:
         todo = f"Wait for them: jacli status {quote_path(out)} tells how far they are."
     raise UnsoundResultsError(
-        f"{sum(map(len, lacking.values()))} of {count} shards of {out} are not complete.",
+        f"{sum(map(len, lacking.values()))} of {count_of(count, 'shard')} of {out} are not complete.",
         why=f"{listed[0].upper()}{listed[1:]}.",
         todo=todo,
     )

@@ -18,11 +18,12 @@ from jacli.config import RunConfig
 from jacli.content import Content, recognise_content
 from jacli.errors import InputsError, UsageError
 from jacli.hooks import forward_hooks
-from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs
+from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs, scale_notes
 from jacli.models import LoadedModel, load_model
 from jacli.network import TensorNetwork
 from jacli.option_values import Shard
 from jacli.plan import Shapes
+from jacli.printable import count_of
 from jacli.run.arguments import read_along, read_arguments
 from jacli.run.memory import memory_errors
 from jacli.run.placing import place
@@ -162,7 +163,13 @@ def _prepare(config: RunConfig, whole: InputSource, rows: range, device: torch.d
         placed.converted,
         arguments_sha256=arguments_sha256,
         constants_sha256=arguments.constants_sha256,
-        notes=(*loaded.notes, *_code_notes(config, loaded), *placed.notes, *_probe_notes(probed, network)),
+        notes=(
+            *loaded.notes,
+            *_code_notes(config, loaded),
+            *placed.notes,
+            *_probe_notes(probed, network),
+            *scale_notes(first),
+        ),
     )
 
 
@@ -215,7 +222,7 @@ def pick_device(asked: str, rank: int = 0) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(
             f"--device {asked} is not there.",
-            why=f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices.",
+            why=f"torch {torch.__version__} sees {count_of(torch.cuda.device_count(), 'CUDA device')}.",
             todo="Give --device cpu, or run `jacli doctor`.",
         )
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
@@ -232,9 +239,9 @@ def _read_labels(path: str, source: InputSource) -> np.ndarray:
             ) from error
         if every.ndim != 1 or len(every) <= int(source.index.max()):
             raise InputsError(
-                f"{path} has {len(every)} labels.",
+                f"{path} has {count_of(len(every), 'label')}.",
                 why=f"The samples reach up to position {int(source.index.max())}.",
-                todo="Give one label a sample of INPUTS.",
+                todo="Give one label per sample of INPUTS.",
             )
         chosen: np.ndarray = every[source.index]
         return chosen
@@ -245,7 +252,9 @@ def _read_labels(path: str, source: InputSource) -> np.ndarray:
         raise InputsError(
             f"{path} holds no labels.",
             why=f"Its rows are {labels.dtype} of shape {labels.shape[1:]}, not one whole number a sample.",
-            todo="Give class indices: shape (batch,).",
+            todo="Give class indices, shape (batch,): of one-hot rows, np.save('labels.npy', y.argmax(1))."
+            if labels.ndim == 2
+            else "Give class indices: shape (batch,).",
         )
     whole: np.ndarray = labels.astype(np.int64)
     return whole

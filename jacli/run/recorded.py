@@ -106,22 +106,6 @@ def rows_not_finite(datasets: Mapping[str, Any], done: int) -> Iterator[int]:
         yield from (start + np.flatnonzero(~finite)).tolist()
 
 
-def accuracy_notes(datasets: Mapping[str, Any]) -> list[str]:
-    """How many samples have their largest output at their label; nothing without labels or a class axis."""
-    outputs = datasets["outputs"]
-    if "labels" not in datasets or len(outputs.shape) != 2:
-        return []
-    labels = datasets["labels"]
-    n_samples, n_out = outputs.shape
-    step = max(1, _READ_BYTES // (n_out * outputs.dtype.itemsize))
-    right = sum(
-        int((outputs[start : start + step].argmax(1) == labels[start : start + step]).sum())
-        for start in range(0, n_samples, step)
-    )
-    share = f"{100 * right / n_samples:.1f} %"
-    return [f"the largest output is the label for {right} of {n_samples} samples (accuracy {share})"]
-
-
 def _without_paths(arguments: Any) -> Any:
     """Arguments of forward; those from files, which are compared by content, by name only."""
     if not isinstance(arguments, Mapping):

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from jacli.errors import JacliError
-from jacli.printable import split_words
+from jacli.printable import count_of, split_words
 from jacli.store import Progress, part_path, remove_progress, write_progress
 
 ProgressCall = Callable[[int, int], None]
@@ -31,9 +31,12 @@ class Report:
         command: As it was typed.
         shard: ``I/N``, or None.
         tell: Called with samples done and in all; its own errors (a terminal that is gone) end nothing.
+        stage: Called with what the run is busy with, likewise.
     """
 
-    def __init__(self, out: Path, *, command: str, shard: str | None, tell: ProgressCall) -> None:
+    def __init__(
+        self, out: Path, *, command: str, shard: str | None, tell: ProgressCall, stage: Callable[[str], None]
+    ) -> None:
         self._out = out
         self._samples = self._before = self._done = self._told = 0
         self._command = tuple(split_words(command)) if command.startswith("jacli ") else ()
@@ -42,6 +45,7 @@ class Report:
             self._folder = os.getcwd()
         self._shard = shard
         self._tell = tell
+        self._stage = stage
         self._started = time.time()
         self._last = 0.0
 
@@ -55,6 +59,16 @@ class Report:
         self._samples, self._started = samples, time.time()
         self._tell_caller(self._before)
         self._write("running")
+
+    def busy(self, stage: str) -> None:
+        """What the run does now."""
+        with contextlib.suppress(OSError):
+            self._stage(stage)
+
+    def computing(self) -> None:
+        """The samples are computed from now on: only this time counts for their rate."""
+        self._started = time.time()
+        self.busy("computing")
 
     def written(self, written: int, committed: int) -> None:
         """So many samples are in the file, and so many of them for good."""
@@ -102,4 +116,5 @@ class Report:
         elif error is not None:
             self._write("stopped", "by a signal or from the keyboard")
         if error is not None:
-            error.add_note(f"{self._done} of {self._samples} samples are finished and kept in {part}.")
+            total = count_of(self._samples, "sample")
+            error.add_note(f"{self._done} of {total} are finished and kept in {part}.")

@@ -14,7 +14,7 @@ from jacli.cluster import shard_rows
 from jacli.config import CHANGES_NO_NUMBER, RunConfig
 from jacli.errors import ResultsError, UnsoundResultsError
 from jacli.option_values import Shard, parse_shard
-from jacli.printable import quote_path
+from jacli.printable import count_of, quote_path
 from jacli.run.provenance import READ_BY_CONTENT
 from jacli.store.shard_file import ShardFile
 
@@ -43,7 +43,7 @@ def check_samples(out: Path, shards: Sequence[ShardFile]) -> None:
         if not shard.complete or shard.done != shard.samples:
             raise UnsoundResultsError(
                 f"{shard.path} is not complete.",
-                why=f"{shard.done} of its {shard.samples} samples are done.",
+                why=f"{shard.done} of its {count_of(shard.samples, 'sample')} are done.",
                 todo=f"Remove it, and make it again as jacli status {quote_path(out)} then says.",
             )
         expected = Shard(index, len(shards))
@@ -54,8 +54,9 @@ def check_samples(out: Path, shards: Sequence[ShardFile]) -> None:
                 why="It was not computed as a shard." if said is None else f"It says that it is {said}.",
                 todo="Give the shards the names that jacli compute gave them.",
             )
+        own = count_of(shard.samples, "sample")
         if total < len(shards) or len(shard_rows(expected, total)) != shard.samples:
-            raise _other_samples(shard, f"It has {shard.samples} samples, and all together have {total}.")
+            raise _other_samples(shard, f"It has {own}, and all together have {total}.")
     positions = np.concatenate([shard.sample_index for shard in shards])
     distinct, first = np.unique(positions, return_index=True)
     if len(distinct) < total:

@@ -10,6 +10,7 @@ from jacli.errors import InputsError, UsageError
 from jacli.linear_map import Extra
 from jacli.network import Linearized, TensorNetwork
 from jacli.option_values import Classes
+from jacli.printable import count_of
 
 
 def selected_outputs(
@@ -46,14 +47,15 @@ def check_classes(classes: Classes, labels: np.ndarray | None, n_out: int) -> No
     if last >= n_out or classes.k > n_out:
         raise UsageError(
             f"--classes {classes} is out of range.",
-            why=f"The model has {n_out} outputs a sample (flat indices 0 to {n_out - 1}).",
-            todo="Choose among them.",
+            why=f"The model has {count_of(n_out, 'output')} per sample (flat indices 0 to {n_out - 1}).",
+            todo="Choose among them; the first one is 0.",
         )
     if labels is not None and classes.kind == "label":
         wrong = np.flatnonzero((labels < 0) | (labels >= n_out))
         if len(wrong):
             raise InputsError(
                 f"Label {labels[wrong[0]]} of sample {wrong[0]} is out of range.",
-                why=f"The model has {n_out} outputs; {len(wrong)} labels lie outside 0 to {n_out - 1}.",
+                why=f"The model has {count_of(n_out, 'output')}; {count_of(len(wrong), 'label')} "
+                f"outside 0 to {n_out - 1}.",
                 todo="Give class indices that start at 0.",
             )

@@ -27,7 +27,7 @@ from jacli.errors import ModelError, OutputError, UsageError
 from jacli.inputs import open_inputs
 from jacli.option_values import Shard
 from jacli.own_files import replace_own
-from jacli.printable import join_words
+from jacli.printable import count_of, join_words
 from jacli.run.submit_options import SlurmOptions, refuse_unprintable, resolve_submission
 from jacli.store import check_place, read_holder
 
@@ -113,7 +113,7 @@ def _check_model_and_inputs(config: RunConfig, asked: SlurmOptions) -> None:
     if asked.shards > samples:
         raise UsageError(
             f"--shards {asked.shards} is too many.",
-            why=f"There are {samples} samples, and a shard has one at least.",
+            why=f"The inputs have {count_of(samples, 'sample')}, and a shard has one at least.",
             todo=f"Give --shards up to {samples}.",
         )
 
@@ -170,7 +170,7 @@ def _refuse_other_count(job: Job, active: list[Array]) -> None:
     for array in active:
         if array.count != job.count:
             raise UsageError(
-                f"--shards {job.count}: {job.out} is in the queue with {array.count} shards.",
+                f"--shards {job.count}: {job.out} is in the queue with {count_of(array.count, 'shard')}.",
                 why=f"Job {array.job} computes them; both would end in the same file.",
                 todo=f"Give --shards {array.count}, or take it out of the queue: scancel {array.job}.",
             )

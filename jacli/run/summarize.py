@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jacli import summary
-from jacli.content import MAX_EXPANSION, why_unseen
+from jacli.content import why_unseen
 from jacli.errors import ResultsError, UsageError
 from jacli.hdf5_chunks import checked
-from jacli.hdf5_guard import examine_hdf5
+from jacli.printable import count_of
+from jacli.run.declared import check_declared, check_work
+from jacli.run.labelled import labelled
 from jacli.store.guarded import DAMAGED, open_guarded, reading_results
 from jacli.store.indexed import IndexedDataset, Shards
 from jacli.store.sources import as_python
@@ -53,6 +56,7 @@ def summarize(
     *,
     per_sample: bool = False,
     per_class: bool = False,
+    by: str | None = None,
     dataset: str | None = None,
     output_axes: int = 1,
     sort: str | None = None,
@@ -64,11 +68,13 @@ def summarize(
         files: HDF5 files; several are put side by side.
         per_sample: One row a sample, in place of statistics over the file.
         per_class: One row a class: its input-gradient's norm.
+        by: Statistics over groups of samples: ``label``, the label that each has; ``correct``, whether its
+            largest output is at that label.
         dataset: Name of the Jacobian ``(batch, *input, *output)`` where it is not `jacobian`; nothing
             stored beside it is used then.
         output_axes: How many of the last axes of such a dataset are outputs.
         sort: Column to sort by, ``-name`` from large to small.
-        limit: Keep this many rows.
+        limit: Keep this many rows of each file.
 
     Memory: about 32 MiB for what is read at once and what the singular values need of it (a few Gram
     matrices of the smaller side), whatever the file's size; plus the numbers in the table, with
@@ -80,12 +86,7 @@ def summarize(
     """
     if not files:
         raise UsageError("No file to summarise was given.", todo="Name one: `jacli summarize out.h5`.")
-    if per_sample and per_class:
-        raise UsageError(
-            "--per-sample and --per-class exclude each other.",
-            why="Each is a table of its own.",
-            todo="Ask for one table at a time.",
-        )
+    _check_table(per_sample=per_sample, per_class=per_class, by=by, dataset=dataset)
     if output_axes < 1:
         raise UsageError(
             f"--output-axes {output_axes}: at least the last axis is outputs.", todo="Give 1 or more."
@@ -95,28 +96,58 @@ def summarize(
         columns, table = summary.columns_per_sample, summary.table_per_sample
     elif per_class:
         columns, table = summary.columns_per_class, summary.table_per_class
+    elif by:
+        columns, table = partial(summary.columns_by, by), partial(summary.table_by, by)
     summary.check_order(columns(len(files) > 1), sort, limit)
     paths = [Path(file) for file in files]
     short = [path.name for path in paths]
     names = short if len(set(short)) == len(short) else [str(path) for path in paths]
     found = [
-        summarize_file(path, name, dataset, output_axes, per_class)
+        summarize_file(path, name, dataset, output_axes, per_class, by)
         for path, name in zip(paths, names, strict=True)
     ]
     made = table([file for file, _ in found])
     notes = tuple(f"{file.name}: {note}" for file, notes in found for note in notes)
-    return summary.arranged(Table(made.columns, made.rows, notes), sort=sort, limit=limit)
+    return summary.arranged(replace(made, notes=notes), sort=sort, limit=limit)
+
+
+def _check_table(*, per_sample: bool, per_class: bool, by: str | None, dataset: str | None) -> None:
+    asked = [
+        name
+        for name, given in (("--per-sample", per_sample), ("--per-class", per_class), ("--by", by))
+        if given
+    ]
+    if len(asked) > 1:
+        raise UsageError(
+            f"{' and '.join(asked)} exclude each other.",
+            why="Each is a table of its own.",
+            todo="Ask for one table at a time.",
+        )
+    if by is not None and by not in summary.GROUPINGS:
+        why = f"It must be {' or '.join(summary.GROUPINGS)}."
+        raise UsageError(f"--by {by} is wrong.", why=why, todo="Give one of them.")
+    if by and dataset:
+        raise UsageError(
+            "--by does not go with --dataset.",
+            why="The labels of samples are known of result files of jacli alone.",
+            todo="Leave one of them out.",
+        )
 
 
 def summarize_file(
-    path: Path, name: str, dataset: str | None = None, output_axes: int = 1, per_class: bool = False
+    path: Path,
+    name: str,
+    dataset: str | None = None,
+    output_axes: int = 1,
+    per_class: bool = False,
+    by: str | None = None,
 ) -> tuple[FileSummary, list[str]]:
     """One file's columns, block by block, and remarks about it."""
     try:
         with open_guarded(path) as file:
             merged = {"sources": as_python(file.attrs["sources"])} if "sources" in file.attrs else {}
             with contextlib.closing(Shards(path, merged)) as shards:
-                return _summarize_open(file, shards, path, name, dataset, output_axes, per_class)
+                return _summarize_open(file, shards, path, name, dataset, output_axes, per_class, by)
     except OSError as error:
         raise _unreadable(path, error) from error
 
@@ -129,6 +160,7 @@ def _summarize_open(
     dataset: str | None,
     output_axes: int,
     per_class: bool,
+    by: str | None,
 ) -> tuple[FileSummary, list[str]]:
     with reading_results(path, *DAMAGED):  # links in a circle, among others
         if str(file.attrs.get("schema")).startswith("jacli/"):
@@ -144,10 +176,10 @@ def _summarize_open(
     if wrong:
         raise ResultsError(
             f"{path}: {', '.join(wrong)} does not have one entry a sample.",
-            why=f"The file has {batch} samples.",
+            why=f"The file has {count_of(batch, 'sample')}.",
             todo="The file is damaged or was edited; compute it again.",
         )
-    _check_declared(path, batch, stored)
+    check_declared(path, batch, stored)
     done, notes = _done(file, batch)
     complete, source, more = _what_to_compute(jacobian, axes, stored)
     # Only now: what is not read may lie in shards that are gone.
@@ -155,8 +187,9 @@ def _summarize_open(
     if source is not None:
         source = replace(source, array=shards.dataset(source.array))
     notes += [*more, *(() if dataset else _reduced(file, shards, batch))]
+    labels, correct = (None, None) if dataset else labelled(path, file, shards, batch, by, notes)
     if source is not None:
-        _check_work(path, jacobian, done)
+        check_work(path, jacobian, done)
     blocks: list[dict[str, Array | None]] = []
     norms: list[NDArray[np.float32]] = []
     for start in range(0, batch, step := _samples_at_once(source, stored)):
@@ -183,7 +216,9 @@ def _summarize_open(
         if not dataset and _is_dataset(file, "class_index"):
             classes = checked(file["class_index"])[:]
             classes = classes[done] if classes.ndim == 2 else classes
-    return FileSummary(name, index[done], joined, classes, class_norms), notes
+    labels = None if labels is None else labels[done]
+    correct = None if correct is None else correct[done]
+    return FileSummary(name, index[done], joined, classes, class_norms, labels, correct), notes
 
 
 def _reduced(file: h5py.File, shards: Shards, batch: int) -> Iterator[str]:
@@ -197,29 +232,6 @@ def _reduced(file: h5py.File, shards: Shards, batch: int) -> Iterator[str]:
         if np.isfinite(errors).any():
             found = f": {errors[np.isfinite(errors)].max():.1e} (relative) where rechecked"
     yield f"linear passes in {precision}: norms and singular values carry its error{found}"
-
-
-def _check_declared(path: Path, batch: int, stored: dict[str, h5py.Dataset | IndexedDataset]) -> None:
-    """Refuse more samples, or longer rows, than the file can hold: HDF5 gives fill values without end."""
-    there = examine_hdf5(path).bytes
-    if batch > there // 4 + 2**20:  # a sample has at least a number
-        raise _bomb(path, f"It declares {batch:,} samples in {there:,} bytes.")
-    for key, values in stored.items():
-        row = math.prod(values.shape[1:]) * np.dtype(np.float64).itemsize
-        if row > there + MAX_EXPANSION:
-            raise _bomb(path, f"Its {key} declares {row:,} bytes a sample; the file has {there:,}.")
-
-
-def _check_work(path: Path, jacobian: h5py.Dataset, done: NDArray[np.bool_]) -> None:
-    """Refuse to compute from numbers that are not there: gzip packs at most 1,032 bytes into one."""
-    there = examine_hdf5(path).bytes
-    declared = jacobian.nbytes // max(1, len(done)) * int(done.sum())
-    if declared > 1032 * (there + 2**20):
-        raise _bomb(path, f"Its Jacobians declare {declared:,} bytes; the file has {there:,}.")
-
-
-def _bomb(path: Path, why: str) -> ResultsError:
-    return ResultsError(f"{path} is damaged, or made to do harm.", why=why, todo="Compute it again.")
 
 
 def _find_jacobian(
@@ -265,8 +277,9 @@ def _what_to_compute(
     if jacobian is None:
         # min(n_out, n_in) is unknown: the nuclear norm is written only when all values were known.
         complete = values is not None and "nuclear_norm" in stored
-        lacking += [] if complete else ["all singular values"]
-        return complete, None, [f"no Jacobian and no {', no '.join(lacking)} in the file"] if lacking else []
+        lacking += [] if complete else ["complete set of singular values"]
+        without = f"no Jacobian in the file, and without it no {', no '.join(lacking)}"
+        return complete, None, [without] if lacking else []
     split = jacobian.ndim - output_axes
     side = min(math.prod(jacobian.shape[1:split]), math.prod(jacobian.shape[split:]))
     complete, notes = values is not None and values.shape[1] == side, []
@@ -333,9 +346,8 @@ def _done(file: h5py.File, batch: int) -> tuple[NDArray[np.bool_], list[str]]:
     if _is_dataset(file, "done") and file["done"].shape == (batch,):
         done = checked(file["done"])[:] == 1
     if not done.all():
-        return done, [
-            f"incomplete: only the {int(done.sum())} of {batch} samples that are done are summarised"
-        ]
+        part = f"{int(done.sum())} of {count_of(batch, 'sample')}"
+        return done, [f"incomplete: only the {part} that are done are summarised"]
     if not np.all(file.attrs.get("complete", True)):
         return done, ["the run that wrote this file did not finish"]
     return done, []

@@ -16,6 +16,7 @@ from jacli.errors import InputsError, JacliError, ModelError, ResultsError
 from jacli.inputs import RANDOM_PREFIX
 from jacli.models.loaded import sha256_of
 from jacli.network import exact_arithmetic
+from jacli.printable import count_of
 from jacli.run.config_file import read_options
 from jacli.run.memory import memory_errors
 from jacli.run.prepare import Prepared, prepare
@@ -266,10 +267,11 @@ def _gone(kind: type[JacliError], path: str, option: str, given: Mapping[str, An
 def _check_what_it_is(prepared: Prepared, results: Results, done: int) -> list[str]:
     """Shapes as recorded; and what may make right results differ."""
     shapes, datasets = prepared.shapes, results.datasets
+    samples = count_of(len(results), "sample")
     if len(results) != shapes.n_samples:
         raise InputsError(
             f"{prepared.source.path or 'The inputs'} are not the inputs of {results.path}.",
-            why=f"The file holds {len(results)} samples, and there are {shapes.n_samples} inputs.",
+            why=f"The file holds {samples}, and the inputs have {shapes.n_samples}.",
             todo="Give the same inputs with --inputs PATH.",
         )
     if datasets["outputs"].shape[1:] != shapes.output_shape:
@@ -283,7 +285,7 @@ def _check_what_it_is(prepared: Prepared, results: Results, done: int) -> list[s
     if (precision := results.attrs.get("precision", "ieee")) != "ieee":
         notes.append(f"computed with linear passes in {precision}: most of the error is their rounding")
     if done < len(results):
-        notes.append(f"unfinished: only the {done} of {len(results)} samples that are done are rechecked")
+        notes.append(f"unfinished: only the {done} of {samples} that are done are rechecked")
     if prepared.loaded.arch_sha256 != results.attrs.get("arch_sha256"):
         notes.append("the architecture's source file is not the recorded one")
     computed_on = results.attrs.get("device", str(prepared.device))

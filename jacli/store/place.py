@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jacli.errors import OutputError
 from jacli.own_files import ForeignFileError
-from jacli.printable import quote_path
+from jacli.printable import count_of, quote_path
 from jacli.store.journal import journal_path, new_journal_path, sync_folder
 from jacli.store.schema import ResultLayout, bytes_on_disk
 
@@ -229,9 +229,7 @@ def disk_error(out: Path, error: OSError, *, kept: int) -> OutputError:
     """What to tell of a write that failed, with so many finished samples kept."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     said = f"{error.strerror or error}" + (f" in {out.parent}" if full else "")
-    why = (
-        f"{said}; the {kept} samples that were finished are kept in {part_path(out)}." if kept else f"{said}."
-    )
+    why = f"{said}; {count_of(kept, 'finished sample')} kept in {part_path(out)}." if kept else f"{said}."
     again = "then run the same command again, and it goes on." if kept else "then run it again."
     if full:
         return OutputError(

@@ -49,10 +49,13 @@ def explain_failure(
             todo="Wrap the model so that it takes the embedded vectors (--arch file.py:callable).",
         )
     if "missing" in words and "argument" in words:
+        lacking = re.search(r"arguments?:? '(\w+)'", said)
+        name = lacking[1] if lacking else "NAME"
         return ModelError(
             "The model's forward needs further arguments.",
             why=said,
-            todo="Give them with --arg NAME=VALUE, or --arg NAME=@FILE.npy for one row a sample.",
+            todo=f"Give each: --arg {name}=@FILE.npy (one row per sample), --arg {name}=VALUE, "
+            f"or --constant {name}=FILE.npy (one tensor for all samples).",
         )
     if any(word in words for word in ("unexpected keyword", "unknown keyword", "expected at most")):
         return UsageError(

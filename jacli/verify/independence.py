@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from jacli.agreement import finite, gaps, norms, ratios, relative_errors
 from jacli.errors import ModelError, telling_line, translating
 from jacli.linear_map import Linearization, LinearMap, Matrices
+from jacli.printable import count_of
 from jacli.verify.probe import mixing_error
 from jacli.verify.rows import MOST_ROWS, every_row_errors
 
@@ -174,7 +175,7 @@ def _scales(matrices: LinearMap, generator: torch.Generator, like: Tensor) -> Te
 def batch_failure(size: int, error: Exception) -> ModelError:
     """What to say where the model raises an error on a batch of so many samples."""
     return ModelError(
-        f"The model fails on a batch of {size} samples.",
+        f"The model fails on a batch of {count_of(size, 'sample')}.",
         why=f"The model says: {telling_line(error)}",
         todo="Give the batch size that it accepts: --batch-size N.",
     )

@@ -356,7 +356,7 @@ def _check_message(err: str, words: tuple[str, ...]) -> None:
     assert "Traceback" not in err
     for word in words:
         assert word.lower() in err.lower(), f"{word!r} is not in:\n{err}"
-    if not err.startswith(("jacli: ", "Usage: ")):
+    if not err.startswith(("jacli: ", "Usage: jacli [OPTIONS] COMMAND")):  # the help
         pytest.fail(f"stderr starts with something else:\n{err}")
     first, *more = [line for line in err.splitlines() if line.strip()]
     parts = [*first.removeprefix("jacli: ").split(": "), *more]  # "missing.npy: no such file" is what and why

@@ -263,8 +263,17 @@ def test_out(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "t.json"]
 
 
-def test_bad_format_is_usage(tmp_path: Path) -> None:
-    assert run(tmp_path / "a.h5", "--format", "xml").exit_code == 2
+@pytest.mark.parametrize(
+    ("option", "value", "must"),
+    [
+        ("--format", "xml", "markdown"),
+        ("--limit", "0", "at least 1"),
+        ("--output-axes", "two", "whole number"),
+    ],
+)
+def test_bad_values_are_usage(jacli, tmp_path: Path, option: str, value: str, must: str) -> None:
+    ran = jacli("summarize", tmp_path / "a.h5", "--dataset", "J", option, value)
+    assert ran.code == 2 and f"{option} {value} is wrong" in ran.err and must in ran.err
 
 
 PEAK = r"""

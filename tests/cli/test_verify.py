@@ -61,6 +61,33 @@ def test_wrong_samples_are_named(files: Path, jacli: Any) -> None:
     assert jacli("verify", "out.h5", "-n", "all", "--tolerance", "0.5").code == 0
 
 
+@pytest.mark.parametrize(
+    ("count", "wrong", "listed", "summary"),
+    [
+        (30, (), 0, "30 of 30 samples ok"),
+        (30, (4, 20), 2, "28 of 30 samples ok; the other 2 are listed"),
+        (20, (3,), 20, None),
+    ],
+)
+def test_of_many_samples_only_exceptions_are_listed(
+    files: Path, jacli: Any, count: int, wrong: tuple[int, ...], listed: int, summary: str | None
+) -> None:
+    package.compute("model.pt", f"random:{count}x4", out="many.h5", method="loop")
+    spoil("many.h5", *wrong)
+    ran = jacli("verify", "many.h5", "--samples", "all")
+    assert ran.code == (6 if wrong else 0)
+    lines = ran.out.splitlines()
+    rows = [line.split() for line in lines if line.endswith("ok") and line.strip()[0].isdigit()]
+    rows = [row for row in rows if row[1] != "of"]
+    wrong_rows = [line.split()[0] for line in lines if "wrong: jacobian" in line]
+    assert wrong_rows == list(map(str, wrong))
+    assert len(rows) + len(wrong_rows) == listed
+    assert (summary in lines) if summary else not any("samples ok" in line for line in lines)
+    assert lines[-1].startswith("worst error ")
+    as_json = json.loads(jacli("verify", "many.h5", "-n", "all", "--json").out)
+    assert len(as_json["samples"]) == count  # programs get every one
+
+
 def recorded_as(precision: str) -> None:
     with h5py.File("out.h5", "r+") as file:
         options = json.loads(file.attrs["config"])

@@ -157,7 +157,7 @@ def test_outputs_are_selected_by_name_or_position():
     for output in (Named(logits, None), {"logits": logits, "aux": None}):
         assert select_output(output, "logits") is logits
         assert select_output(output, "0") is logits
-        with pytest.raises(ModelError, match="of 1 outputs: logits"):
+        with pytest.raises(ModelError, match="of 1 output: logits"):
             select_output(output, None)
 
 

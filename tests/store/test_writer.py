@@ -424,7 +424,7 @@ def test_an_error_of_the_system_ends_in_a_message(
     writer.commit()
     with monkeypatch.context() as broken:
         broken.setattr(os, call, fail)
-        with pytest.raises(OutputError, match="4 samples that were finished are kept"), writer:
+        with pytest.raises(OutputError, match="4 finished samples kept"), writer:
             writer.write_block(4, random_block(IMAGES, 4, 8))
             writer.finish()
     with ResultWriter.reopen(tmp_path / "out.h5", overwrite=False) as again:
