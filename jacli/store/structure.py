@@ -40,7 +40,14 @@ def check_structure(path: Path, file: h5py.File) -> None:
 
 def _check_batches(path: Path, file: h5py.File, samples: int) -> None:
     """One entry per batch, and no more batches than samples."""
-    names = _names_within(file, CHECKSUMS.rstrip("/"))
+    group = CHECKSUMS.rstrip("/")
+    if group in file and not isinstance(file[group], h5py.Group):
+        raise ResultsError(
+            f"{path} is damaged, or was edited.",
+            why=f"Its {group} is no group of datasets.",
+            todo="Copy it again, or compute it again.",
+        )
+    names = _names_within(file, group)
     shapes = check_numbers(path, file, ("batch_start", *names), whole=("batch_start", *names))
     entries = shapes.get("batch_start", (0,))
     for name, shape in shapes.items():
