@@ -122,7 +122,7 @@ def open_results(path: str | Path) -> Results:
         ResultsError: No such file, damaged, not a jacli result, or of a schema that this version cannot read.
     """
     path = Path(path)
-    if not os.path.isfile(path):
+    if not os.path.isfile(path) and (os.path.isdir(path) or not os.path.exists(path)):
         what = "is a folder" if os.path.isdir(path) else "no such file"
         why = why_unseen(path) or ""
         raise ResultsError(f"{path}: {what}.", why=why, todo="Give a result file of `jacli compute`.")
