@@ -366,12 +366,17 @@ class ResultWriter:
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
-        """Raise the system's error that the sink remembers, whatever HDF5 made of it."""
+        """Raise the system's error that the sink remembers, whatever HDF5 made of it.
+
+        Where there is none, HDF5 has met damage in a file that it was given.
+        """
         try:
             yield
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError, KeyError) as error:
             if self._sink.error is None:
-                raise
+                if self._created:
+                    raise
+                raise not_continued(self.part, (str(error).splitlines() or [""])[-1]) from error
         error = self._sink.error
         if error is not None:
             self.close()
