@@ -25,8 +25,8 @@ def open_guarded(path: Path) -> h5py.File:
         OSError: HDF5 refuses it, or it is not there.
     """
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        why, todo = WHAT_TO_DO[Content.NO_FILE]
-        raise ResultsError(f"{path} is no regular file.", why=why, todo=todo)
+        kind, todo = WHAT_TO_DO[Content.NO_FILE]
+        raise ResultsError(f"{path} is no regular file.", why=kind, todo=todo)
     if os.path.isfile(path):
         found = examine_hdf5(path)
         why = found.problem

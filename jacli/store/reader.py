@@ -15,12 +15,11 @@ import numpy as np
 from jacli.content import why_unseen
 from jacli.errors import ResultsError
 from jacli.store.attributes import Attributes
-from jacli.store.dimensions import is_bare_dimension
 from jacli.store.guarded import DAMAGED, open_guarded, read_whole, reading_results
 from jacli.store.indexed import IndexedDataset, Shards
 from jacli.store.schema import CHECKSUMS, READABLE_SCHEMAS
 from jacli.store.sources import attributes_of, lost_sources, sources_of
-from jacli.store.structure import check_structure
+from jacli.store.structure import check_structure, dataset_names
 
 with contextlib.suppress(ImportError):
     # Registers zstd for `--compress zstd`; files without it open all the same.
@@ -47,7 +46,7 @@ class Results:
         self.path = path
         self._file = file
         self.attrs = Attributes(path, attributes_of(file))
-        self.names: tuple[str, ...] = tuple(_list_datasets(file))
+        self.names: tuple[str, ...] = tuple(dataset_names(file))
         self._shards = Shards(path, self.attrs)
 
     def __getitem__(self, name: str) -> np.ndarray | h5py.Dataset | IndexedDataset:
@@ -220,14 +219,3 @@ def _not_results(path: Path, why: str) -> ResultsError:
     return ResultsError(
         f"{path} is not a result file of jacli.", why=why, todo="Give a file that `jacli compute` wrote."
     )
-
-
-def _list_datasets(file: h5py.File) -> list[str]:
-    names: list[str] = []
-
-    def note(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset) and not is_bare_dimension(item):
-            names.append(name)
-
-    file.visititems(note)
-    return names

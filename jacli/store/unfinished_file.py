@@ -6,6 +6,8 @@ would have a run change a file that nobody named.  A run lays out plain datasets
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ import h5py
 
 from jacli.errors import ResultsError
 from jacli.hdf5_guard import examine_hdf5
-from jacli.store.guarded import DAMAGED
+from jacli.store.guarded import DAMAGED, reading_results
 from jacli.store.lay_out import CHECKSUMMED_METADATA
+from jacli.store.pieces import in_row_order
 from jacli.store.place import not_continued
-from jacli.store.schema import SCHEMA
+from jacli.store.schema import SCHEMA, DatasetLayout
 from jacli.store.sink import FileSink
-from jacli.store.structure import check_structure
+from jacli.store.structure import check_structure, dataset_names
 
 
 def open_unfinished(part: Path) -> tuple[FileSink, h5py.File]:
@@ -56,6 +59,33 @@ def open_unfinished(part: Path) -> tuple[FileSink, h5py.File]:
             raise not_continued(part, (str(error).splitlines() or [""])[-1]) from error
         raise
     return sink, file
+
+
+def layouts_of(
+    part: Path, file: h5py.File, expected: Mapping[str, DatasetLayout]
+) -> dict[str, DatasetLayout]:
+    """How the datasets lie in the file, once they are those that the run would have laid out, and no others.
+
+    Raises:
+        OutputError: They are not.
+    """
+    found: dict[str, DatasetLayout] = {}
+    for name, layout in expected.items():
+        with reading_results(part, *DAMAGED):
+            dataset = file.get(name)
+        skipped = int(layout.grows)  # so far it has as many entries as there were batches
+        has_rows = isinstance(dataset, h5py.Dataset) and dataset.shape is not None
+        wanted = (layout.shape[skipped:], layout.dtype)
+        if not has_rows or (dataset.shape[skipped:], dataset.dtype) != wanted:
+            raise not_continued(part, f"its dataset {name} is not that of this run")
+        found[name] = replace(layout, chunks=dataset.chunks)
+        if not in_row_order(found[name]):
+            raise not_continued(part, f"its dataset {name} lies in chunks that no run makes")
+    known = {*expected, *(dim for layout in expected.values() for dim in layout.dims)}
+    others = [name for name in dataset_names(file) if name not in known]
+    if others:
+        raise not_continued(part, f"this run has no dataset {others[0]}")
+    return found
 
 
 def _check_content(part: Path, file: h5py.File) -> None:

@@ -7,7 +7,6 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
@@ -20,7 +19,7 @@ from jacli.store.attributes import Attributes
 from jacli.store.batches import BatchRecord
 from jacli.store.guarded import DAMAGED, read_whole, reading_results
 from jacli.store.lay_out import CHECKSUMMED_METADATA, filters_of, lay_out
-from jacli.store.pieces import Rows, contiguous, in_row_order, pieces
+from jacli.store.pieces import Rows, contiguous, pieces
 from jacli.store.place import (
     cannot_write,
     check_place,
@@ -38,7 +37,7 @@ from jacli.store.place import (
 from jacli.store.schema import AFTERWARDS, SCHEMA, DatasetLayout, ResultLayout
 from jacli.store.sink import FileSink
 from jacli.store.sources import attributes_of, attributes_of_done
-from jacli.store.unfinished_file import open_unfinished
+from jacli.store.unfinished_file import layouts_of, open_unfinished
 from jacli.store.uninterrupted import UninterruptedDataset, uninterrupted
 
 _COMMIT_SHARE = 0.1
@@ -150,17 +149,7 @@ class ResultWriter:
             OutputError: It does not.
         """
         filters_of(layout.compress)
-        for name, expected in layout.datasets().items():
-            with reading_results(self.part, *DAMAGED):
-                found = self._file.get(name)
-            skipped = int(expected.grows)  # so far it has as many entries as there were batches
-            has_rows = isinstance(found, h5py.Dataset) and found.shape is not None
-            wanted = (expected.shape[skipped:], expected.dtype)
-            if not has_rows or (found.shape[skipped:], found.dtype) != wanted:
-                raise not_continued(self.part, f"its dataset {name} is not that of this run")
-            self._layouts[name] = replace(expected, chunks=found.chunks)
-            if not in_row_order(self._layouts[name]):
-                raise not_continued(self.part, f"its dataset {name} lies in chunks that no run makes")
+        self._layouts = layouts_of(self.part, self._file, layout.datasets())
 
     @property
     def n_samples(self) -> int:
@@ -372,11 +361,11 @@ class ResultWriter:
         """
         try:
             yield
-        except (OSError, RuntimeError, KeyError) as error:
+        except (OSError, RuntimeError, KeyError) as failure:
             if self._sink.error is None:
                 if self._created:
                     raise
-                raise not_continued(self.part, (str(error).splitlines() or [""])[-1]) from error
+                raise not_continued(self.part, (str(failure).splitlines() or [""])[-1]) from failure
         error = self._sink.error
         if error is not None:
             self.close()

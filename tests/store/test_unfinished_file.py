@@ -141,6 +141,14 @@ def _endless(file: h5py.File) -> None:
     file.create_dataset("done", (2**40,), "u1", chunks=(2**20,))
 
 
+def _one_more(file: h5py.File) -> None:
+    file["more"] = np.zeros(10)
+
+
+def _one_more_checksum(file: h5py.File) -> None:
+    file.create_dataset("checksums/more", data=np.zeros(1, "u4"), maxshape=(None,))
+
+
 def _more_batches(file: h5py.File) -> None:
     file["batch_start"].resize((7,))
 
@@ -149,7 +157,7 @@ STRUCTURES = {
     edit.__name__: edit
     for edit in (
         *(_soft, _circle, _same_numbers, _same_checksums, _group_in_itself),
-        *(_no_group, _group_for_numbers, _null, _endless, _more_batches),
+        *(_no_group, _group_for_numbers, _null, _endless, _more_batches, _one_more, _one_more_checksum),
     )
 }
 
