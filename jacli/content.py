@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ class Content(StrEnum):
     HDF5 = "HDF5 file"
     IMAGE = "image"
     FOLDER = "folder"
+    NO_FILE = "device, pipe or socket"
     EMPTY = "empty file"
     GIT_LFS = "Git LFS pointer"
     HTML = "HTML page"
@@ -57,6 +59,10 @@ class Content(StrEnum):
 _CONVERT = "Build the same network in PyTorch, copy the weights over, and save its state_dict()."
 
 WHAT_TO_DO = {
+    Content.NO_FILE: (
+        "It is a device, a pipe or a socket, and files are read at random positions.",
+        "Write it to a file first, and give that.",
+    ),
     Content.EMPTY: ("It has 0 bytes.", "Copy or download it again."),
     Content.GIT_LFS: (
         "It is a Git LFS pointer: the real file was not downloaded.",
@@ -172,6 +178,8 @@ def recognise_content(path: Path) -> Content:
     """
     if os.path.isdir(path):
         return Content.FOLDER
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        return Content.NO_FILE  # opening a pipe waits for somebody at its other end
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if not head:
@@ -237,6 +245,8 @@ def recognise_model(path: Path) -> Content:
         if {"config.json", "model.weights.h5"} <= names:
             return Content.KERAS
         return Content.STABLE_BASELINES if {"data", "policy.pth"} <= names else content
+    if content is Content.NO_FILE:
+        return content
     with path.open("rb") as file:
         head = file.read(_KERAS_HEAD)
     if content is Content.HDF5 and (b"keras_version" in head or b"layer_names" in head):

@@ -2,7 +2,10 @@
 
 import gzip
 import io
+import os
+import socket
 import zipfile
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,7 +14,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
-from jacli.content import WHAT_TO_DO, Content, recognise_content
+from jacli.content import WHAT_TO_DO, Content, recognise_content, recognise_model
 
 
 def saved(value, **options):
@@ -73,6 +76,16 @@ def test_hdf5_and_folder(tmp_path):
     h5py.File(path, "w").close()
     assert recognise_content(path) is Content.HDF5
     assert recognise_content(tmp_path) is Content.FOLDER
+
+
+@pytest.mark.parametrize("recognise", [recognise_content, recognise_model])
+def test_pipes_sockets_and_devices_are_not_waited_for(recognise, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        for path in (tmp_path / "pipe", tmp_path / "link", tmp_path / "socket", Path("/dev/zero")):
+            assert recognise(path) is Content.NO_FILE
 
 
 def test_a_damaged_safetensors_header_is_still_one(tmp_path):

@@ -25,7 +25,7 @@ from jacli.run.recorded import (
 )
 from jacli.run.recorded_plan import recorded_plan
 from jacli.store import Results, open_results
-from jacli.store.sources import as_python, check_sources, sources_of
+from jacli.store.sources import attributes_of_done, check_sources, sources_of
 
 _ROUNDING_ONLY = ("batch_size", "chunk_size")
 """Options with which a finished file counts as that of the same run: they change numbers by rounding only."""
@@ -98,7 +98,7 @@ class Finished:
             plan=plan,
             chosen=None,
             not_finite=tuple(int(index[row]) for row in rows),
-            overflowed=self._overflowed(),
+            overflowed=attributes_of_done(results.path, results.datasets["done"]).count("overflowed"),
             rechecked=self._recheck(index, rows),
             notes=(
                 *attributes.json_texts("notes"),
@@ -152,12 +152,6 @@ class Finished:
             at_kinks=tuple(int(i) for i in index[kink]),
             failed=tuple(int(i) for i in index[failed]),
         )
-
-    def _overflowed(self) -> int:
-        found = as_python(self._results.datasets["done"].attrs.get("overflowed", 0))
-        if not isinstance(found, int):
-            raise self._results.attrs.damaged("done.overflowed", "it is no whole number")
-        return found
 
     def _tolerance(self) -> float:
         """What the run allowed; where the file is older than that attribute, what its options say."""

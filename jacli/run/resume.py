@@ -120,8 +120,9 @@ class Unfinished:
         ]
         if changed and self.done:
             self.notes.append(f"from sample {self.done} on: {', '.join(changed)}")
-        moved = ("config", "model_path", "inputs_path")
-        return {**{name: attributes[name] for name in moved}, "notes": self.notes}
+        # dtype and precision are those of ``config``, which has been compared.
+        now = ("config", "dtype", "precision", "model_path", "inputs_path")
+        return {**{name: attributes[name] for name in now}, "notes": self.notes}
 
     def rows_hash(self, prepared: Prepared) -> hashlib._Hash:
         """The hash of the rows that are done, which must be the recorded one.

@@ -59,6 +59,17 @@ class Attributes(Mapping[str, object]):
             raise self.damaged(name, "it is not there")
         return value
 
+    def count(self, name: str) -> int:
+        """A number of things; 0 where there is none.
+
+        Raises:
+            ResultsError: It is something else.
+        """
+        value = self._values.get(name, 0)
+        if type(value) is not int or value < 0:
+            raise self.damaged(name, f"{value!r:.60} is no count")
+        return value
+
     def json_object(self, name: str) -> dict[str, Any]:
         """The object that a text describes in JSON: ``config``, ``plan``.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from jacli.content import MAX_EXPANSION
+from jacli.content import MAX_EXPANSION, WHAT_TO_DO, Content
 from jacli.errors import ResultsError
 from jacli.hdf5_guard import examine_hdf5
 
@@ -25,6 +25,9 @@ def open_guarded(path: Path) -> h5py.File:
         ResultsError: It would crash, mislead or exhaust whoever reads it.
         OSError: HDF5 refuses it, or it is not there.
     """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        kind, todo = WHAT_TO_DO[Content.NO_FILE]
+        raise ResultsError(f"{path} is no regular file.", why=kind, todo=todo)
     if os.path.isfile(path):
         found = examine_hdf5(path)
         why = found.problem

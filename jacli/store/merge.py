@@ -23,11 +23,11 @@ from jacli.store.batches import first_damage
 from jacli.store.dimensions import attach_scales, create_scales
 from jacli.store.lay_out import CHECKSUMMED_METADATA
 from jacli.store.pieces import pieces
-from jacli.store.place import check_place, free_bytes, new_part_path, publish
+from jacli.store.place import cannot_write, check_place, free_bytes, new_part_path, publish, words_of
 from jacli.store.schema import DatasetLayout
 from jacli.store.shard_file import ShardFile
 from jacli.store.sink import FileSink
-from jacli.store.sources import Source, identity_of
+from jacli.store.sources import Source, attributes_of_done, identity_of
 
 COPIED_BYTES = 8 * 2**10
 """Statistics of a sample up to this size are copied into an index, and tables never need the shards.
@@ -126,7 +126,7 @@ def write_merged(
                     for name in per_batch:
                         entries = opened[name][:] + (source.start if name == "batch_start" else 0)
                         file[name][batches : batches + len(entries)] = entries
-                    overflowed += int(opened["done"].attrs.get("overflowed", 0))
+                    overflowed += attributes_of_done(shard.path, opened["done"]).count("overflowed")
                     batches += shard.layouts[per_batch[0]].shape[0] if per_batch else 0
             except (OSError, KeyError) as error:
                 check()
@@ -243,7 +243,7 @@ def _new_file(out: Path, *, overwrite: bool) -> Iterator[tuple[h5py.File, Callab
         part.unlink(missing_ok=True)  # of a merge that was killed: the lock says that none is running
         sink = FileSink(part, create=True)
     except OSError as error:
-        raise _failed(out, error) from error
+        raise cannot_write(out, error) from error
     file = h5py.File(sink, "w", libver=CHECKSUMMED_METADATA)
 
     def check() -> None:
@@ -287,7 +287,7 @@ def _check_room(out: Path, shards: Sequence[ShardFile], nbytes: int) -> None:
 
 
 def _failed(out: Path, error: Exception) -> OutputError:
-    why = getattr(error, "strerror", None) or str(error)
+    why = words_of(error, out) if isinstance(error, OSError) else str(error)
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
             f"The disk is full: {out} was not written.",

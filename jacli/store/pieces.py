@@ -46,6 +46,18 @@ def pieces(layout: DatasetLayout, start: int, stop: int) -> Iterator[tuple[slice
         )
 
 
+def in_row_order(layout: DatasetLayout) -> bool:
+    """Whether `pieces` come in the order of the bytes in C order, which a batch's checksum is of.
+
+    So they do where the axes before the last one that chunks divide are divided into single rows.
+    """
+    if layout.chunks is None:
+        return True
+    sizes = enumerate(zip(layout.shape, layout.chunks, strict=True))
+    divided = [axis for axis, (size, step) in sizes if step < size]
+    return all(step == 1 for step in layout.chunks[: max(divided, default=0)])
+
+
 _TILE = 64
 
 

@@ -18,6 +18,8 @@ from jacli.store.journal import journal_path, new_journal_path, sync_folder
 from jacli.store.schema import ResultLayout, bytes_on_disk
 
 _BESIDE = (".part", ".part.json", ".part.lock", ".part.journal")
+_SOMETHING_ELSE = (errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY)
+"""Errors that mean a folder where a file belongs."""
 _RESERVED = (*_BESIDE, *(f"{ending}.new" for ending in _BESIDE))
 
 
@@ -171,7 +173,7 @@ def publish(part: Path, out: Path, *, overwrite: bool) -> None:
     except OSError as error:
         raise OutputError(
             f"{out} cannot be given its final name.",
-            why=f"{error.strerror or error}.",
+            why=f"{words_of(error, out)}.",
             todo=f"The finished results are in {part}: rename that file.",
         ) from error
 
@@ -197,14 +199,23 @@ def rename_to_new(old: Path, new: Path) -> None:
         old.unlink(missing_ok=True)
 
 
+def words_of(error: OSError, out: Path) -> str:
+    """What the system says, with the name of the file that it is about where that is not ``out``."""
+    said = error.strerror or str(error)
+    about = error.filename2 or error.filename
+    if not isinstance(about, str | bytes) or os.path.basename(os.fsdecode(about)) == out.name:
+        return said
+    return f"{os.path.basename(os.fsdecode(about))}: {said}"
+
+
 def cannot_write(out: Path, error: OSError) -> OutputError:
     """What to tell of a place that the system does not let be written."""
     todo = "Choose a folder that you may write to, with -o."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         todo = "Free space, or write elsewhere with -o."
-    if isinstance(error, ForeignFileError):
+    if isinstance(error, ForeignFileError) or error.errno in _SOMETHING_ELSE:
         todo = "Move it away, or choose another name with -o."
-    return OutputError(f"{out} cannot be written.", why=f"{error.strerror or error}.", todo=todo)
+    return OutputError(f"{out} cannot be written.", why=f"{words_of(error, out)}.", todo=todo)
 
 
 def _exists(out: Path) -> OutputError:
@@ -228,7 +239,7 @@ def part_exists(out: Path) -> OutputError:
 def disk_error(out: Path, error: OSError, *, kept: int) -> OutputError:
     """What to tell of a write that failed, with so many finished samples kept."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    said = f"{error.strerror or error}" + (f" in {out.parent}" if full else "")
+    said = words_of(error, out) + (f" in {out.parent}" if full else "")
     why = f"{said}; {count_of(kept, 'finished sample')} kept in {part_path(out)}." if kept else f"{said}."
     again = "then run the same command again, and it goes on." if kept else "then run it again."
     if full:

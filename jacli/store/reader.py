@@ -16,13 +16,12 @@ from jacli.content import why_unseen
 from jacli.errors import ResultsError
 from jacli.store.attributes import Attributes
 from jacli.store.describe_open import describe_open
-from jacli.store.dimensions import is_bare_dimension
 from jacli.store.guarded import DAMAGED, closed, open_guarded, read_whole, reading_results
 from jacli.store.indexed import IndexedDataset, Shards
 from jacli.store.numpy_dataset import NumpyDataset
 from jacli.store.schema import CHECKSUMS, READABLE_SCHEMAS
 from jacli.store.sources import attributes_of, lost_sources, sources_of
-from jacli.store.structure import check_structure
+from jacli.store.structure import check_structure, dataset_names
 
 with contextlib.suppress(ImportError):
     # Registers zstd for `--compress zstd`; files without it open all the same.
@@ -52,7 +51,7 @@ class Results:
         self.path = path
         self._file = file
         self.attrs = Attributes(path, attributes_of(file))
-        self.names: tuple[str, ...] = tuple(_list_datasets(file))
+        self.names: tuple[str, ...] = tuple(dataset_names(file))
         self._shards = Shards(path, self.attrs)
 
     def __getitem__(self, name: str) -> Dataset:
@@ -162,7 +161,7 @@ def open_as(kind: type[Kind], path: str | os.PathLike[str]) -> Kind:
             why="jacli.open takes the path of a file that `jacli compute` or jacli.compute wrote.",
             todo='For example: jacli.open("out.h5").',
         ) from error
-    if not os.path.isfile(path):
+    if not os.path.isfile(path) and (os.path.isdir(path) or not os.path.exists(path)):
         what = "is a folder" if os.path.isdir(path) else "no such file"
         why = why_unseen(path) or ""
         raise ResultsError(f"{path}: {what}.", why=why, todo="Give a result file of `jacli compute`.")
@@ -260,14 +259,3 @@ def _not_results(path: Path, why: str) -> ResultsError:
     return ResultsError(
         f"{path} is not a result file of jacli.", why=why, todo="Give a file that `jacli compute` wrote."
     )
-
-
-def _list_datasets(file: h5py.File) -> list[str]:
-    names: list[str] = []
-
-    def note(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset) and not is_bare_dimension(item):
-            names.append(name)
-
-    file.visititems(note)
-    return names

@@ -69,7 +69,7 @@ def read_shard(path: Path) -> ShardFile:
             attributes=results.attrs,
             layouts={name: _layout_of(dataset) for name, dataset in results.datasets.items()},
             sample_index=np.asarray(results["sample_index"]),
-            done=int(np.count_nonzero(results["done"])),
+            done=int(np.count_nonzero(np.equal(results["done"], 1))),
             complete=results.complete,
             size=status.st_size,
             modified=status.st_mtime_ns,

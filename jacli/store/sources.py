@@ -75,6 +75,12 @@ def attributes_of(file: h5py.File) -> dict[str, object]:
     return {name: as_python(file.attrs[name]) for name in file.attrs}
 
 
+def attributes_of_done(path: Path, done: h5py.Dataset) -> Attributes:
+    """What ``done`` says of the finished samples: ``overflowed`` and ``inputs_sha256``."""
+    names = [name for name in ("overflowed", "inputs_sha256") if name in done.attrs]
+    return Attributes(path, {name: as_python(done.attrs[name]) for name in names})
+
+
 def as_python(value: object) -> object:
     """An attribute without NumPy, and without halves of characters, which could not be written again."""
     if isinstance(value, str):

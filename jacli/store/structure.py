@@ -40,7 +40,14 @@ def check_structure(path: Path, file: h5py.File) -> None:
 
 def _check_batches(path: Path, file: h5py.File, samples: int) -> None:
     """One entry per batch, and no more batches than samples."""
-    names = _names_within(file, CHECKSUMS.rstrip("/"))
+    group = CHECKSUMS.rstrip("/")
+    if group in file and not isinstance(file[group], h5py.Group):
+        raise ResultsError(
+            f"{path} is damaged, or was edited.",
+            why=f"Its {group} is no group of datasets.",
+            todo="Copy it again, or compute it again.",
+        )
+    names = [f"{group}/{name}" for name in dataset_names(file[group])] if group in file else []
     shapes = check_numbers(path, file, ("batch_start", *names), whole=("batch_start", *names))
     entries = shapes.get("batch_start", (0,))
     for name, shape in shapes.items():
@@ -48,18 +55,15 @@ def _check_batches(path: Path, file: h5py.File, samples: int) -> None:
             raise _misfit(path, name, shape, f"batch_start of shape {entries}, and {samples} samples")
 
 
-def _names_within(file: h5py.File, group: str) -> list[str]:
-    """Full names of the datasets of a group, at any depth; none where there is no such group."""
-    found = file.get(group)
+def dataset_names(group: h5py.Group) -> list[str]:
+    """Names of the datasets in a group or file, at any depth, without bare dimensions."""
     names: list[str] = []
-    if isinstance(found, h5py.Group):
-        found.visititems(
-            lambda name, item: (
-                names.append(f"{group}/{name}")
-                if isinstance(item, h5py.Dataset) and not is_bare_dimension(item)
-                else None
-            )
-        )
+
+    def note(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and not is_bare_dimension(item):
+            names.append(name)
+
+    group.visititems(note)
     return names
 
 

@@ -7,7 +7,6 @@ import json
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 
@@ -15,9 +14,10 @@ import h5py
 import numpy as np
 
 from jacli.errors import OutputError
+from jacli.hdf5_chunks import checked
 from jacli.store.attributes import Attributes
 from jacli.store.batches import BatchRecord
-from jacli.store.guarded import DAMAGED, reading_results
+from jacli.store.guarded import DAMAGED, read_whole, reading_results
 from jacli.store.lay_out import CHECKSUMMED_METADATA, filters_of, lay_out
 from jacli.store.pieces import Rows, contiguous, pieces
 from jacli.store.place import (
@@ -36,7 +36,8 @@ from jacli.store.place import (
 )
 from jacli.store.schema import AFTERWARDS, SCHEMA, DatasetLayout, ResultLayout
 from jacli.store.sink import FileSink
-from jacli.store.sources import attributes_of
+from jacli.store.sources import attributes_of, attributes_of_done
+from jacli.store.unfinished_file import layouts_of, open_unfinished
 from jacli.store.uninterrupted import UninterruptedDataset, uninterrupted
 
 _COMMIT_SHARE = 0.1
@@ -126,22 +127,12 @@ class ResultWriter:
             OutputError: It cannot be read as one.
         """
         part = part_path(out)
-        try:
-            sink = FileSink(part, create=False)
-        except (OSError, ValueError) as error:
-            raise not_continued(part, str(error)) from error
-        try:
-            file = h5py.File(sink, "r+", libver=CHECKSUMMED_METADATA)
-        except OSError as error:
-            sink.close()
-            raise not_continued(part, f"{str(error).splitlines()[-1]}") from error
+        sink, file = open_unfinished(part)
         writer = cls(out, sink, file, overwrite=overwrite, created=False)
         try:
-            if file.attrs.get("schema") != SCHEMA or "done" not in file or "complete" not in file.attrs:
-                raise not_continued(part, f"it has no schema {SCHEMA}")
-            done = file["done"][:] == 1
+            done = np.asarray(read_whole(part, checked(file["done"]))) == 1
             writer.committed = writer.written = len(done) if done.all() else int(np.argmin(done))
-            writer.overflowed = int(file["done"].attrs.get("overflowed", 0))
+            writer.overflowed = attributes_of_done(part, file["done"]).count("overflowed")
             writer._batches.cut(writer.committed)
         except BaseException as error:
             writer.close()
@@ -158,15 +149,7 @@ class ResultWriter:
             OutputError: It does not.
         """
         filters_of(layout.compress)
-        for name, expected in layout.datasets().items():
-            with reading_results(self.part, *DAMAGED):
-                found = self._file.get(name)
-            skipped = int(expected.grows)  # so far it has as many entries as there were batches
-            has_rows = isinstance(found, h5py.Dataset) and found.shape is not None
-            wanted = (expected.shape[skipped:], expected.dtype)
-            if not has_rows or (found.shape[skipped:], found.dtype) != wanted:
-                raise not_continued(self.part, f"its dataset {name} is not that of this run")
-            self._layouts[name] = replace(expected, chunks=found.chunks)
+        self._layouts = layouts_of(self.part, self._file, layout.datasets())
 
     @property
     def n_samples(self) -> int:
@@ -184,7 +167,8 @@ class ResultWriter:
     @uninterrupted()
     def inputs_sha256(self) -> str:
         """Of the rows of the finished samples, as given to `write_block`; empty where there are none."""
-        return bytes(self._file["done"].attrs.get("inputs_sha256", b"")).decode().strip()
+        told = attributes_of_done(self.part, self._file["done"])
+        return (told.text("inputs_sha256") or "").strip()
 
     def write_block(
         self,
@@ -371,12 +355,17 @@ class ResultWriter:
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
-        """Raise the system's error that the sink remembers, whatever HDF5 made of it."""
+        """Raise the system's error that the sink remembers, whatever HDF5 made of it.
+
+        Where there is none, HDF5 has met damage in a file that it was given.
+        """
         try:
             yield
-        except (OSError, RuntimeError):
+        except (OSError, RuntimeError, KeyError) as failure:
             if self._sink.error is None:
-                raise
+                if self._created:
+                    raise
+                raise not_continued(self.part, (str(failure).splitlines() or [""])[-1]) from failure
         error = self._sink.error
         if error is not None:
             self.close()

@@ -243,6 +243,32 @@ def test_a_file_from_before_there_were_precisions_is_continued(
     assert go_on(place).continued
 
 
+@pytest.mark.parametrize("name", ["dtype", "precision"])
+@pytest.mark.parametrize("value", ["float16", float("nan")], ids=str)
+def test_what_the_file_says_of_its_numbers_is_what_this_run_knows(
+    place: Path, name: str, value: object
+) -> None:
+    out = place / "out.h5"
+    stopped_after(place, 56)
+    journal_path(part_path(out)).unlink()  # or the last commit would be laid over the change
+    with h5py.File(part_path(out), "r+") as file:
+        said = file.attrs[name]
+        file.attrs[name] = value
+    go_on(place)
+    with open_results(out) as results:
+        assert results.attrs[name] == said
+
+
+@pytest.mark.parametrize("name", ["dtype", "config"])
+def test_a_change_that_the_last_commit_is_laid_over_is_no_defect(place: Path, name: str) -> None:
+    """HDF5 refuses what the two make together, as late as where it writes."""
+    stopped_after(place, 56)
+    with h5py.File(part_path(place / "out.h5"), "r+") as file:
+        file.attrs[name] = file.attrs[name]
+    with pytest.raises(OutputError, match=r"out\.h5\.part cannot be continued"):
+        go_on(place)
+
+
 def test_rows_that_are_not_done_may_change(place: Path) -> None:
     """The file is then as a run over the inputs of today would have written it."""
     out, done = place / "out.h5", stopped_after(place, 24)

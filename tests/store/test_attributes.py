@@ -85,3 +85,9 @@ def test_sources_of_an_index_are_names_and_rows(part: object) -> None:
     text = str([changed]).replace("'", '"').replace("True", "true")
     with pytest.raises(ResultsError, match="`sources` is damaged"):
         sources_of(Path("i.h5"), {"sources": text})
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, float("nan"), "7", True, np.zeros(2, int)], ids=str)
+def test_what_is_no_count(tmp_path: Path, value: object) -> None:
+    with pytest.raises(ResultsError, match="is no count"):
+        _read(tmp_path / "r.h5", value).count("it")

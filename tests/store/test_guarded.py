@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
-from jacli.errors import ResultsError
+from jacli.errors import JacliError, ResultsError
+from jacli.models import load_model
+from jacli.run.inspect import inspect
+from jacli.run.run_files import look_at
+from jacli.run.summarize import summarize
+from jacli.store import open_results
 from jacli.store.guarded import open_guarded, read_whole
 
 
@@ -35,3 +42,29 @@ def test_a_dataset_that_declares_more_than_the_file_has_is_not_read(tmp_path: Pa
         file.create_dataset("x", (10**12,), "f8", chunks=(1000,))
     with open_guarded(tmp_path / "a.h5") as file, pytest.raises(ResultsError, match="declares"):
         read_whole(tmp_path / "a.h5", file["x"])
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "open_guarded": open_guarded,
+    "open_results": open_results,
+    "inspect": lambda path: inspect(str(path)),
+    "summarize": lambda path: summarize([path]),
+    "load_model": lambda path: load_model(str(path)),
+}
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS.keys())
+@pytest.mark.parametrize("through", ["itself", "a link"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, read: Callable[[Path], object], through: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    with pytest.raises(JacliError, match="pipe or a socket") as raised:
+        read(tmp_path / ("pipe" if through == "itself" else "link"))
+    assert raised.value.exit_code in (3, 4)
+
+
+def test_a_pipe_in_the_place_of_a_shard_has_failed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "out.h5")
+    found = look_at(tmp_path / "out.h5")
+    assert found.state == "failed"
+    assert "pipe" in found.reason

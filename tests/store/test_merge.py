@@ -361,3 +361,24 @@ def test_a_file_without_positions_is_no_shard(tmp_path: Path) -> None:
         del file["sample_index"]
     with pytest.raises(ResultsError, match="is no shard"):
         read_shard(shard.path)
+
+
+@VIRTUAL
+@pytest.mark.parametrize("value", [float("nan"), "x", [1, 2], -3, 1.5], ids=str)
+def test_a_count_of_overflowed_values_that_is_none_is_refused(
+    tmp_path: Path, virtual: bool, value: object
+) -> None:
+    shards = write_shards(tmp_path, IMAGES)
+    with h5py.File(shards[1].path, "r+") as file:
+        file["done"].attrs["overflowed"] = value
+    with pytest.raises(ResultsError, match="overflowed"):
+        merge(tmp_path / "out.h5", shards, virtual=virtual)
+    assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.mark.parametrize("value", [2, 255])
+def test_a_sample_is_done_only_where_it_says_one(tmp_path: Path, value: int) -> None:
+    (shard, *_) = write_shards(tmp_path, IMAGES)
+    with h5py.File(shard.path, "r+") as file:
+        file["done"][1] = value
+    assert read_shard(shard.path).done == shard.samples - 1

@@ -68,3 +68,13 @@ def test_whole_numbers_are_asked_for_where_they_count(tmp_path: Path) -> None:
         file["sample_index"] = np.zeros(IMAGES.n_samples)
     with pytest.raises(ResultsError, match="no array of whole numbers"):
         open_results(tmp_path / "out.h5")
+
+
+@pytest.mark.parametrize("content", [3, np.zeros(3, "u4"), h5py.Empty("u4")], ids=["number", "array", "null"])
+def test_checksums_are_a_group(tmp_path: Path, content: object) -> None:
+    write_file(tmp_path / "out.h5")
+    with h5py.File(tmp_path / "out.h5", "r+") as file:
+        del file["checksums"]
+        file["checksums"] = content
+    with pytest.raises(ResultsError, match="checksums is no group"):
+        open_results(tmp_path / "out.h5")
