@@ -23,6 +23,7 @@ from jacli.verify import (
     batch_failure,
     check_batch,
     check_gradients,
+    check_state,
     cotangent_error,
     every_row_errors,
     mixing_error,
@@ -70,6 +71,9 @@ class BatchChecks:
 
     In every batch, each sample must give the same outputs in another order, and one sample (eight, where the
     model reads values) must give the same on its own (`check_batch`): at most two forward passes.
+
+    The first samples of the run must give the same outputs after the last batch, and after each that is
+    checked as a whole, as they gave before the first (`check_state`).
 
     A batch is checked as a whole if it is the first, the second, the fourth, the eighth, ..., or the first of
     its size, or if a hundred times the seconds have passed that the last such check took.  Then more
@@ -135,6 +139,8 @@ class BatchChecks:
             self._check_company(plan, block)
             self._sizes.add(size)
             self._whole.end()
+        if whole or block.start + block.count == self._task.shapes.n_samples:
+            self._check_state()
         if plan.method == "loop":
             return 0.0  # it consists of the passes that it is checked with
         if first and not taken_over:
@@ -166,6 +172,7 @@ class BatchChecks:
         """
         seed = self._task.config.seed + start
         self._check_outputs(linearization, seed, whole=True)
+        self._check_state()
         errors = [transpose_error(linearization, seed=seed)]
         if linearization.batch > 1:
             errors.append(self._batch_error(linearization, linearization, seed=seed))
@@ -193,6 +200,15 @@ class BatchChecks:
             alone=most if whole else (_ALONE if reads else 1),
             fixed_batch=self._task.shapes.fixed_batch is not None,
         )
+
+    def _check_state(self) -> None:
+        """Run the first samples again: the model must give what it gave before the run."""
+        network = self._task.network
+        if network.fresh or network.anchor is None:
+            return
+        x, extra, before = network.anchor
+        with torch.no_grad(), translating(lambda error: batch_failure(len(x), error)):
+            check_state(before, network(x, extra), network.module)
 
     def _check_company(self, plan: Plan, block: ComputedBlock) -> None:
         """Whether a batch's gradients depend on place or company; or whether the method is wrong there."""

@@ -111,7 +111,7 @@ class Kept:
         while len(entries) >= _MOST:
             entries.pop(next(iter(entries)))
         twin = network.module if chosen.graph is not None else None
-        bare = replace(network, module=nn.Identity())
+        bare = replace(network, module=nn.Identity(), anchor=None)  # weights may change until the next call
         entries[self._key] = _Entry(chosen.plan, chosen.graph, twin, bare, probed)
 
 

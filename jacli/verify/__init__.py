@@ -1,6 +1,6 @@
 """Trust: a probe before the run, checks of its batches, a recheck; always through the original model."""
 
-from jacli.verify.independence import batch_failure, check_batch, check_gradients
+from jacli.verify.independence import batch_failure, check_batch, check_gradients, check_state
 from jacli.verify.probe import BATCH_SIZES, CROSS_SAMPLE_LIMIT, Probed, mixing_error, probe
 from jacli.verify.recheck import Rechecked, StoredProducts, StoredSample, recheck, recheck_tolerance
 from jacli.verify.rows import (
@@ -25,6 +25,7 @@ __all__ = [
     "batch_failure",
     "check_batch",
     "check_gradients",
+    "check_state",
     "cotangent_error",
     "every_row_errors",
     "mixing_error",

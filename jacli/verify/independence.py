@@ -78,6 +78,31 @@ def check_batch(
                 _compare(linearization, position[None], module, "on its own", seed)
 
 
+def check_state(before: Tensor, now: Tensor, module: nn.Module) -> None:
+    """Compare outputs at the same points before and after a module ran on others.
+
+    State that the probe did not see may show after a while: a counter, an observer of a quantised
+    network that still widens its range, the mean over all batches so far.
+
+    Args:
+        before: ``(batch, *output)``.
+        now: The same shape.
+        module: Named in the error.
+
+    Raises:
+        ModelError: They differ by more than rounding.
+    """
+    if before.shape == now.shape and bool((_apart(now, before, _sizes(before)) <= 1).all()):
+        return
+    raise ModelError(
+        "The model mixes samples through state that it keeps.",
+        why=f"Outputs of {type(module).__name__} at the first samples are no longer those from before it ran on "
+        "others, so that what is computed depends on what was computed earlier.",
+        todo="Switch off what it keeps between calls (a counter, an observer, running statistics), and save "
+        "it again.",
+    )
+
+
 def check_gradients(
     linearization: Linearization,
     matrices: LinearMap,

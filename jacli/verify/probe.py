@@ -106,7 +106,8 @@ def probe(
 
 def _probe_at(network: Network, x: Tensor, extra: Extra, batch: int, fixed: int | None, lone: bool) -> Probed:
     points, rest = _rows(x, extra, batch)
-    stateful = _is_stateful(network, points, rest)
+    others = _elsewhere(network, points, rest)
+    stateful = _is_stateful(network, points, others, rest)
     trial = network.renewing() if stateful else network
     output = trial(points, rest)
     if fixed is None and not lone:
@@ -115,7 +116,8 @@ def _probe_at(network: Network, x: Tensor, extra: Extra, batch: int, fixed: int 
         raise _no_batch_axis(f"For a batch of {batch} the output has shape {tuple(output.shape)}.")
     _check_output(output, x)
     if batch > 1:
-        _check_independence(trial, points, rest, output)
+        # On copies: what one call leaves in a module would hide from the next that it comes from others.
+        _check_independence(network.renewing(), points, others, rest, output)
     _check_derivative(trial, points, rest)
     return Probed(tuple(output.shape[1:]), fixed, stateful, lone)
 
@@ -165,10 +167,15 @@ def _accepted_batch(
     raise explained
 
 
-def _is_stateful(network: Network, x: Tensor, extra: Extra) -> bool:
-    shared = network.copied()
-    first, second = shared(x, extra), shared(x, extra)
-    if not moved(first, second):
+def _is_stateful(network: Network, x: Tensor, others: Tensor, extra: Extra) -> bool:
+    """Whether an output depends on earlier calls: on their number, or on the samples that they saw.
+
+    The second is true of layers that set themselves up by the first batch they see (ActNorm).
+    """
+    first = network.copied()(x, extra)
+    used = network.copied()
+    used(others, extra)
+    if not moved(first, used(x, extra)):
         return False
     renewing = network.renewing()
     if not moved(renewing(x, extra), renewing(x, extra)):
@@ -239,12 +246,10 @@ def _check_output(output: Tensor, x: Tensor) -> None:
         )
 
 
-def _check_independence(network: Network, x: Tensor, extra: Extra, output: Tensor) -> None:
+def _check_independence(network: Network, x: Tensor, others: Tensor, extra: Extra, output: Tensor) -> None:
     """Change every sample but one: that one's output must stay, and its gradient must be its own."""
     for kept in (0, len(x) - 1):
-        spread = x.float().std().nan_to_num(1.0).clamp(min=0.1).to(x.dtype)
-        changed = x.reshape(len(x), -1).roll(1, dims=1).reshape(x.shape)
-        changed = changed + spread * torch.randn_like(changed)
+        changed = others.clone()
         changed[kept] = x[kept]
         if moved(output[kept], network(changed, extra)[kept]):
             raise mixing_error(
@@ -257,11 +262,22 @@ def _check_independence(network: Network, x: Tensor, extra: Extra, output: Tenso
         if gradient is not None:
             # Infinite slopes make NaN of a cotangent of zero: that is no mixing.
             largest = finite(gradient).reshape(len(x), -1).abs().amax(1)
-            others = torch.cat([largest[:kept], largest[kept + 1 :]]).max()
-            if not others <= CROSS_SAMPLE_LIMIT * largest[kept]:
+            elsewhere = torch.cat([largest[:kept], largest[kept + 1 :]]).max()
+            if not elsewhere <= CROSS_SAMPLE_LIMIT * largest[kept]:
                 raise mixing_error(
                     network.module, f"the output of sample {kept} has a gradient at the others"
                 )
+
+
+def _elsewhere(network: Network, x: Tensor, extra: Extra) -> Tensor:
+    """Points of the same size that the model accepts: shifted by one number and moved by their spread.
+
+    Each other's points where it does not accept those (it may demand numbers between 0 and 1).
+    """
+    spread = x.float().std().nan_to_num(1.0).clamp(min=0.1).to(x.dtype)
+    shifted = x.reshape(len(x), -1).roll(1, dims=1).reshape(x.shape)
+    others = shifted + spread * torch.randn_like(shifted)
+    return others if _attempt(network, others, extra, len(x)) is None else x.roll(1, dims=0)
 
 
 def _gradient(output: Tensor, points: Tensor) -> Tensor | None:
