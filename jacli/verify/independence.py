@@ -96,8 +96,8 @@ def check_state(before: Tensor, now: Tensor, module: nn.Module) -> None:
         return
     raise ModelError(
         "The model mixes samples through state that it keeps.",
-        why=f"Outputs of {type(module).__name__} at the first samples are no longer those from before it ran on "
-        "others, so that what is computed depends on what was computed earlier.",
+        why=f"Outputs of {type(module).__name__} at the first samples are no longer what they were before it "
+        "ran on others: what is computed depends on what was computed earlier.",
         todo="Switch off what it keeps between calls (a counter, an observer, running statistics), and save "
         "it again.",
     )
