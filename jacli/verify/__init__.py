@@ -2,9 +2,15 @@
 
 from jacli.verify.independence import batch_failure, check_batch, check_gradients, check_state
 from jacli.verify.probe import BATCH_SIZES, CROSS_SAMPLE_LIMIT, Probed, mixing_error, probe
-from jacli.verify.recheck import Rechecked, StoredProducts, StoredSample, recheck, recheck_tolerance
-from jacli.verify.rows import (
+from jacli.verify.recheck import (
     MOST_ROWS,
+    Rechecked,
+    StoredProducts,
+    StoredSample,
+    recheck,
+    recheck_tolerance,
+)
+from jacli.verify.rows import (
     batch_errors,
     cotangent_error,
     every_row_errors,

@@ -14,7 +14,8 @@ from jacli.agreement import finite, gaps, norms, ratios, relative_errors
 from jacli.errors import ModelError, telling_line, translating
 from jacli.linear_map import Linearization, LinearMap, Matrices
 from jacli.verify.probe import mixing_error
-from jacli.verify.rows import MOST_ROWS, every_row_errors
+from jacli.verify.recheck import MOST_ROWS
+from jacli.verify.rows import every_row_errors
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 """Largest gap of a number, relative to it or to the median of that output over the batch."""

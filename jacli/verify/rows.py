@@ -17,9 +17,6 @@ from jacli.verify.recheck import HALF_INSIDE, PASSES, ReversePasses
 
 N_ROWS = 4
 
-MOST_ROWS = 4096
-"""Up to so many rows each is compared by itself where a combination of all differs."""
-
 _N_SIZES = 4
 """Further Gaussian cotangents that the method's matrices are multiplied by: they tell the matrices' size."""
 
