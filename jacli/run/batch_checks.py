@@ -198,6 +198,7 @@ class BatchChecks:
             self._task.network.module,
             seed=seed,
             alone=most if whole else (_ALONE if reads else 1),
+            rounding=self._rounding(linearization),
             fixed_batch=self._task.shapes.fixed_batch is not None,
         )
 
@@ -224,7 +225,6 @@ class BatchChecks:
         self, linearization: Linearized, matrices: LinearMap, seed: int, *, rows: Matrices | None = None
     ) -> None:
         """Pull cotangents back through each sample in another place and in other company."""
-        half = self._seen(linearization).half
         check_gradients(
             linearization,
             matrices,
@@ -232,7 +232,7 @@ class BatchChecks:
             rows=rows,
             seed=seed,
             tolerance=self._tolerance(linearization),
-            eps=torch.finfo(getattr(torch, half) if half else linearization.dtype).eps,
+            rounding=self._rounding(linearization),
             fixed_batch=self._task.shapes.fixed_batch is not None,
         )
 
@@ -287,8 +287,13 @@ class BatchChecks:
         raise self._wrong(plan, error)
 
     def _tolerance(self, linearization: Linearized) -> float:
-        half = self._seen(linearization).half
-        return row_tolerance(linearization.dtype, self._task.config.precision, half)
+        reduced = self._seen(linearization).reduced(linearization.dtype)
+        return row_tolerance(linearization.dtype, self._task.config.precision, reduced)
+
+    def _rounding(self, linearization: Linearized) -> torch.dtype:
+        """The coarsest dtype that the model computes in."""
+        reduced = self._seen(linearization).reduced(linearization.dtype)
+        return linearization.dtype if reduced is None else getattr(torch, reduced)
 
     def _wrong(self, plan: Plan, error: float) -> JacliError:
         if plan.method == "loop":

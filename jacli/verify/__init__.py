@@ -8,7 +8,6 @@ from jacli.verify.recheck import (
     StoredProducts,
     StoredSample,
     recheck,
-    recheck_tolerance,
 )
 from jacli.verify.rows import (
     batch_errors,
@@ -18,6 +17,7 @@ from jacli.verify.rows import (
     row_tolerance,
     transpose_error,
 )
+from jacli.verify.tolerances import recheck_tolerance
 
 __all__ = [
     "BATCH_SIZES",

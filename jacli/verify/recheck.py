@@ -20,21 +20,6 @@ from jacli.verify.probe import CROSS_SAMPLE_LIMIT
 N_ROWS = 4
 N_PROBES = 4
 
-_ARITHMETIC = {"float32": 1e-4, "float64": 1e-9}
-"""float32 and float64 Jacobians usually agree to 1e-6 and at worst to 1e-5, away from kinks."""
-
-PASSES = {"ieee": 0.0, "tf32": 1e-2, "bf16": 5e-2}
-"""What reduced passes add, by precision.  Rounding weights and cotangents to bfloat16 leaves 0.6 to 1.9 % of
-the Frobenius norm in most of torchvision's networks, 2.4 % in ResNet-152; to TF32, of three bits more, an
-eighth of that.  A wrong rule leaves 10 % and more."""
-
-HALF_INSIDE = {"float16": PASSES["tf32"], "bfloat16": PASSES["bf16"]}
-"""What half precision inside a model adds: its fraction has as many bits as that of those passes."""
-
-_STORAGE = {"float16": 1e-3, "float32": 1e-6}
-"""Rounding (2^-11 and 2^-24, relative), with room for what is small."""
-
-
 N_NEARBY = 8
 """Points at which the reference is taken again, at each distance, where a sample differs from it."""
 
@@ -143,12 +128,6 @@ class Rechecked:
     def mixes(self) -> bool:
         """Whether the sample's outputs have a gradient at other samples."""
         return not self.cross_sample <= CROSS_SAMPLE_LIMIT
-
-
-def recheck_tolerance(dtype: str, save_dtype: str, precision: str = "ieee") -> float:
-    """Largest relative error of a right result: of the run's arithmetic, its passes and the file's dtype."""
-    narrower = save_dtype != dtype and (save_dtype, dtype) != ("float64", "float32")
-    return _ARITHMETIC[dtype] + PASSES[precision] + (_STORAGE[save_dtype] if narrower else 0.0)
 
 
 def recheck(
