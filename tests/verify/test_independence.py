@@ -418,3 +418,31 @@ def test_mixing_is_found_beside_float32_inside(part):
 
     with pytest.raises(ModelError, match="mixes samples"):
         jacli.jacobian(Mixed(part).double(), torch.randn(17, 64, dtype=torch.float64), batch_size=16)
+
+
+class OneMemory(nn.Module):
+    """Writes every result into the same memory, as a recorded CUDA graph does."""
+
+    def __init__(self, kept, doubled):
+        super().__init__()
+        self.linear, self.kept, self.doubled = nn.Linear(6, 5), kept, doubled
+        self.register_buffer("buffer", torch.zeros(64, 5) if kept == "a buffer" else None, persistent=False)
+        self.attribute = torch.zeros(64, 5)
+
+    def forward(self, x):
+        memory = self.buffer.detach() if self.kept == "a buffer" else self.attribute.detach()
+        y = torch.tanh(self.linear(x))
+        if self.doubled:
+            y = torch.where(rows(x) % 2 == 1, 2 * y, y)
+        return memory[: len(x)].copy_(y)
+
+
+@pytest.mark.parametrize("method", ["auto", "loop", "replicate"])
+@pytest.mark.parametrize("kept", ["a buffer", "an attribute"])
+def test_results_in_the_same_memory_are_compared_as_they_were(kept, method):
+    torch.manual_seed(0)
+    module, x = OneMemory(kept, False), torch.randn(20, 6)
+    found = jacli.jacobian(module, x, batch_size=8, method=method)
+    torch.testing.assert_close(found, reference_jacobian(module, x))
+    with pytest.raises(ModelError, match="mixes samples"):
+        jacli.jacobian(OneMemory(kept, True), x, batch_size=8, method=method)
