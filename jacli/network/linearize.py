@@ -132,14 +132,14 @@ class Linearized:
     def outputs(self) -> Tensor:
         """All outputs at the points, ``(batch, *output)``."""
         if self._outputs is None:
-            with torch.no_grad():
-                self._outputs = self._network(self._x, self._extra)
+            with torch.no_grad():  # a copy: a model may write every result into the same memory
+                self._outputs = self._network(self._x, self._extra).clone()
         return self._outputs
 
     def _function(self, x: Tensor, network: Function | None = None) -> tuple[Tensor, Tensor]:
         outputs = (network or self._network)(x, self._extra)
         flat = outputs.reshape(outputs.shape[0], -1)
-        return (flat if self._selected is None else flat.gather(1, self._selected)), outputs.detach()
+        return (flat if self._selected is None else flat.gather(1, self._selected)), outputs.detach().clone()
 
     def pull(self, cotangents: Tensor) -> Tensor:
         """One plain reverse pass on a kept tape: ``(batch, n_out) -> (batch, n_in)``."""

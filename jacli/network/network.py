@@ -40,6 +40,8 @@ class TensorNetwork:
             batch is run twice over.
         recurrent: Whether the module holds recurrent layers.
         scripted_attention: Whether it is TorchScript with an inference path of attention inside.
+        anchor: Points, their arguments, and the outputs there of the module as it was before it ran
+            otherwise; None where that is not known.
     """
 
     module: nn.Module
@@ -53,6 +55,7 @@ class TensorNetwork:
     lone: bool = False
     recurrent: bool = False
     scripted_attention: bool = False
+    anchor: tuple[Tensor, Extra, Tensor] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of_module(cls, module: nn.Module, **options: Any) -> TensorNetwork:

@@ -24,14 +24,20 @@ class Watched:
 
     Attributes:
         reads_values: A tensor became a Python number, on which control flow may depend (``if x.sum() > 0``).
-        half: ``float16`` or ``bfloat16`` where an operation gave such a tensor (autocast, half layers),
-            else None; the last one met of the two.
-        halves: All of these that were met.
+        halves: Of ``float16`` and ``bfloat16`` those in which an operation gave its result (autocast).
+        singles: An operation turned float64 into float32 (a ``float()`` inside).
     """
 
     reads_values: bool
-    half: str | None
     halves: frozenset[str]
+    singles: bool
+
+    def reduced(self, dtype: torch.dtype) -> str | None:
+        """The coarsest dtype below the run's ``dtype`` that the model computes in, in spite of it."""
+        met: list[str] = [name for name in ("bfloat16", "float16") if name in self.halves]
+        if self.singles and dtype == torch.float64:
+            met.append("float32")
+        return met[0] if met else None
 
 
 def watch(run: Callable[[], object]) -> Watched:
@@ -45,7 +51,7 @@ def watch(run: Callable[[], object]) -> Watched:
     operations = _Operations()
     with operations, _Leaving(operations):
         run()
-    return Watched(operations.reads, operations.half, frozenset(operations.halves))
+    return Watched(operations.reads, frozenset(operations.halves), operations.singles)
 
 
 class _Operations(TorchDispatchMode):
@@ -57,7 +63,7 @@ class _Operations(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.reads = False
-        self.half: str | None = None
+        self.singles = False
         self.halves: set[str] = set()
 
     def __torch_dispatch__(
@@ -67,8 +73,10 @@ class _Operations(TorchDispatchMode):
         self.reads |= func in _READING
         for value in tree_leaves(result):
             if isinstance(value, Tensor) and value.dtype in _HALVES:
-                self.half = str(value.dtype).removeprefix("torch.")
-                self.halves.add(self.half)
+                self.halves.add(str(value.dtype).removeprefix("torch."))
+            if isinstance(value, Tensor) and value.dtype == torch.float32:
+                given = tree_leaves((args, kwargs))
+                self.singles |= any(isinstance(v, Tensor) and v.dtype == torch.float64 for v in given)
         return result
 
 

@@ -23,6 +23,7 @@ from jacli.verify import (
     batch_failure,
     check_batch,
     check_gradients,
+    check_state,
     cotangent_error,
     every_row_errors,
     mixing_error,
@@ -70,6 +71,9 @@ class BatchChecks:
 
     In every batch, each sample must give the same outputs in another order, and one sample (eight, where the
     model reads values) must give the same on its own (`check_batch`): at most two forward passes.
+
+    The first samples of the run must give the same outputs after the last batch, and after each that is
+    checked as a whole, as they gave before the first (`check_state`).
 
     A batch is checked as a whole if it is the first, the second, the fourth, the eighth, ..., or the first of
     its size, or if a hundred times the seconds have passed that the last such check took.  Then more
@@ -135,6 +139,8 @@ class BatchChecks:
             self._check_company(plan, block)
             self._sizes.add(size)
             self._whole.end()
+        if whole or block.start + block.count == self._task.shapes.n_samples:
+            self._check_state()
         if plan.method == "loop":
             return 0.0  # it consists of the passes that it is checked with
         if first and not taken_over:
@@ -166,6 +172,7 @@ class BatchChecks:
         """
         seed = self._task.config.seed + start
         self._check_outputs(linearization, seed, whole=True)
+        self._check_state()
         errors = [transpose_error(linearization, seed=seed)]
         if linearization.batch > 1:
             errors.append(self._batch_error(linearization, linearization, seed=seed))
@@ -191,8 +198,18 @@ class BatchChecks:
             self._task.network.module,
             seed=seed,
             alone=most if whole else (_ALONE if reads else 1),
+            rounding=self._rounding(linearization),
             fixed_batch=self._task.shapes.fixed_batch is not None,
         )
+
+    def _check_state(self) -> None:
+        """Run the first samples again: the model must give what it gave before the run."""
+        network = self._task.network
+        if network.fresh or network.anchor is None:
+            return
+        x, extra, before = network.anchor
+        with torch.no_grad(), translating(lambda error: batch_failure(len(x), error)):
+            check_state(before, network(x, extra), network.module)
 
     def _check_company(self, plan: Plan, block: ComputedBlock) -> None:
         """Whether a batch's gradients depend on place or company; or whether the method is wrong there."""
@@ -208,7 +225,6 @@ class BatchChecks:
         self, linearization: Linearized, matrices: LinearMap, seed: int, *, rows: Matrices | None = None
     ) -> None:
         """Pull cotangents back through each sample in another place and in other company."""
-        half = self._seen(linearization).half
         check_gradients(
             linearization,
             matrices,
@@ -216,7 +232,7 @@ class BatchChecks:
             rows=rows,
             seed=seed,
             tolerance=self._tolerance(linearization),
-            eps=torch.finfo(getattr(torch, half) if half else linearization.dtype).eps,
+            rounding=self._rounding(linearization),
             fixed_batch=self._task.shapes.fixed_batch is not None,
         )
 
@@ -271,8 +287,13 @@ class BatchChecks:
         raise self._wrong(plan, error)
 
     def _tolerance(self, linearization: Linearized) -> float:
-        half = self._seen(linearization).half
-        return row_tolerance(linearization.dtype, self._task.config.precision, half)
+        reduced = self._seen(linearization).reduced(linearization.dtype)
+        return row_tolerance(linearization.dtype, self._task.config.precision, reduced)
+
+    def _rounding(self, linearization: Linearized) -> torch.dtype:
+        """The coarsest dtype that the model computes in."""
+        reduced = self._seen(linearization).reduced(linearization.dtype)
+        return linearization.dtype if reduced is None else getattr(torch, reduced)
 
     def _wrong(self, plan: Plan, error: float) -> JacliError:
         if plan.method == "loop":

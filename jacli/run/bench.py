@@ -24,11 +24,12 @@ from jacli.run.measure import now
 from jacli.run.memory import MemoryLimit, memory_errors
 from jacli.run.precision import precisions_of
 from jacli.run.prepare import Prepared, prepare
+from jacli.run.recheck import tolerance_of
 from jacli.run.reused_memory import reused_memory
 from jacli.run.task import Graph, Task
 from jacli.run.timed_block import RowsInFloat64, TimedBlock, dense_block, factored_block
 from jacli.search import FEW_SAMPLES
-from jacli.verify import recheck_tolerance, row_error, row_tolerance
+from jacli.verify import row_error, row_tolerance
 
 LIMIT = 20.0
 """Seconds a method, unless told otherwise."""
@@ -290,7 +291,7 @@ class _Bench:
         try:
             with memory_errors("comparing rows with float64"):
                 errors = self.reference.errors(computed)
-                notes += _doubts(plan, computed, errors, task.config)
+                notes += _doubts(plan, computed, errors, task.config, self.reference.reduced)
         finally:
             computed.linearization.close()
         row = _row(plan, task.shapes, computed.seconds, notes, estimated=computed.estimated)
@@ -357,17 +358,23 @@ def _narrowest(plan: FactoredPlan, shapes: Shapes) -> str:
     return f"{'' if useful else 'no useful cut: '}{width} wide at {name}"
 
 
-def _doubts(plan: Plan, computed: TimedBlock, errors: Tensor, config: RunConfig) -> Iterator[str]:
-    """What is wrong with the results, in the run's own arithmetic or in float64 alone."""
+def _doubts(
+    plan: Plan, computed: TimedBlock, errors: Tensor, config: RunConfig, reduced: str | None
+) -> Iterator[str]:
+    """What is wrong with the results, in the run's own arithmetic or against the reference alone."""
     linearization, matrices = computed.linearization, computed.matrices
     complete = (computed.n_rows, computed.n_columns) == (matrices.n_out, matrices.n_in)
     if complete and plan.method != "loop":  # which consists of the passes of the check
         own = row_error(linearization, matrices, seed=config.seed)
-        if not own <= row_tolerance(linearization.dtype, config.precision):
+        if not own <= row_tolerance(linearization.dtype, config.precision, reduced):
             yield f"wrong on this model: off by {own:.1e} from plain reverse passes in {config.dtype}"
             return
-    if not errors.max() <= recheck_tolerance(config.dtype, config.dtype, config.precision):
+    if errors.max() <= tolerance_of(replace(config, save="none", tolerance=None), reduced):
+        return
+    if reduced is None:
         yield "a sample differs in float64: it lies at a kink, or is badly conditioned"
+    else:
+        yield f"a sample differs by more than the rounding of {reduced}, in which the model computes inside"
 
 
 def _release(device: torch.device) -> None:

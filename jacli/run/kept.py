@@ -183,7 +183,7 @@ class Kept:
             plan,
             graph,
             network.module if graph is not None or small else None,
-            replace(network, module=nn.Identity()),
+            replace(network, module=nn.Identity(), anchor=None),  # weights may change until the next call
             probed,
             replace(memory, watched=False) if held * _SMALL_SHARE <= memory.limit else None,
         )

@@ -50,7 +50,18 @@ def probed_network(
     )
     probed = probe(network, x, extra, batch_hints=batch_hints, names=names, alone=alone)
     network = replace(network, fresh=probed.stateful, saves_copies=probed.overwrites, lone=probed.lone)
-    return network, probed
+    return replace(network, anchor=_anchor(network, x, extra, probed.fixed_batch or 2)), probed
+
+
+def _anchor(network: TensorNetwork, x: Tensor, extra: Extra, size: int) -> tuple[Tensor, Extra, Tensor]:
+    """Points and what the network gives there, on a copy that has not run before."""
+    index = torch.arange(size, device=x.device) % len(x)
+    rest = {
+        name: rows[index.to(rows.device)] if isinstance(rows, Tensor) else rows
+        for name, rows in extra.items()
+    }
+    with torch.no_grad():
+        return x[index], rest, network.copied()(x[index], rest)
 
 
 def padded(rows: Tensor, size: int) -> Tensor:

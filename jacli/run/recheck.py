@@ -19,7 +19,7 @@ from jacli.run.repeated import AsRun, as_run
 from jacli.run.stored import Dataset, stored_sample
 from jacli.store.batches import batch_holding
 from jacli.verify import Rechecked, recheck, recheck_tolerance
-from jacli.verify.recheck import HALF_INSIDE
+from jacli.verify.tolerances import REDUCED_INSIDE
 
 
 def choose_rows(n_samples: int, n: int, seed: int) -> list[int]:
@@ -32,13 +32,13 @@ def tolerance_of(config: RunConfig, reduced: str | None = None) -> float:
 
     Args:
         config: The run's options.
-        reduced: float16 or bfloat16 where the model itself computes in it, see `References`: other batch
+        reduced: A dtype below the run's where the model itself computes in it, see `References`: other batch
             sizes then round otherwise by as much as passes of that precision do.
     """
     if config.tolerance is not None:
         return config.tolerance
     stored = config.dtype if config.save == "none" else config.save_dtype or config.dtype
-    inside = 0.0 if reduced is None else HALF_INSIDE[reduced]
+    inside = 0.0 if reduced is None else REDUCED_INSIDE[reduced]
     return recheck_tolerance(config.dtype, stored, config.precision) + inside
 
 

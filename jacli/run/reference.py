@@ -20,18 +20,16 @@ from jacli.run.placing import arguments_at, move, restore_built_dtypes
 from jacli.run.prepare import Prepared
 from jacli.verify import with_others_changed
 
-_REDUCED = ("bfloat16", "float16")
-"""The coarser one first."""
-
 
 class References:
     """The original model at small batches, in float64 where it is the same function there.
 
-    It is not where the model does not run in float64, nor where it computes in float16 or bfloat16 inside
-    (autocast, a layer in half precision): then the reference is in the run's dtype, as `notes` say.
+    It is not where the model does not run in float64, nor where it computes in a lower precision inside than
+    the run does (autocast, a layer in half precision, a ``float()`` in a float64 run): then the reference is
+    in the run's dtype, as `notes` say.
 
     Attributes:
-        reduced: float16 or bfloat16 where the model computes in it inside; known after the first `at`.
+        reduced: The dtype below the run's where the model computes in one inside; known after the first `at`.
         notes: What the user must be told of the reference; known after the first `at`.
     """
 
@@ -61,8 +59,9 @@ class References:
     def _choose(self, x: Tensor, extra: Mapping[str, Tensor], selected: Tensor | None) -> None:
         self.reduced = _reduced_inside(self._prepared.network, x, extra)
         if self.reduced is not None:
+            other = "" if self.reduced == "float32" else ", and in float64 would be another function"
             self.notes.append(
-                f"the model computes in {self.reduced} inside, and in float64 would be another function: "
+                f"the model computes in {self.reduced} inside{other}: "
                 f"rechecked in its own dtypes, to the accuracy of {self.reduced}"
             )
         else:
@@ -134,15 +133,14 @@ def _converted(
 
 
 def _reduced_inside(network: TensorNetwork, x: Tensor, extra: Mapping[str, Tensor]) -> str | None:
-    """The coarsest dtype below float32 in which some operation of the forward pass gives its result.
+    """The coarsest dtype below the run's in which some operation of the forward pass gives its result.
 
     None too where the model does not run while it is watched: it is then tried in float64 as any other.
     """
     try:
         with torch.no_grad():
-            halves = watch(lambda: network(x, extra)).halves
+            return watch(lambda: network(x, extra)).reduced(x.dtype)
     except Exception as error:  # a model's own code may raise anything
         if means_out_of_memory(error):
             raise
         return None
-    return next((name for name in _REDUCED if name in halves), None)

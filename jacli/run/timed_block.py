@@ -117,6 +117,11 @@ class RowsInFloat64:
         """What the user must be told of the reference."""
         return self._references.notes
 
+    @property
+    def reduced(self) -> str | None:
+        """The dtype below the run's that the model computes in inside, see `References`."""
+        return self._references.reduced
+
     def errors(self, computed: TimedBlock) -> Tensor:
         """Relative error of each sample compared: Frobenius norms, over some of the rows there are."""
         generator = torch.Generator().manual_seed(self._seed)

@@ -1,11 +1,16 @@
 """Trust: a probe before the run, checks of its batches, a recheck; always through the original model."""
 
-from jacli.verify.independence import batch_failure, check_batch, check_gradients
+from jacli.verify.independence import batch_failure, check_batch, check_gradients, check_state
 from jacli.verify.other_values import with_others_changed
 from jacli.verify.probe import BATCH_SIZES, CROSS_SAMPLE_LIMIT, Probed, mixing_error, probe
-from jacli.verify.recheck import Rechecked, StoredProducts, StoredSample, recheck, recheck_tolerance
-from jacli.verify.rows import (
+from jacli.verify.recheck import (
     MOST_ROWS,
+    Rechecked,
+    StoredProducts,
+    StoredSample,
+    recheck,
+)
+from jacli.verify.rows import (
     batch_errors,
     cotangent_error,
     every_row_errors,
@@ -13,6 +18,7 @@ from jacli.verify.rows import (
     row_tolerance,
     transpose_error,
 )
+from jacli.verify.tolerances import recheck_tolerance
 
 __all__ = [
     "BATCH_SIZES",
@@ -26,6 +32,7 @@ __all__ = [
     "batch_failure",
     "check_batch",
     "check_gradients",
+    "check_state",
     "cotangent_error",
     "every_row_errors",
     "mixing_error",

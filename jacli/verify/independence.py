@@ -15,7 +15,8 @@ from jacli.errors import ModelError, telling_line, translating
 from jacli.linear_map import Linearization, LinearMap, Matrices
 from jacli.printable import count_of
 from jacli.verify.probe import mixing_error
-from jacli.verify.rows import MOST_ROWS, every_row_errors
+from jacli.verify.recheck import MOST_ROWS
+from jacli.verify.rows import every_row_errors
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 """Largest gap of a number, relative to it or to the median of that output over the batch."""
@@ -39,7 +40,13 @@ _N_SIZES = 4
 
 
 def check_batch(
-    linearization: Linearization, module: nn.Module, *, seed: int, alone: int, fixed_batch: bool
+    linearization: Linearization,
+    module: nn.Module,
+    *,
+    seed: int,
+    alone: int,
+    fixed_batch: bool,
+    rounding: torch.dtype | None = None,
 ) -> None:
     """Run a batch in another order, and some of its samples on their own; their outputs must stay.
 
@@ -58,6 +65,7 @@ def check_batch(
         alone: How many samples are run alone.  Where the batch size is fixed, a seeded half of the batch
             is run among copies of itself in their place, if this is not 0.
         fixed_batch: Whether the model accepts no other batch size.
+        rounding: The coarsest dtype that the model computes in; the points' if None.
 
     Raises:
         ModelError: A sample's output differs by more than rounding, or the model fails on the batch.
@@ -71,12 +79,37 @@ def check_batch(
         return  # it is on its own
     generator = torch.Generator().manual_seed(seed)
     with translating(lambda error: batch_failure(size, error)):
-        _compare(linearization, _cycle(size, generator), module, "in another order", seed)
+        _compare(linearization, _cycle(size, generator), module, "in another order", seed, rounding)
         if fixed_batch and alone:
-            _compare(linearization, _halved(size, generator), module, "in other company", seed)
+            _compare(linearization, _halved(size, generator), module, "in other company", seed, rounding)
         elif not fixed_batch:
             for position in torch.randperm(size, generator=generator)[:alone]:
-                _compare(linearization, position[None], module, "on its own", seed)
+                _compare(linearization, position[None], module, "on its own", seed, rounding)
+
+
+def check_state(before: Tensor, now: Tensor, module: nn.Module) -> None:
+    """Compare outputs at the same points before and after a module ran on others.
+
+    State that the probe did not see may show after a while: a counter, an observer of a quantised
+    network that still widens its range, the mean over all batches so far.
+
+    Args:
+        before: ``(batch, *output)``.
+        now: The same shape.
+        module: Named in the error.
+
+    Raises:
+        ModelError: They differ by more than rounding.
+    """
+    if before.shape == now.shape and bool((_apart(now, before, _sizes(before, before.dtype)) <= 1).all()):
+        return
+    raise ModelError(
+        "The model mixes samples through state that it keeps.",
+        why=f"Outputs of {type(module).__name__} at the first samples are no longer what they were before it "
+        "ran on others: what is computed depends on what was computed earlier.",
+        todo="Switch off what it keeps between calls (a counter, an observer, running statistics), and save "
+        "it again.",
+    )
 
 
 def check_gradients(
@@ -87,7 +120,7 @@ def check_gradients(
     rows: Matrices | None,
     seed: int,
     tolerance: float,
-    eps: float,
+    rounding: torch.dtype,
     fixed_batch: bool,
 ) -> None:
     """Pull a random cotangent back through each sample in another place and in other company.
@@ -112,7 +145,7 @@ def check_gradients(
         rows: The same matrices where their rows can be read.
         seed: Of the halves, their order and the cotangents.
         tolerance: Largest relative error of a right method.
-        eps: Rounding error of what the model computes in.
+        rounding: The coarsest dtype that the model computes in.
         fixed_batch: Whether the model accepts no other batch size: a half is then filled up with copies.
 
     Raises:
@@ -139,7 +172,7 @@ def check_gradients(
             part = linearization.at(index, noise=noise, seed=seed + draw)
             image[half] = part.pull(vectors[index])[: len(half)]
             if not noise:
-                _compare(linearization, index, module, "in other company", seed, part.outputs)
+                _compare(linearization, index, module, "in other company", seed, rounding, part.outputs)
         return image
 
     with translating(lambda error: batch_failure((size + 1) // 2, error)):
@@ -150,7 +183,9 @@ def check_gradients(
         spread = torch.zeros_like(errors)
         for draw in range(_NOISE_DRAWS):
             for steps in (_NOISE, _NOISE * _NOISE):
-                moved = relative_errors(pulled(vectors, steps * eps, draw)[:count], image, scale=scale)
+                moved = relative_errors(
+                    pulled(vectors, steps * torch.finfo(rounding).eps, draw)[:count], image, scale=scale
+                )
                 spread = torch.maximum(spread, moved)
         allowed = (_SPREAD * spread).clamp(min=tolerance)
         if rows is not None and rows.n_out <= MOST_ROWS and not bool((errors <= allowed).all()):
@@ -204,19 +239,22 @@ def _compare(
     module: nn.Module,
     how: str,
     seed: int,
+    rounding: torch.dtype | None,
     again: Tensor | None = None,
 ) -> None:
     """Hold the outputs at samples ``index`` (``again``, if known) against those of the same in the batch."""
     index = index.to(linearization.device)
     again = linearization.at(index).outputs if again is None else again
     among = linearization.outputs
-    sizes = _sizes(among)[index]
+    # Halves inside are as good as float32 here: the noise that moves the inputs flips their rounding too.
+    dtype = torch.float32 if rounding == torch.float32 else among.dtype
+    sizes = _sizes(among, dtype)[index]
     if again.shape == sizes.shape:
         apart = _apart(again, among[index], sizes)
         if bool((apart <= 1).all()):
             return
-        rounding = _of_rounding(linearization, seed)[index]
-        strays = (~(apart <= (_NOISE_ALLOWED * rounding).clamp(min=1))).nonzero().flatten().tolist()
+        noise = _of_rounding(linearization, seed, dtype)[index]
+        strays = (~(apart <= (_NOISE_ALLOWED * noise).clamp(min=1))).nonzero().flatten().tolist()
     else:
         strays = [0]
     if strays:
@@ -227,12 +265,12 @@ def _compare(
         )
 
 
-def _sizes(outputs: Tensor) -> Tensor:
+def _sizes(outputs: Tensor, dtype: torch.dtype) -> Tensor:
     """What a gap may be by rounding, ``(batch, *output)``: see `TOLERANCE` and `_SHARE_OF_LARGEST`."""
     values = finite(outputs).abs()
     usual = torch.maximum(values, values.median(dim=0, keepdim=True).values)
     largest = values.reshape(len(values), -1).amax(1).reshape(-1, *[1] * (values.dim() - 1))
-    allowed = TOLERANCE.get(outputs.dtype, TOLERANCE[torch.float32])
+    allowed = TOLERANCE.get(dtype, TOLERANCE[torch.float32])
     return allowed * torch.maximum(usual, _SHARE_OF_LARGEST * largest)
 
 
@@ -241,7 +279,7 @@ def _apart(a: Tensor, b: Tensor, sizes: Tensor) -> Tensor:
     return ratios(gaps(a, b), sizes).reshape(len(a), -1).amax(1)
 
 
-def _of_rounding(linearization: Linearization, seed: int) -> Tensor:
+def _of_rounding(linearization: Linearization, seed: int, dtype: torch.dtype) -> Tensor:
     """How far noise of the size of rounding moves each sample's outputs, ``(batch,)``, as `_apart` has it.
 
     The operation's own rounding errors are amplified as the noise is; and where they take a step of the
@@ -250,10 +288,10 @@ def _of_rounding(linearization: Linearization, seed: int) -> Tensor:
     """
     everyone = torch.arange(linearization.batch, device=linearization.device)
     itself, again = (linearization.at(everyone).outputs for _ in range(2))
-    sizes = _sizes(itself)
+    sizes = _sizes(itself, dtype)
     if not bool((_apart(again, itself, sizes) <= 1).all()):
         return torch.zeros(len(itself), dtype=torch.float64, device=itself.device)
-    noise = _NOISE * torch.finfo(linearization.dtype).eps
+    noise = _NOISE * torch.finfo(dtype).eps
     moved = [
         _apart(linearization.at(everyone, noise=noise, seed=seed + draw).outputs, itself, sizes)
         for draw in range(_NOISE_DRAWS)

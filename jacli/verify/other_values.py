@@ -11,7 +11,7 @@ from jacli.errors import JacliError, means_out_of_memory
 from jacli.linear_map import Extra, Network
 
 
-def with_others_changed(network: Network, x: Tensor, extra: Extra, kept: int) -> tuple[Tensor, Tensor]:
+def with_others_changed(network: Network, x: Tensor, extra: Extra, kept: int | None) -> tuple[Tensor, Tensor]:
     """A batch of which all samples but one are others, and the network's outputs there.
 
     The others are moved by noise.  A model may raise an error on such values: an embedding of bytes that are
@@ -22,7 +22,7 @@ def with_others_changed(network: Network, x: Tensor, extra: Extra, kept: int) ->
         network: The network; it accepts the batch itself.
         x: The batch, ``(m, *input)``.
         extra: Further arguments of these samples.
-        kept: Position of the sample that stays.
+        kept: Position of the sample that stays; None changes them all.
 
     Raises:
         MemoryError: An allocation failed, on the host or on the device.
@@ -31,7 +31,8 @@ def with_others_changed(network: Network, x: Tensor, extra: Extra, kept: int) ->
     Cost: one forward pass, up to four where the model raises.
     """
     for changed in _changes(x):
-        changed[kept] = x[kept]
+        if kept is not None:
+            changed[kept] = x[kept]
         try:
             return changed, network(changed, extra)
         except JacliError:

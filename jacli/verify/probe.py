@@ -123,7 +123,9 @@ def _probe_at(network: Network, x: Tensor, extra: Extra, batch: int, fixed: int 
         raise _no_batch_axis(f"For a batch of {batch} the output has shape {tuple(output.shape)}.")
     _check_output(output, x)
     if batch > 1:
-        _check_independence(trial, points, rest, output)
+        # On copies: what one call leaves in a module would hide from the next that it comes from others.
+        renewing = network.renewing()
+        _check_independence(renewing.saving_copies() if overwrites else renewing, points, rest, output)
     _check_derivative(trial, points, rest)
     return Probed(tuple(output.shape[1:]), fixed, stateful, overwrites, lone)
 
@@ -177,9 +179,14 @@ def _accepted_batch(
 
 
 def _is_stateful(network: Network, x: Tensor, extra: Extra) -> bool:
-    shared = network.copied()
-    first, second = shared(x, extra), shared(x, extra)
-    if not moved(first, second):
+    """Whether an output depends on earlier calls: on their number, or on the samples that they saw.
+
+    The second is true of layers that set themselves up by the first batch they see (ActNorm).
+    """
+    first = network.copied()(x, extra)
+    used = network.copied()
+    with_others_changed(used, x, extra, None)
+    if not moved(first, used(x, extra)):
         return False
     renewing = network.renewing()
     if not moved(renewing(x, extra), renewing(x, extra)):
@@ -290,8 +297,8 @@ def _check_independence(network: Network, x: Tensor, extra: Extra, output: Tenso
         if gradient is not None:
             # Infinite slopes make NaN of a cotangent of zero: that is no mixing.
             largest = finite(gradient).reshape(len(x), -1).abs().amax(1)
-            others = torch.cat([largest[:kept], largest[kept + 1 :]]).max()
-            if not others <= CROSS_SAMPLE_LIMIT * largest[kept]:
+            elsewhere = torch.cat([largest[:kept], largest[kept + 1 :]]).max()
+            if not elsewhere <= CROSS_SAMPLE_LIMIT * largest[kept]:
                 raise mixing_error(
                     network.module, f"the output of sample {kept} has a gradient at the others"
                 )

@@ -13,24 +13,22 @@ from torch import Tensor
 
 from jacli.agreement import finite, gaps, norms, ratios, relative_errors
 from jacli.linear_map import Linearization, LinearMap, Matrices
-from jacli.verify.recheck import HALF_INSIDE, PASSES, ReversePasses
+from jacli.verify.recheck import ReversePasses
+from jacli.verify.tolerances import PASSES, REDUCED_INSIDE
 
 N_ROWS = 4
-
-MOST_ROWS = 4096
-"""Up to so many rows each is compared by itself where a combination of all differs."""
 
 _N_SIZES = 4
 """Further Gaussian cotangents that the method's matrices are multiplied by: they tell the matrices' size."""
 
 
-def row_tolerance(dtype: torch.dtype, precision: str = "ieee", half: str | None = None) -> float:
+def row_tolerance(dtype: torch.dtype, precision: str = "ieee", reduced: str | None = None) -> float:
     """Largest relative error of a right method: rounding leaves 1e-6 (1e-15), a wrong rule 0.1 and more.
 
     Passes in a reduced precision are allowed what they leave (`PASSES`) besides; so are models that compute
-    in ``half`` precision inside, whose plain passes round in it.
+    in ``reduced`` inside, a dtype below the run's, whose plain passes round in it.
     """
-    inside = HALF_INSIDE[half] if half else 0.0
+    inside = REDUCED_INSIDE[reduced] if reduced else 0.0
     return (1e-8 if dtype == torch.float64 else 1e-3) + PASSES[precision] + inside
 
 

@@ -24,7 +24,7 @@ from jacli.network import (
     trace_network,
 )
 from jacli.run.precision import precisions_of
-from jacli.verify.recheck import PASSES
+from jacli.verify.tolerances import PASSES
 from tests.cases import CASES, build
 from tests.reference import reference_jacobian
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import jacli
 from jacli.config import RunConfig
 from jacli.errors import MethodError, ModelError
 from jacli.linear_map import DenseMap
@@ -20,6 +21,7 @@ from jacli.run import batch_checks
 from jacli.run.batch_checks import BatchChecks
 from jacli.run.memory import MemoryLimit
 from jacli.run.task import ComputedBlock, Task
+from tests.reference import reference_jacobian
 
 N_IN, N_OUT, N_SAMPLES = 6, 9, 400
 
@@ -204,3 +206,53 @@ def test_half_precision_inside_is_allowed_its_rounding(half, method):
     if method != "loop":
         with pytest.raises(MethodError):
             run.batch(60, 11, spoil=lambda values: 1.3 * values)
+
+
+class Counts(nn.Module):
+    """Another function from some call on, or once it has seen some samples; how it counts varies."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.linear, self.how, self.calls, self.seen = nn.Linear(N_IN, N_OUT), how, 0, []
+        self.register_buffer("number", torch.zeros(()), persistent=False)
+        self.register_buffer("largest", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.number += 1
+        self.seen.append(len(x))
+        self.largest.copy_(torch.maximum(self.largest, x.detach().abs().max()))
+        late = {
+            "an attribute": self.calls > 400,
+            "a buffer": self.number > 400,
+            "a list": sum(self.seen) > 800,
+            "an observer": self.largest > 3,
+        }[self.how]
+        return torch.tanh(self.linear(x)) * (2.0 if late else 1.0)
+
+
+@pytest.mark.parametrize("how", ["an attribute", "a buffer", "a list", "an observer"])
+@pytest.mark.parametrize("batch_size", [4, 16])
+def test_state_that_shows_after_a_while_is_found(how, batch_size):
+    x = torch.rand(2000, N_IN)
+    x[1000:] *= 3.5
+    with pytest.raises(ModelError, match="mixes samples"):
+        jacli.jacobian(Counts(how), x, batch_size=batch_size, method="loop")
+
+
+@pytest.mark.parametrize("method", ["auto", "loop", "replicate"])
+def test_what_a_module_keeps_and_does_not_use_is_no_state(method):
+    class Kept(Counts):
+        def forward(self, x: Tensor) -> Tensor:
+            super().forward(x)
+            self.last = x.detach()
+            return torch.tanh(self.linear(x))
+
+    module, x = Kept("an observer"), 4 * torch.randn(60, N_IN)
+    expected = reference_jacobian(module, x)
+    for _ in range(2):  # the second call goes by what the first one learnt
+        found = jacli.jacobian(module, x, batch_size=8, method=method)
+        torch.testing.assert_close(found, expected)
+        with torch.no_grad():
+            module.linear.weight.mul_(1.5)
+        expected = reference_jacobian(module, x)

@@ -18,6 +18,7 @@ from jacli.dtypes import real_dtypes
 from jacli.errors import InputsError, ModelError
 from jacli.models.loaded import LoadedModel
 from jacli.network import exact_arithmetic
+from jacli.run.bench import bench
 from jacli.run.blocks import Run
 from jacli.run.placing import place
 from jacli.run.prepare import prepare
@@ -69,6 +70,22 @@ class Autocast(nn.Module):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             y = self.low(x)
         return self.top(torch.tanh(y.to(x.dtype)))
+
+
+class SingleInside(HalfInside):
+    '''Float32 in one place, whatever it is given.'''
+
+    dtype = torch.float32
+
+    def forward(self, x):
+        low = nn.functional.linear(x.float(), self.low.weight.float(), self.low.bias.float())
+        return self.top(torch.tanh(low.to(x.dtype)))
+
+
+class SingleNorm(SingleInside):
+    def forward(self, x):
+        low = self.low(x).float()
+        return self.top((low * torch.rsqrt(low.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype))
 
 
 class AllHalf(nn.Module):
@@ -181,6 +198,29 @@ def test_bench_tells_what_its_errors_are_against(arch: Any) -> None:
         rows = RowsInFloat64(Run(config, prepared).task(), prepared)
         rows._expected([0, 2])
     assert rows.dtype == torch.float32 and "computes in bfloat16 inside" in rows.notes[0]
+
+
+@pytest.mark.parametrize("name", ["BrainInside", "HalfInside", "Autocast"])
+def test_bench_calls_the_rounding_of_halves_no_kink(arch: Any, name: str) -> None:
+    torch.save(getattr(arch, name)().state_dict(), "m.pt")
+    options = {"model": "m.pt", "arch": f"{arch.__name__}.py:{name}", "inputs": "x.npy"}
+    found = bench(from_options(options), limit=1.0)
+    notes = [note for row in found.rows for note in row.notes]
+    assert not any("kink" in note or "wrong" in note for note in notes)
+    assert any("float16 inside" in note for note in found.notes) and found.reference_dtype == "float32"
+
+
+@pytest.mark.parametrize("name", ["SingleInside", "SingleNorm"])
+def test_float32_inside_a_run_in_float64_is_told(arch: Any, name: str) -> None:
+    torch.save(getattr(arch, name)().state_dict(), "m.pt")
+    found, notes = computed("m.pt", arch=f"{arch.__name__}.py:{name}", dtype="float64", verify=9)
+    assert "computes in float32 inside: rechecked in its own dtypes" in "".join(notes)
+    module = getattr(arch, name)()
+    module.load_state_dict(torch.load("m.pt"))
+    points = torch.from_numpy(np.load("x.npy")).double()
+    torch.testing.assert_close(found, reference_jacobian(module.double(), points), rtol=1e-4, atol=1e-6)
+    _, notes = computed("m.pt", arch=f"{arch.__name__}.py:{name}")
+    assert not any("inside" in note for note in notes)  # in float32 it is nothing special
 
 
 @pytest.mark.parametrize("name", ["Autocast", "ByParameter"])

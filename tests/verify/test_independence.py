@@ -376,3 +376,73 @@ def test_numbers_too_small_for_a_float_are_served():
     torch.manual_seed(0)
     linear = nn.Linear(6, 5)
     assert jacli.jacobian(lambda x: 1e-42 * linear(torch.relu(x)), torch.randn(9, 6)).any()
+
+
+class SingleInside(nn.Module):
+    """Parts of it compute in float32, whatever they are given; their kernels round by batch size."""
+
+    def __init__(self, part):
+        super().__init__()
+        torch.manual_seed(0)
+        self.part, self.low, self.top = part, nn.Linear(64, 256), nn.Linear(256, 12)
+        self.filters = nn.Parameter(torch.randn(16, 1, 3))
+
+    def forward(self, x):
+        if self.part == "a convolution":
+            x = nn.functional.conv1d(x[:, None].float(), self.filters.float()).relu().mean(2).repeat(1, 4)
+            x = x.to(self.low.weight.dtype)
+        y = self.low(x)
+        if self.part == "a product":
+            y = (x.float() @ self.low.weight.float().mT).to(x.dtype)
+        if self.part == "a norm":
+            y = y.float()
+            y = (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+        if self.part == "a softmax":
+            y = torch.softmax(y, -1, dtype=torch.float32).to(x.dtype)
+        return self.top(torch.tanh(y))
+
+
+@pytest.mark.parametrize("method", ["auto", "loop", "vmap"])
+@pytest.mark.parametrize("part", ["a convolution", "a product", "a norm", "a softmax"])
+def test_float32_inside_a_float64_model_is_no_mixing(part, method):
+    module, x = SingleInside(part).double(), torch.randn(17, 64, dtype=torch.float64)
+    found = jacli.jacobian(module, x, method=method, batch_size=16)
+    torch.testing.assert_close(found, reference_jacobian(module, x), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", ["a convolution", "a product"])
+def test_mixing_is_found_beside_float32_inside(part):
+    class Mixed(SingleInside):
+        def forward(self, x):
+            return super().forward(x) * (1 + 1e-3 * (len(x) > 4))
+
+    with pytest.raises(ModelError, match="mixes samples"):
+        jacli.jacobian(Mixed(part).double(), torch.randn(17, 64, dtype=torch.float64), batch_size=16)
+
+
+class OneMemory(nn.Module):
+    """Writes every result into the same memory, as a recorded CUDA graph does."""
+
+    def __init__(self, kept, doubled):
+        super().__init__()
+        self.linear, self.kept, self.doubled = nn.Linear(6, 5), kept, doubled
+        self.register_buffer("buffer", torch.zeros(64, 5) if kept == "a buffer" else None, persistent=False)
+        self.attribute = torch.zeros(64, 5)
+
+    def forward(self, x):
+        memory = self.buffer.detach() if self.kept == "a buffer" else self.attribute.detach()
+        y = torch.tanh(self.linear(x))
+        if self.doubled:
+            y = torch.where(rows(x) % 2 == 1, 2 * y, y)
+        return memory[: len(x)].copy_(y)
+
+
+@pytest.mark.parametrize("method", ["auto", "loop", "replicate"])
+@pytest.mark.parametrize("kept", ["a buffer", "an attribute"])
+def test_results_in_the_same_memory_are_compared_as_they_were(kept, method):
+    torch.manual_seed(0)
+    module, x = OneMemory(kept, False), torch.randn(20, 6)
+    found = jacli.jacobian(module, x, batch_size=8, method=method)
+    torch.testing.assert_close(found, reference_jacobian(module, x))
+    with pytest.raises(ModelError, match="mixes samples"):
+        jacli.jacobian(OneMemory(kept, True), x, batch_size=8, method=method)

@@ -1,5 +1,7 @@
 """The probe: what it learns, and what it refuses by name."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from jacli.errors import InputsError, ModelError, OutOfMemoryError
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.verify import BATCH_SIZES, probe
 from tests.cases import CASES, build
+from tests.reference import reference_jacobian
 
 
 @pytest.fixture(autouse=True)
@@ -160,3 +163,48 @@ def test_the_random_state_stays_as_it_was():
     before = torch.random.get_rng_state()
     probed(model, x)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+class SetUpByFirstBatch(nn.Module):
+    """ActNorm that has not been set up: it takes its mean from the first batch that it sees."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.linear, self.kept, self.mean = nn.Linear(5, 4), kept, None
+        self.register_buffer("buffer", torch.full((4,), torch.nan), persistent=False)
+
+    def forward(self, x):
+        y = self.linear(x)
+        if self.kept == "an attribute":
+            self.mean = y.detach().mean(0) if self.mean is None else self.mean
+            return torch.tanh(y - self.mean)
+        if self.kept == "a buffer" and self.buffer.isnan().any():
+            self.buffer.copy_(y.detach().mean(0))
+        if self.kept == "the largest so far":
+            self.buffer.copy_(torch.fmax(self.buffer, y.detach().amax(0)))
+        return torch.tanh(y - self.buffer)
+
+
+@pytest.mark.parametrize("kept", ["an attribute", "a buffer", "the largest so far"])
+def test_what_the_first_batch_leaves_behind_is_noticed(kept):
+    """Whatever comes first, samples have the Jacobian of the module as it was given, or there is none."""
+    module, x = SetUpByFirstBatch(kept), torch.randn(4, 5)
+    with pytest.raises(ModelError, match="mixes samples"):
+        jacli.jacobian(module, x)
+    assert module.mean is None
+    if kept != "the largest so far":
+        found = jacli.jacobian(module, x, batch_size=1)
+        torch.testing.assert_close(found, reference_jacobian(lambda point: copy.deepcopy(module)(point), x))
+
+
+@pytest.mark.parametrize("low, high", [(0.0, 1.0), (-1.0, 1.0)])
+def test_a_model_that_demands_a_range_is_served(low, high):
+    def ranged(x):
+        if x.min() < low or x.max() > high:
+            raise ValueError("out of range")
+        return torch.tanh(x)
+
+    x = low + (high - low) * torch.rand(4, 5)
+    assert probed(Function(ranged), x).output_shape == (5,)
+    with pytest.raises(ModelError, match="mixes samples"):
+        probed(Function(lambda x: ranged(x) - ranged(x).mean(0)), x)

@@ -509,3 +509,37 @@ def test_outputs_that_differ_are_excused_by_no_kink() -> None:
     found = recheck(stored, reference, lambda: [(Shifted(), 0)], position=0, tolerance=1e-4, seed=0)
     assert found.failed
     assert not found.near_kink
+
+
+class Confident(nn.Module):
+    """Softmaxes of large numbers: a Jacobian far below the numbers that its passes subtract."""
+
+    def __init__(self, scale: float, mixed: bool) -> None:
+        super().__init__()
+        self.first, self.scale, self.mixed = nn.Linear(6, 20), scale, mixed
+        self.top = nn.Linear(20, 20, bias=False) if mixed else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.top(torch.softmax(self.scale * self.first(x), 1))
+
+
+CONFIDENT = [(60.0, False), (100.0, False), (200.0, False), (60.0, True)]
+
+
+@pytest.mark.parametrize("scale, mixed", CONFIDENT)
+def test_confident_softmaxes_are_right_in_float64(scale: float, mixed: bool) -> None:
+    torch.manual_seed(0)
+    reference = linearized(Confident(scale, mixed).double(), torch.randn(12, 6, dtype=torch.float64))
+    small = 0
+    for position in range(12):
+        dense = jacobian(reference, position)
+        stored = sample_of(dense, reference.outputs[position])
+        small += float(dense.norm()) < 1e-9
+        options = {"position": position, "tolerance": 1e-9, "seed": position}
+        assert not recheck(stored, reference, lambda: [], **options).failed
+        for row in range(0, 20, 7):  # one row that is wrong is found all the same
+            wrong = dense.clone()
+            wrong[row] += 1e-6 * dense.norm() / 6**0.5
+            spoilt = sample_of(wrong, reference.outputs[position], torch.linalg.vector_norm(dense, dim=1))
+            assert recheck(spoilt, reference, lambda: [], **options).failed
+    assert small >= 2
