@@ -1,5 +1,6 @@
-"""Shared fixtures: device from the environment, random state fixed."""
+"""Shared fixtures: device from the environment, random state fixed, garbage collection kept short."""
 
+import gc
 import os
 
 import pytest
@@ -14,3 +15,14 @@ def device() -> torch.device:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def earlier_objects_frozen() -> None:
+    """Exempt what exists already from garbage collection (`gc.freeze`).
+
+    `jacli bench`, for one, collects garbage for every method.  Torch and thousands of tests are millions of
+    objects, among which each collection would search for a second.
+    """
+    gc.collect()
+    gc.freeze()
