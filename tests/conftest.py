@@ -2,9 +2,15 @@
 
 import gc
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.fork_server import fork_server
+from tests.readme import environment
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +32,13 @@ def earlier_objects_frozen() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def served_environment() -> Iterator[dict[str, str]]:
+    """The environment of the README's sessions, where a fork server answers `jacli`."""
+    with (
+        tempfile.TemporaryDirectory(prefix="jacli-") as folder,
+        fork_server(Path(folder), environment()) as served,
+    ):
+        yield served
