@@ -96,7 +96,8 @@ def _import_everything() -> None:
     from jacli.run.compute import run_compute  # noqa: F401
 
     import_torchvision()
-    typer.main.get_command(app)
+    # Reading the arguments of a command imports pydantic.
+    typer.main.get_command(app).commands["inspect"].make_context("inspect", ["file"])
     gc.collect()
     gc.freeze()  # a collection in a fork would touch, and so copy, all of the server's memory
 
