@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import traceback
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +13,7 @@ from jacli.network import NotTraceableError, exact_arithmetic
 from jacli.network.adjoint.call import Call
 from jacli.network.adjoint.rules import RULES, find_rule
 from jacli.network.trace import operator_name
+from tests.clauses import broken
 from tests.network.adjoint.contract import (
     ARITHMETICS,
     BATCHES,
@@ -200,21 +200,11 @@ def clauses_of(name, device):
     return clauses
 
 
-def broken(clause, name, arithmetic, device):
-    """Why a clause does not hold, an exception included; empty if it does."""
-    try:
-        clause(name, ARITHMETICS[arithmetic], device)
-    except Exception as failure:
-        trace = "".join(traceback.format_tb(failure.__traceback__)[-3:])
-        return f"{clause.__name__}, {arithmetic}: {type(failure).__name__}: {failure}\n{trace}"
-    return ""
-
-
 @pytest.mark.parametrize("name", OPERATORS)
 def test_the_contract_holds(name, device):
     """Clause by clause; all that do not hold are named, with their arithmetic."""
     failures = [
-        broken(clause, name, arithmetic, device)
+        broken(clause, name, ARITHMETICS[arithmetic], device)
         for clause, arithmetics in clauses_of(name, device).items()
         for arithmetic in arithmetics
     ]
