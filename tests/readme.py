@@ -48,13 +48,13 @@ def copy_samples(folder: Path) -> Path:
     return folder
 
 
-def run_commands(texts: list[str], folder: Path) -> list[str]:
+def run_commands(texts: list[str], folder: Path, environ: dict[str, str] | None = None) -> list[str]:
     """What each command prints, both streams as on a terminal; one shell, so that ``$?`` is the last code."""
     script = "\n".join(f"{text}\n(code=$?; echo; echo '{_END}'; exit $code)" for text in texts)
     done = subprocess.run(
         ["bash", "-c", f"exec 2>&1\n{script}"],
         cwd=folder,
-        env=environment(),
+        env=environ or environment(),
         stdout=subprocess.PIPE,
         text=True,
         check=False,

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.readme import ROOT, copy_samples, environment
+from tests.readme import ROOT, copy_samples
 
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 
@@ -20,14 +20,14 @@ def test_there_are_two_at_least():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_command_on_the_first_line_keeps_the_files_word(path, tmp_path):
+def test_the_command_on_the_first_line_keeps_the_files_word(path, tmp_path, served_environment):
     text = path.read_text(encoding="utf-8")
     command = text.splitlines()[0].removeprefix("# ")
     assert command.startswith(f"jacli compute --config configs/{path.name} -o ")
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=copy_samples(tmp_path),
-        env=environment(),
+        env=served_environment,
         capture_output=True,
         text=True,
         check=False,

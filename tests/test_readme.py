@@ -60,8 +60,11 @@ def test_the_first_session_is_what_happens(first_session):
 
 
 @pytest.mark.parametrize("block", CONSOLE[1:], ids=lambda block: block.splitlines()[0][2:40])
-def test_sessions_are_what_happens(block, folder):
-    check_block(block, run_commands([command.text for command in commands(block)], folder))
+def test_sessions_are_what_happens(block, folder, served_environment):
+    """`jacli` is served by a fork server; the first session starts its console script."""
+    check_block(
+        block, run_commands([command.text for command in commands(block)], folder, served_environment)
+    )
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=["reading", "api"])

@@ -1,7 +1,7 @@
 """The search by a measurement that is made up: which sizes, in which order, and when it stops."""
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 from time import monotonic
 
 import pytest
@@ -58,39 +58,38 @@ def test_forward_counts_inputs():
     assert sizes("forward", shapes(n_samples=1, n_in=40)) == [(1, 16), (1, 40)]
 
 
+ASKED = [{}, {"batch_size": 5}, {"chunk_size": 3}, {"batch_size": 64, "chunk_size": 2}]
+
+
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("n_samples", [1, 3, 8, 100, 5000])
-@pytest.mark.parametrize("n_out", [1, 7, 1000])
-@pytest.mark.parametrize("fixed", [None, 4])
-@pytest.mark.parametrize(
-    "asked", [{}, {"batch_size": 5}, {"chunk_size": 3}, {"batch_size": 64, "chunk_size": 2}]
-)
-@pytest.mark.parametrize("most", [1, 6, 10**9])
-def test_every_ladder_climbs_and_keeps_what_was_asked(method, n_samples, n_out, fixed, asked, most):
-    if fixed and "batch_size" in asked:
-        asked = {**asked, "batch_size": fixed}  # another one is refused before
-    run = shapes(n_samples=n_samples, n_out=n_out, fixed_batch=fixed)
-    vectors = run.n_in if method == "forward" else n_out
-    found = list(ladder(method, run, config(**asked), most_samples=most))
-    assert found
-    assert all(a.rows < b.rows for a, b in pairwise(found))
-    for candidate in found:
-        assert candidate.method == method
-        assert 1 <= candidate.chunk_size <= vectors
-        if fixed:
-            assert candidate.batch_size == fixed
-        elif "batch_size" in asked:
-            assert candidate.batch_size == min(asked["batch_size"], n_samples)
-        else:
-            assert 1 <= candidate.batch_size <= min(n_samples, most)
-        if method == "loop":
-            assert candidate.chunk_size == 1
-        elif "chunk_size" in asked:
-            assert candidate.chunk_size == min(asked["chunk_size"], vectors)
-    whole = found[-1]
-    if not asked and not fixed and most > n_samples:
-        assert whole.batch_size == n_samples
-        assert method == "loop" or whole.chunk_size == vectors
+def test_every_ladder_climbs_and_keeps_what_was_asked(method):
+    """Of runs of all sizes, with sizes that were asked for or fixed, and with little memory."""
+    for run in product([1, 3, 8, 100, 5000], [1, 7, 1000], [None, 4], ASKED, [1, 6, 10**9]):
+        n_samples, n_out, fixed, asked, most = run
+        if fixed and "batch_size" in asked:
+            asked = {**asked, "batch_size": fixed}  # another one is refused before
+        of_run = shapes(n_samples=n_samples, n_out=n_out, fixed_batch=fixed)
+        vectors = of_run.n_in if method == "forward" else n_out
+        found = list(ladder(method, of_run, config(**asked), most_samples=most))
+        assert found, run
+        assert all(a.rows < b.rows for a, b in pairwise(found)), run
+        for candidate in found:
+            assert candidate.method == method, run
+            assert 1 <= candidate.chunk_size <= vectors, run
+            if fixed:
+                assert candidate.batch_size == fixed, run
+            elif "batch_size" in asked:
+                assert candidate.batch_size == min(asked["batch_size"], n_samples), run
+            else:
+                assert 1 <= candidate.batch_size <= min(n_samples, most), run
+            if method == "loop":
+                assert candidate.chunk_size == 1, run
+            elif "chunk_size" in asked:
+                assert candidate.chunk_size == min(asked["chunk_size"], vectors), run
+        whole = found[-1]
+        if not asked and not fixed and most > n_samples:
+            assert whole.batch_size == n_samples, run
+            assert method == "loop" or whole.chunk_size == vectors, run
 
 
 def test_sizes_asked_for_leave_one_candidate():

@@ -82,12 +82,14 @@ def main() -> None:
 def _import_everything() -> None:
     """What a command would import in its child, each time anew."""
     import sympy  # noqa: F401
+    import torch._dynamo
     import torch.export.pt2_archive._package
 
     from jacli.models.registry import matching_architectures
 
     matching_architectures({"x": torch.zeros(1)})
-    typer.main.get_command(app)
+    # Reading the arguments of a command imports pydantic.
+    typer.main.get_command(app).commands["inspect"].make_context("inspect", ["file"])
     gc.collect()
     gc.freeze()  # a collection in a child would touch, and so copy, all of the worker's memory
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jacli.config import AUTOGRAD_METHODS, COLUMN_METHODS, METHOD_NAMES, from_options
+from jacli.config import AUTOGRAD_METHODS, COLUMN_METHODS, METHOD_NAMES, RunConfig, from_options
 from jacli.errors import OutOfMemoryError
 from jacli.methods import vmap
 from jacli.run import bench as benching
@@ -53,25 +53,44 @@ class Constants(nn.Module):
         return torch.tanh(x @ torch.ones(9, 5))
 
 
+def config_of(folder: Path, model: str | nn.Module, options: dict[str, Any]) -> RunConfig:
+    """Of a case by its name, or of a module of its own that takes nine numbers."""
+    shape: tuple[int, ...] = (9,)
+    if isinstance(model, str):
+        source = f"from tests.cases import CASES\n\ndef make():\n    return CASES[{model!r}].make()\n"
+        (folder / "arch.py").write_text(source)
+        shape, select, path = CASES[model].shape, CASES[model].select, f"{folder / 'arch.py'}:make"
+        options = {"select": select, **options}
+    else:
+        path = str(folder / "model.pt")
+        torch.jit.save(model, path)
+    np.save(folder / "x.npy", np.random.default_rng(0).standard_normal((SAMPLES, *shape), np.float32))
+    return from_options({"model": path, "inputs": str(folder / "x.npy"), "device": "cpu", **options})
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., BenchResult]:
-    """`bench` on a case by its name, or on a module of its own that takes nine numbers."""
+    """`bench` on a model."""
 
     def run(model: str | nn.Module, limit: float = 20.0, **options: Any) -> BenchResult:
-        shape: tuple[int, ...] = (9,)
-        if isinstance(model, str):
-            source = f"from tests.cases import CASES\n\ndef make():\n    return CASES[{model!r}].make()\n"
-            (tmp_path / "arch.py").write_text(source)
-            shape, select, path = CASES[model].shape, CASES[model].select, f"{tmp_path / 'arch.py'}:make"
-            options = {"select": select, **options}
-        else:
-            path = str(tmp_path / "model.pt")
-            torch.jit.save(model, path)
-        np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((SAMPLES, *shape), np.float32))
-        config = from_options({"model": path, "inputs": str(tmp_path / "x.npy"), "device": "cpu", **options})
-        return bench(config, limit=limit)
+        return bench(config_of(tmp_path, model, options), limit=limit)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., BenchResult]:
+    """`bench` on a case as it is, once for all tests that look at what it found."""
+    found: dict[str, BenchResult] = {}
+
+    def measured(name: str, **options: Any) -> BenchResult:
+        key = repr((name, options))
+        if key not in found:
+            torch.manual_seed(0)
+            found[key] = bench(config_of(tmp_path_factory.mktemp("bench"), name, options))
+        return found[key]
+
+    return measured
 
 
 def by_method(found: BenchResult) -> dict[str, BenchRow]:
@@ -86,8 +105,8 @@ def by_method(found: BenchResult) -> dict[str, BenchRow]:
     "options", [{}, {"classes": "top:2"}, {"dtype": "float64", "batch_size": 4}], ids=str
 )
 @pytest.mark.parametrize("name", ["residual", "narrow_middle", "few_inputs", "stateful", "tuple_output"])
-def test_every_method_serves_or_says_why_not(run: Any, name: str, options: dict[str, Any]) -> None:
-    found = run(name, **options)
+def test_every_method_serves_or_says_why_not(measured: Any, name: str, options: dict[str, Any]) -> None:
+    found = measured(name, **options)
     rows, shapes = by_method(found), found.shapes
     n_in, n_out = shapes.n_in, shapes.n_selected
     assert n_out == (2 if "classes" in options else shapes.n_out)
@@ -112,8 +131,8 @@ def test_every_method_serves_or_says_why_not(run: Any, name: str, options: dict[
             assert row.plan.batch_size == 4
 
 
-def test_the_fastest_first_and_the_refused_last(run: Any) -> None:
-    found = run("stateful")
+def test_the_fastest_first_and_the_refused_last(measured: Any) -> None:
+    found = measured("stateful")
     served = [row for row in found.rows if row.refused is None]
     refused = found.rows[len(served) :]
     seconds = [row.seconds for row in served]
@@ -123,8 +142,8 @@ def test_the_fastest_first_and_the_refused_last(run: Any) -> None:
     assert all(row.refused and row.relative is None and row.precision == "ieee" for row in refused)
 
 
-def test_reduced_precisions_of_the_methods_that_have_them(run: Any) -> None:
-    found = run("narrow_middle")
+def test_reduced_precisions_of_the_methods_that_have_them(measured: Any) -> None:
+    found = measured("narrow_middle")
     rows = by_method(found)
     reduced = [row for row in found.rows if row.precision != "ieee"]
     pairs = sorted((row.method, row.precision) for row in reduced)
@@ -142,8 +161,8 @@ def test_tf32_where_the_device_has_it(run: Any, monkeypatch: pytest.MonkeyPatch)
     assert precisions == {"ieee", "tf32"}
 
 
-def test_what_auto_takes_is_marked(run: Any) -> None:
-    found = run("residual")
+def test_what_auto_takes_is_marked(measured: Any) -> None:
+    found = measured("residual")
     assert found.auto and found.auto_seconds > 0
     assert [row.method for row in found.rows if "auto" in row.notes] == [found.auto.method]
 
@@ -151,8 +170,8 @@ def test_what_auto_takes_is_marked(run: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "words"), [("narrow_middle", "3 wide at "), ("few_inputs", "no useful cut: 6 wide at ")]
 )
-def test_where_it_is_cut_and_whether_that_is_of_use(run: Any, name: str, words: str) -> None:
-    (note,) = [note for note in by_method(run(name))["factored"].notes if "wide" in note]
+def test_where_it_is_cut_and_whether_that_is_of_use(measured: Any, name: str, words: str) -> None:
+    (note,) = [note for note in by_method(measured(name))["factored"].notes if "wide" in note]
     assert note.startswith(words)
 
 
@@ -167,8 +186,8 @@ def test_a_block_is_stopped_at_the_limit(run: Any) -> None:
     assert "not computed" in rows["factored"].notes[-1]
 
 
-def test_copies_are_few_where_one_call_takes_too_long(run: Any) -> None:
-    assert by_method(run("residual"))["replicate"].plan.chunk_size == 7
+def test_copies_are_few_where_one_call_takes_too_long(run: Any, measured: Any) -> None:
+    assert by_method(measured("residual"))["replicate"].plan.chunk_size == 7
     row = by_method(run("residual", limit=1e-9))["replicate"]
     assert row.plan.chunk_size == 1
     assert any("several calls" in note for note in row.notes)
@@ -180,9 +199,9 @@ def test_seconds_of_what_was_not_computed() -> None:
 
 
 @pytest.mark.parametrize(("fixed", "seconds"), [(None, 3.0), (4, 4.0)])
-def test_a_last_block_that_is_not_full(run: Any, fixed: int | None, seconds: float) -> None:
+def test_a_last_block_that_is_not_full(measured: Any, fixed: int | None, seconds: float) -> None:
     """It takes its share; padded to a fixed batch, as long as the others."""
-    found = run("residual", batch_size=4)
+    found = measured("residual", batch_size=4)
     plan, shapes = by_method(found)["loop"].plan, replace(found.shapes, fixed_batch=fixed)
     assert (plan.n_blocks, shapes.n_samples) == (2, 6)
     row = benching._row(plan, shapes, 2.0, [], estimated=False)
@@ -299,8 +318,8 @@ def test_nothing_fits(run: Any) -> None:
         run("residual", memory=1000)
 
 
-def test_as_json(run: Any) -> None:
-    found = run("stateful")
+def test_as_json(measured: Any) -> None:
+    found = measured("stateful")
     values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert [row["method"] for row in values["methods"]] == [row.method for row in found.rows]
     assert values["auto"]["method"] == found.auto.method

@@ -14,7 +14,7 @@ from tests.store.layouts import IMAGES, random_block
 LAYOUTS = {
     "images": IMAGES,
     "gzip": replace(IMAGES, n_samples=7, compress="gzip"),
-    "chunks across blocks": ResultLayout(9, (3, 100, 90), (11,), batch_size=2),
+    "chunks across blocks": ResultLayout(9, (3, 20, 60), (11,), batch_size=2),
 }
 
 _SYSTEM_CALLS = ("pwrite", "ftruncate", "fsync", "fdatasync", "replace", "link", "unlink")

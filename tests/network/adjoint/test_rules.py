@@ -13,8 +13,10 @@ from jacli.network import NotTraceableError, exact_arithmetic
 from jacli.network.adjoint.call import Call
 from jacli.network.adjoint.rules import RULES, find_rule
 from jacli.network.trace import operator_name
+from tests.clauses import broken
 from tests.network.adjoint.contract import (
     ARITHMETICS,
+    BATCHES,
     at,
     below_autograd,
     error,
@@ -28,7 +30,6 @@ from tests.network.adjoint.contract import (
 )
 from tests.network.adjoint.operators import AS_TRACED, BATCH, OPERATORS
 
-OTHER_BATCH = 7
 A_FEW = [
     "conv2d 3x3 padded",
     "linear",
@@ -59,9 +60,6 @@ ELSEWHERE = {
 """Operators with a rule that no case comes to."""
 
 
-BOTH_WAYS = [name for name in OPERATORS if OPERATORS[name].forward]
-
-
 on_a_cpu = pytest.mark.skipif(
     os.environ.get("JACLI_TEST_DEVICE", "cpu") != "cpu", reason="CUDA's recurrent layers are other operators"
 )
@@ -85,9 +83,7 @@ def linearized(name, arithmetic, device, batch=BATCH):
     return program(name, arithmetic.dtype, device).linearize(x, precision=arithmetic.precision)
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS.values(), ids=ARITHMETICS)
-@pytest.mark.parametrize("name", OPERATORS)
-def test_rows_are_those_of_the_plain_pullback(name, arithmetic, device):
+def rows_are_those_of_the_plain_pullback(name, arithmetic, device):
     """One, three and more than n_out cotangents at a time, each twice; the caller's stay as they are."""
     found, expected = linearized(name, arithmetic, device), jacobian(name, BATCH, device)
     for count in (1, 3, found.n_out + 2):
@@ -100,12 +96,8 @@ def test_rows_are_those_of_the_plain_pullback(name, arithmetic, device):
         assert repeats(found.vjp(u), rows, arithmetic.tolerance)
 
 
-@pytest.mark.parametrize("arithmetic", ARITHMETICS.values(), ids=ARITHMETICS)
-@pytest.mark.parametrize("name", BOTH_WAYS)
-def test_columns_are_those_of_the_plain_pullback(name, arithmetic, device):
+def columns_are_those_of_the_plain_pullback(name, arithmetic, device):
     """One, three and more than n_in tangents at a time, each twice; the caller's stay as they are."""
-    if device.type == "cuda" and name in NO_FORWARD_MODE_ON_CUDA:
-        pytest.skip("CUDA's fused cells have no forward mode")
     found, expected = linearized(name, arithmetic, device), jacobian(name, BATCH, device)
     for count in (1, 3, found.n_in + 2):
         v = vectors(count, BATCH, found.n_in, found.outputs)
@@ -117,11 +109,10 @@ def test_columns_are_those_of_the_plain_pullback(name, arithmetic, device):
         assert repeats(found.jvp(v), columns, arithmetic.tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("name", OPERATORS)
-def test_outputs_are_the_modules_own(name, dtype, device):
+def outputs_are_the_modules_own(name, arithmetic, device):
     """Bit for bit, at every batch size; other kernels of attention round otherwise."""
-    for batch in (1, BATCH, OTHER_BATCH):
+    dtype = arithmetic.dtype
+    for batch in BATCHES:
         x = at(name, batch, dtype, device)
         found = program(name, dtype, device).linearize(x).outputs
         own = network(name, dtype, device)(x, {})
@@ -133,17 +124,13 @@ def test_outputs_are_the_modules_own(name, dtype, device):
             assert repeats(found, own), batch
 
 
-@pytest.mark.parametrize("name", BOTH_WAYS)
-def test_one_program_serves_every_batch_size(name, device):
-    """Linearisations of one program live side by side: another block leaves the first as it was."""
-    first = linearized(name, ARITHMETICS["float64"], device)
+def one_program_serves_every_batch_size(name, arithmetic, device):
+    """Linearisations of one program live side by side: another batch leaves the first as it was."""
+    first = linearized(name, arithmetic, device)
     u = vectors(3, BATCH, first.n_out, first.outputs)
     rows, points = first.vjp(u), at(name, BATCH, torch.float64, device)
-    for batch in (1, OTHER_BATCH):
-        found, expected = (
-            linearized(name, ARITHMETICS["float64"], device, batch),
-            jacobian(name, batch, device),
-        )
+    for batch in set(BATCHES) - {BATCH}:
+        found, expected = linearized(name, arithmetic, device, batch), jacobian(name, batch, device)
         assert (found.batch, found.n_out, found.n_in) == (batch, first.n_out, first.n_in)
         cotangents = vectors(3, batch, found.n_out, found.outputs)
         tangents = vectors(3, batch, found.n_in, found.outputs)
@@ -153,10 +140,9 @@ def test_one_program_serves_every_batch_size(name, device):
     assert torch.equal(at(name, BATCH, torch.float64, device), points)
 
 
-@pytest.mark.parametrize("name", BOTH_WAYS)
-def test_adjoint_identity(name, device):
+def adjoint_identity(name, arithmetic, device):
     """<u, J v> = <J' u, v>, in turns: neither direction disturbs the other."""
-    found = linearized(name, ARITHMETICS["float64"], device)
+    found = linearized(name, arithmetic, device)
     for count in (1, 4):
         u = vectors(count, BATCH, found.n_out, found.outputs)
         v = vectors(count, BATCH, found.n_in, found.outputs)
@@ -165,13 +151,9 @@ def test_adjoint_identity(name, device):
         assert (((u * columns).sum(2) - (rows * v).sum(2)).abs() <= 1e-12 * scale).all()
 
 
-@pytest.mark.parametrize("name", BOTH_WAYS)
-def test_vectors_that_share_memory_are_served(name, device):
+def vectors_that_share_memory_are_served(name, arithmetic, device):
     """Cotangents spread over the samples, and tangents that lie the other way round in memory."""
-    found, expected = (
-        linearized(name, ARITHMETICS["float64"], device),
-        jacobian(name, BATCH, device),
-    )
+    found, expected = linearized(name, arithmetic, device), jacobian(name, BATCH, device)
     spread = torch.eye(found.n_out).to(found.outputs)[:, None].expand(-1, BATCH, -1)
     turned = torch.eye(found.n_in).to(found.outputs)[:, :, None].expand(-1, -1, BATCH).mT
     assert error(found.vjp(spread), expected.transpose(0, 1)) <= 1e-12
@@ -179,11 +161,54 @@ def test_vectors_that_share_memory_are_served(name, device):
     assert torch.equal(spread[:, 1], torch.eye(found.n_out).to(spread))
 
 
-@pytest.mark.parametrize("name", [name for name in OPERATORS if not OPERATORS[name].forward])
-def test_what_torch_has_no_forward_mode_of_is_not_pushed_through(name, device):
-    found = linearized(name, ARITHMETICS["float64"], device)
+def what_torch_has_no_forward_mode_of_is_not_pushed_through(name, arithmetic, device):
+    found = linearized(name, arithmetic, device)
     with pytest.raises(NotImplementedError, match="forward AD"):
         found.jvp(vectors(1, BATCH, found.n_in, found.outputs))
+
+
+def a_rule_that_is_there_is_used(name, arithmetic, device):
+    """None but the operators that are said to run as traced do so, and they all do."""
+    expected = {operator for operator, cases in AS_TRACED.items() if name in cases}
+    linearized(name, arithmetic, device)
+    assert set(program(name, arithmetic.dtype, device).without_rule) == expected
+
+
+IN_EVERY_ARITHMETIC = ("float64", "float32", "bf16")
+CONTRACT = {
+    rows_are_those_of_the_plain_pullback: IN_EVERY_ARITHMETIC,
+    outputs_are_the_modules_own: ("float64", "float32"),
+    a_rule_that_is_there_is_used: ("float32", "bf16"),
+}
+"""What holds for every operator, and in which arithmetics."""
+
+CONTRACT_BOTH_WAYS = {
+    **CONTRACT,
+    columns_are_those_of_the_plain_pullback: IN_EVERY_ARITHMETIC,
+    one_program_serves_every_batch_size: ("float64",),
+    adjoint_identity: ("float64",),
+    vectors_that_share_memory_are_served: ("float64",),
+}
+CONTRACT_OF_REVERSE_MODE = {**CONTRACT, what_torch_has_no_forward_mode_of_is_not_pushed_through: ("float64",)}
+
+
+def clauses_of(name, device):
+    """The contract of an operator: clauses, each with its arithmetics."""
+    clauses = dict(CONTRACT_BOTH_WAYS if OPERATORS[name].forward else CONTRACT_OF_REVERSE_MODE)
+    if device.type == "cuda" and name in NO_FORWARD_MODE_ON_CUDA:
+        del clauses[columns_are_those_of_the_plain_pullback]
+    return clauses
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_contract_holds(name, device):
+    """Clause by clause; all that do not hold are named, with their arithmetic."""
+    failures = [
+        broken(clause, name, ARITHMETICS[arithmetic], device)
+        for clause, arithmetics in clauses_of(name, device).items()
+        for arithmetic in arithmetics
+    ]
+    assert not any(failures), "\n".join(filter(None, failures))
 
 
 @pytest.mark.exhaustive
@@ -206,15 +231,6 @@ def test_the_same_below_autograd(name, device):
 def test_what_cannot_be_traced_below_autograd_is_refused(name, device):
     with pytest.raises(NotTraceableError, match="cannot be undone"):
         below_autograd(name, device)
-
-
-@pytest.mark.parametrize("name", OPERATORS)
-def test_a_rule_that_is_there_is_used(name, device):
-    """None but the operators that are said to run as traced do so, and they all do."""
-    expected = {operator for operator, cases in AS_TRACED.items() if name in cases}
-    for arithmetic in ("float32", "bf16"):
-        linearized(name, ARITHMETICS[arithmetic], device)
-        assert set(program(name, torch.float32, device).without_rule) == expected
 
 
 @pytest.mark.slow
