@@ -53,10 +53,10 @@ def test_mixing_is_found_in_a_block(name):
 def test_a_fixed_batch_is_checked_in_another_order():
     def anchored(x):
         assert len(x) == 4
-        return x - 0.5 * x[2:3].detach() * (x.abs().max() > 2)
+        return x - 0.5 * x[2:3].detach() * (x.abs().max() > 20)
 
     x = torch.randn(8, 6)
-    x[4:] *= 5  # only the second block reaches the branch
+    x[4:] *= 100  # only the second batch reaches the branch, not the noise of the probe
     x[:4] = x[:4].clamp(-1, 1)
     with pytest.raises(ModelError, match="another order"):
         jacli.jacobian(Function(anchored), x)
