@@ -1,4 +1,4 @@
-"""torch's global settings, given back after code that may change them: a user's imports and builders.
+"""Global settings, given back after code that may change them: a user's imports and builders.
 
 A script that ends with ``torch.set_grad_enabled(False)`` or begins with ``torch.set_default_device("cuda")``
 means itself; left so, the settings would hold for everything that jacli computes afterwards.
@@ -6,10 +6,13 @@ means itself; left so, the settings would hold for everything that jacli compute
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
@@ -21,15 +24,16 @@ _never_left: list[Any] = []
 
 @contextmanager
 def settings_kept() -> Iterator[None]:
-    """Give back, whatever happens inside, what of torch is global.
+    """Give back, whatever happens inside, what is global.
 
-    These are: grad mode and inference mode, default dtype and device, the number of threads, deterministic
-    algorithms, anomaly detection, autocast, and the random states.  The precision of float32 products is not
-    among them: each pass sets its own (`jacli.network`).
+    Of torch these are: grad mode and inference mode, default dtype and device, the number of threads,
+    deterministic algorithms, anomaly detection, autocast, and the random states.  The precision of float32
+    products is not among them: each pass sets its own (`jacli.network`).  Beside torch: the working folder,
+    what NumPy does at an overflow, and filters that make errors of warnings; filters that silence stay.
     """
     before = [(write, read()) for read, write in _SETTINGS]
     inference = torch.is_inference_mode_enabled()
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
+    with _no_errors_of_warnings(), torch.random.fork_rng(range(torch.cuda.device_count())):
         try:
             yield
         finally:
@@ -40,6 +44,34 @@ def settings_kept() -> Iterator[None]:
             for (read, write), (_, value) in zip(_SETTINGS, before, strict=True):
                 if read() != value:
                     write(value)
+
+
+@contextmanager
+def _no_errors_of_warnings() -> Iterator[None]:
+    """Take back the filters added inside that make errors of warnings."""
+    before = list(warnings.filters)
+    added: list[Any] = []
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            added = [found for found in warnings.filters if found not in before and found[0] != "error"]
+    for action, message, category, module, line in reversed(added):
+        texts = ["" if part is None else getattr(part, "pattern", part) for part in (message, module)]
+        warnings.filterwarnings(action, texts[0], category, texts[1], line)
+
+
+def _folder() -> str | None:
+    """The working folder; None where it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return None
+
+
+def _set_folder(path: str | None) -> None:
+    if path is not None:
+        os.chdir(path)
 
 
 def _deterministic() -> tuple[bool, bool]:
@@ -81,6 +113,8 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (_deterministic, _set_deterministic),
     (_anomaly, _set_anomaly),
     (_autocast, _set_autocast),
+    (_folder, _set_folder),
+    (np.geterr, lambda how: np.seterr(**how)),
 )
 """How a setting is read and written."""
 

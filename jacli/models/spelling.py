@@ -97,10 +97,9 @@ def with_shared(expected: Mapping[str, torch.Tensor], part: Weights) -> tuple[We
         for other, source in present.get(tensor.untyped_storage().data_ptr(), ()):
             offset = _offset_within(tensor, source)
             if offset is not None:
-                stored = part[other].contiguous().view(-1)
-                added[name] = stored.as_strided(
-                    tensor.shape, tensor.stride(), stored.storage_offset() + offset
-                )
+                stored = torch.empty_strided(source.shape, source.stride(), dtype=part[other].dtype)
+                stored.copy_(part[other])
+                added[name] = stored.as_strided(tensor.shape, tensor.stride(), offset)
                 notes.append(f"{name} shares its memory with {other}: taken from there")
                 break
     if hasattr(part, "_metadata"):
@@ -120,12 +119,22 @@ def _has_memory(tensor: object) -> bool:
 
 
 def _offset_within(tensor: torch.Tensor, source: torch.Tensor) -> int | None:
-    """Where another tensor of the same storage begins in a contiguous one, in elements; None if outside."""
-    if tensor.dtype != source.dtype or not source.is_contiguous():
+    """Where another tensor of the same storage begins in one without gaps, in elements; None if outside."""
+    if tensor.dtype != source.dtype or not _is_dense(source):
         return None
     offset = int(tensor.storage_offset()) - int(source.storage_offset())
     last = offset + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     return offset if offset >= 0 and last < source.numel() else None
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether it fills its part of the storage, in whatever order of its axes (a transposed weight does)."""
+    step = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != step:
+            return False
+        step *= size
+    return True
 
 
 def _without(name: str, wrappers: Collection[str]) -> str:

@@ -83,8 +83,9 @@ def forward_pass(*, recurrent: bool, device: torch.device) -> Iterator[None]:
     TorchScript's profiling executor specialises a graph on its second call and then fails under
     torch.func transforms from the third on (https://github.com/pytorch/pytorch/issues/170680);
     without its optimisations it does not.  cuDNN's recurrent layers have no backward in eval mode;
-    the plain kernels do.
+    the plain kernels do.  Grad mode and default dtype are given back, should a forward pass change them.
     """
+    grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     cudnn: Any = torch.backends.cudnn
     without_cudnn = recurrent and device.type == "cuda" and cudnn.enabled
     if without_cudnn:
@@ -93,6 +94,10 @@ def forward_pass(*, recurrent: bool, device: torch.device) -> Iterator[None]:
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             yield
     finally:
+        if torch.is_grad_enabled() != grad:
+            torch.set_grad_enabled(grad)
+        if torch.get_default_dtype() != dtype:
+            torch.set_default_dtype(dtype)
         if without_cudnn:
             cudnn.enabled = True
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +32,10 @@ CHANGES = {
     "seed": "torch.manual_seed(12345)",
     "anomaly": "torch.autograd.set_detect_anomaly(True, check_nan=False)",
     "autocast": "torch.set_autocast_enabled('cpu', True)",
+    "folder": "import os; os.chdir('/')",
+    "NumPy's errors": "import numpy; numpy.seterr(all='raise')",
+    "warnings": "import warnings; warnings.filterwarnings('error', 'of a kind', UserWarning)",
+    "all warnings": "import warnings; warnings.simplefilter('error', ResourceWarning)",
 }
 NETWORK = """
 class Net(torch.nn.Module):
@@ -59,6 +66,9 @@ def settings() -> dict[str, Any]:
         "random": torch.get_rng_state().sum().item(),
         "anomaly": (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
         "autocast": torch.is_autocast_enabled("cpu"),
+        "folder": os.getcwd(),
+        "NumPy's errors": np.geterr(),
+        "warnings": [one for one in warnings.filters if one[0] == "error"],
     }
 
 
@@ -91,7 +101,7 @@ def test_files_with_an_architecture(tmp_path: Path, change: str, when: str) -> N
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_modules_and_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    name = f"changes_{change.replace(' ', '_')}"
+    name = "changes_" + "".join(filter(str.isalpha, change))
     (tmp_path / f"{name}.py").write_text(source(at_import=CHANGES[change]))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -139,3 +149,23 @@ def test_a_network_is_built_in_the_default_dtype_that_its_file_sets(tmp_path: Pa
     assert loaded.module.fc.weight.dtype == getattr(torch, dtype)
     assert load_anew(loaded).weights_sha256 == loaded.weights_sha256
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_filters_that_silence_warnings_stay() -> None:
+    with warnings.catch_warnings():
+        with settings_kept():
+            warnings.filterwarnings("ignore", "of the user's", UserWarning)
+            warnings.filterwarnings("error", "of another kind", UserWarning)
+        warnings.filterwarnings("error", "of the user's", UserWarning, append=True)
+        warnings.warn("of the user's model", UserWarning, stacklevel=1)
+        texts = [getattr(one[1], "pattern", one[1]) for one in warnings.filters]
+    assert "of the user's" in texts and "of another kind" not in texts
+
+
+def test_a_working_folder_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with settings_kept():
+        pass

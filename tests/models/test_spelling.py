@@ -37,6 +37,14 @@ class Transposed(nn.Module):
         self.decode.weight = nn.Parameter(self.encode.weight.detach().t())
 
 
+class Permuted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encode = nn.Conv2d(2, 3, 2, bias=False)
+        self.decode = nn.Conv2d(3, 2, 2, bias=False)
+        self.decode.weight = nn.Parameter(self.encode.weight.detach().permute(1, 0, 3, 2))
+
+
 class Sliced(nn.Module):
     def __init__(self):
         super().__init__()
@@ -131,6 +139,23 @@ def test_a_tied_view_takes_the_values_that_belong_to_it(tmp_path: Path, arch: st
     assert torch.equal(module.lower, table[3:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("name", "shape", "axes"), [("Transposed", (3, 5), (1, 0)), ("Permuted", (2, 3, 2, 2), (1, 0, 3, 2))]
+)
+def test_only_the_view_is_stored(
+    tmp_path: Path, arch: str, name: str, shape: tuple[int, ...], axes: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    weight = torch.arange(torch.Size(shape).numel(), dtype=dtype).reshape(shape)
+    file = {"decode.weight": weight}
+    if name == "Transposed":
+        file |= {"encode.bias": torch.ones(5, dtype=dtype), "decode.bias": torch.ones(3, dtype=dtype)}
+    save_file(file, tmp_path / "net.safetensors")
+    module = load_model(str(tmp_path / "net.safetensors"), arch=f"{arch}:{name}").module
+    assert torch.equal(module.decode.weight, weight)
+    assert torch.equal(module.encode.weight, weight.permute(axes))
+
+
 def test_a_missing_tensor_that_nothing_shares_stays_missing(tmp_path: Path, arch: str) -> None:
     for name, value in (
         ("Untied", {"first.weight": torch.ones(5, 3)}),
@@ -147,6 +172,8 @@ def test_a_missing_tensor_that_nothing_shares_stays_missing(tmp_path: Path, arch
         ("encoder.", "_orig_mod.encoder._fsdp_wrapped_module."),
         ("encoder.0.", "encoder.0._checkpoint_wrapped_module._fsdp_wrapped_module."),
         ("head.", "head.module."),
+        ("encoder.", "encoder._fsdp_wrapped_module.module."),
+        ("module.", "module.module._checkpoint_wrapped_module."),
         ("", "model._orig_mod."),
     ],
 )

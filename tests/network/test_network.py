@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import jacli
 from jacli.errors import ModelError
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.network.network import outputs_of, select_output
@@ -167,3 +168,22 @@ def test_a_twin_of_an_exported_program():
     twin, x = frozen_twin(program), torch.randn(2, 3)
     assert torch.equal(twin(x), program(x))
     assert not any(parameter.requires_grad for parameter in twin.parameters())
+
+
+@pytest.mark.parametrize("change", ["grad", "dtype", "both"])
+def test_a_forward_pass_that_changes_settings(change):
+    class Changes(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x).tanh()
+            if change != "dtype":
+                torch.set_grad_enabled(False)
+            if change != "grad":
+                torch.set_default_dtype(torch.float64)
+            return y
+
+    x, model = torch.randn(3, 5), Changes(5, 2)
+    for method in ("loop", "replicate", "vmap", "forward", "auto"):
+        found = jacli.jacobian(model, x, method=method)
+        assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
+        rows = (1 - torch.tanh(x @ model.weight.T + model.bias) ** 2)[:, None, :] * model.weight.T
+        torch.testing.assert_close(found, rows.detach())
