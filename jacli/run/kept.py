@@ -174,7 +174,8 @@ class Kept:
             return  # the entry of more samples does
         before = entries.pop(self._key, None)
         plan, graph = (chosen.plan, chosen.graph) if chosen is not None else (None, None)
-        if plan is None and before is not None:
+        # A graph holds the parameters of its own copy: with another copy it would be stale.
+        if plan is None and before is not None and (before.graph is None or network.module is before.twin):
             plan, graph = before.plan, before.graph
         while len(entries) >= _MOST:
             entries.pop(next(iter(entries)))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import jacli
+from jacli.config import from_options
 from jacli.errors import ModelError
 from jacli.run import api, cutting, memory, sizes, task
 from jacli.run import kept as kept_module
@@ -555,6 +556,26 @@ def test_values_without_the_matrix_are_probed_once(done: Counter[str]) -> None:
         torch.testing.assert_close(jacli.singular_values(module, points, k=1), exact, rtol=1e-5, atol=0)
     assert done == {"probed": 1}
     check(module, x, method="vmap")
+
+
+@pytest.mark.parametrize("change", [None, in_place, loaded, number])
+@pytest.mark.parametrize("method", ["adjoint", "factored", "vmap"])
+def test_no_graph_is_kept_with_another_copy(
+    x: Tensor, method: str, change: Callable[[Network], None] | None
+) -> None:
+    """A call that forms no matrix comes between two that do, after the module has changed."""
+    module = model()
+    check(module, x, method=method)
+    if change is not None:
+        change(module)
+    ((_, options),) = kept_module._ENTRIES[module]
+    between = kept_module.Kept(module, len(x), options)
+    assert between.network is not None
+    limit = memory.MemoryLimit.of_run(from_options({"model": "-", "inputs": "-"}), x.device)
+    between.keep(*between.network, None, limit, held=0)
+    (entry,) = kept_module._ENTRIES[module].values()
+    assert (entry.graph is not None) == (method in GRAPHS and change is None)
+    check(module, x, method=method)
 
 
 def test_memory_is_looked_at_again_only_where_much_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
