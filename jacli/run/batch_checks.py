@@ -31,7 +31,7 @@ from jacli.verify import (
     row_tolerance,
     transpose_error,
 )
-from jacli.verify.recheck import ReversePasses
+from jacli.verify.passes import ReversePasses
 
 _FEW_SAMPLES = 2
 """Of a batch that are checked under a method that has proved itself on all samples of an earlier one."""
