@@ -31,7 +31,7 @@ from jacli.verify import (
     row_tolerance,
     transpose_error,
 )
-from jacli.verify.recheck import ReversePasses
+from jacli.verify.passes import ReversePasses
 
 _FEW_SAMPLES = 2
 """Of a batch that are checked under a method that has proved itself on all samples of an earlier one."""
@@ -86,7 +86,7 @@ class BatchChecks:
     What escapes: a fault of the outputs that another order shows is found in every batch.  A fault of
     the derivatives alone, in one batch of k that are alike, escapes with probability ``1 - p``, where
     ``p = min(1, batch seconds / (100 * check seconds))`` is the share of batches checked as a whole: such a
-    check costs about seven passes, so that p is about 1/7 where a batch takes 100 passes and 1 from 700 on.
+    check costs about ten passes, so that p is about 1/10 where a batch takes 100 passes and 1 from 1000 on.
     A branch on the whole batch that gives half of the samples another output, and that no operation of torch
     shows to read values, escapes with probability 1/2 in one batch, ``2 ** -8`` in one checked as a whole.
 

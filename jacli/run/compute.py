@@ -326,6 +326,11 @@ def _recheck(run: Run, writer: ResultWriter, chosen: Chosen) -> Recheck:
                 errors.append(found.error)
             if found.failed and position not in wrong:
                 failed.append(position)
+                if found.rounding:
+                    references.notes.append(
+                        f"sample {position} is what plain reverse passes in {config.dtype} give, which is "
+                        "too coarse for it: --dtype float64, or a larger --tolerance"
+                    )
     worst = max(errors, default=None)
     return Recheck(
         len(rows),

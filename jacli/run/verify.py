@@ -77,6 +77,11 @@ class Verification:
         return tuple(sample.sample_index for sample in self.samples if sample.found.failed)
 
     @property
+    def only_rounding(self) -> bool:
+        """Whether plain reverse passes in the run's own arithmetic give what each failed sample holds."""
+        return all(sample.found.rounding for sample in self.samples if sample.found.failed)
+
+    @property
     def worst_error(self) -> float | None:
         """Of samples away from kinks; None where there are no others."""
         return max((s.found.error for s in self.samples if not s.found.near_kink), default=None)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jacli.agreement import finite, gaps, norms, ratios, relative_errors
 from jacli.linear_map import Linearization, LinearMap, Matrices
-from jacli.verify.recheck import ReversePasses
+from jacli.verify.passes import ReversePasses
 from jacli.verify.tolerances import PASSES, REDUCED_INSIDE
 
 N_ROWS = 4

@@ -543,3 +543,21 @@ def test_confident_softmaxes_are_right_in_float64(scale: float, mixed: bool) -> 
             spoilt = sample_of(wrong, reference.outputs[position], torch.linalg.vector_norm(dense, dim=1))
             assert recheck(spoilt, reference, lambda: [], **options).failed
     assert small >= 2
+
+
+@pytest.mark.parametrize("scale, mixed", [(40.0, False), (60.0, False)])
+def test_what_float32_is_too_coarse_for_is_told_from_a_wrong_method(scale: float, mixed: bool) -> None:
+    torch.manual_seed(0)
+    module, x = Confident(scale, mixed), torch.randn(24, 6)
+    run, reference = linearized(module, x), linearized(frozen_twin(module).double(), x.double())
+    coarse = 0
+    for position in range(24):
+        dense, outputs = jacobian(run, position), run.outputs[position]
+        ours = partial(lambda at: [(run, at)], position)
+        options = {"position": position, "tolerance": 1e-4, "seed": position}
+        found = recheck(sample_of(dense, outputs), reference, ours, **options)
+        assert found.failed == found.rounding  # badly conditioned ones count as kinks
+        coarse += found.failed
+        spoilt = recheck(sample_of(1.5 * dense, outputs), reference, ours, **options)
+        assert not found.failed or (spoilt.failed and not spoilt.rounding)
+    assert coarse >= 2
