@@ -118,9 +118,9 @@ def _without_choice(text: str) -> str:
     """Without what is chosen by measurement, on this machine and at this moment."""
     text = re.sub(r"method \w+ \((?!asked for).*?\)(?=, \d)", "method M", text)
     text = re.sub(r"relative error \S+(?=,)", "relative error E", text)
-    text = re.sub(r"^note: (not cut|not traced|passed over).*\n", "", text, flags=re.M)
+    text = re.sub(r"^note: (not cut|not traced|passed over).*\n?", "", text, flags=re.M)
     text = re.sub(rf"^({'|'.join(_CHOSEN)})  .*\n?", "", text, flags=re.M)
-    return re.sub(r"^(measured) .*(\n  .*)*", r"\1", text, flags=re.M)
+    return re.sub(r"^(measured) .*(\n  .*)*", r"\1", text, flags=re.M).rstrip()
 
 
 def _same(a: str, b: str) -> bool:
