@@ -319,7 +319,8 @@ def test_the_outputs_are_those_of_the_model_whatever_the_precision(compute) -> N
 
 
 def test_save_none(compute) -> None:
-    full, found = compute(), compute("--save", "none")
+    same = "--method", "loop"  # `auto` may choose another one, which rounds otherwise
+    full, found = compute(*same), compute(*same, "--save", "none")
     assert "jacobian" not in found
     for name in set(full.data) - {"jacobian"}:
         np.testing.assert_array_equal(found[name], full[name])
@@ -368,7 +369,9 @@ def test_singular_values(compute, exact: np.ndarray) -> None:
 
 
 def test_random_inputs_are_the_seed_s(compute) -> None:
-    first, again, other = (compute("--seed", seed, inputs="random:3x3x5x4") for seed in (4, 4, 5))
+    first, again, other = (
+        compute("--seed", seed, "--method", "loop", inputs="random:3x3x5x4") for seed in (4, 4, 5)
+    )
     assert first["inputs"].shape == (3, *INPUT)
     np.testing.assert_array_equal(first["inputs"], again["inputs"])
     np.testing.assert_array_equal(first["jacobian"], again["jacobian"])
