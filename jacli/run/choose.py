@@ -147,9 +147,10 @@ class Choice:
             return [replace(plan, seconds=asked.get("seconds"), measured=measured, notes=notes)]
         except (KeyError, TypeError, ValueError, NotTraceableError) as failure:
             if self._continued:
+                lacking = isinstance(failure, KeyError)
                 raise OutputError(
                     "The plan of the unfinished run cannot be followed here.",
-                    why=f"{failure}.",
+                    why=f"There is no {failure}." if lacking else f"{failure}.",
                     todo="Go on where it began (the same versions), or start anew with --no-resume.",
                 ) from failure
             self.notes.append(f"the plan of the run that is repeated was not taken over: {failure}")

@@ -42,6 +42,14 @@ class IndexedDataset:
         self.attrs = dataset.attrs
         self._index = index
         self._sources = sources
+        self._positions = dataset.file.get("sample_index")
+        if not sources or sources[-1].stop != len(self) or not isinstance(self._positions, h5py.Dataset):
+            raise ResultsError(
+                f"{index} is damaged, or was edited.",
+                why=f"Its shards hold {sources[-1].stop if sources else 0} samples, and its {self.name} "
+                f"has {len(self)}; or it does not say which.",
+                todo="Merge the shards again.",
+            )
         self._stops = np.array([source.stop for source in sources])
         self._opened: tuple[int, h5py.File] | None = None
         self._closed = False
@@ -107,18 +115,31 @@ class IndexedDataset:
                     why=f"{self._index} is an index, and this is one of its shards: {error}.",
                     todo="Put it back, or compute it again and merge the shards again.",
                 ) from error
-            self._check_fit(path, self._opened[1], self._sources[number])
+            try:
+                self._check_fit(path, self._opened[1], self._sources[number])
+            except BaseException:
+                self.close()  # or the next look would take it for checked
+                raise
             self._of_shard = checked(self._opened[1][self.name])
         return self._of_shard
 
     def _check_fit(self, path: Path, file: h5py.File, source: Source) -> None:
-        """A shard's dataset is the index's, but for the number of rows."""
+        """A shard's dataset is the index's, but for the number of rows, and of the samples of those rows."""
         found = file.get(self.name)
         expected = (source.stop - source.start, *self.shape[1:])
         if not isinstance(found, h5py.Dataset) or found.shape != expected or found.dtype != self.dtype:
             raise ResultsError(
                 f"{path} does not fit {self._index}.",
                 why=f"Its {self.name} is not {self.dtype} of shape {expected}, as the index says.",
+                todo="Merge the shards again.",
+            )
+        own = self._positions[source.start : source.stop]
+        positions = file.get("sample_index")
+        if not isinstance(positions, h5py.Dataset) or not np.array_equal(checked(positions)[...], own):
+            raise ResultsError(
+                f"{path} does not fit {self._index}.",
+                why=f"It does not hold the samples that the index has in rows {source.start} to "
+                f"{source.stop - 1}.",
                 todo="Merge the shards again.",
             )
 

@@ -65,9 +65,13 @@ def sources_of(index: Path, attributes: Mapping[str, object]) -> tuple[Source, .
     """
     said = Attributes(index, attributes)
     try:
-        return tuple(Source(**entry) for entry in said.json_list("sources"))
+        sources = tuple(Source(**entry) for entry in said.json_list("sources"))
     except TypeError as error:
         raise said.damaged("sources", str(error)) from error
+    ends = [0, *(source.stop for source in sources)]
+    if any(source.start != end for source, end in zip(sources, ends, strict=False)):
+        raise said.damaged("sources", "their rows do not follow one another")
+    return sources
 
 
 def attributes_of(file: h5py.File) -> dict[str, object]:

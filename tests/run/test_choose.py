@@ -387,6 +387,17 @@ def test_a_plan_whose_graph_cannot_be_had_again(monkeypatch: pytest.MonkeyPatch,
     assert choice.notes == ["the plan of the run that is repeated was not taken over: this torch cannot"]
 
 
+@pytest.mark.parametrize(("name", "value"), [("why", None), ("method", "os.system"), ("method", "none")])
+def test_what_a_recorded_plan_lacks_is_named(name: str, value: str | None) -> None:
+    work = task_of(narrow(), method="loop")
+    recorded = {**Choice(work).plans[0].to_dict(), name: value}
+    recorded = {key: found for key, found in recorded.items() if found is not None}
+    config = replace(work.config, repeated_plan=json.loads(json.dumps(recorded)))
+    with pytest.raises(OutputError, match="cannot be followed") as refused:
+        Choice(replace(work, config=config), continued=True)
+    assert refused.value.why == f"There is no '{value or name}'."
+
+
 @pytest.mark.parametrize("method", ["adjoint", "tangent", "factored"])
 def test_a_plan_that_was_kept_comes_with_its_graph(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     work = task_of(narrow(), method=method)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import shutil
@@ -252,6 +253,58 @@ def test_damaged_sources_are_refused(tmp_path: Path) -> None:
             file.attrs["sources"] = text
         with open_results(tmp_path / "out.h5") as results, pytest.raises(ResultsError, match="`sources`"):
             _ = results.jacobian
+
+
+def _shift(sources: list[dict[str, int]]) -> None:
+    for source in sources[1:]:
+        source["start"] += 1
+        source["stop"] += 1
+
+
+def _overlap(sources: list[dict[str, int]]) -> None:
+    sources[1]["start"] -= 1
+    sources[1]["stop"] -= 1
+
+
+def _exchange(sources: list[dict[str, int]]) -> None:
+    """Shards of as many samples: the rows still follow one another."""
+    for name in ("name", "size", "modified", "identity"):
+        sources[1][name], sources[2][name] = sources[2][name], sources[1][name]
+
+
+SOURCES = {
+    "shifted": (_shift, "follow one another"),
+    "overlapping": (_overlap, "follow one another"),
+    "in another order": (lambda sources: sources.reverse(), "follow one another"),
+    "twice": (lambda sources: sources.append(sources[-1]), "follow one another"),
+    "the first is missing": (lambda sources: sources.pop(0), "follow one another"),
+    "the last is missing": (lambda sources: sources.pop(), "hold 7 samples"),
+    "none": (lambda sources: sources.clear(), "hold 0 samples"),
+    "exchanged": (_exchange, "samples that the index has in rows"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), SOURCES.values(), ids=SOURCES.keys())
+def test_sources_that_are_not_those_of_the_rows_are_refused(tmp_path: Path, change, message: str) -> None:
+    """Rows of another shard would be handed out as those that were asked for."""
+    merge(tmp_path / "out.h5", write_shards(tmp_path, IMAGES), virtual=True)
+    with h5py.File(tmp_path / "out.h5", "r+") as file:
+        sources = json.loads(file.attrs["sources"])
+        change(sources)
+        file.attrs["sources"] = json.dumps(sources)
+    with open_results(tmp_path / "out.h5") as results:
+        for rows in (slice(None), 4, [9, 5]):
+            with pytest.raises(ResultsError, match=message):
+                results.jacobian[rows]
+
+
+def test_an_index_that_does_not_say_its_samples_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out.h5"
+    merge(out, write_shards(tmp_path, IMAGES), virtual=True)
+    with h5py.File(out, "r+") as file:
+        del file["sample_index"]
+    with pytest.raises(ResultsError, match="does not say which"), open_results(out) as results:
+        results.jacobian[...]
 
 
 def test_sources_say_which_rows_are_whose(tmp_path: Path) -> None:
