@@ -2,6 +2,7 @@
 
 import copy
 import os
+import warnings
 from functools import cache
 
 import pytest
@@ -26,6 +27,7 @@ from jacli.network import (
 from jacli.run.precision import precisions_of
 from jacli.verify.tolerances import PASSES
 from tests.cases import CASES, build
+from tests.clauses import broken
 from tests.reference import reference_jacobian
 
 
@@ -87,19 +89,37 @@ def reference(name, device):
     return reference_jacobian(selected(module, case), x)
 
 
-def jacobian(name, dtype, device, *, wrap=lambda module, x: module, **options):
+@cache
+def reference_of_five(name, device):
+    """Five points, and their Jacobians."""
+    module, _, case = build(name, torch.float64, device)
+    x = torch.randn(5, *case.shape, generator=torch.Generator().manual_seed(5)).to(device)
+    return x, reference_jacobian(selected(module, case), x.double())
+
+
+def jacobian(name, dtype, device, **options):
     module, x, case = build(name, dtype, device)
-    return jacli.jacobian(wrap(module, x), x, select=case.select, **options).reshape(len(x), x[0].numel(), -1)
+    return jacli.jacobian(module, x, select=case.select, **options).reshape(len(x), x[0].numel(), -1)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(("name", "method"), SERVED)
-def test_equals_the_reference(name, method, dtype, device):
-    assert relative(jacobian(name, dtype, device, method=method), reference(name, device)) < TOLERANCE[dtype]
+@cache
+def jacobian_in(name, method, dtype, precision, device):
+    """With the sizes that jacli chooses."""
+    return jacobian(name, dtype, device, method=method, precision=precision)
 
 
-@pytest.mark.parametrize(("name", "method"), SERVED)
-def test_same_for_every_chunk_and_batch_size(name, method, device):
+def reduced_precisions(device):
+    """Those of this device beside its exact arithmetic."""
+    return [precision for precision in precisions_of(device, torch.float32) if precision != "ieee"]
+
+
+def equals_the_reference(name, method, device):
+    for dtype, tolerance in TOLERANCE.items():
+        found = jacobian_in(name, method, dtype, "ieee", device)
+        assert relative(found, reference(name, device)) < tolerance, dtype
+
+
+def same_for_every_chunk_and_batch_size(name, method, device):
     expected = reference(name, device)
     for batch_size, chunk_size in ((1, 1), (1, 3), (2, 2), (len(expected), 100)):
         if method == "loop":
@@ -110,21 +130,14 @@ def test_same_for_every_chunk_and_batch_size(name, method, device):
         assert relative(found, expected) < 1e-10, (batch_size, chunk_size)
 
 
-REDUCED = [(name, method) for name, method in SERVED if method not in AUTOGRAD_METHODS]
-
-
-def reduced_precisions(device):
-    """Those of this device beside its exact arithmetic."""
-    return [precision for precision in precisions_of(device, torch.float32) if precision != "ieee"]
-
-
-@pytest.mark.parametrize(("name", "method"), REDUCED)
-def test_equals_the_reference_in_every_precision(name, method, device):
+def equals_the_reference_in_every_precision(name, method, device):
     """Whatever the chunk and batch size, on four calls; and it is not the exact arithmetic in disguise."""
     expected = reference(name, device)
-    exact = jacobian(name, torch.float32, device, method=method)
+    exact = jacobian_in(name, method, torch.float32, "ieee", device)
     for precision in reduced_precisions(device):
-        for batch_size, chunk_size in ((None, None), (1, 3), (2, 2), (len(expected), 100)):
+        found = jacobian_in(name, method, torch.float32, precision, device)
+        assert relative(found, expected) < PASSES[precision], precision
+        for batch_size, chunk_size in ((1, 3), (2, 2), (len(expected), 100)):
             found = jacobian(
                 name,
                 torch.float32,
@@ -140,55 +153,75 @@ def test_equals_the_reference_in_every_precision(name, method, device):
         assert not in_disguise, precision
 
 
-@pytest.mark.parametrize(("name", "method"), REDUCED)
-def test_every_entry_comes_exactly_once_in_every_precision(name, method, device):
+def every_entry_comes_exactly_once_in_every_precision(name, method, device):
     """Each row and column is its own unit vector's, not only close in the mean."""
     expected = reference(name, device)
     largest = expected.double().flatten(1).norm(dim=1).clamp(min=1e-30)
     for precision in reduced_precisions(device):
-        found = jacobian(name, torch.float32, device, method=method, precision=precision)
+        found = jacobian_in(name, method, torch.float32, precision, device)
         gap = (found.double() - expected).norm(dim=1).amax(1)
         assert (gap <= PASSES[precision] * largest).all(), precision
 
 
-@pytest.mark.parametrize(("name", "method"), SERVED)
-def test_a_last_block_that_is_not_full(name, method, device):
-    """Five samples in blocks of two, in float32; each sample's Jacobian is its own, whatever its block."""
+def a_last_batch_that_is_not_full(name, method, device):
+    """Five samples in batches of two, in float32; each sample's Jacobian is its own, whatever its batch."""
     module, _, case = build(name, torch.float32, device)
-    x = torch.randn(5, *case.shape, generator=torch.Generator().manual_seed(5)).to(device)
+    x, expected = reference_of_five(name, device)
     found = jacli.jacobian(module, x, select=case.select, method=method, batch_size=2)
-    expected = reference_jacobian(selected(module.double(), case), x.double())
     assert relative(found.reshape(expected.shape), expected) < TOLERANCE[torch.float32]
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # nn.LSTM checks its input's size
-@pytest.mark.parametrize("kind", ["scripted", "traced"])
-@pytest.mark.parametrize(("name", "method"), SERVED)
-def test_torchscript_four_calls_in_a_row(name, method, kind, device):
-    if name == "stateful" or (kind == "traced" and not CASES[name].exportable):
-        pytest.skip("TorchScript keeps no Python attribute; tracing fixes state and squeeze()")
-
-    def wrap(module, x):
-        return (
-            torch.jit.script(module) if kind == "scripted" else torch.jit.trace(module, x, check_trace=False)
-        )
-
-    module, x, case = build(name, torch.float32, device)
-    wrapped = wrap(module, x)
-    expected = reference(name, device)
-    for _ in range(4):
-        found = jacli.jacobian(wrapped, x, select=case.select, method=method)
-        assert relative(found.reshape(expected.shape), expected) < 1e-4
+def scripted(module, x):
+    return torch.jit.script(module)
 
 
-@pytest.mark.parametrize(("name", "method"), SERVED)
-def test_every_entry_comes_exactly_once(name, method, device):
+def traced(module, x):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # nn.LSTM checks its input's size
+        return torch.jit.trace(module, x, check_trace=False)
+
+
+def torchscript_four_calls_in_a_row(name, method, device):
+    """TorchScript keeps no Python attribute; tracing fixes state and squeeze()."""
+    kinds = [] if name == "stateful" else [scripted, traced] if CASES[name].exportable else [scripted]
+    for kind in kinds:
+        module, x, case = build(name, torch.float32, device)
+        wrapped, expected = kind(module, x), reference(name, device)
+        for call in range(4):
+            found = jacli.jacobian(wrapped, x, select=case.select, method=method)
+            assert relative(found.reshape(expected.shape), expected) < 1e-4, (kind.__name__, call)
+
+
+def every_entry_comes_exactly_once(name, method, device):
     linearization = linearized(name, method, device)
     count = torch.zeros(linearization.n_out, linearization.n_in, dtype=torch.int)
     for block in load_method(method).blocks(linearization, chunk_size=3):
         assert block.values.shape == (linearization.batch, len(block.outputs), len(block.inputs))
         count[block.outputs.start : block.outputs.stop, block.inputs.start : block.inputs.stop] += 1
     assert (count == 1).all()
+
+
+CONTRACT = [
+    equals_the_reference,
+    same_for_every_chunk_and_batch_size,
+    a_last_batch_that_is_not_full,
+    torchscript_four_calls_in_a_row,
+    every_entry_comes_exactly_once,
+]
+CONTRACT_IN_EVERY_PRECISION = [
+    *CONTRACT,
+    equals_the_reference_in_every_precision,
+    every_entry_comes_exactly_once_in_every_precision,
+]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("name", "method"), SERVED)
+def test_the_contract_holds(name, method, device):
+    """Clause by clause; all that do not hold are named."""
+    contract = CONTRACT if method in AUTOGRAD_METHODS else CONTRACT_IN_EVERY_PRECISION
+    failures = [broken(clause, name, method, device) for clause in contract]
+    assert not any(failures), "\n".join(filter(None, failures))
 
 
 @pytest.mark.parametrize("name", CASES)

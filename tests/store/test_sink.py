@@ -16,12 +16,20 @@ from jacli.errors import OutputError
 from jacli.store import ResultLayout, ResultWriter, open_results, part_path
 from jacli.store.journal import PAGE, Commit, journal_path, read_journal, write_journal
 from jacli.store.sink import FileSink
-from tests.store.killed import LAYOUTS, write_on
+from tests.store.killed import LAYOUTS, SYNCS, unsynced, write_on
 from tests.store.layouts import IMAGES, random_block
 from tests.store.power import after_a_power_cut, record
 
 
+@pytest.fixture
+def no_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that write hundreds of files, and read them from where they were written."""
+    for name in SYNCS:
+        monkeypatch.setattr(os, name, unsynced)
+
+
 @pytest.mark.timeout(600)  # a process for each of its moments
+@pytest.mark.usefixtures("no_syncs")
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_killed_at_any_moment_nothing_is_lost_that_was_committed(tmp_path: Path, name: str) -> None:
     """Any call of the system may be the last one: what is on disk then can always be continued."""
@@ -135,6 +143,7 @@ def test_a_damaged_journal_is_refused(tmp_path: Path, damage: bytes | None) -> N
         read_journal(part)
 
 
+@pytest.mark.usefixtures("no_syncs")  # which are recorded nevertheless
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_after_a_power_cut_nothing_is_lost_that_was_committed(tmp_path: Path, name: str) -> None:
     """Whatever was not yet at the disk is there or not, sector by sector, at each moment."""
