@@ -178,7 +178,7 @@ class CutNetwork:
             self._unpack(graph, entry, first, copies)
         inner = self._between(first, last, set(copies))
         for node in traced.graph.graph.nodes:
-            if node.target is aten.sym_size.int and node.args == (traced.source, 0):
+            if self._is_batch_size(node):
                 copies[node] = graph.call_function(aten.sym_size.int, (entry, 0))
             elif node in inner and node not in copies:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
@@ -195,8 +195,12 @@ class CutNetwork:
             node = waiting.pop()
             if node not in given and node not in needed:
                 needed.add(node)
-                waiting += node.all_input_nodes
+                # The batch size is read off the span's own input: it needs no other.
+                waiting += [] if self._is_batch_size(node) else node.all_input_nodes
         return needed
+
+    def _is_batch_size(self, node: fx.Node) -> bool:
+        return node.target is aten.sym_size.int and node.args == (self.traced.source, 0)
 
     def _unpack(self, graph: fx.Graph, entry: fx.Node, at: int, copies: dict[fx.Node, fx.Node]) -> None:
         """``(batch, width)`` back into the tensors of a cut."""

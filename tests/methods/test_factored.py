@@ -9,7 +9,9 @@ from functools import cache
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+import jacli
 from jacli.bracketing import Product, Pull, Push, Seed
 from jacli.errors import MethodError
 from jacli.methods import factors_of
@@ -336,3 +338,28 @@ def test_float32_stays_float32():
     assert found.left.dtype == found.right.dtype == torch.float32
     expected = reference_jacobian(copy.deepcopy(network.module).double(), x.double()).mT
     torch.testing.assert_close(found.dense().double(), expected, rtol=1e-4, atol=1e-5)
+
+
+class _Views(nn.Module):
+    """Batch sizes are read again behind the narrow place."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.a, self.b, self.d = nn.Linear(40, 4), nn.Linear(4, 36), nn.Linear(32, 30)
+        self.c = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.b(torch.tanh(self.a(x))))
+        h = self.c(h.view(h.size(0), 1, 6, 6)).relu()
+        if self.how == "expanded":
+            return self.d(h.reshape(len(x), -1) + torch.ones(1, 32).to(x).expand(x.shape[0], 32))
+        return self.d(h.view(x.shape[0] if self.how == "of the input" else len(h), -1))
+
+
+@pytest.mark.parametrize("how", ["of the input", "of a feature", "expanded"])
+def test_a_link_that_reads_the_batch_size(how: str) -> None:
+    torch.manual_seed(0)
+    model, x = _Views(how).double(), torch.randn(3, 40, dtype=torch.float64)
+    found = jacli.jacobian(model, x, method="factored")
+    torch.testing.assert_close(found, jacli.jacobian(model, x, method="loop"), rtol=1e-9, atol=1e-12)
