@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from jacli.errors import ModelError, noting_user_code, telling_line
 from jacli.hooks import drop_backward_hooks
@@ -115,6 +116,16 @@ class TensorNetwork:
         """The same network on a copy of the module, state and all."""
         return replace(self, module=_copy(self.module), fresh=False)
 
+    def sharing(self) -> TensorNetwork:
+        """The same network on a copy of the module that has the same parameters and buffers.
+
+        What a pass stores as attributes stays in the copy.  TorchScript, which cannot share, is not copied.
+        """
+        if any(isinstance(part, torch.jit.ScriptModule) for part in self.module.modules()):
+            return self
+        shared = [*self.module.parameters(), *self.module.buffers()]
+        return replace(self, module=_copy(self.module, shared))
+
     def renewing(self) -> TensorNetwork:
         """The same network that copies the module before every forward pass."""
         return replace(self, fresh=True)
@@ -142,16 +153,15 @@ def frozen_twin(module: nn.Module) -> nn.Module:
     return twin
 
 
-def _copy(module: nn.Module) -> nn.Module:
-    # Tensors with a history (weight_norm's product, a feature kept by the last call) refuse to be
-    # copied; their values are all that a copy needs.
-    memo = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
+def _copy(module: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
+    memo = {id(tensor): tensor for tensor in shared}
     try:
+        # Tensors with a history (weight_norm's product, features that a list keeps) refuse to be copied;
+        # their values are all that a copy needs.
+        for part in module.modules():
+            for value in tree_leaves(vars(part)):
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    memo[id(value)] = value.detach().clone()
         # TorchScript clones its parameters: leaves only without a tape.  Copying an exported program
         # copies its call's structure, whose class torch itself deprecates.
         with torch.no_grad(), warnings.catch_warnings():

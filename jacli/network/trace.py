@@ -117,6 +117,7 @@ def _resized(rows: object, size: int) -> Any:
 
 def _trace_once(network: TensorNetwork, *arguments: Any, names: Sequence[str]) -> fx.GraphModule:
     """The functional graph at one batch size; every node's ``meta["val"]`` has its shape."""
+    network = network.sharing()  # a model may store what it computes, of which a trace has only shapes
 
     def run(x: Tensor, *extra: Any) -> Tensor:
         return network(x, dict(zip(names, extra, strict=True)))

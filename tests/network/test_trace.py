@@ -435,3 +435,50 @@ def test_a_derivative_that_a_graph_would_lose_is_not_traced():
     assert "gradients off" in refusal(GateWithoutGradient(5, 3), x)
     y = torch.randn(3, requires_grad=True)
     assert torch.equal(torch.autograd.grad(StraightThrough.apply(9 * y).sum(), y)[0], torch.full((3,), 9.0))
+
+
+class _KeepsMean(nn.Module):
+    """Stores what it computes, and looks at it: a trace on the module would leave it a fake tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.layer(x).tanh()
+        if float(getattr(self, "mean", 0.0)) > 9:
+            return x[:, :3]
+        self.mean = h.mean().detach()
+        return h
+
+
+class _KeepsFeatures(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        self.features = [self.layer(x), {"rectified": torch.relu(self.layer(x))}]
+        return self.features[0] + self.features[1]["rectified"]
+
+
+@pytest.mark.parametrize("kind", [_KeepsMean, _KeepsFeatures])
+def test_a_trace_leaves_nothing_in_the_module(kind):
+    network = network_of(kind().double())
+    x = points(3, 4)
+    expected = network(x, {})
+    before = dict(vars(network.module))
+    traced = trace_network(network, x, {})
+    assert vars(network.module) == before
+    assert torch.equal(run(traced, x), expected) and torch.equal(network(x, {}), expected)
+
+
+@pytest.mark.parametrize("kind", [_KeepsMean, _KeepsFeatures])
+def test_a_graph_has_the_parameters_of_the_module(kind):
+    """They are shared, not copied: of a large network there is no memory for two."""
+    network = network_of(kind().double())
+    traced = trace_network(network, points(3, 4), {})
+    own = {tensor.data_ptr() for tensor in network.module.parameters()}
+    held = [value for value in vars(traced.graph).values() if isinstance(value, Tensor)]
+    held += [*traced.graph.parameters(), *traced.graph.buffers()]
+    assert own <= {tensor.data_ptr() for tensor in held}

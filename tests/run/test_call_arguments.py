@@ -217,7 +217,7 @@ def test_classes_of_several_axes_and_calls() -> None:
         ({"classes": "label"}, "labels"),
         ({"classes": "label", "labels": torch.tensor([0, 1, 7])}, "Label 7"),
         ({"classes": "label", "labels": torch.tensor([0, 1])}, r"int64 \(2,\)"),
-        ({"classes": "label", "labels": torch.rand(3)}, "float32"),
+        ({"classes": "label", "labels": torch.tensor([0.5, 0.0, 1.0])}, "float32"),
         ({"dtype": "float16"}, "float32 or float64"),
         ({"dtype": torch.int32}, "float32 or float64"),
         ({"dtype": "double"}, "float32 or float64"),
