@@ -118,7 +118,7 @@ class IndexedDataset:
             try:
                 self._check_fit(path, self._opened[1], self._sources[number])
             except BaseException:
-                self.close()  # or the next look would take it for checked
+                self._close_shard()  # or the next look would take it for checked
                 raise
             self._of_shard = checked(self._opened[1][self.name])
         return self._of_shard

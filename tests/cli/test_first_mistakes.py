@@ -53,7 +53,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("m.pt scans/*.npy", 4, ["where files match", "one array"]),
         ("~/m.pt x.npy", 3, ["outside of quotes"]),
         ("m.pt holes.npy", 4, ["3 of 6 samples", "Samples 0, 4, 5.", "--samples 1:4"]),
-        ("m.pt holes.npy --samples 1:6", 4, ["2 of 5 samples", "Samples 4, 5.", "with --samples"]),
+        ("m.pt holes.npy --samples 1:6", 4, ["2 of 5 samples", "Samples 4, 5.", "--samples 1:4"]),
         ("m.pt x.npy --samples 20", 4, ["no sample 20", "6 samples", "0:20"]),
         ("m.pt x.npy --labels onehot.npy", 4, ["one-hot", "argmax(1)"]),
         ("m.pt x.npy --classes 3", 2, ["3 outputs per sample", "the first one is 0"]),

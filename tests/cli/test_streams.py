@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -250,11 +251,13 @@ def test_a_terminal_that_hangs_up_stops_the_run_in_good_order(slow_run: list[str
     main, side = pty.openpty()
     process = subprocess.Popen(slow_run, stdin=side, stdout=side, stderr=side, preexec_fn=own_terminal)
     os.close(side)
-    drained = threading.Thread(target=_drain, args=(main,), daemon=True)
-    drained.start()
+    hang_up = threading.Event()
+    terminal = threading.Thread(target=_drain_until, args=(main, hang_up), daemon=True)
+    terminal.start()
     try:
         _wait_for_samples(tmp_path / "out.h5")
-        os.close(main)  # SIGHUP; and from now on writing to it is EIO
+        hang_up.set()
+        terminal.join()  # SIGHUP; and from now on writing to it is EIO
         assert process.wait(60) == 75
     finally:
         process.kill()
@@ -262,12 +265,12 @@ def test_a_terminal_that_hangs_up_stops_the_run_in_good_order(slow_run: list[str
     assert json.loads((tmp_path / "out.h5.part.json").read_text())["state"] == "stopped"
 
 
-def _drain(descriptor: int) -> None:
-    try:
-        while os.read(descriptor, 65536):
-            pass
-    except OSError:
-        return
+def _drain_until(descriptor: int, hang_up: threading.Event) -> None:
+    """Read, and then close, by the same thread: a descriptor that another one still reads stays open."""
+    while not hang_up.is_set():
+        if select.select([descriptor], [], [], 0.1)[0]:
+            os.read(descriptor, 65536)
+    os.close(descriptor)
 
 
 def test_nohup_is_respected(slow_run: list[str], tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class Memory(MemoryLimit):
 
 
 def memory(limit: int = 2**40, *, asked: bool = True, held: tuple[int, ...] = ()) -> Memory:
-    return Memory(CPU, limit, limit, asked, 0, list(held))
+    return Memory(CPU, limit, limit, asked, 0, held=list(held))
 
 
 def task(
@@ -177,7 +177,7 @@ def test_then_the_vectors_of_a_pass_are_halved(monkeypatch):
     running = engine_of(work, plan_of(work, "vmap", 2, 7))
     assert check(running) == [1] * 11
     assert sizes[:4] == [(2, 7), (1, 7), (1, 3), (1, 1)]
-    assert running.notes[-1].endswith("going on with 1 sample a block and 1 vectors a pass")
+    assert running.notes[-1].endswith("going on with 1 sample a block and 1 vector a pass")
 
 
 def test_factors_that_do_not_fit_are_halved(monkeypatch):
