@@ -312,7 +312,9 @@ def _unsound(outcome: Outcome, precision: str) -> UnsoundResultsError:
         f"The recheck failed: samples {listed} differ from the model's own derivative.",
         why=f"The worst relative error is {found.worst_error:.1e}, {found.tolerance:.1e} is allowed; "
         f"{outcome.out} has each as verified_error.",
-        todo=f"Compute again with {instead}, and please report it; or allow more with --tolerance.",
+        todo="Plain passes in the run's dtype are as far off: take --dtype float64, or a larger --tolerance."
+        if found.only_rounding
+        else f"Compute again with {instead}, and please report it; or allow more with --tolerance.",
     )
 
 

@@ -314,6 +314,7 @@ def _recheck(run: Run, writer: ResultWriter, chosen: Chosen) -> Recheck:
     dtype: str | None = None
     rows = choose_rows(prepared.shapes.n_samples, config.verify, config.seed)
     references = References(prepared)
+    only_rounding = True
     with memory_errors("rechecking samples"):
         for row, found in recheck_samples(
             prepared, writer.datasets, chosen.plan, config, rows, references=references
@@ -326,6 +327,7 @@ def _recheck(run: Run, writer: ResultWriter, chosen: Chosen) -> Recheck:
                 errors.append(found.error)
             if found.failed and position not in wrong:
                 failed.append(position)
+                only_rounding &= found.rounding
                 if found.rounding:
                     references.notes.append(
                         f"sample {position} is what plain reverse passes in {config.dtype} give, which is "
@@ -340,4 +342,5 @@ def _recheck(run: Run, writer: ResultWriter, chosen: Chosen) -> Recheck:
         tuple(at_kinks),
         tuple(failed),
         tuple(references.notes),
+        only_rounding=bool(failed) and only_rounding,
     )

@@ -22,6 +22,7 @@ class Recheck:
         at_kinks: Positions in INPUTS of samples at a kink.
         failed: Positions in INPUTS of samples that are wrong.
         notes: What the user must be told of the reference.
+        only_rounding: Whether plain reverse passes in the run's dtype are as far off at all of ``failed``.
     """
 
     samples: int
@@ -31,6 +32,7 @@ class Recheck:
     at_kinks: tuple[int, ...]
     failed: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    only_rounding: bool = False
 
 
 @dataclass(frozen=True)
