@@ -245,6 +245,7 @@ def test_a_terminal_gets_the_bar_and_no_escapes_of_a_model(folder: Path, tmp_pat
 
 def test_a_terminal_that_hangs_up_stops_the_run_in_good_order(slow_run: list[str], tmp_path: Path) -> None:
     def own_terminal() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may themselves run under nohup
         os.setsid()
         fcntl.ioctl(0, 0x540E, 0)  # TIOCSCTTY: its controlling terminal
 
