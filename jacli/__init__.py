@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from jacli.torchvision_import import repair_imports
 
 if TYPE_CHECKING:
+    from jacli.errors import JacliError as JacliError
     from jacli.run.api import jacobian as jacobian
     from jacli.run.api import singular_values as singular_values
     from jacli.run.compute import compute as compute
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "JacliError": ("jacli.errors", "JacliError"),
     "jacobian": ("jacli.run.api", "jacobian"),
     "singular_values": ("jacli.run.api", "singular_values"),
     "compute": ("jacli.run.compute", "compute"),
     "open": ("jacli.run.opened", "open_with_columns"),
 }
 
-__all__ = ["__version__", "compute", "jacobian", "open", "singular_values"]
+__all__ = ["JacliError", "__version__", "compute", "jacobian", "open", "singular_values"]
 
 repair_imports()
 

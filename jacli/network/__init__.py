@@ -4,7 +4,7 @@ from jacli.network.adjoint import Program
 from jacli.network.cut import Cut, any_cut, useful_cuts
 from jacli.network.linearize import Linearized
 from jacli.network.network import TensorNetwork, frozen_twin
-from jacli.network.parameters import as_declared, input_parameter
+from jacli.network.parameters import as_declared, input_parameter, parameters_of
 from jacli.network.settings import exact_arithmetic
 from jacli.network.spans import CutLinearized, CutNetwork
 from jacli.network.trace import NotTraceableError, TracedNetwork, trace_network
@@ -25,6 +25,7 @@ __all__ = [
     "exact_arithmetic",
     "frozen_twin",
     "input_parameter",
+    "parameters_of",
     "trace_network",
     "useful_cuts",
     "watch",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jacli.linear_map import Extra
-from jacli.network import TensorNetwork, input_parameter
+from jacli.network import TensorNetwork, input_parameter, parameters_of
 from jacli.verify import BATCH_SIZES, Probed, probe
 
 
@@ -48,7 +48,18 @@ def probed_network(
         select=select,
         of=of,
     )
-    probed = probe(network, x, extra, batch_hints=batch_hints, names=names, alone=alone)
+    given = {name.partition(".")[0] for name in names}
+    others = [one.name for one in parameters_of(signature or module) if one.name not in given]
+    inputs = network.input_arg or next(iter(others), None)
+    probed = probe(
+        network,
+        x,
+        extra,
+        batch_hints=batch_hints,
+        names=names,
+        left_out=[name for name in others if name != inputs],
+        alone=alone,
+    )
     network = replace(network, fresh=probed.stateful, saves_copies=probed.overwrites, lone=probed.lone)
     return replace(network, anchor=_anchor(network, x, extra, probed.fixed_batch or 2)), probed
 

@@ -17,7 +17,11 @@ _DEVICE_WORDS = ("same device", "at least two devices", "is on cpu", "on cpu, bu
 
 
 def explain_failure(
-    run: Callable[[Tensor], Tensor], x: Tensor, error: Exception, names: Collection[str] = ()
+    run: Callable[[Tensor], Tensor],
+    x: Tensor,
+    error: Exception,
+    names: Collection[str] = (),
+    left_out: Collection[str] = (),
 ) -> JacliError:
     """The error a user can act on, from the one torch raised.
 
@@ -26,6 +30,7 @@ def explain_failure(
         x: The rows that failed, ``(m, *input)``.
         error: What the model raised for a batch of one.
         names: Of the further arguments of ``forward``; one that the model's words name is spoken of.
+        left_out: Names of its arguments that have their default value, where None may be one in vain.
     """
     said = f"The model says: {telling_line(error)}"
     shape = tuple(x.shape[1:])
@@ -56,6 +61,14 @@ def explain_failure(
             why=said,
             todo=f"Give each: --arg {name}=@FILE.npy (one row per sample), --arg {name}=VALUE, "
             f"or --constant {name}=FILE.npy (one tensor for all samples).",
+        )
+    if "nonetype" in words and left_out:
+        name = next(iter(left_out))
+        return ModelError(
+            "The model seems to need an argument that is not given.",
+            why=f"{said}. Arguments with their default value: {', '.join(left_out)}.",
+            todo=f"Give what it needs: --arg {name}=@FILE.npy (one row per sample), --arg {name}=VALUE, "
+            f"--constant {name}=FILE.npy (one tensor for all samples), or parts of it, --arg {name}.0=...",
         )
     if any(word in words for word in ("unexpected keyword", "unknown keyword", "expected at most")):
         return UsageError(

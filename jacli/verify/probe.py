@@ -74,6 +74,7 @@ def probe(
     *,
     batch_hints: Iterable[int] = BATCH_SIZES,
     names: Collection[str] = (),
+    left_out: Collection[str] = (),
     alone: bool = False,
 ) -> Probed:
     """Learn shapes and state, and refuse what has no per-sample Jacobian.
@@ -84,6 +85,7 @@ def probe(
         extra: Further arguments of those rows.
         batch_hints: Batch sizes to try where the model accepts neither one nor two samples.
         names: Of the further arguments of ``forward``, for messages.
+        left_out: Names of its arguments that have their default value, for messages.
         alone: Whether each sample will be run in a batch of its own (``--batch-size 1``): then it has a
             Jacobian though it is another one in company.
 
@@ -100,7 +102,7 @@ def probe(
         )
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        batch, fixed, lone = _accepted_batch(network, x, extra, batch_hints, names)
+        batch, fixed, lone = _accepted_batch(network, x, extra, batch_hints, names, left_out)
         try:
             return _probe_at(network, x, extra, batch, fixed, lone)
         except MixingError:
@@ -150,7 +152,12 @@ def _attempt(network: Network, x: Tensor, extra: Extra, size: int) -> Exception 
 
 
 def _accepted_batch(
-    network: Network, x: Tensor, extra: Extra, hints: Iterable[int], names: Collection[str]
+    network: Network,
+    x: Tensor,
+    extra: Extra,
+    hints: Iterable[int],
+    names: Collection[str],
+    left_out: Collection[str],
 ) -> tuple[int, int | None, bool]:
     """A batch size to probe with, the only one accepted (or None), and whether a lone sample fails."""
     two, one = (_attempt(network, x, extra, size) for size in (2, 1))
@@ -165,7 +172,7 @@ def _accepted_batch(
             raise user_code_behind(two) or two
         return 1, 1, False
     explained = explain_failure(
-        lambda points: network.copied()(points, _rows(points, extra, len(points))[1]), x, one, names
+        lambda points: network.copied()(points, _rows(points, extra, len(points))[1]), x, one, names, left_out
     )
     started = time.monotonic()
     for size in dict.fromkeys(hints):

@@ -40,6 +40,12 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "class Two(torch.nn.Module):\n"
         "    def forward(self, x, mask, sr, scale=1.0):\n"
         "        return x.flatten(1) * mask * sr\n"
+        "class Optional(torch.nn.Module):\n"
+        "    def forward(self, x, state=None, options=None):\n"
+        "        return x.flatten(1) * state[0] * options['scale']\n"
+        "class Mask(torch.nn.Module):\n"
+        "    def forward(self, x, *, mask=None):\n"
+        "        return x.flatten(1) * mask.sum()\n"
     )
     return folder
 
@@ -59,6 +65,9 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("m.pt x.npy --classes 3", 2, ["3 outputs per sample", "the first one is 0"]),
         ("further.pt x.npy", 3, ["--arg weight=@FILE.npy", "--constant weight=FILE.npy"]),
         ("nets.py:Two x.npy", 3, ["'mask' and 'sr'", "--arg mask=@FILE.npy", "--arg mask=VALUE"]),
+        ("nets.py:Optional x.npy", 3, ["default value: state, options", "--arg state=@FILE.npy", "state.0="]),
+        ("nets.py:Optional x.npy --arg state.0=2", 3, ["default value: options", "--arg options=VALUE"]),
+        ("nets.py:Mask x.npy", 3, ["default value: mask", "--constant mask=FILE.npy"]),
         ("m.pt x.npy --device cuda:99", 2, ["CUDA device", "jacli doctor"]),
     ],
 )

@@ -297,7 +297,14 @@ def test_examples_in_docstrings(module: ModuleType) -> None:
 
 
 def test_public_names() -> None:
-    assert set(jacli.__all__) == {"__version__", "compute", "jacobian", "open", "singular_values"}
+    assert set(jacli.__all__) == {
+        "JacliError",
+        "__version__",
+        "compute",
+        "jacobian",
+        "open",
+        "singular_values",
+    }
     with pytest.raises(AttributeError, match="jacobean"):
         _ = jacli.jacobean
 
