@@ -371,7 +371,11 @@ def test_the_plan_is_taken_over_and_nothing_is_measured(place: Path, monkeypatch
     monkeypatch.setattr(sizes, "measure", refuse)
     go_on(place, **automatic, memory=200_000)
     with open_results(out) as results:
-        assert json.loads(str(results.attrs["plan"])) == plan
+        resumed = json.loads(str(results.attrs["plan"]))
+    # So little memory may be exceeded by the process itself, and then the batches are halved.
+    assert plan["batch_size"] % resumed["batch_size"] == 0
+    sizes_alone = dict.fromkeys(("batch_size", "n_blocks", "passes"))
+    assert resumed | sizes_alone == plan | sizes_alone
 
 
 def test_overwrite_replaces_only_at_the_end(place: Path) -> None:
