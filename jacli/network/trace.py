@@ -12,6 +12,7 @@ every batch, and its derivatives in some (`jacli.run.batch_checks`).
 
 from __future__ import annotations
 
+import gc
 import logging
 import operator
 import warnings
@@ -149,9 +150,25 @@ def _make_graph(
 ) -> fx.GraphModule:
     # Parameters that require no gradient raise in fake mode unless real tensors are let in.
     make = make_fx(run, pre_dispatch=pre_dispatch, tracing_mode="fake", _allow_non_fake_inputs=True)
-    with batched_pass(), _quiet(), warnings.catch_warnings():
+    with batched_pass(), _quiet(), _without_collection(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of code that looks at values while it is traced
         return make(*arguments)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Leave garbage alone for a while.
+
+    What an abandoned context manager does when it is collected (put a dispatch mode back, for one) would
+    happen in the middle of an operator of the trace, which then fails once in thousands of times.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager
