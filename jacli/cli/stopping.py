@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
@@ -24,6 +25,8 @@ _SAME_SIGNAL_SECONDS: dict[int, float] = {
 }
 """Signals that stop a command.  One that follows the first so soon is the same: Slurm and others send it to
 a shell and to its children, and the shell passes it on."""
+
+_AGAIN_SECONDS = 0.02
 
 _finished = False
 _first: float | None = None
@@ -49,6 +52,7 @@ def listen() -> None:
     global _finished, _first
     _finished, _first = False, None
     _start_watcher()
+    _heed_dropped_stops()
     for number in _SAME_SIGNAL_SECONDS:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
             signal.signal(number, _stop)
@@ -68,6 +72,30 @@ def _stop(signum: int, frame: FrameType | None) -> None:
         if signal.getsignal(number) == _stop:
             signal.signal(number, _wake_the_watcher)
     raise Stopped(signum)
+
+
+def _heed_dropped_stops() -> None:
+    """Deliver a signal once more whose exception Python has dropped.
+
+    It drops what is raised within a finaliser or a weak reference's callback, where a handler may happen to
+    run; the command would go on as if nobody had asked it to stop.
+    """
+    before = sys.unraisablehook
+    if getattr(before, "heeds_stops", False):
+        return
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, Stopped):
+            before(unraisable)
+            return
+        for number in _SAME_SIGNAL_SECONDS:
+            if signal.getsignal(number) == _wake_the_watcher:
+                signal.signal(number, _stop)
+        # Later, and so soon that the watcher takes it for the same signal: here it would be dropped again.
+        threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), unraisable.exc_value.args[0])).start()
+
+    hook.heeds_stops = True  # type: ignore[attr-defined]
+    sys.unraisablehook = hook
 
 
 def _wake_the_watcher(signum: int, frame: FrameType | None) -> None:

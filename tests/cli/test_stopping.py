@@ -114,3 +114,37 @@ def test_before_anything_is_finished(start: Start, tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 128 + signal.SIGTERM
     assert not (tmp_path / "out.h5").exists()
+
+
+_DROPPED = """
+import os, signal, time, weakref
+from jacli.cli import stopping
+
+class Thing:
+    def __del__(self):
+        if {finaliser}:
+            os.kill(os.getpid(), {number}); time.sleep(0.01)  # the handler raises here, in vain
+
+def callback(reference):
+    if not {finaliser}:
+        os.kill(os.getpid(), {number}); time.sleep(0.01)
+
+stopping.listen()
+thing = Thing()
+reference = weakref.ref(thing, callback)
+try:
+    del thing
+    for _ in range(200):
+        time.sleep(0.01)
+    print("went on")
+except stopping.Stopped as stopped:
+    print("stopped by", stopped.args[0])
+"""
+
+
+@pytest.mark.parametrize("finaliser", [True, False], ids=["finaliser", "weak reference"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2], ids=lambda n: n.name)
+def test_a_stop_that_python_drops_comes_again(finaliser: bool, number: signal.Signals) -> None:
+    program = _DROPPED.format(finaliser=finaliser, number=int(number))
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, f"stopped by {int(number)}\n", "")
