@@ -201,7 +201,7 @@ def _callables_in(path: Path) -> list[str]:
     if path.suffix != ".py":
         return []
     names: list[str] = importlib.import_module("jacli.models.own_builders").names_in_source(path)
-    return names
+    return [name for name in names if not name.startswith("_")]
 
 
 def _no_such_file(source: str) -> ModelError:

@@ -86,13 +86,13 @@ def which_one(place: str, names: list[str]) -> ModelError:
 
 
 def names_in_source(path: Path) -> list[str]:
-    """Classes and functions at the top of a source file, which is not run; empty if it is no Python."""
+    """Classes and functions at the top of a source file, which is not run; empty if it cannot be parsed."""
     try:
         body = ast.parse(path.read_bytes()).body
     except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):
         return []
     kinds = (ast.ClassDef, ast.FunctionDef)
-    return [part.name for part in body if isinstance(part, kinds) and not part.name.startswith("_")]
+    return [part.name for part in body if isinstance(part, kinds)]
 
 
 def _is_built(found: torch.nn.Module, place: str, name: str, own: list[str]) -> ModelError:

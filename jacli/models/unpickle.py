@@ -6,7 +6,6 @@ notebooks are called ``__main__`` while they run, so what they save names ``__ma
 
 from __future__ import annotations
 
-import ast
 import pickle
 import sys
 import warnings
@@ -23,6 +22,7 @@ from jacli.models.architecture import import_file
 from jacli.models.damage import last_line, what_it_raised
 from jacli.models.kept_settings import settings_kept
 from jacli.models.names import split_name
+from jacli.models.own_builders import names_in_source
 
 
 def read_running_its_code(path: Path, arch: str | None) -> tuple[Any, list[str]]:
@@ -84,7 +84,7 @@ def _elsewhere(path: Path, arch_file: Path | None, module: str, name: str, notes
     files = [arch_file] if arch_file else []
     if module == "__main__":
         beside = [file for file in sorted(path.parent.glob("*.py")) if file != arch_file]
-        defining = [file for file in beside if name.partition(".")[0] in _defined_in(file)]
+        defining = [file for file in beside if name.partition(".")[0] in names_in_source(file)]
         if not arch_file and len(defining) > 1:
             raise ModelError(
                 f"{path} needs the class {name} of the script that saved it.",
@@ -100,14 +100,6 @@ def _elsewhere(path: Path, arch_file: Path | None, module: str, name: str, notes
             notes.append(f"took the class {module}.{name} from {file.name}, which ran")
             return found
     return None
-
-
-def _defined_in(file: Path) -> set[str]:
-    """The names of a source file's classes and functions; none where it cannot be parsed."""
-    with suppress(OSError, SyntaxError, ValueError, RecursionError):
-        kinds = (ast.ClassDef, ast.FunctionDef)
-        return {node.name for node in ast.parse(file.read_bytes()).body if isinstance(node, kinds)}
-    return set()
 
 
 def _not_found(module: str, name: str, error: Exception) -> ModelError:

@@ -33,7 +33,7 @@ from jacli.run.precision import check_precision
 from jacli.run.probed import padded, probed_network
 from jacli.run.reused_memory import reused_memory
 from jacli.run.run_log import logger
-from jacli.run.selection import check_classes, selected_outputs
+from jacli.run.selection import check_classes, jacobian_shape, selected_outputs
 from jacli.run.task import Points, Task
 from jacli.run.whole_result import WholeResult
 from jacli.spectrum import largest_singular_values
@@ -341,9 +341,7 @@ class _Work:
         assert engine.accepted is not None  # there is a sample at least
         self._kept.keep(self.network, self.probed, engine.accepted, self._memory, held=engine.held)
         _tell((*choice.notes, *engine.notes))
-        shapes = self.shapes
-        output_shape = shapes.output_shape if self.config.classes.kind == "all" else (shapes.n_selected,)
-        return result.matrices.mT.reshape(*self.x.shape, *output_shape)
+        return result.matrices.mT.reshape(len(self.x), *jacobian_shape(self.shapes, self.config.classes))
 
     def pays_without_matrix(self, k: int) -> bool:
         """Whether k singular values take less by products with vectors than by the matrices.

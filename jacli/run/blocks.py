@@ -16,7 +16,7 @@ from jacli.run.host_copies import ArrivingArray, HostCopies
 from jacli.run.memory import MemoryLimit
 from jacli.run.prepare import Prepared
 from jacli.run.probed import padded
-from jacli.run.selection import selected_outputs
+from jacli.run.selection import jacobian_shape, selected_outputs
 from jacli.run.statistics import statistics_of
 from jacli.run.task import ComputedBlock, Points, Task
 from jacli.store import ResultLayout
@@ -56,9 +56,7 @@ class Run:
     @property
     def jacobian_shape(self) -> tuple[int, ...]:
         """Of a sample as stored: ``(*input, *output)``, or ``(*input, k)`` with ``--classes``."""
-        shapes = self.prepared.shapes
-        outputs = shapes.output_shape if self.config.classes.kind == "all" else (shapes.n_selected,)
-        return (*shapes.input_shape, *outputs)
+        return jacobian_shape(self.prepared.shapes, self.config.classes)
 
     def notes(self, plan: Plan) -> list[str]:
         """What the plan leaves out without having been told to."""

@@ -277,22 +277,14 @@ def check_paths(model: object, inputs: object, out: object) -> None:
         UsageError: Naming each argument that is no path, with what to do.
     """
     problems: list[JacliError] = []
-    if not _is_path(model):
-        problems.append(
-            UsageError(
-                f"The model is {described(model)}.",
-                why="jacli.compute reads a file, so that the result says which model it is of.",
-                todo=_file_of_model(model),
-            )
-        )
-    if not _is_path(inputs):
-        problems.append(
-            UsageError(
-                f"The inputs are {described(inputs)}.",
-                why="jacli.compute reads a file, so that the result says which inputs it is of.",
-                todo=_file_of_inputs(inputs),
-            )
-        )
+    for given, noun, verb, remedy in (
+        (model, "model", "is", _file_of_model),
+        (inputs, "inputs", "are", _file_of_inputs),
+    ):
+        if not _is_path(given):
+            what = f"The {noun} {verb} {described(given)}."
+            why = f"jacli.compute reads a file, so that the result says which {noun} it is of."
+            problems.append(UsageError(what, why=why, todo=remedy(given)))
     if not _is_path(out):
         problems.append(
             UsageError(f"out is {described(out)}.", why="It must be a path.", todo='Give out="out.h5".')

@@ -24,6 +24,7 @@ from jacli.run.recorded import (
     same_inputs,
 )
 from jacli.run.recorded_plan import recorded_plan
+from jacli.run.selection import jacobian_shape
 from jacli.store import Results, open_results
 from jacli.store.sources import attributes_of_done, check_sources, sources_of
 
@@ -31,7 +32,7 @@ _ROUNDING_ONLY = ("batch_size", "chunk_size")
 """Options with which a finished file counts as that of the same run: they change numbers by rounding only."""
 
 _ROWS_READ = 64
-"""Of inputs, to be compared at once."""
+"""Rows of stored inputs that are compared at once."""
 
 
 class Finished:
@@ -94,7 +95,7 @@ class Finished:
             out=results.path,
             samples=len(results),
             continued=len(results),
-            shape=self._shape(prepared),
+            shape=jacobian_shape(prepared.shapes, self._config.classes),
             plan=plan,
             chosen=None,
             not_finite=tuple(int(index[row]) for row in rows),
@@ -120,18 +121,13 @@ class Finished:
         )
 
     def _holds_inputs(self, prepared: Prepared) -> bool:
-        stored, step = self._results["inputs"], 1024
+        stored, step = self._results["inputs"], _ROWS_READ
         return all(
             np.array_equal(
                 stored[start : start + step], prepared.source.read(start, min(start + step, len(stored)))
             )
             for start in range(0, len(stored), step)
         )
-
-    def _shape(self, prepared: Prepared) -> tuple[int, ...]:
-        shapes = prepared.shapes
-        whole = self._config.classes.kind == "all"
-        return (*shapes.input_shape, *(shapes.output_shape if whole else (shapes.n_selected,)))
 
     def _recheck(self, index: np.ndarray, not_finite: list[int]) -> Recheck:
         """What the recheck of the run found, as the file has it sample by sample."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jacli.linear_map import Extra
 from jacli.network import TensorNetwork, input_parameter, parameters_of
-from jacli.verify import BATCH_SIZES, Probed, probe
+from jacli.verify import BATCH_SIZES, Probed, probe, repeated_rows
 
 
 def probed_network(
@@ -66,13 +66,9 @@ def probed_network(
 
 def _anchor(network: TensorNetwork, x: Tensor, extra: Extra, size: int) -> tuple[Tensor, Extra, Tensor]:
     """Points and what the network gives there, on a copy that has not run before."""
-    index = torch.arange(size, device=x.device) % len(x)
-    rest = {
-        name: rows[index.to(rows.device)] if isinstance(rows, Tensor) else rows
-        for name, rows in extra.items()
-    }
+    points, rest = repeated_rows(x, extra, size)
     with torch.no_grad():
-        return x[index], rest, network.copied()(x[index], rest)
+        return points, rest, network.copied()(points, rest)
 
 
 def padded(rows: Tensor, size: int) -> Tensor:

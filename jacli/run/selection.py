@@ -10,6 +10,7 @@ from jacli.errors import InputsError, UsageError
 from jacli.linear_map import Extra
 from jacli.network import Linearized, TensorNetwork
 from jacli.option_values import Classes
+from jacli.plan import Shapes
 from jacli.printable import count_of
 
 
@@ -34,6 +35,12 @@ def selected_outputs(
         return labels[:, None].to(x.device)
     outputs = Linearized(network, x, extra).outputs.reshape(len(x), -1)
     return outputs.topk(classes.k, dim=1).indices
+
+
+def jacobian_shape(shapes: Shapes, classes: Classes) -> tuple[int, ...]:
+    """Of one sample: ``(*input, *output)``, or ``(*input, k)`` where some outputs were selected."""
+    outputs = shapes.output_shape if classes.kind == "all" else (shapes.n_selected,)
+    return (*shapes.input_shape, *outputs)
 
 
 def check_classes(classes: Classes, labels: np.ndarray | None, n_out: int) -> None:

@@ -2,7 +2,7 @@
 
 from jacli.verify.independence import batch_failure, check_batch, check_gradients, check_state
 from jacli.verify.other_values import with_others_changed
-from jacli.verify.probe import BATCH_SIZES, CROSS_SAMPLE_LIMIT, Probed, mixing_error, probe
+from jacli.verify.probe import BATCH_SIZES, CROSS_SAMPLE_LIMIT, Probed, mixing_error, probe, repeated_rows
 from jacli.verify.recheck import (
     MOST_ROWS,
     Rechecked,
@@ -39,6 +39,7 @@ __all__ = [
     "probe",
     "recheck",
     "recheck_tolerance",
+    "repeated_rows",
     "row_error",
     "row_tolerance",
     "transpose_error",

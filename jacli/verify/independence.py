@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jacli.agreement import finite, gaps, norms, ratios, relative_errors
+from jacli.agreement import finite, gaps, ratios, relative_errors
 from jacli.errors import ModelError, telling_line, translating
 from jacli.linear_map import Linearization, LinearMap, Matrices
 from jacli.printable import count_of
 from jacli.verify.probe import mixing_error
 from jacli.verify.recheck import MOST_ROWS
-from jacli.verify.rows import every_row_errors
+from jacli.verify.rows import N_SIZES, estimated_norms, every_row_errors
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 """Largest gap of a number, relative to it or to the median of that output over the batch."""
@@ -34,9 +34,6 @@ _NOISE_ALLOWED = 16
 
 _SPREAD = 4
 """As many times for gradients, which jump where outputs do not."""
-
-_N_SIZES = 4
-"""Gaussian cotangents that tell the size of a Jacobian."""
 
 
 def check_batch(
@@ -202,9 +199,8 @@ def check_gradients(
 
 def _scales(matrices: LinearMap, generator: torch.Generator, like: Tensor) -> Tensor:
     """``||J||_F`` of each sample, ``(batch,)``, as estimated by random products."""
-    vectors = torch.randn(_N_SIZES, matrices.batch, matrices.n_out, generator=generator).to(like)
-    squares = [norms(finite(product)).square() for product in matrices.vjp(vectors)]
-    return torch.stack(squares).mean(0).sqrt()
+    vectors = torch.randn(N_SIZES, matrices.batch, matrices.n_out, generator=generator).to(like)
+    return estimated_norms(matrices.vjp(vectors))
 
 
 def batch_failure(size: int, error: Exception) -> ModelError:

@@ -112,7 +112,7 @@ def probe(
 
 
 def _probe_at(network: Network, x: Tensor, extra: Extra, batch: int, fixed: int | None, lone: bool) -> Probed:
-    points, rest = _rows(x, extra, batch)
+    points, rest = repeated_rows(x, extra, batch)
     stateful = _is_stateful(network, points, rest)
     trial = network.renewing() if stateful else network
     # What keeps state writes somewhere, if not now then at another input.
@@ -132,7 +132,7 @@ def _probe_at(network: Network, x: Tensor, extra: Extra, batch: int, fixed: int 
     return Probed(tuple(output.shape[1:]), fixed, stateful, overwrites, lone)
 
 
-def _rows(x: Tensor, extra: Extra, size: int) -> tuple[Tensor, Extra]:
+def repeated_rows(x: Tensor, extra: Extra, size: int) -> tuple[Tensor, Extra]:
     """A batch of ``size`` made of the rows at hand, repeated where they are too few."""
     index = torch.arange(size, device=x.device) % x.shape[0]
     rest = {k: v[index.to(v.device)] if isinstance(v, Tensor) else v for k, v in extra.items()}
@@ -141,7 +141,7 @@ def _rows(x: Tensor, extra: Extra, size: int) -> tuple[Tensor, Extra]:
 
 def _attempt(network: Network, x: Tensor, extra: Extra, size: int) -> Exception | None:
     try:
-        network.copied()(*_rows(x, extra, size))
+        network.copied()(*repeated_rows(x, extra, size))
     except JacliError:
         raise
     except Exception as error:  # a model's own code may raise anything
@@ -172,7 +172,11 @@ def _accepted_batch(
             raise user_code_behind(two) or two
         return 1, 1, False
     explained = explain_failure(
-        lambda points: network.copied()(points, _rows(points, extra, len(points))[1]), x, one, names, left_out
+        lambda points: network.copied()(points, repeated_rows(points, extra, len(points))[1]),
+        x,
+        one,
+        names,
+        left_out,
     )
     started = time.monotonic()
     for size in dict.fromkeys(hints):
@@ -244,7 +248,7 @@ def _overwrites(network: Network, x: Tensor, extra: Extra) -> bool:
 
 def _loses_batch_axis(network: Network, points: Tensor, rest: Extra, pair: Tensor) -> bool:
     """Whether a lone sample loses its batch axis; raises where the output has none at all."""
-    alone = network(*_rows(points, rest, 1))
+    alone = network(*repeated_rows(points, rest, 1))
     if pair.dim() > 0 and pair.shape[0] == 2:
         if alone.shape == pair.shape[1:] and alone.shape != pair.shape:
             return True

@@ -18,7 +18,7 @@ from jacli.verify.tolerances import PASSES, REDUCED_INSIDE
 
 N_ROWS = 4
 
-_N_SIZES = 4
+N_SIZES = 4
 """Further Gaussian cotangents that the method's matrices are multiplied by: they tell the matrices' size."""
 
 
@@ -183,11 +183,15 @@ def _combined(
     silent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``u'J`` by a plain pass, ``(batch, n_in)``, and how far the matrices' own is from it, ``(batch,)``."""
-    vectors = torch.randn(1 + _N_SIZES, linearization.batch, linearization.n_out, generator=generator)
+    vectors = torch.randn(1 + N_SIZES, linearization.batch, linearization.n_out, generator=generator)
     vectors = vectors.to(linearization.device, linearization.dtype)
     if silent is not None:
         vectors[:, silent] = 0
     image = linearization.pull(vectors[0])[: matrices.batch]
     products = matrices.vjp(vectors[:, : matrices.batch])
-    squares = torch.stack([norms(finite(product)).square() for product in products])
-    return image, relative_errors(products[0], image, scale=squares.mean(0).sqrt())
+    return image, relative_errors(products[0], image, scale=estimated_norms(products))
+
+
+def estimated_norms(products: Tensor) -> Tensor:
+    """``||J||_F`` of each sample, ``(batch,)``, from products with Gaussian vectors, ``(k, batch, n)``."""
+    return torch.stack([norms(finite(product)).square() for product in products]).mean(0).sqrt()
