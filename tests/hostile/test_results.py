@@ -166,7 +166,7 @@ def test_an_unfinished_result_with_one_wrong_value(
         content = _changed(sound, tmp_path / "file", lambda file, d=draw, t=told: t.append(change(file, d)))
         (tmp_path / "file").write_bytes(content)
         found = worker.ask(
-            specimen="result", file=str(tmp_path / "file"), command=RESUMING[0], name="../work/out.h5.part"
+            specimen="result", file=str(tmp_path / "file"), command=RESUMING[0], name="../place/out.h5.part"
         )
         _check(found, f"{told}")
 
@@ -193,6 +193,6 @@ def test_the_small_files_beside_a_result(worker: Worker, tmp_path: Path, kind: s
         if kind == "json":
             command = draw.choice(RESUMING)
         found = worker.ask(
-            specimen=kind, file=str(tmp_path / "file"), command=command, name=f"../work/out.h5.part.{kind}"
+            specimen=kind, file=str(tmp_path / "file"), command=command, name=f"../place/out.h5.part.{kind}"
         )
         _check(found, f"{text[:200]}: {command}")

@@ -98,7 +98,7 @@ def _run(folder: Path, specimen: Specimen, content: bytes, command: tuple[str, .
     """Run a command on a file in a child, and look at what became of both and of the folder."""
     base = folder / "case"
     shutil.rmtree(base, ignore_errors=True)
-    work = base / "a" / "b" / "work"
+    work = base / "a" / "b" / "place"
     for made in (work, base / "home", base / "tmp", base / "a" / "b" / "files"):
         made.mkdir(parents=True)
     file = base / "a" / "b" / "files" / specimen.name
