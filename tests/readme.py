@@ -95,7 +95,7 @@ def _stable_lines(command: str, text: str) -> list[str]:
             for x in lines
         )
         header = next((x for x in lines if x.startswith(" method ")), "")
-        return [header, *sorted(f"{match[1]} {match[3]}" for match in found if match)]
+        return [" ".join(header.split()), *sorted(f"{match[1]} {match[3]}" for match in found if match)]
     text = "\n".join(lines)
     if command.startswith("jacli verify"):
         text = re.sub(r"\d\.\de-\d\d(?=  )|(?<=worst error )\S+(?=,)", "E", text)
