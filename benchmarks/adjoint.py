@@ -23,10 +23,10 @@ from benchmarks import report
 from benchmarks.compare import LARGE, device_asked, matrix_product_rate
 from benchmarks.watch import Step, clock, count, steps_of, timed, watching
 from benchmarks.workloads import WORKLOADS, Sizes, Workload, sizes_of
+from jacli.device.allocator import reused_memory
+from jacli.device.precision import precisions_of
+from jacli.linear_program import Program, ProgramMap
 from jacli.network import TensorNetwork, exact_arithmetic, trace_network
-from jacli.network.adjoint import Program, ProgramMap
-from jacli.run.precision import precisions_of
-from jacli.run.reused_memory import reused_memory
 
 _LONG_RUN = 120.0
 """Seconds of the run of which building the program may take 5 %."""

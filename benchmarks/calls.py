@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 import jacli
-from jacli.config import from_options
+from jacli.choice.memory_limit import MemoryLimit
+from jacli.engine import module_cache as kept
+from jacli.engine.same_module import alike
 from jacli.network import frozen_twin
-from jacli.run import kept
-from jacli.run.alike import alike
-from jacli.run.memory import MemoryLimit
+from jacli.options.config import from_options
 
 REPEATS = 7
 

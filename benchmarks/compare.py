@@ -26,7 +26,7 @@ from benchmarks import report
 from benchmarks.contest import Contest
 from benchmarks.peers import TORCH_PEERS, Peer, flat
 from benchmarks.workloads import WORKLOADS, Workload, sizes_of
-from jacli.run.precision import precisions_of
+from jacli.device.precision import precisions_of
 
 LARGE = {"resnet18", "vit_ti16", "regnet"}
 """Left out by ``--quick``: a thousand passes at 224 x 224."""

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import jacli
-from jacli.option_values import parse_size
-from jacli.run.memory import MemoryLimit
+from jacli.choice.memory_limit import MemoryLimit
+from jacli.options.values import parse_size
 
 
 def resident() -> int:

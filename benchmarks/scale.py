@@ -25,8 +25,8 @@ import torch
 
 from benchmarks import report
 from jacli.cluster import shard_path, shard_rows
-from jacli.config import RunConfig
-from jacli.option_values import Shard
+from jacli.options.config import RunConfig
+from jacli.options.values import Shard
 from jacli.store import Progress, ResultLayout, ResultWriter, part_path, write_progress
 from jacli.store.schema import AFTERWARDS
 

@@ -14,9 +14,9 @@ from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.compare import synchronize
+from jacli.linear_program import ProgramMap
+from jacli.linear_program.local_map import LocalMap
 from jacli.network import TracedNetwork
-from jacli.network.adjoint import ProgramMap
-from jacli.network.adjoint.local_map import LocalMap
 
 Result = TypeVar("Result")
 

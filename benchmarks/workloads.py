@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from jacli.torchvision_import import import_torchvision
+from jacli.models.torchvision_import import import_torchvision
 
 _SEED = 20
 """Of weights and inputs."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jacli.errors import UsageError
-from jacli.printable import count_of
+from jacli.errors.printable import count_of
 
 Array = NDArray[np.float64]
 Cell = str | int | float | None

@@ -23,7 +23,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from digits_cnn import make_model
-from jacli.torchvision_import import import_torchvision
+from jacli.models.torchvision_import import import_torchvision
 
 HERE = Path(__file__).resolve().parent
 SEED = 0

@@ -92,8 +92,8 @@ def _import_everything() -> None:
     import typer
 
     from jacli.cli import app
-    from jacli.run.compute import run_compute  # noqa: F401
-    from jacli.torchvision_import import import_torchvision
+    from jacli.commands.compute import run_compute  # noqa: F401
+    from jacli.models.torchvision_import import import_torchvision
 
     import_torchvision()
     # Reading the arguments of a command imports pydantic.

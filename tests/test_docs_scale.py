@@ -7,7 +7,7 @@ import re
 import pytest
 
 from benchmarks.planning import NETWORKS, disk_table, time_table
-from jacli.run.inspect import inspect
+from jacli.commands.inspect import inspect
 from tests.readme import ROOT
 
 PAGE = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ TESTS = (
     "tests/run/test_host_copies.py",
     "tests/verify/test_probe.py",
     "tests/methods/test_methods.py",
-    "tests/network/adjoint/test_rules.py",
+    "tests/linear_program/test_rules.py",
 )
 
 CHOSEN = (

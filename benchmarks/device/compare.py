@@ -29,10 +29,10 @@ from benchmarks.device.record import Record, parser
 from benchmarks.peers import TORCH_PEERS, Peer, as_matrices, flat, part_of
 from benchmarks.report import machine
 from benchmarks.workloads import LARGE_WORKLOADS, WORKLOADS, Sizes, Workload, sizes_of
-from jacli.run import kept
-from jacli.run.measure import now
-from jacli.run.memory import free_memory
-from jacli.run.precision import precisions_of
+from jacli.choice.measure import now
+from jacli.choice.memory_limit import free_memory
+from jacli.device.precision import precisions_of
+from jacli.engine import module_cache as kept
 
 TRIAL = {"samples": 2, "outputs": 64, "inputs": 16}
 """Samples, outputs or inputs of a peer's trial, or one chunk where that is more."""

@@ -20,15 +20,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import jacli
 from benchmarks.peers import reference
 from benchmarks.workloads import WORKLOADS
+from jacli.choice.memory_limit import free_memory
+from jacli.device.precision import precisions_of
+from jacli.device.torch_switches import reduced_precision
+from jacli.device.transfer import HostCopies, beside
+from jacli.engine.batch_graph import _GRAPHS
 from jacli.errors import JacliError, ModelError, OutOfMemoryError
 from jacli.linear_map import FactoredMap
 from jacli.network import exact_arithmetic
-from jacli.network.settings import reduced_precision
-from jacli.run.batch_graph import _GRAPHS
 from jacli.run.factored_array import FactoredArray
-from jacli.run.host_copies import HostCopies, beside
-from jacli.run.memory import free_memory
-from jacli.run.precision import precisions_of
 from jacli.run.prepare import pick_device
 from jacli.spectrum import singular_values
 

@@ -21,12 +21,12 @@ from benchmarks.device.busy import activity_of
 from benchmarks.device.record import Record, parser
 from benchmarks.report import machine
 from benchmarks.workloads import WORKLOADS
+from jacli.choice.measure import now
+from jacli.device.precision import precisions_of
+from jacli.device.torch_switches import reduced_precision
+from jacli.linear_program.prepared import Passes
+from jacli.linear_program.rules.convolution import Geometry, _transposed_way
 from jacli.network import Program, TensorNetwork, exact_arithmetic, trace_network
-from jacli.network.adjoint.prepared import Passes
-from jacli.network.adjoint.rules.convolution import Geometry, _transposed_way
-from jacli.network.settings import reduced_precision
-from jacli.run.measure import now
-from jacli.run.precision import precisions_of
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from jacli.errors import (
     means_out_of_memory,
     user_code_behind,
 )
-from jacli.printable import escape, escape_lines
+from jacli.errors.printable import escape, escape_lines
 
 _OF_THE_SYSTEM = frozenset(
     {

@@ -40,8 +40,8 @@ from jacli.cli.streams import say, show_json
 from jacli.cli.usage import parse_all
 
 if TYPE_CHECKING:
-    from jacli.config import RunConfig
-    from jacli.run.bench import BenchResult, BenchRow
+    from jacli.commands.bench import BenchResult, BenchRow
+    from jacli.options.config import RunConfig
     from jacli.summary import Table
 
 
@@ -88,7 +88,7 @@ def bench(
     settings, seconds = _parsed(
         {name: flags[name] for name in flags if name not in ("limit", "as_json")}, limit
     )
-    from jacli.run.bench import bench as run_bench
+    from jacli.commands.bench import bench as run_bench
 
     # Models print; stdout is for data only.
     with redirect_stdout(sys.stderr):
@@ -103,9 +103,9 @@ def bench(
 
 def _parsed(flags: Mapping[str, Any], limit: str) -> tuple[RunConfig, float]:
     """The options; all that are wrong are reported at once."""
-    from jacli.config import from_options
     from jacli.errors import JacliError, UsageError
-    from jacli.option_values import parse_seconds
+    from jacli.options.config import from_options
+    from jacli.options.values import parse_seconds
 
     problems: tuple[JacliError, ...] = ()
     try:

@@ -41,14 +41,14 @@ from jacli.cli.options import (
 )
 from jacli.cli.stopping import finished
 from jacli.cli.streams import results_are_kept, say, show, show_json
-from jacli.printable import count_of, join_words, quote_path
+from jacli.errors.printable import count_of, join_words, quote_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jacli.config import RunConfig
+    from jacli.commands.dry_run import DryRun
     from jacli.errors import UnsoundResultsError
-    from jacli.run.dry_run import DryRun
+    from jacli.options.config import RunConfig
     from jacli.run.outcome import Outcome, Recheck
 
 
@@ -197,7 +197,7 @@ def compute(
 
     settings = resolve_options(flags)
     if settings.dry_run:
-        from jacli.run.dry_run import dry_run as plan_run
+        from jacli.commands.dry_run import dry_run as plan_run
 
         with redirect_stdout(sys.stderr):
             plan = plan_run(settings)
@@ -208,7 +208,7 @@ def compute(
 
 def _run(settings: RunConfig) -> None:
     from jacli.cli.progress import progress_reporter
-    from jacli.run.compute import run_compute
+    from jacli.commands.compute import run_compute
 
     started = time.monotonic()
     told: set[str] = set()

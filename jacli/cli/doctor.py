@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jacli.cli.streams import show_json, trusted
-from jacli.printable import escape
+from jacli.errors.printable import escape
 
 if TYPE_CHECKING:
-    from jacli.run.doctor import Finding
+    from jacli.commands.doctor import Finding
 
 
 def doctor(
@@ -26,8 +26,8 @@ def doctor(
 
     Exits with 4 when FOLDER cannot be written; anything else comes with a remedy and exits with 0.
     """
+    from jacli.commands.doctor import FOLDER, diagnose
     from jacli.errors import OutputError
-    from jacli.run.doctor import FOLDER, diagnose
 
     findings = diagnose(folder)
     if as_json:

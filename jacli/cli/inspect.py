@@ -33,7 +33,7 @@ def inspect(
     inputs (shape, dtype, range) or a result (provenance, what it holds).  Options of the model go with
     --inputs.
     """
-    from jacli.run.inspect import inspect as inspect_path
+    from jacli.commands.inspect import inspect as inspect_path
 
     found = inspect_path(
         path,

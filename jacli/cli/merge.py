@@ -10,10 +10,10 @@ import typer
 
 from jacli.cli.options import AsJson
 from jacli.cli.streams import results_are_kept, say, show_json
-from jacli.printable import count_of, join_words, quote_path
+from jacli.errors.printable import count_of, join_words, quote_path
 
 if TYPE_CHECKING:
-    from jacli.run.merge import Merged
+    from jacli.commands.merge import Merged
 
 
 def merge(
@@ -43,7 +43,7 @@ def merge(
     with 6 where one is missing, and says what makes it.
     """
     from jacli.cli.progress import progress_reporter
-    from jacli.run.merge import merge as merge_shards
+    from jacli.commands.merge import merge as merge_shards
 
     command = join_words(["jacli", *sys.argv[1:]])
     with progress_reporter(quiet=False, every=30.0) as progress:

@@ -1,6 +1,6 @@
 """Options that several commands have, each declared once: its flag, its help, its panel.
 
-A command takes one as ``arch: Arch = None``.  None means not given: defaults stand in `jacli.config`.
+A command takes one as ``arch: Arch = None``.  None means not given: defaults stand in `jacli.options.config`.
 """
 
 from __future__ import annotations

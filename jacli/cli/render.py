@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from jacli.cli.streams import say, trusted
-from jacli.printable import escape
+from jacli.errors.printable import escape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,11 +10,11 @@ import typer
 
 from jacli.cli.options import AsJson
 from jacli.cli.streams import show, show_json
-from jacli.printable import count_of
+from jacli.errors.printable import count_of
 
 if TYPE_CHECKING:
+    from jacli.commands.status import RunStatus
     from jacli.run.run_files import FileStatus
-    from jacli.run.status import RunStatus
     from jacli.summary import Row
 
 ROWS = 20
@@ -35,7 +35,7 @@ def status(
     How far is a run: its state, samples done, rate, time left, and what to run next.  It reads the small
     files beside an unfinished result, never the result itself, and disturbs nobody.
     """
-    from jacli.run.status import status as status_of
+    from jacli.commands.status import status as status_of
 
     runs = status_of(files)
     if as_json:

@@ -19,7 +19,7 @@ import sys
 import threading
 from typing import Any, TextIO, cast
 
-from jacli.printable import escape, escape_lines
+from jacli.errors.printable import escape, escape_lines
 
 _PLAIN = str.maketrans(
     {

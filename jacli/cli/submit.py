@@ -11,10 +11,10 @@ from jacli.cli.compute import compute
 from jacli.cli.options import option
 from jacli.cli.streams import results_are_kept, say, show_json
 from jacli.cluster.slurm import NOT_OF_TASKS, compress
-from jacli.printable import quote_path
+from jacli.errors.printable import quote_path
 
 if TYPE_CHECKING:
-    from jacli.run.submit import Handed, Submission
+    from jacli.commands.submit import Handed, Submission
 
 SLURM = "Slurm"
 """The panel of the help."""
@@ -97,8 +97,8 @@ def submit(**flags: Any) -> None:
     command again submits only what is missing.
     """
     print_only = flags.pop("print_only")
-    from jacli.run.submit import plan_submission
-    from jacli.run.submit import submit as hand_over
+    from jacli.commands.submit import plan_submission
+    from jacli.commands.submit import submit as hand_over
 
     submission = plan_submission(flags)
     lines = list(_left_out(submission))

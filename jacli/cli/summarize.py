@@ -10,7 +10,7 @@ import typer
 from jacli.cli.render import TableFormat, print_notes, print_table, render_table
 from jacli.cli.usage import parse_all
 from jacli.errors import JacliError, UsageError
-from jacli.option_values import one_of, whole
+from jacli.options.values import one_of, whole
 
 BY_SUFFIX = {
     ".csv": TableFormat.CSV,
@@ -65,8 +65,8 @@ def summarize(
     Tables of norms, ranks and condition of the Jacobians in FILES: over each file, per sample, per
     class, or by labels.
     """
-    from jacli.run.summarize import summarize as summarize_files
-    from jacli.run.table_file import check_table_place, write_table
+    from jacli.commands.summarize import summarize as summarize_files
+    from jacli.commands.table_file import check_table_place, write_table
 
     parsed = _parsed(
         out, limit=limit, output_axes=output_axes, format=format, dataset=dataset, overwrite=overwrite

@@ -15,9 +15,9 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from jacli.content import Content, recognise_content
 from jacli.errors import JacliError, UsageError
-from jacli.printable import count_of, join_words
+from jacli.errors.printable import count_of, join_words
+from jacli.untrusted.content import Content, recognise_content
 
 _TRUTH_VALUES = ("yes", "no", "true", "false", "on", "off", "0", "1")
 _LISTED = 3
@@ -198,7 +198,7 @@ class Command(TyperCommand):
         """What is wrong with the values of a run's options, beside the words."""
         if not _takes_a_run(arguments):
             return []
-        from jacli.config import NOT_GIVEN, OPTIONS
+        from jacli.options.config import NOT_GIVEN, OPTIONS
         from jacli.run.config_file import resolve_options
 
         super().parse_args(ctx, words.options)

@@ -12,11 +12,11 @@ import typer
 from jacli.cli.options import AllowPickle, Arch, AsJson
 from jacli.cli.streams import show, show_json
 from jacli.cli.usage import parse_all
-from jacli.option_values import parse_device, parse_fraction, whole
-from jacli.printable import count_of
+from jacli.errors.printable import count_of
+from jacli.options.values import parse_device, parse_fraction, whole
 
 if TYPE_CHECKING:
-    from jacli.run.verify import Verification
+    from jacli.commands.verify import Verification
 
 
 def verify(
@@ -48,8 +48,8 @@ def verify(
     """
     asked = _parsed(samples, tolerance, seed, device)
     from jacli.cli.progress import progress_reporter
+    from jacli.commands.verify import verify as verify_file
     from jacli.errors import UnsoundResultsError
-    from jacli.run.verify import verify as verify_file
 
     # Models print; stdout is for data only.
     with redirect_stdout(sys.stderr), progress_reporter(quiet=False, every=30.0) as progress:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jacli.errors import OutputError, UsageError
-from jacli.json_values import parse_json
-from jacli.own_files import read_own, replace_own
+from jacli.untrusted.json_values import parse_json
+from jacli.untrusted.own_files import read_own, replace_own
 
 
 @dataclass(frozen=True)

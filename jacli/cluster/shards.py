@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jacli.errors import UsageError
-from jacli.option_values import Shard
-from jacli.printable import count_of
+from jacli.errors.printable import count_of
+from jacli.options.values import Shard
 
 
 def shard_rows(shard: Shard, n_samples: int) -> range:

@@ -4,7 +4,7 @@ Plain ``sbatch`` and not submitit: the script is text that one can read, change 
 same command that one would type.  submitit pickles a function into a folder that all nodes must share,
 with a time limit of 5 minutes unless told otherwise, and would be one more dependency.
 
-Everything here is a pure function of what was asked; `jacli.run.submit` asks and submits.
+Everything here is a pure function of what was asked; `jacli.commands.submit` asks and submits.
 
 What Slurm does with signals (seen with 22.05): the notice before the time limit goes to the batch shell
 only (``B:``), and bash runs a trap once ``wait`` returns: so the run is a child that is waited for, and the
@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jacli.cluster.shards import shard_path
-from jacli.option_values import Shard
-from jacli.printable import escape, join_words, quote, quote_path
+from jacli.errors.printable import escape, join_words, quote, quote_path
+from jacli.options.values import Shard
 
 STOPPED = 75
 """The exit code of a run that was stopped after saving, and goes on when started again."""

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from jacli.content import MAX_EXPANSION, WHAT_TO_DO, Content, recognise_content, what_is_no_file
 from jacli.errors import InputsError
 from jacli.inputs.check import check_dtype, check_rows, scale_notes
 from jacli.inputs.samples import sample_positions
 from jacli.inputs.source import InputSource, StoredArray, reading
 from jacli.inputs.text_table import text_table
+from jacli.untrusted.content import MAX_EXPANSION, WHAT_TO_DO, Content, recognise_content, what_is_no_file
 
 __all__ = [
     "LOADERS",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jacli.errors import InputsError
-from jacli.printable import count_of
+from jacli.errors.printable import count_of
 
 if TYPE_CHECKING:
     from jacli.inputs.source import InputSource

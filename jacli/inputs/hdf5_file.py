@@ -8,9 +8,9 @@ from pathlib import Path
 import h5py
 
 from jacli.errors import InputsError
-from jacli.hdf5_chunks import checked
-from jacli.hdf5_guard import examine_hdf5
 from jacli.inputs.source import StoredArray, choose_key
+from jacli.untrusted.hdf5_chunks import checked
+from jacli.untrusted.hdf5_guard import examine_hdf5
 
 with contextlib.suppress(ImportError):
     # Registers the filters of files compressed with zstd, blosc, ...; HDF5 itself knows gzip and lzf.

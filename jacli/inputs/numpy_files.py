@@ -12,7 +12,7 @@ import numpy as np
 
 from jacli.errors import InputsError
 from jacli.inputs.source import StoredArray, choose_key, refuse_key
-from jacli.zip_archive import check_zip
+from jacli.untrusted.zip_archive import check_zip
 
 
 def load_npy(path: Path, key: str | None) -> StoredArray:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from jacli.content import path_as_text
 from jacli.errors import InputsError
 from jacli.inputs.source import StoredArray, choose_key
+from jacli.untrusted.content import path_as_text
 
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "C64": "complex64",

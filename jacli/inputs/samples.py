@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jacli.errors import InputsError, UsageError
-from jacli.printable import count_of
+from jacli.errors.printable import count_of
 
 
 def sample_positions(spec: str | None, n: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from types import TracebackType
 import numpy as np
 
 from jacli.errors import InputsError, JacliError
-from jacli.printable import count_of
+from jacli.errors.printable import count_of
 
 _HASHED_BYTES = 64 * 2**20
 """Of rows read at once, to be hashed."""

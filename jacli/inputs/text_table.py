@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jacli.printable import join_words
+from jacli.errors.printable import join_words
 
 _HEAD_BYTES = 2**16
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", " ": "spaces"}

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from jacli.content import path_as_text
 from jacli.errors import InputsError
 from jacli.inputs.source import StoredArray, choose_key, refuse_key
-from jacli.torch_archive import NoTorchSaveError, scan_torch_save
+from jacli.untrusted.content import path_as_text
+from jacli.untrusted.torch_archive import NoTorchSaveError, scan_torch_save
 
 _MOST_PARTS = 100_000
 _DEEPEST = 50

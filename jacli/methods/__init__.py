@@ -9,7 +9,7 @@ A method is a file with three functions:
 ``refusal(*, fixed_batch)``
     why it cannot serve a model that accepts only that batch size, or None.
 
-A new method is a file, a line in `METHODS`, and its name in `jacli.config.METHOD_NAMES`.
+A new method is a file, a line in `METHODS`, and its name in `jacli.options.config.METHOD_NAMES`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 from jacli.errors import MethodError, telling_line, translating, user_code_behind
 from jacli.linear_map import Block, CutLinearization, FactoredMap, Linearization
 from jacli.methods.assemble import assemble
-from jacli.plan import FactoredPlan
+from jacli.plans.plan import FactoredPlan
 
 METHODS = {
     "loop": "jacli.methods.loop",

@@ -1,6 +1,6 @@
 """``adjoint``: the network's adjoint as a program of its own, cotangents in batches.
 
-The traced network is linearised once a block, operator by operator (`jacli.network.adjoint`); then every
+The traced network is linearised once a block, operator by operator (`jacli.linear_program`); then every
 pass is linear work alone, without autograd, in the precision asked for.
 
 ceil(n_out / chunk_size) passes; memory: the masks and multipliers of one batch, plus two or three layers'

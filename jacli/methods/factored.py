@@ -3,7 +3,7 @@
 With a cut of width r the two factors cost about r passes in place of n_out: the lower one r reverse
 passes, the upper one r forward passes or n_out reverse passes of what is often one layer.  With more
 cuts the network is a chain of links, and the order of work is a bracketing of it
-(`jacli.bracketing`).  Each link is filled in by its own cheapest plain method.
+(`jacli.plans.bracketing`).  Each link is filled in by its own cheapest plain method.
 
 Memory: the factors, and the activations of one link at a time: the upper factor is done and its link
 freed before the lower one is linearised.
@@ -19,13 +19,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from jacli import bracketing
-from jacli.bracketing import Bracketing, Product, Pull, Push, Seed
+from jacli.device.matrix_product import product
 from jacli.linear_map import Block, ClosableLinearization, CutLinearization, FactoredMap, Linearization
-from jacli.matrix_product import product
 from jacli.methods import adjoint, forward, loop, replicate, tangent, vmap
 from jacli.methods.assemble import assemble
-from jacli.plan import FactoredPlan, LinkPlan
+from jacli.plans import bracketing
+from jacli.plans.bracketing import Bracketing, Product, Pull, Push, Seed
+from jacli.plans.plan import FactoredPlan, LinkPlan
 
 _PLAIN = {
     "loop": loop.blocks,

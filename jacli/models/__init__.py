@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jacli.content import WHAT_TO_DO, Content, recognise_model, what_is_no_file
 from jacli.errors import ModelError, UsageError
 from jacli.models.loaded import LoadedModel, ModelRequest, sha256_of
+from jacli.untrusted.content import WHAT_TO_DO, Content, recognise_model, what_is_no_file
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +127,7 @@ def load_anew(loaded: LoadedModel, *, dtype: torch.dtype | None = None) -> Loade
     if again.weights_sha256 != loaded.weights_sha256:
         raise _other_since(loaded, f"Called again, {loaded.arch} gives other weights.")
     if dtype is not None:
-        dtypes = importlib.import_module("jacli.dtypes")
+        dtypes = importlib.import_module("jacli.models.dtypes")
         dtypes.convert(again.module, dtype)
     return again
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from jacli.content import why_unseen
 from jacli.errors import JacliError, ModelError, UsageError
 from jacli.models.damage import last_line, what_it_raised
 from jacli.models.fingerprint import require_values, weights_sha256
@@ -32,7 +31,8 @@ from jacli.models.own_builders import (
     surely_builds_a_network,
     which_one,
 )
-from jacli.torchvision_import import import_torchvision
+from jacli.models.torchvision_import import import_torchvision
+from jacli.untrusted.content import why_unseen
 
 _REGISTRIES = ("torchvision", "timm")
 _DOWNLOADS = ("weights", "weights_backbone", "pretrained", "pretrained_backbone", "checkpoint_path")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from jacli import zip_archive
 from jacli.errors import JacliError, ModelError
-from jacli.torch_archive import UNPACKED
+from jacli.untrusted import zip_archive
+from jacli.untrusted.torch_archive import UNPACKED
 
 COPY_AGAIN = "Copy or download it again."
 

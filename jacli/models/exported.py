@@ -5,7 +5,7 @@
 member is therefore tried with ``weights_only`` first.
 
 Loading also evaluates the guards and symbolic shapes that are written in the program, and running it calls
-what its graph names: `jacli.models.exported_program` looks at those before.
+what its graph names: `jacli.untrusted.exported_program` looks at those before.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ import torch
 
 from jacli.errors import ModelError
 from jacli.models.damage import check_zip, last_line, reading
-from jacli.models.exported_program import examine_program
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
-from jacli.models.torchscript_source import problem_of_classes
-from jacli.torch_archive import scan_torch_save
-from jacli.zip_archive import read_member
+from jacli.untrusted.exported_program import examine_program
+from jacli.untrusted.torch_archive import scan_torch_save
+from jacli.untrusted.torchscript_source import problem_of_classes
+from jacli.untrusted.zip_archive import read_member
 
 _KIND = "torch.export archive"
 _TODO = (

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import torch
 
-from jacli.dtypes import as_dtype, convert, holds, real_dtype, real_dtypes, widest
 from jacli.errors import ModelError, UsageError
+from jacli.errors.printable import count_of
 from jacli.models.architecture import (
     Architecture,
     build,
     candidate_architectures,
     resolve_architecture,
 )
+from jacli.models.dtypes import as_dtype, convert, holds, real_dtype, real_dtypes, widest
 from jacli.models.fingerprint import named_tensors
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
 from jacli.models.misfit import misfit
@@ -33,7 +34,6 @@ from jacli.models.prefixes import (
 from jacli.models.registry import recognise_architecture
 from jacli.models.spelling import Spelling, spellings, strip_prefix_of, with_shared
 from jacli.models.weights import Selection, Weights
-from jacli.printable import count_of
 
 
 @dataclass(frozen=True)

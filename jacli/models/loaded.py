@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jacli.errors import UsageError
-from jacli.hooks import drop_backward_hooks
+from jacli.models.hooks import drop_backward_hooks
 
 if TYPE_CHECKING:
     import torch

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from jacli.errors import ModelError
+from jacli.errors.printable import count_of
 from jacli.models.prefixes import COUNTER, UNKNOWN, Shapes, prefixes_to_try, shapes_of, without_counters
 from jacli.models.spelling import spellings, with_shared
 from jacli.models.weights import Weights
-from jacli.printable import count_of
 
 _TODO = (
     "Give the architecture they were trained with (--arch, --arch-arg), "

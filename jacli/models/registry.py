@@ -29,8 +29,8 @@ from jacli.models.prefixes import (
     under_prefix,
     without_counters,
 )
+from jacli.models.torchvision_import import import_torchvision
 from jacli.models.weights import Weights
-from jacli.torchvision_import import import_torchvision
 
 _CLASSIFIER_DEPTH = 2  # dots in torchvision.models.resnet; torchvision.models.detection.fcos has more
 

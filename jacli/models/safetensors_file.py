@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
-from jacli.content import path_as_text
 from jacli.models.damage import reading
 from jacli.models.describe import describe_weights
 from jacli.models.fit import load_weights
 from jacli.models.loaded import LoadedModel, ModelRequest
 from jacli.models.weights import Selection, select_weights
+from jacli.untrusted.content import path_as_text
 
 if TYPE_CHECKING:
     import torch

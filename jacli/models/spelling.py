@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.parameter import is_lazy
 
+from jacli.errors.printable import count_of
 from jacli.models.prefixes import under_prefix
 from jacli.models.weights import Weights
-from jacli.printable import count_of
 
 _PRIVATE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _WRAPPERS = (_PRIVATE, (*_PRIVATE, "module"))

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import torch
 
-from jacli.pickle_scan import PickleScan
+from jacli.untrusted.pickle_scan import PickleScan
 
 
 class Inert:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from jacli.content import Content, recognise_content
 from jacli.errors import ModelError
 from jacli.models.damage import COPY_AGAIN, last_line
 from jacli.models.describe import describe_weights
@@ -19,8 +18,9 @@ from jacli.models.loaded import LoadedModel, ModelRequest, freeze, sha256_of
 from jacli.models.stand_ins import Inert, load_with_stand_ins, stand_in
 from jacli.models.unpickle import read_running_its_code
 from jacli.models.weights import Selection, select_weights
-from jacli.pickle_scan import Made, PickleScan
-from jacli.torch_archive import NoTorchSaveError, scan_torch_save
+from jacli.untrusted.content import Content, recognise_content
+from jacli.untrusted.pickle_scan import Made, PickleScan
+from jacli.untrusted.torch_archive import NoTorchSaveError, scan_torch_save
 
 _RAN = "ran the code of the file's pickle (--allow-pickle)"
 _TODO = "Save only its state_dict(), or, if you trust the file, add --allow-pickle: it runs the file's code."

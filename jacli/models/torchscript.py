@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from jacli.content import path_as_text
 from jacli.errors import ModelError
+from jacli.errors.printable import escape
 from jacli.models.damage import COPY_AGAIN, reading
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
-from jacli.models.torchscript_graph import problem_of_graphs
-from jacli.models.torchscript_source import problem_of_classes, problem_of_sources
-from jacli.printable import escape
-from jacli.torch_archive import check_torchscript
-from jacli.torchvision_import import import_torchvision
-from jacli.zip_archive import ArchiveError, read_member
+from jacli.models.torchvision_import import import_torchvision
+from jacli.untrusted.content import path_as_text
+from jacli.untrusted.torch_archive import check_torchscript
+from jacli.untrusted.torchscript_graph import problem_of_graphs
+from jacli.untrusted.torchscript_source import problem_of_classes, problem_of_sources
+from jacli.untrusted.zip_archive import ArchiveError, read_member
 
 _KIND = "TorchScript archive"
 _UNKNOWN_OPERATOR = re.compile(r"[Uu]nknown builtin op: ?(\w+::\w+)")

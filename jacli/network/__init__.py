@@ -1,13 +1,14 @@
 """From a module to a linear map: the network as a function of its input, traced, cut and linearised."""
 
-from jacli.network.adjoint import Program
+from jacli.device.torch_switches import exact_arithmetic
+from jacli.linear_program import Program
+from jacli.linear_program.graph import NotTraceableError
 from jacli.network.cut import Cut, any_cut, useful_cuts
+from jacli.network.cut_network import CutLinearized, CutNetwork
 from jacli.network.linearize import Linearized
 from jacli.network.network import TensorNetwork, frozen_twin
 from jacli.network.parameters import as_declared, input_parameter, parameters_of
-from jacli.network.settings import exact_arithmetic
-from jacli.network.spans import CutLinearized, CutNetwork
-from jacli.network.trace import NotTraceableError, TracedNetwork, trace_network
+from jacli.network.trace import TracedNetwork, trace_network
 from jacli.network.watched import Watched, watch
 
 __all__ = [

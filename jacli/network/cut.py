@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from jacli.network.trace import NO_DERIVATIVE, TracedNetwork, operator_name, value_of
+from jacli.linear_program.graph import NO_DERIVATIVE, operator_name, value_of
+from jacli.network.trace import TracedNetwork
 
 WORTH_WIDTH = 2
 """A further cut may be this many times as wide as the narrowest.  With r vectors through everything, a wider
@@ -63,7 +64,7 @@ def useful_cuts(traced: TracedNetwork, *, n_out: int) -> list[Cut]:
     """Cuts narrower than the output and no wider than the input, in order, the narrowest among them.
 
     Where a network is narrow at several places with work between them, each of these is a cut; the
-    links between them are then bracketed by cost (`jacli.bracketing`).
+    links between them are then bracketed by cost (`jacli.plans.bracketing`).
 
     Args:
         traced: The network.

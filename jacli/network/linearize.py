@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import jvp, vjp, vmap
 
-from jacli.agreement import finite, gaps
+from jacli.device.torch_switches import batched_pass, forward_pass, thawed
 from jacli.errors import MethodError, telling_line, translating
 from jacli.linear_map import Extra
-from jacli.network.adjoint import Program, ProgramMap
+from jacli.linear_map.agreement import finite, gaps
+from jacli.linear_map.tape import Tape
+from jacli.linear_program import Program, ProgramMap
 from jacli.network.network import twice
-from jacli.network.settings import batched_pass, forward_pass, thawed
-from jacli.tape import Tape
 
 
 class Function(Protocol):

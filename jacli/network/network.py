@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from jacli.device.torch_switches import forward_pass, without_checkpoints
 from jacli.errors import ModelError, noting_user_code, telling_line
-from jacli.hooks import drop_backward_hooks
+from jacli.errors.printable import count_of
 from jacli.linear_map import Extra
+from jacli.models.hooks import drop_backward_hooks
 from jacli.network.parameters import nested, parameters_of
-from jacli.network.settings import forward_pass, without_checkpoints
-from jacli.printable import count_of
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ same at both, which axis of every tensor is the batch's, and which of the number
 (the ``2`` of ``view(2, -1)``) are the batch size; these are put back as such.
 
 A graph that this goes wrong for does not go unnoticed: its outputs are compared with the network's own in
-every batch, and its derivatives in some (`jacli.run.batch_checks`).
+every batch, and its derivatives in some (`jacli.engine.batch_checks`).
 """
 
 from __future__ import annotations
@@ -26,25 +26,14 @@ from torch import Tensor, fx
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from jacli.device.torch_switches import batched_pass, thawed
 from jacli.errors import means_out_of_memory, telling_line
 from jacli.linear_map import Extra
+from jacli.linear_program.graph import NotTraceableError, value_of
 from jacli.network.network import TensorNetwork
-from jacli.network.settings import batched_pass, thawed
-
-NO_DERIVATIVE = frozenset(
-    (
-        *("detach", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
-        *("new_zeros", "new_ones", "new_full", "new_empty", "sign", "round", "floor", "ceil", "trunc"),
-    )
-)
-"""Operators through which no derivative flows, or zeros only, although their result is floating."""
 
 _SIZES = (2, 3)
 """Batch sizes of the two traces; networks treat a lone sample specially (``squeeze()``) more often."""
-
-
-class NotTraceableError(Exception):
-    """A network of which no graph can be had; the text says why, for the plan."""
 
 
 @dataclass(frozen=True)
@@ -267,19 +256,6 @@ class _Bound(fx.Interpreter):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         return self._constants[target]
-
-
-def operator_name(node: fx.Node) -> str:
-    """An operator's name without its overload: ``conv2d``."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target.overloadpacket.__name__)
-    return str(getattr(target, "__name__", target))
-
-
-def value_of(node: fx.Node) -> Any:
-    """What a node is at the first trace's batch size: a fake tensor, a tuple of them, or a number."""
-    return node.meta.get("val")
 
 
 def _check_same(first: fx.GraphModule, second: fx.GraphModule) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jacli.dtypes import as_dtype
 from jacli.errors import InputsError
+from jacli.errors.printable import count_of
 from jacli.inputs import InputSource, open_inputs
-from jacli.printable import count_of
+from jacli.models.dtypes import as_dtype
 
 
 @dataclass(frozen=True)

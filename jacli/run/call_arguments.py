@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jacli.dtypes import real_dtypes
 from jacli.errors import InputsError, JacliError, ModelError, UsageError
+from jacli.errors.printable import count_of
 from jacli.inputs.check import check_dtype
-from jacli.printable import count_of
+from jacli.models.dtypes import real_dtypes
 from jacli.verify.explain import is_about_dtypes
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}

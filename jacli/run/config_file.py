@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from jacli.cluster import shard_of_environment, shard_path
-from jacli.config import NOT_REPEATED, RunConfig, from_options
-from jacli.content import Content, recognise_content, why_unseen
 from jacli.errors import ResultsError, UsageError
 from jacli.models.names import absolute_name, model_runs_code, runs_own_code, split_name
-from jacli.option_values import Shard
+from jacli.options.config import NOT_REPEATED, RunConfig, from_options
+from jacli.options.values import Shard
+from jacli.untrusted.content import Content, recognise_content, why_unseen
 
 
 def resolve_options(flags: Mapping[str, Any]) -> RunConfig:

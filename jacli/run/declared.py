@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from jacli.content import MAX_EXPANSION
 from jacli.errors import ResultsError
-from jacli.hdf5_guard import examine_hdf5
 from jacli.store.indexed import IndexedDataset
+from jacli.untrusted.content import MAX_EXPANSION
+from jacli.untrusted.hdf5_guard import examine_hdf5
 
 
 def check_declared(path: Path, batch: int, stored: Mapping[str, h5py.Dataset | IndexedDataset]) -> None:

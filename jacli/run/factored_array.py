@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jacli.device.transfer import pinned
 from jacli.linear_map import FactoredMap
-from jacli.run.host_copies import pinned
 
 
 @dataclass(frozen=True)

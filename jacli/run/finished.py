@@ -8,9 +8,10 @@ from types import TracebackType
 
 import numpy as np
 
-from jacli.config import RunConfig, from_options
+from jacli.choice.recorded_plan import recorded_plan
 from jacli.errors import OutputError, ResultsError, UsageError
-from jacli.printable import quote_path
+from jacli.errors.printable import quote_path
+from jacli.options.config import RunConfig, from_options
 from jacli.run.labelled import accuracy_notes
 from jacli.run.outcome import Outcome, Recheck
 from jacli.run.prepare import Prepared
@@ -23,7 +24,6 @@ from jacli.run.recorded import (
     rows_not_finite,
     same_inputs,
 )
-from jacli.run.recorded_plan import recorded_plan
 from jacli.run.selection import jacobian_shape
 from jacli.store import Results, open_results
 from jacli.store.sources import attributes_of_done, check_sources, sources_of

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jacli.errors import ResultsError
-from jacli.printable import count_of
+from jacli.errors.printable import count_of
 from jacli.run.declared import check_declared
 from jacli.store.indexed import Shards
 from jacli.store.structure import check_numbers

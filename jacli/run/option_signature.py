@@ -7,13 +7,13 @@ from dataclasses import MISSING, fields
 from inspect import Parameter, Signature, signature
 from typing import Any
 
-from jacli.config import OPTIONS, PRINTING_ONLY, RunConfig
+from jacli.options.config import OPTIONS, PRINTING_ONLY, RunConfig
 
 
 def with_options(function: Callable[..., Any]) -> Signature:
     """The signature of a function whose ``**options`` are the command's, each named, with its default.
 
-    >>> from jacli.run.compute import compute
+    >>> from jacli.commands.compute import compute
     >>> signature(compute).parameters["method"]
     <Parameter "method: 'str' = 'auto'">
     """

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jacli.run.engine import Chosen
+from jacli.engine.engine import Chosen
 
 
 @dataclass(frozen=True)

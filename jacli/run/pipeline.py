@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from jacli.run.host_copies import beside
+from jacli.device.transfer import beside
 from jacli.store import BlockGivenUp, ResultWriter
 
 PATIENCE = 3.0

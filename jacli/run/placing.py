@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from jacli.dtypes import as_dtype, convert, holds, real_dtype, real_dtypes, widest
+from jacli.engine.probed import probed_network
 from jacli.errors import InputsError, JacliError, ModelError, UsageError, means_out_of_memory, telling_line
 from jacli.models import LoadedModel
+from jacli.models.dtypes import as_dtype, convert, holds, real_dtype, real_dtypes, widest
 from jacli.network import TensorNetwork, as_declared, frozen_twin
-from jacli.run.probed import probed_network
 from jacli.verify import Probed
 from jacli.verify.explain import is_about_dtypes
 

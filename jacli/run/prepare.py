@@ -13,22 +13,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jacli.choice.memory_limit import memory_errors
 from jacli.cluster import local_rank, shard_rows
-from jacli.config import RunConfig
-from jacli.content import Content, recognise_content
+from jacli.device.precision import check_precision
 from jacli.errors import InputsError, UsageError
-from jacli.hooks import forward_hooks
+from jacli.errors.printable import count_of
 from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs, scale_notes
 from jacli.models import LoadedModel, load_model
+from jacli.models.hooks import forward_hooks
 from jacli.network import TensorNetwork
-from jacli.option_values import Shard
-from jacli.plan import Shapes
-from jacli.printable import count_of
+from jacli.options.config import RunConfig
+from jacli.options.values import Shard
+from jacli.plans.plan import Shapes
 from jacli.run.arguments import read_along, read_arguments
-from jacli.run.memory import memory_errors
 from jacli.run.placing import place
-from jacli.run.precision import check_precision
 from jacli.run.selection import check_classes
+from jacli.untrusted.content import Content, recognise_content
 from jacli.verify import BATCH_SIZES, Probed
 
 _PROBE_ROWS = 4

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 import jacli
-from jacli.config import RunConfig
+from jacli.engine.engine import Chosen
 from jacli.models.names import absolute_name
-from jacli.run.engine import Chosen
+from jacli.options.config import RunConfig
 from jacli.run.prepare import Prepared
 
 READ_BY_CONTENT = {

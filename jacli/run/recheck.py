@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jacli.config import RunConfig
-from jacli.plan import Plan
+from jacli.engine.replicated_passes import AsRun, as_run
+from jacli.options.config import RunConfig
+from jacli.plans.plan import Plan
 from jacli.run.prepare import Prepared
 from jacli.run.reference import References, batch_of, linearized
-from jacli.run.repeated import AsRun, as_run
-from jacli.run.stored import Dataset, stored_sample
+from jacli.run.stored_matrices import Dataset, stored_sample
 from jacli.store.batches import batch_holding
 from jacli.verify import Rechecked, recheck, recheck_tolerance
 from jacli.verify.tolerances import REDUCED_INSIDE

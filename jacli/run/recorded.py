@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from jacli.config import CHANGES_NO_NUMBER, RunConfig
+from jacli.errors.printable import quote
 from jacli.inputs import InputSource
-from jacli.printable import quote
+from jacli.options.config import CHANGES_NO_NUMBER, RunConfig
 from jacli.run.prepare import Prepared
 from jacli.run.provenance import READ_BY_CONTENT
 from jacli.store.attributes import Attributes

@@ -12,9 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from jacli.dtypes import as_dtype, convert
 from jacli.errors import JacliError, means_out_of_memory
 from jacli.models import load_anew
+from jacli.models.dtypes import as_dtype, convert
 from jacli.network import Linearized, TensorNetwork, frozen_twin, watch
 from jacli.run.placing import arguments_at, move, restore_built_dtypes
 from jacli.run.prepare import Prepared

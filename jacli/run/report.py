@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from jacli.errors import JacliError
-from jacli.printable import count_of, split_words
+from jacli.errors.printable import count_of, split_words
 from jacli.store import Progress, part_path, remove_progress, write_progress
 
 ProgressCall = Callable[[int, int], None]

@@ -9,18 +9,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jacli.config import RunConfig
+from jacli.choice.choose import Choice
+from jacli.choice.memory_limit import memory_errors
+from jacli.choice.recorded_plan import recorded_plan
+from jacli.engine.engine import Chosen
 from jacli.errors import OutputError, ResultsError
 from jacli.methods import load_method
-from jacli.plan import Plan
-from jacli.run.blocks import Run
-from jacli.run.choose import Choice
-from jacli.run.engine import Chosen
-from jacli.run.memory import memory_errors
+from jacli.options.config import RunConfig
+from jacli.plans.plan import Plan
+from jacli.run.batches import Run
 from jacli.run.prepare import Prepared
 from jacli.run.recheck import recheck_samples
 from jacli.run.recorded import other_content, other_options, rows_not_finite
-from jacli.run.recorded_plan import recorded_plan
 from jacli.store import ResultWriter, open_results, part_path, remove_part
 from jacli.store.batches import first_damage
 

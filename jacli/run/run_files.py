@@ -14,11 +14,11 @@ from pathlib import Path
 
 from jacli.cluster import shard_path
 from jacli.errors import ResultsError
-from jacli.option_values import Shard
-from jacli.printable import join_words, quote, split_words
+from jacli.errors.printable import join_words, quote, split_words
+from jacli.options.values import Shard
 from jacli.store.attributes import Attributes
 from jacli.store.lock import read_holder
-from jacli.store.place import part_path
+from jacli.store.paths import part_path
 from jacli.store.progress import Progress, read_progress
 from jacli.store.reader import open_results
 from jacli.store.shard_file import count_samples

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from jacli.cluster import shard_rows
-from jacli.config import CHANGES_NO_NUMBER, RunConfig
 from jacli.errors import ResultsError, UnsoundResultsError
-from jacli.option_values import Shard, parse_shard
-from jacli.printable import count_of, quote_path
+from jacli.errors.printable import count_of, quote_path
+from jacli.options.config import CHANGES_NO_NUMBER, RunConfig
+from jacli.options.values import Shard, parse_shard
 from jacli.run.provenance import READ_BY_CONTENT
 from jacli.store.shard_file import ShardFile
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from jacli.errors import InputsError, UsageError
+from jacli.errors.printable import count_of
 from jacli.linear_map import Extra
 from jacli.network import Linearized, TensorNetwork
-from jacli.option_values import Classes
-from jacli.plan import Shapes
-from jacli.printable import count_of
+from jacli.options.values import Classes
+from jacli.plans.plan import Shapes
 
 
 def selected_outputs(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jacli.linear_map import FactoredMap, Matrices
-from jacli.plan import SINGULAR_VALUES_LIMIT, Plan
+from jacli.plans.plan import SINGULAR_VALUES_LIMIT, Plan
 from jacli.spectrum import (
     Spectrum,
     core_of_factors,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jacli.store.lock import Holder, RunLock, read_holder
-from jacli.store.place import (
+from jacli.store.paths import (
     check_folder,
     check_place,
     check_room,

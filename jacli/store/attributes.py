@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jacli.errors import ResultsError
-from jacli.json_values import parse_json
+from jacli.untrusted.json_values import parse_json
 
 Kind = TypeVar("Kind")
 

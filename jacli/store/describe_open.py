@@ -9,13 +9,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from jacli.config import CHANGES_NO_NUMBER, RunConfig
 from jacli.errors import ResultsError
-from jacli.hdf5_chunks import checked
-from jacli.printable import escape
+from jacli.errors.printable import escape
+from jacli.options.config import CHANGES_NO_NUMBER, RunConfig
 from jacli.store.attributes import Attributes
-from jacli.store.guarded import DAMAGED
 from jacli.store.schema import CHECKSUMS
+from jacli.store.untrusted_file import DAMAGED
+from jacli.untrusted.hdf5_chunks import checked
 
 _DAMAGED = (*DAMAGED, OSError, ResultsError)
 

@@ -16,10 +16,10 @@ import h5py
 import numpy as np
 
 from jacli.errors import ResultsError
-from jacli.hdf5_chunks import CheckedDataset, checked
-from jacli.store.guarded import closed, open_guarded
 from jacli.store.numpy_indices import Box, take
 from jacli.store.sources import Source, check_sources, path_of, sources_of
+from jacli.store.untrusted_file import closed, open_guarded
+from jacli.untrusted.hdf5_chunks import CheckedDataset, checked
 
 
 class IndexedDataset:

@@ -24,10 +24,10 @@ from pathlib import Path
 from secrets import token_hex
 
 from jacli.errors import OutputError
-from jacli.json_values import parse_json
-from jacli.own_files import open_own, read_own
-from jacli.printable import quote_path
-from jacli.store.place import cannot_write, part_path
+from jacli.errors.printable import quote_path
+from jacli.store.paths import cannot_write, part_path
+from jacli.untrusted.json_values import parse_json
+from jacli.untrusted.own_files import open_own, read_own
 
 RENEWED_EVERY = 15.0
 """Seconds between signs of life."""

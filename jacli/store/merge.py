@@ -1,6 +1,6 @@
 """Shards of one run -> one file: an index over them (HDF5 virtual datasets), or a copy of everything.
 
-What is to be merged, and that it belongs together, is decided by the caller (`jacli.run.merge`).
+What is to be merged, and that it belongs together, is decided by the caller (`jacli.commands.merge`).
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import h5py
 import numpy as np
 
 from jacli.errors import OutputError, ResultsError
-from jacli.hdf5_chunks import checked
 from jacli.store.batches import first_damage
 from jacli.store.dimensions import attach_scales, create_scales
 from jacli.store.lay_out import CHECKSUMMED_METADATA
+from jacli.store.paths import cannot_write, check_place, free_bytes, new_part_path, publish, words_of
 from jacli.store.pieces import pieces
-from jacli.store.place import cannot_write, check_place, free_bytes, new_part_path, publish, words_of
 from jacli.store.schema import DatasetLayout
 from jacli.store.shard_file import ShardFile
 from jacli.store.sink import FileSink
 from jacli.store.sources import Source, attributes_of_done, identity_of
+from jacli.untrusted.hdf5_chunks import checked
 
 COPIED_BYTES = 8 * 2**10
 """Statistics of a sample up to this size are copied into an index, and tables never need the shards.

@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 from numpy.typing import DTypeLike
 
-from jacli.hdf5_chunks import CheckedDataset
-from jacli.store.guarded import closed
 from jacli.store.numpy_indices import Box, take
+from jacli.store.untrusted_file import closed
+from jacli.untrusted.hdf5_chunks import CheckedDataset
 
 
 class NumpyDataset(h5py.Dataset):  # type: ignore[misc]  # h5py has no types

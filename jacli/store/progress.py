@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from jacli.json_values import parse_json
-from jacli.own_files import read_own, replace_own
-from jacli.store.place import new_progress_path, progress_path
+from jacli.store.paths import new_progress_path, progress_path
+from jacli.untrusted.json_values import parse_json
+from jacli.untrusted.own_files import read_own, replace_own
 
 STATES = ("running", "stopped", "failed")
 

@@ -12,16 +12,16 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-from jacli.content import why_unseen
 from jacli.errors import ResultsError
 from jacli.store.attributes import Attributes
 from jacli.store.describe_open import describe_open
-from jacli.store.guarded import DAMAGED, closed, open_guarded, read_whole, reading_results
 from jacli.store.indexed import IndexedDataset, Shards
 from jacli.store.numpy_dataset import NumpyDataset
 from jacli.store.schema import CHECKSUMS, READABLE_SCHEMAS
 from jacli.store.sources import attributes_of, lost_sources, sources_of
 from jacli.store.structure import check_structure, dataset_names
+from jacli.store.untrusted_file import DAMAGED, closed, open_guarded, read_whole, reading_results
+from jacli.untrusted.content import why_unseen
 
 with contextlib.suppress(ImportError):
     # Registers zstd for `--compress zstd`; files without it open all the same.

@@ -11,10 +11,10 @@ import numpy as np
 
 from jacli.errors import ResultsError
 from jacli.store.attributes import Attributes
-from jacli.store.guarded import DAMAGED, open_guarded, reading_results
 from jacli.store.reader import open_results
 from jacli.store.schema import DatasetLayout
 from jacli.store.sources import as_python
+from jacli.store.untrusted_file import DAMAGED, open_guarded, reading_results
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 HDF5 changes a file in many small writes, and a process that is killed among them leaves a file that
 nobody can read.  Here, bytes that the last commit knows are never changed before the next one: their new
-pages wait in memory, where HDF5 reads them back, and a commit writes them down (`jacli.store.journal`)
-before it puts them in place.  Bytes beyond, where new chunks go, are written at once: nothing refers to
-them yet.  So memory is that of HDF5's own bookkeeping, whatever the size of a block.
+pages wait in memory, where HDF5 reads them back, and a commit writes them down
+(`jacli.store.write_ahead_log`) before it puts them in place.  Bytes beyond, where new chunks
+go, are written at once: nothing refers to them yet.  So memory is that of HDF5's own bookkeeping,
+whatever the size of a block.
 
 When a write of HDF5 fails, its cache can no longer be emptied: closing the file raises again, and the
 interpreter crashes when it frees the last handle (seen with HDF5 2.0, h5py 3.16). So this object remembers
@@ -18,8 +19,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from jacli.own_files import open_own
-from jacli.store.journal import PAGE, Commit, journal_path, read_journal, sync_folder, write_journal
+from jacli.store.write_ahead_log import PAGE, Commit, journal_path, read_journal, sync_folder, write_journal
+from jacli.untrusted.own_files import open_own
 
 
 class FileSink:

@@ -16,9 +16,9 @@ import h5py
 import numpy as np
 
 from jacli.errors import ResultsError
-from jacli.printable import quote_path
+from jacli.errors.printable import quote_path
 from jacli.store.attributes import Attributes
-from jacli.store.guarded import open_guarded
+from jacli.store.untrusted_file import open_guarded
 
 SHOWN = 5
 """Files named in a message; of the others their number."""

@@ -14,13 +14,10 @@ import h5py
 import numpy as np
 
 from jacli.errors import OutputError
-from jacli.hdf5_chunks import checked
 from jacli.store.attributes import Attributes
 from jacli.store.batches import BatchRecord
-from jacli.store.guarded import DAMAGED, read_whole, reading_results
 from jacli.store.lay_out import CHECKSUMMED_METADATA, filters_of, lay_out
-from jacli.store.pieces import Rows, contiguous, pieces
-from jacli.store.place import (
+from jacli.store.paths import (
     cannot_write,
     check_place,
     check_room,
@@ -34,11 +31,14 @@ from jacli.store.place import (
     rename_to_new,
     tidy,
 )
+from jacli.store.pieces import Rows, contiguous, pieces
 from jacli.store.schema import AFTERWARDS, SCHEMA, DatasetLayout, ResultLayout
 from jacli.store.sink import FileSink
 from jacli.store.sources import attributes_of, attributes_of_done
 from jacli.store.unfinished_file import layouts_of, open_unfinished
 from jacli.store.uninterrupted import UninterruptedDataset, uninterrupted
+from jacli.store.untrusted_file import DAMAGED, read_whole, reading_results
+from jacli.untrusted.hdf5_chunks import checked
 
 _COMMIT_SHARE = 0.1
 """Part of the time that commits may take: each waits for the disk three times."""

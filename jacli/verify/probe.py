@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from jacli.agreement import finite, gaps
 from jacli.errors import (
     InputsError,
     JacliError,
@@ -23,7 +22,8 @@ from jacli.errors import (
     user_code_behind,
 )
 from jacli.linear_map import Extra, Network
-from jacli.tape import Tape
+from jacli.linear_map.agreement import finite, gaps
+from jacli.linear_map.tape import Tape
 from jacli.verify.explain import explain_failure
 from jacli.verify.other_values import with_others_changed
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jacli.agreement import finite, gaps, norms, ratios, relative_errors
+from jacli.linear_map.agreement import finite, gaps, norms, ratios, relative_errors
 from jacli.verify.passes import Reference, ReversePasses
 from jacli.verify.probe import CROSS_SAMPLE_LIMIT
 

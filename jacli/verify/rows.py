@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jacli.agreement import finite, gaps, norms, ratios, relative_errors
 from jacli.linear_map import Linearization, LinearMap, Matrices
+from jacli.linear_map.agreement import finite, gaps, norms, ratios, relative_errors
 from jacli.verify.passes import ReversePasses
 from jacli.verify.tolerances import PASSES, REDUCED_INSIDE
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from benchmarks import adjoint, watch
 from benchmarks.workloads import WORKLOADS
+from jacli.device.precision import precisions_of
+from jacli.linear_program import Program
 from jacli.network import TensorNetwork, exact_arithmetic, trace_network
-from jacli.network.adjoint import Program
-from jacli.run.precision import precisions_of
 
 
 class _Halves(nn.Module):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
+import jacli.choice.sizes as sizes
 import jacli.methods.loop as loop
-import jacli.run.sizes as sizes
 from tests.reference import reference_jacobian
 
 B, N_IN, WIDTH, N_OUT = 5, 40, 3, 30
@@ -178,7 +178,7 @@ def test_the_plan_of_a_result_is_repeated_without_measuring(
         raise AssertionError("it was measured")
 
     monkeypatch.setattr(sizes, "measure", fail)
-    monkeypatch.setattr("jacli.run.cutting.measure", fail)
+    monkeypatch.setattr("jacli.choice.cutting.measure", fail)
     again = tmp_path / "again.h5"
     ran = jacli("compute", "--config", tmp_path / "out.h5", "-o", again)
     assert ran.code == 0, ran.err

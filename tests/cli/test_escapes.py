@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from jacli.cluster import shard_path
-from jacli.option_values import Shard
+from jacli.options.values import Shard
 from jacli.store import part_path
 from tests.run.shard_files import unfinished, write_shard, write_shards
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from jacli.config import from_options
 from jacli.errors import UsageError
 from jacli.inputs import scale_notes
 from jacli.inputs.text_table import text_table
+from jacli.options.config import from_options
 
 
 class Further(nn.Module):

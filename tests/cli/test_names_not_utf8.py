@@ -15,10 +15,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from jacli.content import path_as_text
 from jacli.inputs import open_inputs
 from jacli.models import load_model
 from jacli.store import open_results
+from jacli.untrusted.content import path_as_text
 
 NAME = os.fsdecode(b"a\xff\xc3 b")
 X = torch.arange(12.0).reshape(3, 4)

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from jacli.content import why_unseen
+from jacli.commands.table_file import check_table_place, write_table
 from jacli.errors import OutputError, UsageError
-from jacli.run.table_file import check_table_place, write_table
+from jacli.untrusted.content import why_unseen
 from tests.run.shard_files import write_shards
 
 TOO_LONG = "x" * 300

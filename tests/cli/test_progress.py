@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from jacli.cli import progress
-from jacli.config import from_options
-from jacli.run.compute import run_compute
+from jacli.commands.compute import run_compute
+from jacli.options.config import from_options
 from jacli.store import read_progress
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from jacli.cli import app
 from jacli.cli.compute import compute
-from jacli.config import OPTIONS, RunConfig
+from jacli.options.config import OPTIONS, RunConfig
 
 COMMANDS = ("compute", "summarize", "verify", "merge", "status", "bench", "inspect", "submit", "doctor")
 HEAVY = {

@@ -11,7 +11,7 @@ import pytest
 
 from jacli.cli.status import duration
 from jacli.cluster import shard_path
-from jacli.option_values import Shard
+from jacli.options.values import Shard
 from jacli.store import RunLock
 from tests.run.shard_files import unfinished, write_shard, write_shards
 

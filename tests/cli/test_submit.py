@@ -19,8 +19,8 @@ from typer.main import get_command
 from jacli.cli import app
 from jacli.cluster import shard_path
 from jacli.cluster.slurm import NOT_OF_TASKS
-from jacli.config import OPTIONS
-from jacli.option_values import Shard
+from jacli.options.config import OPTIONS
+from jacli.options.values import Shard
 from jacli.store import RunLock
 
 MOCKS = {

@@ -17,8 +17,8 @@ import typer
 from typer.testing import CliRunner, Result
 
 from jacli.cli.summarize import summarize as command
+from jacli.commands.summarize import summarize
 from jacli.errors import JacliError, OutputError, ResultsError, UsageError
-from jacli.run.summarize import summarize
 from jacli.summary import COLUMNS
 
 B, INPUT, N = 6, (3, 5, 4), 7
@@ -87,7 +87,7 @@ def test_only_the_largest_values_known(tmp_path: Path) -> None:
 
 
 def test_side_too_large_for_a_gram_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jacli.run.summarize.MAX_GRAM_SIDE", 6)
+    monkeypatch.setattr("jacli.commands.summarize.MAX_GRAM_SIDE", 6)
     write(tmp_path / "a.h5")
     table = summarize([tmp_path / "a.h5"])
     assert table.rows[1] == ("spectral_norm", *[None] * 7) and table.rows[0][1] is not None
@@ -278,7 +278,7 @@ def test_bad_values_are_usage(jacli, tmp_path: Path, option: str, value: str, mu
 
 PEAK = r"""
 import re, sys
-from jacli.run.summarize import summarize
+from jacli.commands.summarize import summarize
 table = summarize([sys.argv[1]])
 assert table.rows[1][1] is not None
 # Not getrusage: on Linux its maximum includes the process that started this one (pytest, with torch).

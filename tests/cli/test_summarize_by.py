@@ -11,9 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
+from jacli.commands.summarize import summarize
 from jacli.errors import ResultsError, UsageError
 from jacli.run.labelled import accuracy_notes, correct_samples
-from jacli.run.summarize import summarize
 from jacli.summary import COLUMNS
 
 LABELS = np.array([0, 2, 2, 1, 0, 2, 7], np.int64)

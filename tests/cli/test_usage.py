@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jacli.printable import count_of
+from jacli.errors.printable import count_of
 
 CALLS = [
     # options

@@ -17,7 +17,7 @@ import h5py
 import pytest
 
 from jacli.cluster import shard_path
-from jacli.option_values import Shard
+from jacli.options.values import Shard
 from jacli.store import read_holder, read_progress
 from tests.cluster.one_node_slurm import wait_until
 from tests.cluster.same_results import assert_same_datasets

@@ -15,7 +15,7 @@ from jacli.cluster import (
     shards_beside,
 )
 from jacli.errors import UsageError
-from jacli.option_values import Shard
+from jacli.options.values import Shard
 
 
 def rows_of_all(count: int, n_samples: int) -> list[range]:

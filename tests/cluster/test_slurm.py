@@ -14,7 +14,7 @@ import pytest
 
 from jacli.cluster import shard_path
 from jacli.cluster.slurm import Job, Resources, compress, quote_directive, render_array, render_merge
-from jacli.option_values import Shard
+from jacli.options.values import Shard
 from tests.cluster.one_node_slurm import wait_until
 
 RECORDED = Path(__file__).parent / "recorded"

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import jacli
-from jacli.run.merge import merge
+from jacli.commands.merge import merge
 
 ARCH = """
 from torch import nn

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import jacli
-from jacli.bracketing import Product, Pull, Push, Seed
 from jacli.errors import MethodError
 from jacli.methods import factors_of
 from jacli.methods.factored import blocks, factors, plan_by_passes
@@ -26,7 +25,8 @@ from jacli.network import (
     trace_network,
     useful_cuts,
 )
-from jacli.plan import FactoredPlan, LinkPlan
+from jacli.plans.bracketing import Product, Pull, Push, Seed
+from jacli.plans.plan import FactoredPlan, LinkPlan
 from tests.narrow import NARROW
 from tests.reference import reference_jacobian
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import jacli
-from jacli.config import AUTOGRAD_METHODS, PROGRAM_METHODS
+from jacli.device.precision import precisions_of
 from jacli.errors import MethodError
 from jacli.methods import METHODS, Method, fill, load_method
 from jacli.network import (
@@ -24,7 +24,7 @@ from jacli.network import (
     frozen_twin,
     trace_network,
 )
-from jacli.run.precision import precisions_of
+from jacli.options.config import AUTOGRAD_METHODS, PROGRAM_METHODS
 from jacli.verify.tolerances import PASSES
 from tests.cases import CASES, build
 from tests.clauses import broken

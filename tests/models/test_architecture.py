@@ -15,7 +15,7 @@ import torch
 from jacli.errors import ModelError, UsageError
 from jacli.models import describe_model, load_model
 from jacli.models.registry import _architecture_shapes, matching_architectures
-from jacli.torchvision_import import import_torchvision
+from jacli.models.torchvision_import import import_torchvision
 
 from .networks import prefixed, saved, write_arch
 

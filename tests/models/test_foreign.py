@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from jacli.content import Content, recognise_content, recognise_model
 from jacli.errors import ModelError
 from jacli.models import describe_model, load_model
+from jacli.untrusted.content import Content, recognise_content, recognise_model
 
 
 def zipped(*names: str) -> bytes:

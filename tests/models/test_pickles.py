@@ -25,7 +25,7 @@ from torch import nn
 
 from jacli.errors import ModelError
 from jacli.models import load_anew, load_model
-from jacli.pickle_scan import Made, scan_pickle
+from jacli.untrusted.pickle_scan import Made, scan_pickle
 
 from .networks import Net, saved, write_arch
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from jacli.errors import ModelError
 from jacli.models import describe_model, load_model
-from jacli.models.operators import computes, is_operator
-from jacli.models.torchscript_graph import problem_of_graphs
-from jacli.models.torchscript_source import problem_of_classes, problem_of_sources
-from tests.network.adjoint.operators import OPERATORS, points, seeded
+from jacli.untrusted.operators import computes, is_operator
+from jacli.untrusted.torchscript_graph import problem_of_graphs
+from jacli.untrusted.torchscript_source import problem_of_classes, problem_of_sources
+from tests.linear_program.operators import OPERATORS, points, seeded
 
 CALL = "from_file({0!r}, True, 16, dtype=0)"
 

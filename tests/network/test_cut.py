@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from jacli.models.torchvision_import import import_torchvision
 from jacli.network import (
     TensorNetwork,
     any_cut,
@@ -15,7 +16,6 @@ from jacli.network import (
     useful_cuts,
 )
 from jacli.network.cut import crossing_constants, differentiable_nodes, narrowest_of
-from jacli.torchvision_import import import_torchvision
 from tests.cases import build
 from tests.narrow import NARROW, Model, dense
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import jacli
+from jacli.device.torch_switches import _precision_switches, forward_pass
 from jacli.errors import ModelError
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.network.network import outputs_of, select_output
-from jacli.network.settings import _precision_switches, forward_pass
 from tests.cases import build
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from jacli.device.torch_switches import _precision_switches
+from jacli.linear_program.graph import value_of
 from jacli.network import NotTraceableError, TensorNetwork, exact_arithmetic, frozen_twin, trace_network
-from jacli.network.settings import _precision_switches
-from jacli.network.trace import value_of
 from tests.cases import BATCH, CASES, build
 
 STATELESS = [name for name in CASES if not name.startswith("stateful")]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from jacli.cluster import shard_path, shard_rows
-from jacli.config import from_options
-from jacli.option_values import Shard
+from jacli.options.config import from_options
+from jacli.options.values import Shard
 from jacli.store import Progress, ResultLayout, ResultWriter, part_path, write_progress
 from tests.store.layouts import random_block
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import jacli
+from jacli.commands.verify import verify
 from jacli.errors import JacliError, MethodError, ModelError
-from jacli.run.verify import verify
 from tests.reference import reference_jacobian
 
 

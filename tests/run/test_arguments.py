@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import jacli
+from jacli.commands.merge import merge
+from jacli.commands.verify import verify
 from jacli.errors import InputsError, JacliError, OutputError, UsageError
-from jacli.run.merge import merge
-from jacli.run.verify import verify
 from tests.reference import reference_jacobian
 
 SOURCE = '''

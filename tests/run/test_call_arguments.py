@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import jacli
-from jacli.config import OPTIONS, PRINTING_ONLY
 from jacli.errors import InputsError, JacliError, ModelError, UsageError
-from jacli.option_values import parse_classes
+from jacli.options.config import OPTIONS, PRINTING_ONLY
+from jacli.options.values import parse_classes
 from jacli.run import call_arguments
 from tests.reference import reference_jacobian
 

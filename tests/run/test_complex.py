@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import jacli
+from jacli.commands.verify import verify
 from jacli.errors import ModelError
-from jacli.run.verify import verify
 from tests.reference import reference_jacobian
 
 B, N = 3, 8
@@ -153,7 +153,7 @@ def test_the_recheck_runs_in_float64(arch: Any, name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_from_python(arch: Any, name: str, dtype: torch.dtype) -> None:
-    from jacli.dtypes import convert
+    from jacli.models.dtypes import convert
 
     module = convert(getattr(arch, name)(), dtype)
     x = torch.randn(B, N, dtype=dtype)

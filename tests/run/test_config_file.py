@@ -15,14 +15,14 @@ import torch
 from torch import nn
 
 import jacli
+from jacli.choice import cutting, sizes
+from jacli.commands.compute import run_compute
+from jacli.commands.verify import verify
 from jacli.errors import OutputError, ResultsError, UsageError
-from jacli.plan import Measured
-from jacli.run import cutting, sizes
-from jacli.run.compute import run_compute
+from jacli.plans.plan import Measured
+from jacli.plans.search import Candidate
 from jacli.run.config_file import resolve_options
 from jacli.run.outcome import Outcome
-from jacli.run.verify import verify
-from jacli.search import Candidate
 
 ARCH = "from torch import nn\n\ndef make():\n    return nn.Linear(4, 3)\n"
 

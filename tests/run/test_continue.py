@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 import jacli
-from jacli.config import RunConfig
 from jacli.errors import ModelError, OutputError
+from jacli.options.config import RunConfig
 from jacli.store import open_results, part_path, read_progress
 from jacli.store.batches import damaged_batches
-from jacli.store.journal import journal_path
 from jacli.store.lock import lock_path
+from jacli.store.write_ahead_log import journal_path
 from tests.store.signing import sign_again
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +123,7 @@ class Stop(BaseException):
 
 def stopped_after(place: Path, until: int, *, out: str = "out.h5", **options: object) -> int:
     """A run of 60 samples that is stopped when so many are in the file; how many there are in the end."""
-    from jacli.run.compute import run_compute
+    from jacli.commands.compute import run_compute
     from jacli.run.config_file import resolve_options
 
     def progress(done: int, total: int) -> None:
@@ -363,7 +363,7 @@ def test_the_plan_is_taken_over_and_nothing_is_measured(place: Path, monkeypatch
     stopped_after(place, 1, **automatic, memory=200_000)
     with open_results(part_path(out)) as results:
         plan = json.loads(str(results.attrs["plan"]))
-    import jacli.run.sizes as sizes
+    import jacli.choice.sizes as sizes
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("measured")
@@ -443,7 +443,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_space(
     filler = small_disk / "filler"
     filler.write_bytes(bytes(1_200_000))
     if compress == "none":  # else it is known beforehand that it does not fit
-        from jacli.run import compute
+        from jacli.commands import compute
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(OutputError, match="disk is full") as full:
             patch.setattr(compute, "check_room", lambda out, layout: None)
@@ -591,7 +591,7 @@ def test_values_that_overflow_do_not_keep_a_run_from_going_on(tmp_path: Path) ->
 
 def test_nobody_who_reads_the_progress_ends_the_run(place: Path) -> None:
     """As `jacli compute ... 2>&1 | head -1` does."""
-    from jacli.run.compute import run_compute
+    from jacli.commands.compute import run_compute
     from jacli.run.config_file import resolve_options
 
     def broken(done: int, total: int) -> None:

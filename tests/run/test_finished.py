@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 import jacli
+from jacli.commands.merge import merge
 from jacli.errors import JacliError, ModelError, OutputError
-from jacli.run.merge import merge
 from tests.run.shard_files import write_shards
 
 

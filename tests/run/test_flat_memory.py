@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 WATCHED = """
 import json, sys
 from pathlib import Path
-from jacli.run.compute import run_compute
+from jacli.commands.compute import run_compute
 from jacli.run.config_file import resolve_options
 
 def resident():

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import jacli
+from jacli.commands.merge import merge
 from jacli.errors import InputsError, OutputError
-from jacli.run.merge import merge
 
 
 @pytest.fixture

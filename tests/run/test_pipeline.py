@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import jacli
+from jacli.choice.memory_limit import MemoryLimit
 from jacli.errors import OutputError
-from jacli.run.memory import MemoryLimit
 from jacli.run.pipeline import Pipeline, WrittenBlock
 from jacli.store import BlockGivenUp, ResultWriter, open_results
 from tests.store.layouts import IMAGES, random_block

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 import jacli
-from jacli.config import from_options
-from jacli.dtypes import real_dtypes
+from jacli.commands.bench import bench
+from jacli.commands.timed_batch import RowsInFloat64
+from jacli.commands.verify import verify
 from jacli.errors import InputsError, ModelError
+from jacli.models.dtypes import real_dtypes
 from jacli.models.loaded import LoadedModel
 from jacli.network import exact_arithmetic
-from jacli.run.bench import bench
-from jacli.run.blocks import Run
+from jacli.options.config import from_options
+from jacli.run.batches import Run
 from jacli.run.placing import place
 from jacli.run.prepare import prepare
-from jacli.run.timed_block import RowsInFloat64
-from jacli.run.verify import verify
 from tests.reference import reference_jacobian
 
 B, N = 9, 6

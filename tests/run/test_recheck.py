@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 import jacli
-from jacli.config import from_options
+from jacli.commands.verify import verify
+from jacli.engine.replicated_passes import AsRun, ways
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
-from jacli.run import recheck, stored
+from jacli.options.config import from_options
+from jacli.run import recheck
+from jacli.run import stored_matrices as stored
 from jacli.run.prepare import prepare
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
-from jacli.run.repeated import AsRun, ways
-from jacli.run.verify import verify
 from jacli.store import ResultLayout, ResultWriter, open_results
 from tests.store.layouts import random_block
 

@@ -14,15 +14,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 import jacli
-from jacli.config import from_options
+from jacli.commands.verify import verify
 from jacli.errors import JacliError, ModelError
 from jacli.models import load_anew, load_model
 from jacli.models.fingerprint import weights_sha256
 from jacli.network import exact_arithmetic
+from jacli.options.config import from_options
 from jacli.run.prepare import prepare
 from jacli.run.recheck import recheck_samples
 from jacli.run.reference import References
-from jacli.run.verify import verify
 from jacli.store import open_results
 
 B, N = 5, 8

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jacli.linear_map import DenseMap, FactoredMap
-from jacli.plan import Plan
+from jacli.plans.plan import Plan
 from jacli.run import statistics
 from jacli.run.statistics import statistics_of
 

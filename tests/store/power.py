@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jacli.store import ResultLayout, ResultWriter, part_path
-from jacli.store.journal import journal_path
+from jacli.store.write_ahead_log import journal_path
 from tests.store.layouts import random_block
 
 SECTOR = 512

@@ -8,13 +8,13 @@ import h5py
 import numpy as np
 import pytest
 
+from jacli.commands.inspect import inspect
+from jacli.commands.summarize import summarize
 from jacli.errors import JacliError, ResultsError
 from jacli.models import load_model
-from jacli.run.inspect import inspect
 from jacli.run.run_files import look_at
-from jacli.run.summarize import summarize
 from jacli.store import open_results
-from jacli.store.guarded import open_guarded, read_whole
+from jacli.store.untrusted_file import open_guarded, read_whole
 
 
 def test_a_sound_file_is_opened_for_reading(tmp_path: Path) -> None:

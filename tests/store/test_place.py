@@ -9,7 +9,7 @@ import pytest
 from jacli.errors import OutputError
 from jacli.store import ResultWriter, RunLock, part_path, tidy
 from jacli.store.merge import write_merged
-from jacli.store.place import words_of
+from jacli.store.paths import words_of
 from jacli.store.shard_file import read_shard
 from tests.run.shard_files import write_shards
 from tests.store.layouts import IMAGES, random_block

@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
+from jacli.commands.summarize import summarize
 from jacli.errors import ResultsError
-from jacli.run.summarize import summarize
 from jacli.store import ResultLayout, describe_results, open_results
 from tests.store.layouts import IMAGES, random_block, write_file
 

@@ -14,8 +14,8 @@ import pytest
 
 from jacli.errors import OutputError
 from jacli.store import ResultLayout, ResultWriter, open_results, part_path
-from jacli.store.journal import PAGE, Commit, journal_path, read_journal, write_journal
 from jacli.store.sink import FileSink
+from jacli.store.write_ahead_log import PAGE, Commit, journal_path, read_journal, write_journal
 from tests.store.killed import LAYOUTS, SYNCS, unsynced, write_on
 from tests.store.layouts import IMAGES, random_block
 from tests.store.power import after_a_power_cut, record

@@ -1,0 +1,386 @@
+"""``jacli bench``: every method that applies, side by side on the first block of a run."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jacli.choice.choose import Choice
+from jacli.choice.measure import now
+from jacli.choice.memory_limit import MemoryLimit, memory_errors
+from jacli.choice.problem import Graph, Task
+from jacli.commands.timed_batch import RowsInFloat64, TimedBlock, dense_block, factored_block
+from jacli.device.allocator import reused_memory
+from jacli.device.precision import precisions_of
+from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
+from jacli.methods import METHODS, load_method
+from jacli.network import exact_arithmetic
+from jacli.options.config import AUTOGRAD_METHODS, RunConfig
+from jacli.plans.plan import FactoredPlan, Plan, Shapes
+from jacli.plans.search import FEW_SAMPLES
+from jacli.run.batches import Run
+from jacli.run.prepare import Prepared, prepare
+from jacli.run.recheck import tolerance_of
+from jacli.verify import row_error, row_tolerance
+
+LIMIT = 20.0
+"""Seconds a method, unless told otherwise."""
+
+_TIMES = 3
+_REPEATED_SECONDS = 0.5
+"""A block is computed up to so many times, within so many seconds in all: short ones are timed badly."""
+
+_SHARE = 1000.0
+"""The search for a method's sizes may take its full time, however short the run: it is what is asked for."""
+
+_TRYING = "trying the model on the first samples"
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One method in one precision.
+
+    Attributes:
+        method: Its name.
+        precision: Of its linear passes.
+        plan: Its best sizes and its passes; None if it cannot serve.
+        seconds: Of the run's Jacobians, from the first block.
+        seconds_a_sample: Likewise.
+        relative: Seconds of the run in multiples of the fastest method's in ``ieee``.
+        estimated: Whether the block was stopped, and the rest of its seconds extrapolated.
+        peak_bytes: Most that was held during the block beyond what was held before it.
+        error_median: Relative error of some rows (Frobenius), over the first samples; None if not compared.
+        error_worst: Likewise.
+        notes: What the user must be told.
+        refused: Why it cannot serve, or None.
+    """
+
+    method: str
+    precision: str = "ieee"
+    plan: Plan | None = None
+    seconds: float | None = None
+    seconds_a_sample: float | None = None
+    relative: float | None = None
+    estimated: bool = False
+    peak_bytes: int | None = None
+    error_median: float | None = None
+    error_worst: float | None = None
+    notes: tuple[str, ...] = ()
+    refused: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; an error that is not finite as text."""
+        sizes = (
+            {
+                "samples": self.plan.batch_size,
+                "vectors": self.plan.chunk_size,
+                "passes": self.plan.passes,
+            }
+            if self.plan
+            else dict.fromkeys(("samples", "vectors", "passes"))
+        )
+        return {
+            "method": self.method,
+            "precision": self.precision,
+            **sizes,
+            "seconds_a_sample": self.seconds_a_sample,
+            "seconds": self.seconds,
+            "relative": self.relative,
+            "estimated": self.estimated,
+            "peak_bytes": self.peak_bytes,
+            "error_median": _json_number(self.error_median),
+            "error_worst": _json_number(self.error_worst),
+            "notes": list(self.notes),
+            "refused": self.refused,
+        }
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What `bench` found.
+
+    Attributes:
+        rows: The fastest method first, the refused ones last.
+        shapes: Of the run.
+        device: Where it computed.
+        dtype: Its arithmetic.
+        reference_dtype: Arithmetic of the reverse passes that the errors are against.
+        limit: Seconds a block might take.
+        auto: The plan that ``--method auto`` would choose; None if it finds none.
+        auto_seconds: How long that choice took.
+        notes: What the user must be told.
+    """
+
+    rows: tuple[BenchRow, ...]
+    shapes: Shapes
+    device: str
+    dtype: str
+    reference_dtype: str
+    limit: float
+    auto: Plan | None
+    auto_seconds: float
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "samples": self.shapes.n_samples,
+            "input": list(self.shapes.input_shape),
+            "output": list(self.shapes.output_shape),
+            "outputs_differentiated": self.shapes.n_selected,
+            "device": self.device,
+            "dtype": self.dtype,
+            "reference_dtype": self.reference_dtype,
+            "limit": self.limit,
+            "auto": self.auto and {"method": self.auto.method, "why": self.auto.why},
+            "auto_seconds": self.auto_seconds,
+            "methods": [row.to_dict() for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+
+def _json_number(value: float | None) -> float | str | None:
+    """Of an error, which is infinite where one of two numbers is not finite."""
+    return value if value is None or math.isfinite(value) else "Infinity"
+
+
+def bench(
+    config: RunConfig, *, limit: float = LIMIT, progress: Callable[[str], None] = lambda method: None
+) -> BenchResult:
+    """Time every method on the first block of a run, each with its best sizes, and compare what it gives.
+
+    Args:
+        config: As of `jacli compute`; its method and precision do not matter.
+        limit: A block that takes more seconds is stopped, and its seconds are extrapolated.
+        progress: Called with a method before it is tried.
+
+    Raises:
+        JacliError: As the run itself would; a method that cannot serve is no error while another can.
+
+    Cost a method: the search for its sizes (`jacli.plans.search`) and up to three blocks; and the reference,
+    eight reverse passes over four samples in float64.
+    """
+    config = replace(config, method="auto", precision="ieee")
+    with exact_arithmetic(), reused_memory():
+        prepared = prepare(config)
+        with prepared.source:
+            tried = _Bench(Run(config, prepared).task(), prepared, limit)
+            auto, auto_seconds = tried.choose_auto()
+            rows: list[BenchRow] = []
+            for name in METHODS:
+                progress(name)
+                rows.append(tried.row(name, rows))
+                for precision in _reduced(name, prepared) if rows[-1].refused is None else ():
+                    progress(f"{name} in {precision}")
+                    rows.append(tried.row(name, rows, precision))
+        if all(row.refused for row in rows):
+            why = "; ".join(f"{row.method}: {row.refused}" for row in rows)
+            raise tried.failure or MethodError("No method can serve this model.", why=why)
+        notes = [*prepared.notes, *(auto.notes if auto else ())]
+        reference = tried.reference.dtype or prepared.dtype
+        if reference != torch.float64:
+            unable = f"the model does not run in float64: errors are against {config.dtype}"
+            notes += tried.reference.notes or [unable]
+        return BenchResult(
+            rows=_in_order(rows, auto),
+            shapes=prepared.shapes,
+            device=str(prepared.device),
+            dtype=config.dtype,
+            reference_dtype=str(reference).removeprefix("torch."),
+            limit=limit,
+            auto=auto,
+            auto_seconds=auto_seconds,
+            notes=tuple(notes),
+        )
+
+
+def _reduced(method: str, prepared: Prepared) -> tuple[str, ...]:
+    """The precisions beside ``ieee`` that a method has on this device."""
+    if method in AUTOGRAD_METHODS:
+        return ()
+    return tuple(p for p in precisions_of(prepared.device, prepared.dtype) if p != "ieee")
+
+
+def _in_order(rows: Sequence[BenchRow], auto: Plan | None) -> tuple[BenchRow, ...]:
+    """The fastest first, with their seconds in multiples of the fastest in ``ieee``; refused ones last."""
+    served = sorted((row for row in rows if row.seconds is not None), key=lambda row: row.seconds or 0.0)
+    fastest = next((row.seconds for row in served if row.precision == "ieee"), None) or math.inf
+    ordered = [replace(row, relative=(row.seconds or 0.0) / fastest) for row in served]
+    ordered += [row for row in rows if row.seconds is None]
+    chosen = auto.method if auto else None
+    return tuple(
+        replace(row, notes=("auto", *row.notes)) if (row.method, row.precision) == (chosen, "ieee") else row
+        for row in ordered
+    )
+
+
+class _Bench:
+    """A task, and the methods tried on its first block."""
+
+    def __init__(self, task: Task, prepared: Prepared, limit: float) -> None:
+        self._task = task
+        self._device = prepared.device
+        self._limit = limit
+        self.reference = RowsInFloat64(task, prepared)
+        self.failure: JacliError | None = None
+
+    def choose_auto(self) -> tuple[Plan | None, float]:
+        """What a run would choose, and how long that takes."""
+        began = now(self._device)
+        try:
+            with memory_errors(_TRYING):
+                plan: Plan | None = Choice(self._task).plans[0]
+        except (MethodError, OutOfMemoryError) as failure:
+            plan, self.failure = None, failure
+        return plan, now(self._device) - began
+
+    def row(self, name: str, before: Sequence[BenchRow], precision: str = "ieee") -> BenchRow:
+        """One method: its best sizes, its first block, its error; or why not."""
+        notes: list[str] = []
+        config = replace(self._task.config, method=name, precision=precision)
+        if name == "replicate" and config.chunk_size is None:
+            config = replace(config, chunk_size=self._copies(before))
+            if config.chunk_size:
+                notes.append("in several calls: a single one would take too much")
+        task = replace(self._task, config=config, share=_SHARE)
+        _release(self._device)
+        try:
+            with memory_errors(_TRYING):
+                choice = Choice(task, timed=True)
+            return replace(self._served(task, choice, notes), precision=precision)
+        except (MethodError, OutOfMemoryError) as failure:
+            return BenchRow(name, precision, refused=failure.why or failure.what)
+
+    def _copies(self, before: Sequence[BenchRow]) -> int | None:
+        """Copies of a block that fit, by what `loop` took; None where those of all outputs do.
+
+        ``replicate`` is known as a single call, so its search begins with that, however large.
+        """
+        loop = next((row for row in before if row.method == "loop"), BenchRow("loop"))
+        if loop.plan is None or loop.peak_bytes is None or loop.seconds_a_sample is None:
+            return None
+        shapes, size = self._task.shapes, loop.plan.batch_size
+        held = max(0, loop.peak_bytes - size * shapes.sample_bytes) / size + shapes.n_in * shapes.itemsize
+        seconds = loop.seconds_a_sample / shapes.n_selected
+        rows = min(0.5 * self._task.memory.limit / held, self._limit / seconds)
+        samples = min(shapes.n_samples, self._task.config.batch_size or FEW_SAMPLES)
+        copies = max(1, int(rows / samples))
+        return copies if copies < shapes.n_selected else None
+
+    def _served(self, task: Task, choice: Choice, notes: list[str]) -> BenchRow:
+        plan = choice.plans[0]
+        count = plan.batch_size
+        if plan.factored:
+            notes.append(_narrowest(plan.factored, task.shapes))
+            # Its factors come all at once, and cannot be stopped halfway: fewer samples it is.
+            expected = (plan.seconds or 0.0) / plan.n_blocks
+            count = min(count, int(count * self._limit / max(expected, 1e-9)))
+            if count == 0:
+                notes.append("not computed: a sample would take longer than --limit")
+                return _row(plan, task.shapes, expected, notes, estimated=True)
+        with MemoryLimit.of_run(task.config, self._device).peak() as held:
+            plan, computed = self._fitting(task, plan, choice.graph_of(plan), count)
+        try:
+            with memory_errors("comparing rows with float64"):
+                errors = self.reference.errors(computed)
+                notes += _doubts(plan, computed, errors, task.config, self.reference.reduced)
+        finally:
+            computed.linearization.close()
+        row = _row(plan, task.shapes, computed.seconds, notes, estimated=computed.estimated)
+        return replace(
+            row,
+            peak_bytes=max(held[0], computed.matrices.nbytes),
+            error_median=float(errors.median()),
+            error_worst=float(errors.max()),
+        )
+
+    def _fitting(self, task: Task, plan: Plan, graph: Graph, count: int) -> tuple[Plan, TimedBlock]:
+        """The block by the plan, or by one with half the sizes, and so on, if memory runs out."""
+        while True:
+            try:
+                return plan, self._fastest(task, plan, graph, min(count, plan.batch_size))
+            except Exception as error:
+                if not means_out_of_memory(error) or isinstance(error, JacliError):
+                    raise
+            smaller = plan.smaller(task.shapes, load_method(plan.method).passes)
+            _release(self._device)
+            if smaller is None:
+                raise OutOfMemoryError("", why="Out of memory with one sample and one vector a pass.")
+            plan = smaller
+
+    def _fastest(self, task: Task, plan: Plan, graph: Graph, count: int) -> TimedBlock:
+        """The block, computed a few times if that is short."""
+        computed = self._once(task, plan, graph, count)
+        best = spent = computed.seconds
+        for _ in range(_TIMES - 1):
+            if computed.estimated or spent + best > min(self._limit, _REPEATED_SECONDS):
+                break
+            computed.linearization.close()
+            del computed  # before the next one takes its place in memory
+            computed = self._once(task, plan, graph, count)
+            best, spent = min(best, computed.seconds), spent + computed.seconds
+        return replace(computed, seconds=best)
+
+    def _once(self, task: Task, plan: Plan, graph: Graph, count: int) -> TimedBlock:
+        if plan.factored:
+            return factored_block(task, plan, plan.factored, graph, count)
+        return dense_block(task, plan, graph, self._limit)
+
+
+def _row(
+    plan: Plan, shapes: Shapes, block_seconds: float, notes: Sequence[str], *, estimated: bool
+) -> BenchRow:
+    """A row from the seconds of a whole block; the last block is as long as the others only if padded."""
+    blocks = plan.n_blocks if shapes.fixed_batch else shapes.n_samples / plan.batch_size
+    seconds = blocks * block_seconds
+    return BenchRow(
+        plan.method,
+        plan=plan,
+        seconds=seconds,
+        seconds_a_sample=seconds / shapes.n_samples,
+        estimated=estimated,
+        notes=tuple(notes),
+    )
+
+
+def _narrowest(plan: FactoredPlan, shapes: Shapes) -> str:
+    """Where the network is cut, and whether that is of use."""
+    width, name = min(zip(plan.widths[1:-1], plan.cuts, strict=True))
+    useful = width < min(shapes.n_in, shapes.n_selected)
+    return f"{'' if useful else 'no useful cut: '}{width} wide at {name}"
+
+
+def _doubts(
+    plan: Plan, computed: TimedBlock, errors: Tensor, config: RunConfig, reduced: str | None
+) -> Iterator[str]:
+    """What is wrong with the results, in the run's own arithmetic or against the reference alone."""
+    linearization, matrices = computed.linearization, computed.matrices
+    complete = (computed.n_rows, computed.n_columns) == (matrices.n_out, matrices.n_in)
+    if complete and plan.method != "loop":  # which consists of the passes of the check
+        own = row_error(linearization, matrices, seed=config.seed)
+        if not own <= row_tolerance(linearization.dtype, config.precision, reduced):
+            yield f"wrong on this model: off by {own:.1e} from plain reverse passes in {config.dtype}"
+            return
+    if errors.max() <= tolerance_of(replace(config, save="none", tolerance=None), reduced):
+        return
+    if reduced is None:
+        yield "a sample differs in float64: it lies at a kink, or is badly conditioned"
+    else:
+        yield f"a sample differs by more than the rounding of {reduced}, in which the model computes inside"
+
+
+def _release(device: torch.device) -> None:
+    """Give back what was freed, so that the next method's peak counts it anew."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # glibc alone keeps what was freed, and has this call
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,209 @@
+"""``jacli inspect``: what is this file?"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jacli.errors import InputsError, JacliError, ResultsError, UsageError
+from jacli.options.config import from_options
+from jacli.untrusted.content import WHAT_TO_DO, Content, recognise_content, why_unseen
+
+if TYPE_CHECKING:
+    from jacli.choice.problem import Task
+
+_MODELS = (
+    Content.TORCHSCRIPT,
+    Content.TORCH_EXPORT,
+    Content.TORCH_ZIP,
+    Content.LEGACY_PICKLE,
+    Content.SAFETENSORS,
+)
+_INPUTS = (Content.NPY, Content.NPZ)
+_ROWS = 1024
+_BYTES = 64 * 2**20
+"""Of rows examined."""
+
+
+def inspect(
+    path: str,
+    *,
+    inputs: str | None = None,
+    arch: str | None = None,
+    arch_arg: list[str] | None = None,
+    arg: list[str] | None = None,
+    constant: list[str] | None = None,
+    input_arg: str | None = None,
+    select: str | None = None,
+    inputs_key: str | None = None,
+) -> dict[str, Any]:
+    """Describe a file by its content; JSON-able.
+
+    With ``inputs`` (or a model's name in place of a path) the model is loaded and probed on a few
+    samples: output shape, state, accepted batch sizes, what ``auto`` would choose.
+
+    Raises:
+        JacliError: The file is unreadable, or is none of a model, inputs and a result.
+    """
+    if inputs is not None:
+        asked = {"arch": arch, "arch_arg": arch_arg, "arg": arg, "constant": constant, "input_arg": input_arg}
+        asked |= {"select": select, "inputs_key": inputs_key}
+        return _probed({"model": path, "inputs": inputs, **{k: v for k, v in asked.items() if v}})
+    given = [
+        name
+        for name, value in (
+            ("--arch", arch),
+            ("--arch-arg", arch_arg),
+            ("--arg", arg),
+            ("--constant", constant),
+            ("--input-arg", input_arg),
+            ("--select", select),
+        )
+        if value
+    ]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} goes with --inputs.",
+            why="Without inputs the model is described, not built.",
+            todo="Add --inputs FILE.",
+        )
+    file = Path(path)
+    if not os.path.exists(file):
+        raise InputsError(
+            f"There is no file {path}.",
+            why=why_unseen(file) or "jacli inspect looks at files; an architecture's name needs --inputs.",
+            todo="Check the path.",
+        )
+    content = recognise_content(file)
+    if content in _MODELS:
+        return _model_or_inputs(file, inputs_key)
+    if content in _INPUTS:
+        return _inputs(path, inputs_key)
+    if content is Content.HDF5:
+        return _result_or_inputs(path, inputs_key)
+    why, todo = WHAT_TO_DO.get(content, (f"It is: {content}.", "Give a model, inputs or a result."))
+    raise InputsError(f"{path} is no model, inputs or result.", why=why, todo=todo)
+
+
+def _model_or_inputs(file: Path, key: str | None) -> dict[str, Any]:
+    """Weights and inputs share two formats; few tensors of one length, or a key, mean inputs."""
+    from jacli.models import describe_model
+
+    if key is not None:
+        return _inputs(str(file), key)
+    try:
+        return {"kind": "model", "path": str(file.resolve()), **describe_model(file)}
+    except JacliError:
+        try:
+            return _inputs(str(file), None)
+        except JacliError:
+            pass
+        raise
+
+
+def _inputs(path: str, key: str | None) -> dict[str, Any]:
+    """Shape, dtype and range of an array; the range over its first rows."""
+    from jacli.inputs import open_inputs
+
+    with open_inputs(path, key=key) as source:
+        row_bytes = math.prod(source.shape) * source.dtype.itemsize
+        rows = source.read(0, max(1, min(len(source), _ROWS, _BYTES // max(1, row_bytes))))
+        numbers = rows.dtype.kind in "fiub"
+        finite = np.isfinite(rows) if rows.dtype.kind == "f" else np.ones(rows.shape, bool)
+        values = rows[finite].astype(np.float64) if numbers else np.empty(0)
+        return {
+            "kind": "inputs",
+            "path": source.path,
+            "format": str(source.format),
+            "key": source.key,
+            "samples": len(source),
+            "shape": list(source.shape),
+            "dtype": str(source.dtype),
+            "rows_examined": len(rows),
+            "min": float(values.min()) if values.size else None,
+            "max": float(values.max()) if values.size else None,
+            "mean": float(values.mean()) if values.size else None,
+            "std": float(values.std()) if values.size else None,
+            "not_finite": int((~finite).sum()),
+        }
+
+
+def _result_or_inputs(path: str, key: str | None) -> dict[str, Any]:
+    from jacli.store import describe_results
+
+    if key is not None:
+        return _inputs(path, key)
+    try:
+        return {"kind": "result", "path": str(Path(path).resolve()), **describe_results(Path(path))}
+    except ResultsError as error:
+        try:
+            return _inputs(path, None)
+        except InputsError as inputs_error:
+            if "truncated" in str(error).lower():
+                raise error from None
+            raise inputs_error from None
+
+
+def _probed(options: dict[str, Any]) -> dict[str, Any]:
+    from jacli.choice.choose import refusals
+    from jacli.network import exact_arithmetic
+    from jacli.plans.search import methods_in_order
+    from jacli.run.batches import Run
+    from jacli.run.prepare import prepare
+
+    config = from_options(options)
+    with exact_arithmetic():
+        prepared = prepare(config)
+        shapes, loaded = prepared.shapes, prepared.loaded
+        refused = refusals(shapes.fixed_batch)
+        cuts, why_not = _cuts(Run(config, prepared).task())
+        prepared.source.close()
+    return {
+        "kind": "model on inputs",
+        "path": loaded.path or config.model,
+        "format": loaded.format,
+        "arch": loaded.arch,
+        "parameters": sum(p.numel() for p in loaded.module.parameters()),
+        "input": list(shapes.input_shape),
+        "output": list(shapes.output_shape),
+        "samples": shapes.n_samples,
+        "jacobian": f"{shapes.n_out} x {shapes.n_in} a sample",
+        "batch_sizes": f"{shapes.fixed_batch} only" if shapes.fixed_batch else "any",
+        "keeps_state": prepared.network.fresh,
+        "methods": {name: why or "serves" for name, why in refused.items()},
+        "tried_in_this_order": methods_in_order(shapes, config, refused),
+        "cuts": cuts,
+        "not_cut": why_not,
+        "notes": list(prepared.notes),
+    }
+
+
+def _cuts(task: Task) -> tuple[list[dict[str, Any]], str | None]:
+    """Where the network is narrower than its output, what that saves; or why it is not cut."""
+    from jacli.choice.problem import cut_network
+    from jacli.network import NotTraceableError
+
+    try:
+        cut = cut_network(task, task.trace())
+    except NotTraceableError as failure:
+        return [], str(failure)
+    n_out, n_in = task.shapes.n_selected, task.shapes.n_in
+    found = []
+    for place in cut.cuts:
+        passes = min(n_out, n_in)
+        saves = f"{place.width} passes in place of {passes}" if place.width < passes else "nothing by itself"
+        factor_bytes = place.width * (n_out + n_in) * task.shapes.itemsize
+        sizes = f"{factor_bytes:,} bytes a sample as factors, {task.shapes.sample_bytes:,} as a Jacobian"
+        found.append(
+            {
+                "where": place.name,
+                "width": f"{place.width} wide",
+                "saves": saves,
+                "sizes": sizes,
+            }
+        )
+    return found, None

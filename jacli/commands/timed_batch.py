@@ -1,0 +1,148 @@
+"""The first block of a run by one method: timed, stopped at a limit, and compared with float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jacli.choice.measure import now
+from jacli.choice.problem import Graph, Task
+from jacli.device.matrix_product import product
+from jacli.linear_map import Block, DenseMap, Matrices
+from jacli.linear_map.agreement import relative_errors
+from jacli.methods import checked_blocks, factors_of, load_method
+from jacli.methods.assemble import assemble
+from jacli.network import CutLinearized, Linearized
+from jacli.plans.plan import FactoredPlan, Plan
+from jacli.run.prepare import Prepared
+from jacli.run.reference import References
+
+_COMPARED_SAMPLES = 4
+_COMPARED_ROWS = 8
+"""With float64."""
+
+_PRODUCT_BYTES = 64 * 2**20
+"""Of a product of factors that is multiplied out at once."""
+
+
+@dataclass(frozen=True)
+class TimedBlock:
+    """The first block, as far as it was computed.
+
+    Attributes:
+        linearization: The network there.
+        matrices: Of its samples; what is beyond the rows and columns computed means nothing.
+        count: Samples, without those that pad the batch.
+        n_rows: The first so many rows are computed.
+        n_columns: Of them, the first so many columns.
+        seconds: Of a block of the plan's size.
+        estimated: Whether they are extrapolated.
+    """
+
+    linearization: Linearized
+    matrices: Matrices
+    count: int
+    n_rows: int
+    n_columns: int
+    seconds: float
+    estimated: bool
+
+
+def dense_block(task: Task, plan: Plan, graph: Graph, limit: float) -> TimedBlock:
+    """Chunk by chunk, until the limit."""
+    device = task.memory.device
+    began = now(device)
+    linearization = task.linearize(task.points(0, plan.batch_size), graph)
+    n_out, n_in = linearization.n_out, linearization.n_in
+    chunks: list[tuple[float, int]] = []  # entries of a sample that are in place, and when they were
+    done = (0, 0)
+
+    def until_limit() -> Iterator[Block]:
+        nonlocal done
+        method = load_method(plan.method)
+        for block in checked_blocks(method, linearization, chunk_size=plan.chunk_size):
+            done = (block.outputs.stop, block.inputs.stop)
+            yield block
+            chunks.append((now(device) - began, done[0] * done[1]))
+            if chunks[-1][0] > limit:
+                return
+
+    dense = assemble(until_limit(), linearization)
+    complete = done == (n_out, n_in)
+    seconds = now(device) - began if complete else _extrapolated(chunks, n_out * n_in)
+    count = min(plan.batch_size, task.shapes.n_samples)
+    return TimedBlock(linearization, DenseMap(dense), count, *done, seconds, estimated=not complete)
+
+
+def _extrapolated(chunks: Sequence[tuple[float, int]], entries: int) -> float:
+    """By the chunks after the first, which includes the linearisation; by the first if there is no other."""
+    (first, n_first), (last, n_last) = chunks[0], chunks[-1]
+    if n_last == n_first:
+        return first * entries / n_first
+    return last + (entries - n_last) * (last - first) / (n_last - n_first)
+
+
+def factored_block(task: Task, plan: Plan, factored: FactoredPlan, graph: Graph, count: int) -> TimedBlock:
+    """Some samples, and their product multiplied out in pieces as a run writes it."""
+    device = task.memory.device
+    began = now(device)
+    linearization = task.linearize(task.points(0, count), graph)
+    assert isinstance(linearization, CutLinearized)  # the choice has cut it
+    factors = factors_of(linearization, factored)
+    if task.keeps_dense:
+        step = max(1, _PRODUCT_BYTES // (count * factors.n_in * task.shapes.itemsize))
+        for start in range(0, factors.n_out, step):
+            product(factors.left[:, start : start + step], factors.right)
+    seconds = (now(device) - began) * plan.batch_size / count
+    size = (factors.n_out, factors.n_in)
+    return TimedBlock(linearization, factors, count, *size, seconds, estimated=count < plan.batch_size)
+
+
+class RowsInFloat64:
+    """Rows of the first samples' Jacobians by plain reverse passes in float64, each computed once."""
+
+    def __init__(self, task: Task, prepared: Prepared) -> None:
+        self._references = References(prepared)
+        self._count = min(_COMPARED_SAMPLES, task.shapes.n_samples)
+        self._seed = task.config.seed
+        self._selected = task.points(0, task.shapes.fixed_batch or self._count)[2]
+        self._rows: dict[int, Tensor] = {}
+        self.dtype: torch.dtype | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user must be told of the reference."""
+        return self._references.notes
+
+    @property
+    def reduced(self) -> str | None:
+        """The dtype below the run's that the model computes in inside, see `References`."""
+        return self._references.reduced
+
+    def errors(self, computed: TimedBlock) -> Tensor:
+        """Relative error of each sample compared: Frobenius norms, over some of the rows there are."""
+        generator = torch.Generator().manual_seed(self._seed)
+        index = torch.randperm(computed.n_rows, generator=generator)[:_COMPARED_ROWS]
+        count = min(self._count, computed.count)
+        matrices = computed.matrices.samples(0, count)
+        found = matrices.rows(index.to(computed.linearization.device))[..., : computed.n_columns].double()
+        expected = self._expected(index.tolist())[:count, :, : computed.n_columns]
+        return relative_errors(found, expected)
+
+    def _expected(self, index: Sequence[int]) -> Tensor:
+        """Rows ``index`` of the first samples, ``(samples, k, n_in)``."""
+        missing = [i for i in index if i not in self._rows]
+        for sample in range(self._count if missing else 0):
+            selected = None if self._selected is None else self._selected[sample]
+            exact, position = self._references.at(sample, selected)
+            self.dtype = exact.dtype
+            for i in missing:
+                cotangents = torch.zeros(exact.batch, exact.n_out, dtype=exact.dtype, device=exact.device)
+                cotangents[:, i] = 1
+                row = exact.pull(cotangents)[position].double()
+                self._rows.setdefault(i, row.new_empty(self._count, exact.n_in))[sample] = row
+            exact.close()
+        return torch.stack([self._rows[i] for i in index], dim=1)

@@ -1,0 +1,55 @@
+"""Is the precision asked for one that this device and dtype have?"""
+
+from __future__ import annotations
+
+import torch
+
+from jacli.errors import UsageError
+from jacli.options.config import PRECISIONS
+
+
+def precisions_of(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
+    """The precisions that passes can have there, ``ieee`` first."""
+
+    def serves(precision: str) -> bool:
+        try:
+            check_precision(precision, device, dtype)
+        except UsageError:
+            return False
+        return True
+
+    return tuple(filter(serves, PRECISIONS))
+
+
+def check_precision(precision: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse a precision that would be asked for in vain.
+
+    Args:
+        precision: ``ieee``, ``tf32`` or ``bf16``.
+        device: Where the run computes.
+        dtype: Of its point of linearisation.
+
+    Raises:
+        UsageError: ``tf32`` without a GPU that has it, or with another dtype than float32; ``bf16`` where
+            the point itself is of half precision.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if precision == "tf32" and not _has_tf32(device):
+        raise UsageError(
+            f"The precision tf32 does not exist on {device}.",
+            why="TF32 is arithmetic of NVIDIA GPUs since Ampere.",
+            todo="Choose bf16, or ieee.",
+        )
+    served = {"tf32": (torch.float32,), "bf16": (torch.float32, torch.float64)}
+    if dtype not in served.get(precision, (dtype,)):
+        raise UsageError(
+            f"The precision {precision} does not go with {name}.",
+            why="The passes are reduced from what the network itself computes in, and that is not above it."
+            if dtype != torch.float64
+            else "TF32 is a way to multiply float32 numbers.",
+            todo="Convert model and inputs to float32, or choose ieee.",
+        )
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)

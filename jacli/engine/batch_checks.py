@@ -1,0 +1,353 @@
+"""What is checked of every batch before its results count, rationed by what it costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from time import monotonic
+
+import torch
+
+from jacli.choice.problem import ComputedBlock, Task
+from jacli.engine.replicated_passes import as_run
+from jacli.errors import JacliError, MethodError, ModelError, translating
+from jacli.linear_map import LinearMap, Matrices
+from jacli.network import Linearized, Watched, watch
+from jacli.network.linearize import same_outputs
+from jacli.options.config import PROGRAM_METHODS
+from jacli.plans.plan import Plan
+from jacli.verify import (
+    CROSS_SAMPLE_LIMIT,
+    MOST_ROWS,
+    batch_errors,
+    batch_failure,
+    check_batch,
+    check_gradients,
+    check_state,
+    cotangent_error,
+    every_row_errors,
+    mixing_error,
+    row_error,
+    row_tolerance,
+    transpose_error,
+)
+from jacli.verify.passes import ReversePasses
+
+_FEW_SAMPLES = 2
+"""Of a batch that are checked under a method that has proved itself on all samples of an earlier one."""
+
+_FEW_SHARE = 30
+"""Few samples are checked again after this many times the seconds that their last check took."""
+
+_WHOLE_SHARE = 100
+"""As many times for the check of a whole batch: it takes at most 1 % of the time."""
+
+_ALONE = 8
+"""Samples run alone where a whole batch is checked; all of them where the model reads values."""
+
+
+class _Ration:
+    """A check that is due again once ``share`` times the seconds have passed that the last one took."""
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._seconds = 0.0
+        self._since = self._began = monotonic()
+
+    @property
+    def due(self) -> bool:
+        return monotonic() - self._since > self._share * self._seconds
+
+    def begin(self) -> None:
+        self._began = monotonic()
+
+    def end(self) -> None:
+        self._since = monotonic()
+        self._seconds = self._since - self._began
+
+
+class BatchChecks:
+    """Checks the batches of a run.
+
+    In every batch, each sample must give the same outputs in another order, and one sample (eight, where the
+    model reads values) must give the same on its own (`check_batch`): at most two forward passes.
+
+    The first samples of the run must give the same outputs after the last batch, and after each that is
+    checked as a whole, as they gave before the first (`check_state`).
+
+    A batch is checked as a whole if it is the first, the second, the fourth, the eighth, ..., or the first of
+    its size, or if a hundred times the seconds have passed that the last such check took.  Then more
+    samples are run alone, one reverse pass over the batch shows whether gradients cross between
+    samples and whether the matrices are right in all rows (`batch_errors`), and one in two halves whether
+    gradients depend on place or company (`check_gradients`).  The first batch's rows are
+    compared besides (`row_error`).  In between, two samples are checked (`cotangent_error`), rationed
+    to 3 % of the time where a batch takes few passes; of a factored Jacobian, in every batch.
+
+    What escapes: a fault of the outputs that another order shows is found in every batch.  A fault of
+    the derivatives alone, in one batch of k that are alike, escapes with probability ``1 - p``, where
+    ``p = min(1, batch seconds / (100 * check seconds))`` is the share of batches checked as a whole: such a
+    check costs about ten passes, so that p is about 1/10 where a batch takes 100 passes and 1 from 1000 on.
+    A branch on the whole batch that gives half of the samples another output, and that no operation of torch
+    shows to read values, escapes with probability 1/2 in one batch, ``2 ** -8`` in one checked as a whole.
+
+    Args:
+        task: What is computed.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._whole = _Ration(_WHOLE_SHARE)
+        self._few = _Ration(_FEW_SHARE)
+        self._sizes: set[int] = set()
+        self._number = 0
+        self._doubted = False
+        self._watched: Watched | None = None
+
+    def doubt(self) -> None:
+        """Check every batch to come as a whole: the method was wrong in one."""
+        self._doubted = True
+
+    def error(self, plan: Plan, block: ComputedBlock, *, taken_over: bool) -> float:
+        """Check a batch.
+
+        Args:
+            plan: How it was computed.
+            block: What was computed.
+            taken_over: Whether the method has proved itself in an earlier run.
+
+        Returns:
+            The worst relative error that was found; 0 where nothing but the outputs was compared.
+
+        Raises:
+            ModelError: Samples are not independent of one another and of their places.
+            MethodError: The method is wrong.
+            MemoryError: An allocation failed.
+        """
+        self._number += 1
+        size = block.linearization.batch
+        first = block.start == 0
+        whole = first or size not in self._sizes or self._doubted or self._now_and_then or self._whole.due
+        self._whole.begin()
+        try:
+            self._check_outputs(block.linearization, self._seed(block), whole=whole)
+        except ModelError:
+            if plan.method in PROGRAM_METHODS:  # the graph may be wrong, not the model
+                _check_graph_outputs(block)
+            raise
+        error = self._derivatives(plan, block) if whole else 0.0
+        if whole:
+            self._check_company(plan, block)
+            self._sizes.add(size)
+            self._whole.end()
+        if whole or block.start + block.count == self._task.shapes.n_samples:
+            self._check_state()
+        if plan.method == "loop":
+            return 0.0  # it consists of the passes that it is checked with
+        if first and not taken_over:
+            return max(error, self._checked(plan, block, row_error))
+        if not whole and (plan.factored or self._few.due):
+            error = self._error_of_few(plan, block)
+        return error
+
+    @property
+    def _now_and_then(self) -> bool:
+        """The first batch, the second, the fourth, the eighth ..."""
+        return self._number & (self._number - 1) == 0
+
+    def products_serve(self, linearization: Linearized, *, start: int) -> bool:
+        """Check a batch of which no matrices are formed, only products with J and its transpose.
+
+        Args:
+            linearization: The network at the batch.
+            start: Its first sample.
+
+        Returns:
+            Whether ``vjp`` and ``jvp`` agree with a plain reverse pass.
+
+        Raises:
+            ModelError: Samples are not independent of one another and of their places.
+            MemoryError: An allocation failed.
+
+        Cost: as of a batch checked as a whole; a batched pass of five cotangents and one of one tangent.
+        """
+        seed = self._task.config.seed + start
+        self._check_outputs(linearization, seed, whole=True)
+        self._check_state()
+        errors = [transpose_error(linearization, seed=seed)]
+        if linearization.batch > 1:
+            errors.append(self._batch_error(linearization, linearization, seed=seed))
+        else:
+            errors.append(cotangent_error(linearization, linearization, seed=seed))
+        if not max(errors) <= self._tolerance(linearization):
+            return False
+        try:
+            self._check_gradients(linearization, linearization, seed)
+        except ModelError:  # perhaps rounding alone, which rows would tell
+            return False
+        return True
+
+    def _seed(self, block: ComputedBlock) -> int:
+        return self._task.config.seed + block.start
+
+    def _check_outputs(self, linearization: Linearized, seed: int, *, whole: bool) -> None:
+        """Run the batch in another order, and samples alone."""
+        reads = self._seen(linearization).reads_values
+        most = linearization.batch if reads else _ALONE
+        check_batch(
+            linearization,
+            self._task.network.module,
+            seed=seed,
+            alone=most if whole else (_ALONE if reads else 1),
+            rounding=self._rounding(linearization),
+            fixed_batch=self._task.shapes.fixed_batch is not None,
+        )
+
+    def _check_state(self) -> None:
+        """Run the first samples again: the model must give what it gave before the run."""
+        network = self._task.network
+        if network.fresh or network.anchor is None:
+            return
+        x, extra, before = network.anchor
+        with torch.no_grad(), translating(lambda error: batch_failure(len(x), error)):
+            check_state(before, network(x, extra), network.module)
+
+    def _check_company(self, plan: Plan, block: ComputedBlock) -> None:
+        """Whether a batch's gradients depend on place or company; or whether the method is wrong there."""
+        matrices = block.matrices
+        try:
+            self._check_gradients(block.linearization, matrices, self._seed(block), rows=matrices)
+        except ModelError:
+            if plan.method != "loop":
+                self._checked(plan, block, cotangent_error)
+            raise
+
+    def _check_gradients(
+        self, linearization: Linearized, matrices: LinearMap, seed: int, *, rows: Matrices | None = None
+    ) -> None:
+        """Pull cotangents back through each sample in another place and in other company."""
+        check_gradients(
+            linearization,
+            matrices,
+            self._task.network.module,
+            rows=rows,
+            seed=seed,
+            tolerance=self._tolerance(linearization),
+            rounding=self._rounding(linearization),
+            fixed_batch=self._task.shapes.fixed_batch is not None,
+        )
+
+    def _seen(self, linearization: Linearized) -> Watched:
+        if self._watched is None:
+            few = linearization.batch if self._task.shapes.fixed_batch else _FEW_SAMPLES
+            index = torch.arange(min(few, linearization.batch), device=linearization.device)
+            with translating(lambda error: batch_failure(len(index), error)):
+                self._watched = watch(lambda: linearization.at(index).outputs)
+        return self._watched
+
+    def _derivatives(self, plan: Plan, block: ComputedBlock) -> float:
+        """Whether gradients stay within their samples, and the error of a random combination of all rows."""
+        if block.linearization.batch == 1:
+            return 0.0 if plan.method == "loop" else self._checked(plan, block, cotangent_error)
+        return self._checked(plan, block, self._batch_error)
+
+    def _every_row(self, linearization: Linearized, matrices: Matrices, seed: int) -> float:
+        like = torch.empty(linearization.batch, dtype=linearization.dtype, device=linearization.device)
+        return float(every_row_errors(linearization.pull, matrices, like, seed=seed).max())
+
+    def _batch_error(self, passes: ReversePasses, matrices: LinearMap, *, seed: int) -> float:
+        error, crossed = batch_errors(passes, matrices, seed=seed)
+        if not crossed <= CROSS_SAMPLE_LIMIT:
+            how = f"in a batch of {passes.batch}, the outputs of some samples have a gradient at others"
+            raise mixing_error(self._task.network.module, how)
+        return error
+
+    def _checked(self, plan: Plan, block: ComputedBlock, check: Callable[..., float]) -> float:
+        """The error by a check, if it is that of a right method.
+
+        The run's forward pass may have seen other kernels or a larger batch, where a ReLU may have fallen to
+        the other side: where the error is too large, passes that round alike are tried.
+        """
+        linearization, seed, tolerance = (
+            block.linearization,
+            self._seed(block),
+            self._tolerance(block.linearization),
+        )
+        with translating(lambda error: batch_failure(linearization.batch, error)):
+            error = check(linearization, block.matrices, seed=seed)
+            if error <= tolerance:
+                return error
+            for passes in as_run(linearization, plan.to_dict(), recurrent=self._task.network.recurrent):
+                error = min(error, check(passes, block.matrices, seed=seed))
+                if error <= tolerance:
+                    return error
+            if block.matrices.n_out <= MOST_ROWS:
+                by_rows = self._every_row(linearization, block.matrices, seed)
+                if by_rows <= tolerance:
+                    return by_rows
+        raise self._wrong(plan, error)
+
+    def _tolerance(self, linearization: Linearized) -> float:
+        reduced = self._seen(linearization).reduced(linearization.dtype)
+        return row_tolerance(linearization.dtype, self._task.config.precision, reduced)
+
+    def _rounding(self, linearization: Linearized) -> torch.dtype:
+        """The coarsest dtype that the model computes in."""
+        reduced = self._seen(linearization).reduced(linearization.dtype)
+        return linearization.dtype if reduced is None else getattr(torch, reduced)
+
+    def _wrong(self, plan: Plan, error: float) -> JacliError:
+        if plan.method == "loop":
+            return mixing_error(
+                self._task.network.module,
+                "the gradients of samples are others where the rest of the batch has other cotangents",
+            )
+        apart = (
+            f"Its rows differ from plain reverse passes by {error:.1e} (relative)."
+            if math.isfinite(error)
+            else "Its rows are finite where those of plain reverse passes are not, or the other way round."
+        )
+        return MethodError(
+            f"The method {plan.method} is wrong on this model.",
+            why=apart,
+            todo="Leave --method out, or choose --method loop."
+            if self._task.config.precision == "ieee"
+            else "Leave --precision out.",
+        )
+
+    def _error_of_few(self, plan: Plan, block: ComputedBlock) -> float:
+        """The error at few samples, by a pass over these alone; of the batch where that finds it wrong.
+
+        In company the few may have fallen to another side of a kink; and where their outputs differ from
+        those in the batch, these tell more in bf16.
+        """
+        if self._task.shapes.fixed_batch is not None:
+            return self._checked(plan, block, cotangent_error)
+        self._few.begin()
+        seed = self._seed(block)
+        count = min(_FEW_SAMPLES, block.count)
+        start = seed % (block.count - count + 1)
+        index = torch.arange(start, start + count, device=block.linearization.device)
+        with translating(lambda error: batch_failure(count, error)):
+            some = block.linearization.at(index)
+            error = cotangent_error(some, block.matrices.samples(start, start + count), seed=seed)
+            same = same_outputs(some.outputs, block.linearization.outputs[index])
+        self._few.end()
+        if same and error <= self._tolerance(block.linearization):
+            return error
+        error = self._checked(plan, block, cotangent_error)
+        self._check_company(plan, block)
+        return error
+
+
+def _check_graph_outputs(block: ComputedBlock) -> None:
+    """Hold the outputs that a program gave at a batch against the model's own there."""
+    linearization = block.linearization
+    itself = linearization.at(torch.arange(linearization.batch, device=linearization.device))
+    with translating(lambda error: batch_failure(linearization.batch, error)):
+        same = same_outputs(itself.outputs, linearization.outputs)
+    if not same:
+        raise MethodError(
+            "The network does not run as a program.",
+            why="Its outputs are not those of the model on this batch.",
+            todo="Leave --method out, or choose --method loop.",
+        )

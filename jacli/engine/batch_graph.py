@@ -1,0 +1,181 @@
+"""A whole batch as one CUDA graph: linearisation and every pass, launched at once.
+
+The kernels of a small network take less time than Python needs to launch them: the device waits.  A CUDA
+graph (NVIDIA, *CUDA Programming Guide*, "CUDA Graphs") records the launches of a batch once and replays them
+with other numbers in the same memory.  A batch is recorded where launching took most of its time, at its
+third run with the same program, shapes and sizes; what a graph cannot hold, such as a flag that the host
+reads from the device, runs as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from time import perf_counter
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from jacli.choice.problem import Points
+from jacli.errors import JacliError, means_out_of_memory
+from jacli.methods import Method, fill
+from jacli.network import Linearized, Program
+
+LAUNCH_BOUND_SHARE = 0.6
+"""A batch is recorded where the host was busy launching for at least this part of its time."""
+
+MAX_RECORDED_PER_PROGRAM = 2
+"""Each holds the memory of a batch: masks, cotangents and results."""
+
+
+@dataclass
+class _Recorded:
+    """A graph, the memory it reads the points from, and that it leaves outputs and matrices in."""
+
+    graph: torch.cuda.CUDAGraph
+    points: Points
+    outputs: Tensor
+    matrices: Tensor
+
+
+@dataclass
+class _Seen:
+    """What is known of batches of one kind."""
+
+    runs: int = 0
+    launch_bound: bool = False
+    recorded: _Recorded | None = None
+
+
+@dataclass
+class BatchGraphs:
+    """The graphs of one program."""
+
+    _seen: dict[Hashable, _Seen] = field(default_factory=dict)
+
+    def fill(
+        self,
+        linearize: Callable[[Points, Tensor | None], Linearized],
+        points: Points,
+        method: Method,
+        chunk_size: int,
+        out: Tensor | None,
+    ) -> tuple[Linearized, Tensor]:
+        """The network at a batch, and its Jacobians ``(batch, n_out, n_in)``.
+
+        Args:
+            linearize: Points, and the outputs there where they are known, to the network linearised there.
+            points: Of the batch.
+            method: One that runs the program.
+            chunk_size: Vectors per pass.
+            out: Where the Jacobians go; memory of their own if None.
+
+        Raises:
+            JacliError: As `jacli.methods.fill`.
+        """
+        seen = self._seen.setdefault(_kind(points, method, chunk_size), _Seen())
+        seen.runs += 1
+        if seen.runs >= 3 and seen.launch_bound and seen.recorded is None:
+            seen.launch_bound = self._record(seen, linearize, points, method, chunk_size)
+        if seen.recorded is None:
+            linearization = linearize(points, None)
+            timed = seen.runs == 2
+            began = _synchronized(points[0].device) if timed else 0.0
+            matrices = fill(method, linearization, chunk_size=chunk_size, out=out)
+            if timed:
+                launched = perf_counter() - began
+                seen.launch_bound = launched >= LAUNCH_BOUND_SHARE * (_synchronized(points[0].device) - began)
+            return linearization, matrices
+        return self._replayed(seen.recorded, linearize, points, out)
+
+    def clear(self) -> None:
+        """Give the graphs' memory back."""
+        self._seen.clear()
+
+    def _record(
+        self,
+        seen: _Seen,
+        linearize: Callable[[Points, Tensor | None], Linearized],
+        points: Points,
+        method: Method,
+        chunk_size: int,
+    ) -> bool:
+        """Record a batch; False where a graph cannot hold it."""
+        recorded = [one for one in self._seen.values() if one.recorded is not None]
+        if len(recorded) >= MAX_RECORDED_PER_PROGRAM:
+            recorded[0].recorded = None
+        x, extra, selected = points
+        own: Points = (
+            x.clone(),
+            {name: value.clone() for name, value in extra.items()},
+            None if selected is None else selected.clone(),
+        )
+
+        def run() -> tuple[Tensor, Tensor]:
+            linearization = linearize(own, None)
+            try:
+                matrices = fill(method, linearization, chunk_size=chunk_size)
+                return linearization.outputs, matrices
+            finally:
+                linearization.close()
+
+        device = x.device
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.device(device):
+                side = torch.cuda.Stream(device)
+                side.wait_stream(torch.cuda.current_stream(device))
+                with torch.cuda.stream(side):
+                    run()  # kernels and workspaces of the stream that records
+                torch.cuda.current_stream(device).wait_stream(side)
+                # Another thread copies and writes meanwhile: its calls are none of the graph's business.
+                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                    outputs, matrices = run()
+        except Exception as error:
+            if isinstance(error, (RuntimeError, JacliError)) or means_out_of_memory(error):
+                torch.cuda.synchronize(device)
+                return False
+            raise
+        seen.recorded = _Recorded(graph, own, outputs, matrices)
+        return True
+
+    @staticmethod
+    def _replayed(
+        recorded: _Recorded,
+        linearize: Callable[[Points, Tensor | None], Linearized],
+        points: Points,
+        out: Tensor | None,
+    ) -> tuple[Linearized, Tensor]:
+        x, extra, selected = recorded.points
+        x.copy_(points[0])
+        for name, value in extra.items():
+            value.copy_(points[1][name])
+        if selected is not None and points[2] is not None:
+            selected.copy_(points[2])
+        recorded.graph.replay()
+        linearization = linearize(points, recorded.outputs.clone())
+        if out is None:
+            return linearization, recorded.matrices.clone()
+        return linearization, out.copy_(recorded.matrices[: len(out)])
+
+
+_GRAPHS: WeakKeyDictionary[Program, BatchGraphs] = WeakKeyDictionary()
+
+
+def batch_graphs(program: Program) -> BatchGraphs:
+    """The graphs of a program, which live as long as it does."""
+    return _GRAPHS.setdefault(program, BatchGraphs())
+
+
+def _kind(points: Points, method: Method, chunk_size: int) -> Hashable:
+    """What must be the same for a graph to serve another batch."""
+    x, extra, selected = points
+    tensors = [x, *(extra[name] for name in sorted(extra)), *([] if selected is None else [selected])]
+    shapes = tuple((tuple(t.shape), t.stride(), t.dtype, t.device) for t in tensors)
+    return method.name, chunk_size, tuple(sorted(extra)), shapes
+
+
+def _synchronized(device: torch.device) -> float:
+    torch.cuda.synchronize(device)
+    return perf_counter()

@@ -1,0 +1,182 @@
+"""The tree of errors, each with its exit code.
+
+An error is one sentence of what is wrong, one of why, and one of what to do.  The command line
+prints the three and exits with ``exit_code``; nothing else in jacli decides an exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from jacli.errors.printable import Lines, escape
+
+_USER_CODE = "raised by the code of"
+
+
+class JacliError(Exception):
+    """Something the user can act on.
+
+    Args:
+        what: What is wrong, naming the file, option or layer.
+        why: The cause: what was expected and what came.
+        todo: The remedy, as an instruction.
+
+    Each is printed on one line, whatever a name in it holds; `Lines` on several.
+
+    Attributes:
+        besides: What else is wrong, printed after it.
+    """
+
+    exit_code = 1
+    besides: tuple[JacliError, ...] = ()
+
+    def __init__(self, what: str, *, why: str = "", todo: str = "") -> None:
+        self.what = what
+        self.why = why
+        self.todo = todo
+        super().__init__("\n".join(part for part in (what, why, todo) if part))
+
+
+class UsageError(JacliError):
+    """Wrong options or arguments; all of them are reported at once, each among ``problems``."""
+
+    exit_code = 2
+    problems: tuple[JacliError, ...] = ()
+
+    @classmethod
+    def from_problems(cls, problems: Sequence[JacliError]) -> UsageError:
+        """One error out of several bad options, in the order they were found."""
+        if len(problems) == 1:
+            only = problems[0]
+            return cls(only.what, why=only.why, todo=only.todo)
+        lines = [escape(" ".join(filter(None, (p.what, p.why, p.todo)))) for p in problems]
+        several = cls(
+            Lines("\n".join([f"{len(problems)} options are wrong:", *lines])),
+            todo="Correct them together; `jacli compute --help` lists every option.",
+        )
+        several.problems = tuple(problems)
+        return several
+
+
+class ModelError(JacliError):
+    """The model is unreadable, damaged, unsafe, of another architecture, or has no per-sample Jacobian."""
+
+    exit_code = 3
+
+
+class MethodError(ModelError):
+    """A method cannot serve this model (a missing rule, a fixed batch size); another one may."""
+
+
+class InputsError(JacliError):
+    """The inputs have a wrong shape or dtype, are damaged, or are not finite."""
+
+    exit_code = 4
+
+
+class OutputError(JacliError):
+    """The place to write: the file exists, the disk is full, another process is writing."""
+
+    exit_code = 4
+
+
+class ResultsError(JacliError):
+    """A file given as a result cannot be read as one."""
+
+    exit_code = 4
+
+
+class OutOfMemoryError(JacliError):
+    """Out of memory at this block size."""
+
+    exit_code = 5
+
+
+class UnsoundResultsError(JacliError):
+    """Finished, but some results are not finite."""
+
+    exit_code = 6
+
+
+class StoppedError(JacliError):
+    """Stopped by a signal of the system (a batch scheduler, a shutdown)."""
+
+    exit_code = 75
+
+
+class InterruptedRunError(JacliError):
+    """Interrupted from the keyboard."""
+
+    exit_code = 130
+
+
+def means_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that an allocation failed, on the host or on a device.
+
+    By name, since torch is not imported here; its CPU allocator raises a plain RuntimeError.
+    """
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "allocate memory" in str(error)
+    )
+
+
+def telling_line(error: BaseException) -> str:
+    """The line of an error's text that says what happened, as a sentence.
+
+    TorchScript wraps the message in its own traceback and ends in ``RuntimeError: ...``; torch begins
+    with the message and ends in advice.
+    """
+    noise = ("File", "Traceback", "at ", "Serialized")
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if "~" not in line and not line.startswith(noise)]
+    named = [line for line in lines if "Error" in line]
+    text = named[-1] if named else lines[0] if lines else type(error).__name__
+    return text[:300].rstrip(".") + "."
+
+
+@contextmanager
+def translating(translate: Callable[[Exception], JacliError]) -> Iterator[None]:
+    """Around a model's own code, which may raise anything, and its derivatives.
+
+    What jacli says itself passes; a failed allocation becomes a MemoryError, of which the run knows
+    the remedy; the rest becomes what ``translate`` makes of it.
+    """
+    try:
+        yield
+    except JacliError:
+        raise
+    except Exception as error:
+        if means_out_of_memory(error):
+            raise MemoryError(str(error)) from error
+        raise translate(error) from error
+
+
+@contextmanager
+def noting_user_code(what: str) -> Iterator[None]:
+    """Around code of the user's: an exception that leaves it gets a note of where it was raised.
+
+    The exception itself stays what it is, since some callers try again in another way.  One that nobody
+    foresaw is reported as the model's by `user_code_behind`, not as a defect of jacli.
+    """
+    try:
+        yield
+    except JacliError:
+        raise
+    except Exception as error:
+        error.add_note(f"{_USER_CODE} {what}")
+        raise
+
+
+def user_code_behind(error: BaseException) -> ModelError | None:
+    """The error that names the user's code which raised, and its last line; None where jacli itself did."""
+    for note in getattr(error, "__notes__", ()):
+        if note.startswith(_USER_CODE):
+            return ModelError(
+                f"The model fails in {note.removeprefix(_USER_CODE).strip()}.",
+                why=f"It raised {type(error).__name__}: {telling_line(error)}",
+                todo="Mend the model, or give inputs that it accepts; --debug shows where it was raised.",
+            )
+    return None

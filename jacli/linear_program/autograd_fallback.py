@@ -1,0 +1,111 @@
+"""An operator without a rule: its derivative as torch makes it, vector by vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.func import jvp
+
+from jacli.device.torch_switches import batched_pass, forward_pass
+from jacli.linear_program.call import Call
+from jacli.linear_program.graph import NotTraceableError, operator_name
+from jacli.linear_program.local_map import is_dense
+
+
+class AsTraced:
+    """The derivative of an operator at a point, as torch differentiates it, one vector after the other.
+
+    No batching rule has a part in it: of some operators torch's are silently wrong (``cdist``).
+
+    Args:
+        function: From the operand to the result.
+        point: The operand's value.
+        dtype: Of the vectors outside; inside they have the point's.
+        recurrent: Whether it is a recurrent layer.
+    """
+
+    def __init__(
+        self, function: Callable[[Tensor], Tensor], point: Tensor, dtype: torch.dtype, *, recurrent: bool
+    ) -> None:
+        self._function = function
+        self._point = point.detach()
+        self._dtype = dtype
+        self._recurrent = recurrent
+        self._tape: tuple[Tensor, Tensor] | None = None
+
+    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+        with torch.enable_grad(), self._kernels():
+            if self._tape is None:
+                x = self._point.clone().requires_grad_(True)
+                self._tape = x, self._function(x)
+            x, y = self._tape
+            if not y.requires_grad:
+                return g.new_zeros(len(g), *x.shape)
+            rows = [
+                torch.autograd.grad(y, x, cotangent, retain_graph=True, materialize_grads=True)[0]
+                for cotangent in g.to(y.dtype)
+            ]
+        return torch.stack(rows).to(self._dtype)
+
+    def _kernels(self) -> AbstractContextManager[None]:
+        """Those that have a derivative: cuDNN's recurrent layers have none when evaluating."""
+        return forward_pass(recurrent=self._recurrent, device=self._point.device)
+
+    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+        with torch.enable_grad(), self._kernels(), batched_pass(recurrent=self._recurrent):
+            columns = [
+                jvp(self._function, (self._point,), (tangent,))[1] for tangent in t.to(self._point.dtype)
+            ]
+        return torch.stack(columns).detach().to(self._dtype)
+
+
+def as_traced(call: Call) -> None:
+    """An edge from every operand that moves with the points."""
+    flat: list[Any] = []
+    nodes: list[Any] = []
+
+    def note(value: Any, node: Any) -> None:
+        if isinstance(node, (tuple, list)):
+            for one, other in zip(value, node, strict=True):
+                note(one, other)
+        elif isinstance(node, dict):
+            for name in node:
+                note(value[name], node[name])
+        else:
+            flat.append(value)
+            nodes.append(node)
+
+    note(call.args, call.node.args)
+    note(call.kwargs, call.node.kwargs)
+    recurrent = operator_name(call.node).startswith(("lstm", "gru", "rnn"))
+    for source in dict.fromkeys(n for n in nodes if isinstance(n, fx.Node) and n in call.live):
+        value = flat[nodes.index(source)]
+        if not isinstance(value, Tensor):
+            raise NotTraceableError(f"{source} is passed on as several tensors at once")
+        value = value if is_dense(value) else value.contiguous()  # a dual number wants memory of its own
+        call.edge(source, AsTraced(_of_one(call, source), value, call.passes.dtype, recurrent=recurrent))
+
+
+def _of_one(call: Call, source: fx.Node) -> Callable[[Tensor], Tensor]:
+    """The operator as a function of one operand, the others as they were."""
+
+    def function(x: Tensor) -> Tensor:
+        def value(given: Any, node: Any) -> Any:
+            if node is source:
+                return x
+            if isinstance(node, (tuple, list)):
+                return type(node)(value(g, n) for g, n in zip(given, node, strict=True))
+            if isinstance(node, dict):
+                return {name: value(given[name], node[name]) for name in node}
+            return given
+
+        args: Sequence[Any] = value(call.args, call.node.args)
+        result: Any = call.node.target(*args, **value(call.kwargs, call.node.kwargs))  # type: ignore[operator]
+        found: Tensor = result if call.item is None else result[call.item]
+        return found
+
+    return function

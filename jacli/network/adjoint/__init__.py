@@ -1,5 +1,0 @@
-"""A traced network as a program of linear maps, linearised once a block and run for any number of vectors."""
-
-from jacli.network.adjoint.program import Program, ProgramMap
-
-__all__ = ["Program", "ProgramMap"]

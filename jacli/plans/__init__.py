@@ -1,0 +1,1 @@
+"""What was decided, and which candidates to measure: integers only, no torch."""

@@ -1,0 +1,85 @@
+"""Opening a result file that nobody vouches for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from jacli.errors import ResultsError
+from jacli.untrusted.content import MAX_EXPANSION, WHAT_TO_DO, Content
+from jacli.untrusted.hdf5_guard import examine_hdf5
+
+DAMAGED = (KeyError, ValueError, TypeError, RuntimeError)
+"""What h5py raises over damaged metadata, besides OSError."""
+
+
+def open_guarded(path: Path) -> h5py.File:
+    """Open it for reading, once a child process has walked it unharmed.
+
+    Raises:
+        ResultsError: It would crash, mislead or exhaust whoever reads it.
+        OSError: HDF5 refuses it, or it is not there.
+    """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        kind, todo = WHAT_TO_DO[Content.NO_FILE]
+        raise ResultsError(f"{path} is no regular file.", why=kind, todo=todo)
+    if os.path.isfile(path):
+        found = examine_hdf5(path)
+        why = found.problem
+        if why is None and found.external_link is not None:
+            why = f"It holds a link to another file, {found.external_link!r}, which results never do."
+        if why is not None:
+            raise ResultsError(
+                f"{path} is damaged, or made to do harm.", why=why, todo="Copy it again, or compute it again."
+            )
+    return h5py.File(path, "r")
+
+
+@contextmanager
+def reading_results(path: Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Around reading an open file: what HDF5 raises over damaged numbers becomes a ResultsError.
+
+    Args:
+        path: For the message.
+        *kinds: Taken besides OSError, where nothing else could raise them.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (OSError, *kinds)):
+            raise
+        raise ResultsError(
+            f"{path} cannot be read.",
+            why=f"It is damaged: {(str(error).splitlines() or [type(error).__name__])[-1]}.",
+            todo="Copy it again, or compute it again.",
+        ) from error
+
+
+def read_whole(path: Path, dataset: h5py.Dataset) -> np.ndarray:
+    """All of a dataset that is small beside a Jacobian, if that is true.
+
+    Raises:
+        ResultsError: It declares more than the file can hold.
+    """
+    room = examine_hdf5(path).bytes + MAX_EXPANSION
+    if dataset.nbytes > room:
+        raise ResultsError(
+            f"{path} is damaged, or made to do harm.",
+            why=f"Its dataset {dataset.name} declares {dataset.nbytes:,} bytes, far more than the file has.",
+            todo="Copy it again, or compute it again.",
+        )
+    return np.asarray(dataset[...])
+
+
+def closed(path: Path) -> ResultsError:
+    """What to tell who reads from a file that was closed."""
+    return ResultsError(
+        f"{path} was closed.",
+        why="Datasets are read from the open file; arrays that were read before stay.",
+        todo="Read inside the `with` block, or open the file again with jacli.open.",
+    )

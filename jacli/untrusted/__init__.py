@@ -1,0 +1,1 @@
+"""Files that nobody vouches for, examined without running or trusting what they hold."""

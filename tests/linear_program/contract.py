@@ -1,0 +1,127 @@
+"""What a program is held against: the module's own Jacobian, by plain reverse passes one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+
+from jacli.linear_program import Program
+from jacli.network import TensorNetwork, frozen_twin, trace_network
+from tests.linear_program.operators import BATCH, OPERATORS, Of, points, seeded
+
+BATCHES = (1, BATCH, 7)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """In what the forward pass and the linear passes are computed, and how exact that must be.
+
+    Attributes:
+        dtype: Of the network and the points.
+        precision: Of the passes.
+        tolerance: Relative error allowed, Frobenius over a sample.
+    """
+
+    dtype: torch.dtype
+    precision: str
+    tolerance: float
+
+
+ARITHMETICS = {
+    "float64": Arithmetic(torch.float64, "ieee", 1e-12),
+    "float32": Arithmetic(torch.float32, "ieee", 1e-5),
+    "bf16": Arithmetic(torch.float32, "bf16", 0.02),
+}
+
+
+@cache
+def network(name: str, dtype: torch.dtype, device: torch.device) -> TensorNetwork:
+    """The case's module; its weights are float32 numbers in every dtype."""
+    seeded(name)
+    return TensorNetwork.of_module(frozen_twin(OPERATORS[name].make()).to(device, dtype))
+
+
+def at(name: str, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The case's points."""
+    return points(OPERATORS[name], batch).to(device, dtype)
+
+
+@cache
+def program(name: str, dtype: torch.dtype, device: torch.device) -> Program:
+    """One program a case, which all tests share as all blocks of a run do."""
+    traced = trace_network(network(name, dtype, device), at(name, BATCH, dtype, device), {})
+    return Program(traced.graph)
+
+
+@cache
+def below_autograd(name: str, device: torch.device) -> Program:
+    """A program of the same graph in float64 after an in-place write.
+
+    Torch takes such writes out below autograd, where operators are others: ``addmm`` for ``linear``,
+    ``native_layer_norm`` for ``layer_norm``.
+    """
+    x = at(name, BATCH, torch.float64, device)
+    own = network(name, torch.float64, device)
+    after_a_write = TensorNetwork.of_module(Of(lambda m, x: m.own(x.clone().mul_(1)), own=own.module))
+    return Program(trace_network(after_a_write, x, {}).graph)
+
+
+@cache
+def jacobians(name: str, device: torch.device) -> dict[int, Tensor]:
+    """``(batch, n_out, n_in)`` in float64 at the points of every batch size, which share their passes."""
+    own = network(name, torch.float64, device)
+    x = torch.cat([at(name, batch, torch.float64, device) for batch in BATCHES])
+    of_all = plain_jacobian(lambda x: own(x, {}), x)
+    return dict(zip(BATCHES, of_all.split(BATCHES), strict=True))
+
+
+def jacobian(name: str, batch: int, device: torch.device) -> Tensor:
+    """``(batch, n_out, n_in)`` in float64."""
+    return jacobians(name, device)[batch]
+
+
+def plain_jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``(batch, n_out, n_in)``: one plain reverse pass an output, with the same cotangent in every sample."""
+    outputs, pullback = vjp(function, x)
+    rows = []
+    for o in range(outputs[0].numel()):
+        cotangents = torch.zeros_like(outputs).reshape(len(outputs), -1)
+        cotangents[:, o] = 1
+        rows.append(pullback(cotangents.reshape(outputs.shape))[0].flatten(1))
+    return torch.stack(rows, dim=1)
+
+
+def vectors(count: int, batch: int, width: int, like: Tensor) -> Tensor:
+    """Random vectors ``(count, batch, width)``."""
+    generator = torch.Generator().manual_seed(count)
+    return torch.randn(count, batch, width, generator=generator).to(like)
+
+
+def pulled(jacobians: Tensor, cotangents: Tensor) -> Tensor:
+    """What `vjp` must give: ``u[i, b] @ J[b]`` in float64."""
+    return torch.einsum("kbo,boi->kbi", cotangents.double(), jacobians)
+
+
+def pushed(jacobians: Tensor, tangents: Tensor) -> Tensor:
+    """What `jvp` must give: ``J[b] @ v[i, b]`` in float64."""
+    return torch.einsum("kbi,boi->kbo", tangents.double(), jacobians)
+
+
+def repeats(again: Tensor, before: Tensor, rounding: float = 1e-5) -> bool:
+    """Whether the same work gave the same numbers: bit for bit on a CPU; cuDNN adds up in any order."""
+    if again.is_cuda:
+        return bool((again - before).abs().max() <= rounding * before.abs().max())
+    return torch.equal(again, before)
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """The largest relative error of a sample, ``(k, batch, ...)``; 0 of a sample that is zero in both."""
+    assert found.shape == expected.shape
+    gap = (found.double() - expected).transpose(0, 1).flatten(1).norm(dim=1)
+    scale = expected.transpose(0, 1).flatten(1).norm(dim=1)
+    return float(torch.where(gap == 0, 0.0, gap / scale).max())
