@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from jacli.errors import JacliError, OutOfMemoryError, means_out_of_memory
-from jacli.options.config import RunConfig
 from jacli.plans.plan import SINGULAR_VALUES_LIMIT, Shapes
 
 SAFE_SHARE = 0.7
@@ -109,12 +108,12 @@ class MemoryLimit:
     watched: bool = True
 
     @classmethod
-    def of_run(cls, config: RunConfig, device: torch.device) -> MemoryLimit:
+    def of_run(cls, asked: int | None, device: torch.device) -> MemoryLimit:
         """``--memory``, or a safe share of what is free now."""
         host = torch.device("cpu")
-        limit = config.memory or int(SAFE_SHARE * free_memory(device))
-        on_host = config.memory or (limit if device.type == "cpu" else int(SAFE_SHARE * free_memory(host)))
-        return cls(device, limit, on_host, config.memory is not None, _held_now(device))
+        limit = asked or int(SAFE_SHARE * free_memory(device))
+        on_host = asked or (limit if device.type == "cpu" else int(SAFE_SHARE * free_memory(host)))
+        return cls(device, limit, on_host, asked is not None, _held_now(device))
 
     def samples(self, shapes: Shapes, *, singular_values: bool, written: bool) -> int:
         """Samples a block at most: its dense Jacobians leave as much room again beside their spectrum.

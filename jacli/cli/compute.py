@@ -337,9 +337,9 @@ def _print_plan(settings: RunConfig, plan: DryRun) -> None:
 
 def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
     from jacli.cli.render import format_size
+    from jacli.plans.plan import ChainPlan, WholePlan
 
     chosen = plan.plan
-    batched = f"{chosen.passes}, {count_of(chosen.chunk_size, 'vector')} each"
     rows = [
         ("samples", str(plan.shapes["samples"])),
         ("input", _shape(plan.shapes["input"])),
@@ -351,17 +351,22 @@ def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
             f"{plan.dtype}, linear passes in {plan.precision}".removesuffix(", linear passes in ieee"),
         ),
     ]
-    if chosen.factored:
-        cuts = zip(chosen.factored.cuts, chosen.factored.widths[1:-1], strict=True)
-        rows += [
-            ("cut at", ", ".join(f"{name} ({width} wide)" for name, width in cuts)),
-            ("in this order", chosen.factored.order),
-        ]
+    match chosen:
+        case ChainPlan(factorization=factorization):
+            cuts = zip(factorization.cuts, factorization.widths[1:-1], strict=True)
+            rows += [
+                ("cut at", ", ".join(f"{name} ({width} wide)" for name, width in cuts)),
+                ("in this order", factorization.order),
+            ]
+            passes = str(chosen.passes)
+        case WholePlan(filled_by=method):
+            each = "" if method.single_vector else f", {count_of(chosen.chunk_size, 'vector')} each"
+            passes = f"{chosen.passes}{each}"
     others = [f"{name} {_duration(seconds)}" for name, seconds in plan.alternatives]
     rows += [
         ("next in line", ", ".join(others) or "none"),
-        ("blocks", f"{chosen.n_blocks} of {count_of(chosen.batch_size, 'sample')}"),
-        ("passes", str(chosen.passes) if chosen.method in ("loop", "factored") else batched),
+        ("blocks", f"{chosen.n_batches} of {count_of(chosen.batch_size, 'sample')}"),
+        ("passes", passes),
         ("singular values", f"{chosen.singular_values} a sample"),
         ("time", "unknown" if chosen.seconds is None else f"about {_duration(chosen.seconds)}"),
         ("memory", f"up to {format_size(plan.memory)}"),
@@ -371,7 +376,7 @@ def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
     ]
     for tried in chosen.measured:
         took = tried.failure or f"{tried.vector_seconds:>12.2e} {format_size(tried.bytes_held):>10}"
-        rows.append((f"  {tried.method}", f"{tried.batch_size:>9} {tried.chunk_size:>9} {took}"))
+        rows.append((f"  {tried.name}", f"{tried.batch_size:>9} {tried.chunk_size:>9} {took}"))
     return rows
 
 

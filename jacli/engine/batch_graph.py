@@ -19,8 +19,9 @@ from torch import Tensor
 
 from jacli.choice.problem import Points
 from jacli.errors import JacliError, means_out_of_memory
-from jacli.methods import Method, fill
+from jacli.methods import fill
 from jacli.network import Linearized, Program
+from jacli.options.methods import Method
 
 LAUNCH_BOUND_SHARE = 0.6
 """A batch is recorded where the host was busy launching for at least this part of its time."""
@@ -113,12 +114,9 @@ class BatchGraphs:
         )
 
         def run() -> tuple[Tensor, Tensor]:
-            linearization = linearize(own, None)
-            try:
+            with linearize(own, None) as linearization:
                 matrices = fill(method, linearization, chunk_size=chunk_size)
                 return linearization.outputs, matrices
-            finally:
-                linearization.close()
 
         device = x.device
         graph = torch.cuda.CUDAGraph()

@@ -37,6 +37,11 @@ class JacliError(Exception):
         self.todo = todo
         super().__init__("\n".join(part for part in (what, why, todo) if part))
 
+    @property
+    def summary(self) -> str:
+        """What is wrong and why, on one line, for an error or a note that this one is the cause of."""
+        return f"{self.what} {self.why}"
+
 
 class UsageError(JacliError):
     """Wrong options or arguments; all of them are reported at once, each among ``problems``."""

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from time import monotonic
 
-from jacli.options.config import COLUMN_METHODS, PROGRAM_METHODS, RunConfig
+from jacli.options.methods import METHODS, Method
 from jacli.plans.plan import Measured, Shapes
+from jacli.plans.request import Request
 
 FEW_SAMPLES = 8
 """Below this many samples a block, passes are filled with several vectors of each."""
@@ -35,10 +37,8 @@ START_ROWS_ON_GPU = 256
 """A GPU is idle with fewer rows in flight, and every size that is tried costs it seconds of loading kernels:
 on an H100 a search from 8 rows on spent its budget before it came to a good size."""
 
-_STARTS = {"loop": 32, "forward": 16}
-
 Measure = Callable[["Candidate", float], Measured]
-"""Tries a candidate; of a first pass of more than so many seconds no second one is timed."""
+"""Measures a candidate; skips the second, warm pass if the first took longer than that many seconds."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Candidate:
     """A method and its sizes.
 
     Attributes:
-        method: Name in ``METHODS``.
-        batch_size: Samples a block.
-        chunk_size: Outputs (or tangents) a pass.
+        method: Fills in the matrix.
+        batch_size: Samples per batch.
+        chunk_size: Vectors per pass.
     """
 
-    method: str
+    method: Method
     batch_size: int
     chunk_size: int
 
@@ -71,18 +71,34 @@ class Budget:
         share: Of a short run.
         most: Seconds, for runs too short for the 4 % to be more.
         run_seconds: The best estimate of the run so far.
-        started: When the search began.
     """
 
     share: float = 0.25
     most: float = 1.8
     run_seconds: float = math.inf
-    started: float = field(default_factory=monotonic)
+    _started: float = field(default_factory=monotonic)
 
     @property
     def spent(self) -> float:
-        """Seconds since the search began."""
-        return monotonic() - self.started
+        """Seconds since the search began, without what is not charged."""
+        return monotonic() - self._started
+
+    @contextmanager
+    def not_charged(self) -> Iterator[None]:
+        """Around what is paid once, whatever is chosen: tracing, loading torch's batching rules."""
+        began = monotonic()
+        try:
+            yield
+        finally:
+            self._started += monotonic() - began
+
+    def learn(self, run_seconds: float) -> None:
+        """Take note of what the run would take by one more plan."""
+        self.run_seconds = min(self.run_seconds, run_seconds)
+
+    def for_a_part(self) -> Budget:
+        """The same for a part of the network, whose estimates are not those of the run."""
+        return replace(self)
 
     @property
     def allowed(self) -> float:
@@ -99,30 +115,35 @@ class Budget:
         return self.spent + seconds <= self.allowed
 
 
-def methods_in_order(shapes: Shapes, config: RunConfig, refused: Mapping[str, str | None]) -> list[str]:
-    """Plain methods that apply, the likeliest first.
+def methods_in_order(shapes: Shapes, request: Request, refused: Mapping[str, str | None]) -> list[Method]:
+    """Methods that apply to the whole network, the likeliest first.
 
     Forward mode costs n_in passes and reverse n_out; a program, where there is one, runs them fastest.
     Batched cotangents, or copies of the input, fill a pass where there are few samples; else a plain
     reverse pass over many samples does.
     """
-    if config.method not in ("auto", "factored"):
-        return [config.method]
-    if config.precision != "ieee":
-        served = [name for name in PROGRAM_METHODS if refused.get(name) is None]
-        return served[::-1] if shapes.n_in < shapes.n_selected else served
+    if request.method in METHODS:
+        return [METHODS[request.method]]
     n_in, n_out = shapes.n_in, shapes.n_selected
-    samples = shapes.fixed_batch or min(shapes.n_samples, config.batch_size or FEW_SAMPLES)
-    order = ["tangent", "forward"] if n_in < n_out else []
+    served = [method for method in METHODS.values() if refused.get(method.name) is None]
+    if not request.is_exact:
+        served = [method for method in served if method.runs_program]
+        return sorted(served, key=lambda method: method.by_columns != (n_in < n_out))
+    samples = shapes.fixed_batch or min(shapes.n_samples, request.batch_size or FEW_SAMPLES)
     few = samples < FEW_SAMPLES and n_out > 1
-    order += ["adjoint", "vmap", "replicate", "loop"] if few else ["adjoint", "loop", "vmap"]
-    return [name for name in order if refused.get(name) is None]
+
+    def rank(method: Method) -> tuple[bool, int]:
+        by_primitive = ("program", "batched", "tape") if few else ("program", "tape", "batched")
+        return not method.by_columns, 2 * by_primitive.index(method.primitive) + method.is_reference
+
+    applies = [m for m in served if (n_in < n_out or not m.by_columns) and (few or not m.repeats_batch)]
+    return sorted(applies, key=rank)
 
 
 def ladder(
-    method: str,
+    method: Method,
     shapes: Shapes,
-    config: RunConfig,
+    request: Request,
     *,
     most_samples: int,
     rows: int | None = None,
@@ -131,18 +152,18 @@ def ladder(
     """A method's candidates from few rows in flight to all of them, each size once.
 
     Args:
-        method: Name in ``METHODS``.
+        method: The method.
         shapes: The run's shapes.
-        config: Sizes asked for are kept.
+        request: Sizes asked for are kept.
         most_samples: Samples whose results fit in memory.
         rows: Where to start; decided by the method if None.
         least_rows: Where to start at least: see `START_ROWS_ON_GPU`.
     """
-    vectors = shapes.n_in if method in COLUMN_METHODS else shapes.n_selected
-    rows = max(rows or _STARTS.get(method, _few(method, vectors)), least_rows)
+    vectors = shapes.vectors(method)
+    rows = max(rows or method.first_rows or _few(method, vectors), least_rows)
     last, most = None, min(shapes.n_samples, max(most_samples, 1)) * vectors
     while True:
-        candidate = sized(method, rows, shapes, config, vectors=vectors, most_samples=most_samples)
+        candidate = with_rows(rows, method, shapes, request, most_samples=most_samples)
         if candidate != last:
             yield candidate
         if rows >= most:
@@ -150,30 +171,29 @@ def ladder(
         last, rows = candidate, rows * _STEP
 
 
-def sized(
-    method: str, rows: int, shapes: Shapes, config: RunConfig, *, vectors: int, most_samples: int
-) -> Candidate:
-    """The samples a block and vectors a pass that keep so many rows in flight."""
+def with_rows(rows: int, method: Method, shapes: Shapes, request: Request, *, most_samples: int) -> Candidate:
+    """Batch size and chunk size with about ``rows`` = batch_size * chunk_size vectors in flight."""
+    vectors = shapes.vectors(method)
     most = max(1, min(shapes.n_samples, most_samples))
-    fixed = shapes.fixed_batch or (config.batch_size and min(config.batch_size, shapes.n_samples))
-    if method == "loop":
+    fixed = shapes.fixed_batch or (request.batch_size and min(request.batch_size, shapes.n_samples))
+    if method.single_vector:
         return Candidate(method, fixed or min(most, rows), 1)
-    if method == "forward" and not fixed:
+    if method.reruns_network and not fixed:
         # Every forward pass runs the network anew: the more tangents share it the better.
-        samples = min(most, max(1, rows // min(config.chunk_size or vectors, vectors)))
-        return Candidate(method, samples, min(config.chunk_size or max(1, rows // samples), vectors))
+        samples = min(most, max(1, rows // min(request.chunk_size or vectors, vectors)))
+        return Candidate(method, samples, min(request.chunk_size or max(1, rows // samples), vectors))
     samples = fixed or min(most, _few(method, vectors), rows)
-    chunk = config.chunk_size or max(1, rows // samples)
-    if config.method == "replicate" and config.chunk_size is None:
-        chunk = vectors  # what is known by that name: one call
+    chunk = request.chunk_size or max(1, rows // samples)
+    if request.method == method.name and method.known_as_one_call and request.chunk_size is None:
+        chunk = vectors
     if not fixed and chunk >= vectors:
         samples = min(most, max(samples, rows // vectors))
     return Candidate(method, samples, min(chunk, vectors))
 
 
-def _few(method: str, vectors: int) -> int:
-    """Samples a block to begin with: a program that few vectors go through wants its linearisation shared."""
-    return max(FEW_SAMPLES, min(_MANY_SAMPLES, 320 // vectors)) if method in PROGRAM_METHODS else FEW_SAMPLES
+def _few(method: Method, vectors: int) -> int:
+    """Samples per batch to begin with: few vectors through a program should share its linearisation."""
+    return max(FEW_SAMPLES, min(_MANY_SAMPLES, 320 // vectors)) if method.runs_program else FEW_SAMPLES
 
 
 def climb(
@@ -211,7 +231,7 @@ def climb(
                 break
         measured = measure(candidate, budget.patience)
         took = seconds(measured)
-        budget.run_seconds = min(budget.run_seconds, took)
+        budget.learn(took)
         tried.append(measured)
         short = measured.vector_seconds * measured.chunk_size < _SHORT
         if measured.failure or (took > 1.5 * best and not short):

@@ -59,7 +59,7 @@ def provenance(config: RunConfig, prepared: Prepared, chosen: Chosen, command: s
         "device_name": torch.cuda.get_device_name(prepared.device) if on_gpu else _cpu_name(),
         "dtype": config.dtype,
         "precision": config.precision,
-        "method": chosen.method.name,
+        "method": chosen.plan.method,
         "plan": chosen.to_dict(),
         "notes": list(prepared.notes),
     }

@@ -47,8 +47,6 @@ def largest_singular_values(
     rtol: float = 1e-6,
     seed: int = 0,
     max_matvecs: int | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
 ) -> Spectrum:
     """The k largest singular values of each sample's matrix, without forming it.
 
@@ -63,8 +61,6 @@ def largest_singular_values(
         rtol: Wanted error relative to the largest singular value.
         seed: Of the random starting block.
         max_matvecs: Limit on products (a `jvp` or a `vjp` of the whole batch is one); None: no limit.
-        dtype: Of the vectors given to the map.
-        device: Of the vectors given to the map.
 
     Returns:
         ``(batch, min(k, n_out, n_in))`` values and errors; NaN where the map yields NaN or infinity.
@@ -83,7 +79,7 @@ def largest_singular_values(
     if k < 1:
         raise UsageError(f"k = {k} singular values cannot be computed.", todo="Ask for 1 or more.")
     small, large = sorted((linear_map.n_out, linear_map.n_in))
-    k = min(k, small)
+    k, dtype, device = min(k, small), linear_map.dtype, linear_map.device
     if k == 0 or linear_map.batch == 0:
         empty = torch.zeros(linear_map.batch, k, dtype=torch.float64, device=device)
         return Spectrum(empty, empty.clone())

@@ -166,10 +166,10 @@ def check_gradients(
         image = torch.zeros(size, linearization.n_in, dtype=own.dtype, device=own.device)
         for half in order.tensor_split(2):
             index = half.repeat(-(-size // len(half)))[:size] if fixed_batch else half
-            part = linearization.at(index, noise=noise, seed=seed + draw)
-            image[half] = part.pull(vectors[index])[: len(half)]
-            if not noise:
-                _compare(linearization, index, module, "in other company", seed, rounding, part.outputs)
+            with linearization.at(index, noise=noise, seed=seed + draw) as part:
+                image[half] = part.tape().vjp(vectors[None, index])[0, : len(half)]
+                if not noise:
+                    _compare(linearization, index, module, "in other company", seed, rounding, part.outputs)
         return image
 
     with translating(lambda error: batch_failure((size + 1) // 2, error)):

@@ -234,7 +234,7 @@ def _overwrites(network: Network, x: Tensor, extra: Extra) -> bool:
             if not (output.requires_grad and output.is_floating_point()):
                 return None
             cotangents = torch.ones_like(output).cumsum(0).sin()  # anything but constant
-            return Tape(points, output).pull(cotangents, may_be_unused=True)
+            return Tape(points, output).backward(cotangents, may_be_unused=True)
 
     try:
         plain = gradient(network)
@@ -332,7 +332,7 @@ def _gradient(output: Tensor, points: Tensor) -> Tensor | None:
         )
 
     with translating(refusal):
-        return Tape(points, output).pull(torch.ones_like(output), may_be_unused=True)
+        return Tape(points, output).backward(torch.ones_like(output), may_be_unused=True)
 
 
 def mixing_error(module: nn.Module, how: str) -> MixingError:

@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from jacli.methods.assemble import assemble
+from jacli.methods.loop import blocks
 from torch import Tensor, nn
 
 from jacli.errors import MethodError
 from jacli.linear_map import Chain
-from jacli.methods.assemble import assemble
-from jacli.methods.loop import blocks
 from jacli.network import (
     CutLinearized,
     CutNetwork,
@@ -244,7 +244,7 @@ def test_outputs_that_are_not_the_models_are_noticed(relative, noticed):
         return
     with pytest.raises(MethodError, match="cannot be cut") as refused:
         cut.span(0, 1)
-    assert "not those of the model on this block" in refused.value.why
+    assert "not those of the model on this batch" in refused.value.why
 
 
 def test_a_network_that_was_replaced_since_the_trace_is_noticed():
