@@ -81,10 +81,16 @@ class Tape:
             RuntimeError: An operation has no derivative, or none of its derivative.
         """
         image, cotangents = self._recorded_backward
-        if not image.requires_grad:  # of a map that is zero
-            return torch.zeros_like(cotangents)
-        columns = torch.autograd.grad(image, cotangents, tangents, retain_graph=True, allow_unused=True)[0]
-        return torch.zeros_like(cotangents) if columns is None else columns
+        columns = None
+        if image.requires_grad:
+            columns = torch.autograd.grad(image, cotangents, tangents, retain_graph=True, allow_unused=True)[
+                0
+            ]
+        if columns is not None:
+            return columns
+        if bool(image.any()):  # it is u @ J, and still no path leads back to u
+            raise RuntimeError("an operation on the way is differentiable only once")
+        return torch.zeros_like(cotangents)
 
     @cached_property
     def _recorded_backward(self) -> tuple[Tensor, Tensor]:

@@ -71,26 +71,31 @@ class Budget:
         share: Of a short run.
         most: Seconds, for runs too short for the 4 % to be more.
         run_seconds: The best estimate of the run so far.
+        clock: Tells seconds.
     """
 
     share: float = 0.25
     most: float = 1.8
     run_seconds: float = math.inf
-    _started: float = field(default_factory=monotonic)
+    clock: Callable[[], float] = monotonic
+    _started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._started = self.clock()
 
     @property
     def spent(self) -> float:
         """Seconds since the search began, without what is not charged."""
-        return monotonic() - self._started
+        return self.clock() - self._started
 
     @contextmanager
     def not_charged(self) -> Iterator[None]:
         """Around what is paid once, whatever is chosen: tracing, loading torch's batching rules."""
-        began = monotonic()
+        began = self.clock()
         try:
             yield
         finally:
-            self._started += monotonic() - began
+            self._started += self.clock() - began
 
     def learn(self, run_seconds: float) -> None:
         """Take note of what the run would take by one more plan."""
@@ -98,7 +103,9 @@ class Budget:
 
     def for_a_part(self) -> Budget:
         """The same for a part of the network, whose estimates are not those of the run."""
-        return replace(self)
+        part = replace(self)
+        part._started = self._started
+        return part
 
     @property
     def allowed(self) -> float:
