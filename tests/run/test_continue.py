@@ -363,12 +363,11 @@ def test_the_plan_is_taken_over_and_nothing_is_measured(place: Path, monkeypatch
     stopped_after(place, 1, **automatic, memory=200_000)
     with open_results(part_path(out)) as results:
         plan = json.loads(str(results.attrs["plan"]))
-    import jacli.choice.sizes as sizes
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(sizes, "measure", refuse)
+    monkeypatch.setattr("jacli.choice.measure._Stopwatch.seconds", refuse)
     go_on(place, **automatic, memory=200_000)
     with open_results(out) as results:
         resumed = json.loads(str(results.attrs["plan"]))
