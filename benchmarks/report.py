@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.contest import EXACT, KINK, Contestant
+from benchmarks.timing import EXACT, KINK, Contestant
 
 HEADER = f"""\
 Seconds for all Jacobians of a batch, the fastest of several interleaved runs; float32 (no TF32), frozen
