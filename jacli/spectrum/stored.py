@@ -1,4 +1,4 @@
-"""Norms and singular values of Jacobians on disk, read in pieces: never a huge sample as a whole."""
+"""Norms and singular values of Jacobians on disk, read in pieces so that no large sample is held whole."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from torch import Tensor
 from jacli.spectrum.exact import Spectrum, singular_values, streamed_singular_values
 
 PIECE_NUMBERS = 4 * 2**20
-"""Numbers read at once: 32 MiB in float64."""
+"""Largest piece in numbers: 32 MiB in float64."""
 
 Array = NDArray[np.float64]
 
 
 class ChunkedArray(Protocol):
-    """What is needed of an ``h5py.Dataset``: numbers on disk in chunks (None: in one run)."""
+    """The part of ``h5py.Dataset`` that is used: an array on disk, in chunks (None: contiguous)."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -35,11 +35,11 @@ class ChunkedArray(Protocol):
 
 @dataclass(frozen=True)
 class StoredJacobian:
-    """An array ``(batch, *input, *output)``, read as matrices ``(n_out, n_in)``.
+    """A stored array ``(batch, *input, *output)``, read as one matrix ``(n_out, n_in)`` per sample.
 
     Attributes:
         array: On disk.
-        output_axes: How many of the last axes are outputs.
+        output_axes: Number of axes, counted from the end, that are outputs.
     """
 
     array: ChunkedArray
@@ -63,7 +63,7 @@ class StoredJacobian:
 
     @property
     def samples_at_once(self) -> int:
-        """Whole samples that fit in `PIECE_NUMBERS`, in whole chunks if possible; 0 if not even one fits."""
+        """Number of samples that fit in `PIECE_NUMBERS`, in whole chunks if possible; 0 if none fits."""
         fit = PIECE_NUMBERS // max(1, self.n_in * self.n_out)
         chunk = self.array.chunks[0] if self.array.chunks else 1
         return fit // chunk * chunk or fit
@@ -71,8 +71,8 @@ class StoredJacobian:
     def class_norms(self, start: int, stop: int) -> Array:
         """2-norms over the inputs of samples ``start:stop``, ``(stop - start, n_out)``."""
         if self.samples_at_once:
-            block = self._samples(start, stop)
-            return np.asarray(np.sqrt(np.einsum("bio,bio->bo", block, block)))
+            samples = self._samples(start, stop)
+            return np.asarray(np.sqrt(np.einsum("nio,nio->no", samples, samples)))
         squares = np.zeros((stop - start, *self.output_shape))
         for row in range(stop - start):
             for outputs, part in self._pieces(start + row):
@@ -95,12 +95,12 @@ class StoredJacobian:
         return np.asarray(self.array[start:stop], np.float64).reshape(stop - start, self.n_in, self.n_out)
 
     def _matrix_pieces(self, sample: int) -> Iterator[Tensor]:
-        """One sample in parts ``(smaller side, part of the larger)``; views, since products need no copy."""
+        """One sample in slabs ``(smaller side, part of the larger side)``, as views."""
         for _, part in self._pieces(sample):
             yield torch.from_numpy(part.T if self.n_in >= self.n_out else part)
 
     def _pieces(self, sample: int) -> Iterator[tuple[tuple[slice, ...], Array]]:
-        """One sample in boxes: all of its smaller side by some of the larger, whose axes are cut.
+        """One sample in boxes: its whole smaller side by a part of the larger side, whose axes are split.
 
         Yields:
             The slices along the output axes, and the numbers as ``(inputs, outputs)``.
@@ -124,7 +124,7 @@ class StoredJacobian:
 def box_extents(shape: Sequence[int], chunks: Sequence[int], room: int) -> list[int]:
     """Extents of the box in which to read an array: at most ``room`` numbers, in whole chunks if possible.
 
-    Starts from one chunk, cut down if too large, then grows along the last axes first (they are
+    Starts with one chunk, cropped if it is too large, and grows along the last axes first (they are
     contiguous) in multiples of the chunk: a chunk that two boxes share is read and decoded twice.
     """
     extents = [max(1, min(n, chunk)) for n, chunk in zip(shape, chunks, strict=True)]
