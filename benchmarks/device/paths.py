@@ -20,7 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import jacli
 from benchmarks.peers import reference
 from benchmarks.workloads import WORKLOADS
-from jacli.choice.memory_limit import free_memory
+from jacli.device.hardware import pick_device
+from jacli.device.memory import free_memory
 from jacli.device.precision import precisions_of
 from jacli.device.torch_switches import reduced_precision
 from jacli.device.transfer import HostCopies, beside
@@ -29,7 +30,6 @@ from jacli.errors import JacliError, ModelError, OutOfMemoryError
 from jacli.linear_map import FactoredMap
 from jacli.network import exact_arithmetic
 from jacli.run.factored_array import FactoredArray
-from jacli.run.prepare import pick_device
 from jacli.spectrum import singular_values
 
 Path_ = Callable[[torch.device], Mapping[str, object] | None]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +12,12 @@ import torch
 from torch import Tensor
 
 from jacli.choice.choose import Choice
-from jacli.choice.measure import now
 from jacli.choice.memory_limit import MemoryLimit, memory_errors
 from jacli.choice.problem import Graph, Task
 from jacli.commands.timed_batch import RowsInFloat64, TimedBlock, dense_block, factored_block
-from jacli.device.allocator import reused_memory
+from jacli.device.allocator import give_back, reused_memory
+from jacli.device.clock import now
+from jacli.device.memory import release_cached_memory
 from jacli.device.precision import precisions_of
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
 from jacli.methods import METHODS, load_method
@@ -380,7 +379,5 @@ def _doubts(
 def _release(device: torch.device) -> None:
     """Give back what was freed, so that the next method's peak counts it anew."""
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # glibc alone keeps what was freed, and has this call
-        ctypes.CDLL(None).malloc_trim(0)
+    release_cached_memory(device)
+    give_back()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from jacli.device.hardware import is_gpu
 from jacli.errors import UsageError
 from jacli.options.config import PRECISIONS
 
@@ -52,4 +53,4 @@ def check_precision(precision: str, device: torch.device, dtype: torch.dtype) ->
 
 
 def _has_tf32(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return is_gpu(device) and torch.cuda.get_device_capability(device) >= (8, 0)

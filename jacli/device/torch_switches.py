@@ -15,6 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 from torch.utils.checkpoint import CheckpointFunction
 
+from jacli.device.hardware import is_gpu
+
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
@@ -59,6 +61,12 @@ def _precision_switches(*, of_cpu: bool = True) -> list[tuple[Any, str, Any]]:
     return [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
 
 
+def process_precision() -> tuple[str, str]:
+    """How this process rounds float32 matrix products and convolutions outside of jacli: IEEE or TF32."""
+    matmul = "TF32" if torch.get_float32_matmul_precision() != "highest" else "IEEE"
+    return matmul, "TF32" if torch.backends.cudnn.allow_tf32 else "IEEE"
+
+
 @contextmanager
 def reduced_precision(precision: str) -> Iterator[None]:
     """Around linear passes: float32 products in TF32 where ``tf32`` was asked for."""
@@ -87,7 +95,7 @@ def forward_pass(*, recurrent: bool, device: torch.device) -> Iterator[None]:
     """
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     cudnn: Any = torch.backends.cudnn
-    without_cudnn = recurrent and device.type == "cuda" and cudnn.enabled
+    without_cudnn = recurrent and is_gpu(device) and cudnn.enabled
     if without_cudnn:
         cudnn.enabled = False  # `flags()` would read `allow_tf32`, which the newer switches forbid
     try:

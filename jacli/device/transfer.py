@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jacli.device.hardware import is_gpu
+
 
 class ArrivingArray:
     """An array that a GPU is still sending: whoever takes a piece of it waits.
@@ -44,7 +46,7 @@ class HostCopies:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if is_gpu(device) else None
         self._buffers: dict[str, list[Tensor]] = {}
 
     def copy(self, name: str, tensor: Tensor) -> np.ndarray | ArrivingArray:
@@ -73,6 +75,40 @@ class HostCopies:
         return held[: tensor.numel()].view(tensor.shape)
 
 
+class QueuedWork:
+    """The work that is queued on a GPU's current stream when this is made; other streams can wait for it.
+
+    Args:
+        device: The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._done = torch.cuda.Event()
+        self._done.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> None:
+        """Let the stream that is current now go on only after that work; the host does not wait."""
+        self._done.wait(torch.cuda.current_stream(self._device))
+
+
+class StagingBuffer:
+    """Pinned memory in which tensors arrive from a GPU one after the other."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def copy(self, tensor: Tensor) -> np.ndarray:
+        """``tensor`` on the host, once all work on the current stream is done; valid until the next copy."""
+        if self._memory is None or self._memory.numel() < tensor.numel():
+            self._memory = pinned(tensor.numel(), tensor.dtype)
+        arrived = self._memory[: tensor.numel()].view(tensor.shape)
+        arrived.copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream(tensor.device).synchronize()
+        values: np.ndarray = arrived.numpy()
+        return values
+
+
 def pinned(count: int, dtype: torch.dtype) -> Tensor:
     """Memory that a GPU writes to by itself; ordinary memory where the system grants no such pages."""
     try:
@@ -89,7 +125,7 @@ def beside(device: torch.device) -> Iterator[None]:
     """
     cores = torch.get_num_threads()
     torch.set_num_threads(1)  # of this thread; of the others once they begin, so it is set back
-    stream = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
+    stream = torch.cuda.stream(torch.cuda.Stream(device)) if is_gpu(device) else nullcontext()
     try:
         with torch.inference_mode(), stream:
             yield

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from jacli.choice.choose import Choice
 from jacli.choice.fallback_notes import as_traced
 from jacli.choice.problem import ComputedBlock, Graph, Task
+from jacli.device.hardware import is_gpu
+from jacli.device.memory import release_cached_memory
 from jacli.engine.batch_checks import BatchChecks
 from jacli.engine.batch_graph import batch_graphs
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
@@ -245,7 +246,7 @@ class Engine:
             return ComputedBlock(start, count, cut, factors_of(cut, plan.factored))
         method = load_method(plan.method)
         out = self._place(plan, start, count) if self._place else None
-        if isinstance(graph, Program) and points[0].is_cuda:
+        if isinstance(graph, Program) and is_gpu(points[0].device):
             linearization, dense = batch_graphs(graph).fill(
                 lambda points, outputs: self._task.linearize(points, graph, outputs),
                 points,
@@ -276,8 +277,7 @@ class Engine:
         if self.chosen is not None and isinstance(self.chosen.graph, Program):
             batch_graphs(self.chosen.graph).clear()
         gc.collect()
-        if self._task.memory.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_cached_memory(self._task.memory.device)
 
     def _out_of_memory(self, plan: Plan, said: str) -> OutOfMemoryError:
         shapes, memory = self._task.shapes, self._task.memory

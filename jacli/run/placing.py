@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from jacli.device.random_state import fork_random_state
 from jacli.engine.probed import probed_network
 from jacli.errors import InputsError, JacliError, ModelError, UsageError, means_out_of_memory, telling_line
 from jacli.models import LoadedModel
@@ -169,8 +170,7 @@ def _compare(
     points, rest = x[index], {name: rows[index] for name, rows in extra.items()}
     kinds = sorted(real_dtypes(before.module) or {x.dtype}, key=lambda kind: -torch.finfo(kind).bits)
     failure: Exception | None = None
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with fork_random_state(x.device), torch.no_grad():
         for kind in kinds:
             try:
                 before = replace(before, arguments=arguments_at(after.arguments, kind, "cpu"))

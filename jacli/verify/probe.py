@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from jacli.device.random_state import fork_random_state
 from jacli.errors import (
     InputsError,
     JacliError,
@@ -100,8 +101,7 @@ def probe(
             why="There is nothing to differentiate with respect to.",
             todo="Check how they were saved.",
         )
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with fork_random_state(x.device), torch.no_grad():
         batch, fixed, lone = _accepted_batch(network, x, extra, batch_hints, names, left_out)
         try:
             return _probe_at(network, x, extra, batch, fixed, lone)

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jacli.device.hardware import is_gpu
 from jacli.linear_program.call import Call, NoRule
 from jacli.linear_program.local_map import Key, Scale
 from jacli.linear_program.prepared import Passes, Weighted
@@ -114,7 +115,7 @@ class Convolution(Weighted):
         # Backwards through a transposed convolution, as forwards through a plain one, nothing is transposed.
         plain = adjoint == geometry.transposed
         if len(shape) <= 2:
-            exact_on_gpu = self.passes.device.type == "cuda" and not self.passes.images_last
+            exact_on_gpu = is_gpu(self.passes.device) and not self.passes.images_last
             find = _plain_way if plain else _transposed_way_on_gpu if exact_on_gpu else _transposed_way
             found = find(self.kernel, geometry, shape)
             if found is not None:
