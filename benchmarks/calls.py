@@ -37,6 +37,7 @@ def main() -> None:
         "MLP 3072-256-256-100, 128 samples; jacrev",
         *_against_jacrev(_mlp(3072, 256, 256, 100), torch.randn(128, 3072), **sizes),
     )
+    _report("decoder 12-3x32x32, 16 samples; jacfwd", *_against_jacfwd(_decoder(), torch.randn(16, 12)))
     for outputs, k in ((10, 1), (50, 1), (200, 1), (300, 5)):
         of_k, of_all = _few_and_all(_convolutions(outputs), torch.randn(8, 3, 24, 24), k)
         _report(f"singular_values k={k} of {outputs}; all of them", of_k, of_all)
@@ -73,6 +74,11 @@ def _against_jacrev(model: nn.Module, x: Tensor, **options: Any) -> tuple[float,
     return least(lambda: jacli.jacobian(model, x, **options), lambda: per_sample(x))
 
 
+def _against_jacfwd(model: nn.Module, x: Tensor) -> tuple[float, ...]:
+    per_sample = torch.func.vmap(torch.func.jacfwd(lambda point: model(point[None])[0]))
+    return least(lambda: jacli.jacobian(model, x), lambda: per_sample(x))
+
+
 def _few_and_all(model: nn.Module, x: Tensor, k: int) -> tuple[float, ...]:
     return least(lambda: jacli.singular_values(model, x, k=k), lambda: jacli.singular_values(model, x))
 
@@ -101,6 +107,13 @@ def _mlp(*widths: int) -> nn.Module:
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(widths):
         layers += [nn.Linear(n_in, n_out), nn.Tanh()]
+    return nn.Sequential(*layers[:-1]).eval()
+
+
+def _decoder() -> nn.Module:
+    layers: list[nn.Module] = [nn.Linear(12, 128 * 4 * 4), nn.Unflatten(1, (128, 4, 4)), nn.ReLU()]
+    for before, after in ((128, 64), (64, 32), (32, 3)):
+        layers += [nn.ConvTranspose2d(before, after, 4, stride=2, padding=1), nn.ReLU()]
     return nn.Sequential(*layers[:-1]).eval()
 
 

@@ -333,7 +333,7 @@ class _Work:
         with memory_errors("trying the model on the first samples"):
             choice = Choice(task, kept=self._kept.choice)
         result = WholeResult(task)
-        engine = Engine(task, choice, result.place)
+        engine = Engine(task, choice, result.place, history=self._kept.history)
         with memory_errors("putting the Jacobian together"):
             for block in engine.blocks():
                 result.take(block)

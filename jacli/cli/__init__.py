@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import jacli
-from jacli.cli import stopping, streams
+from jacli.cli import collector, stopping, streams
 from jacli.cli.bench import bench
 from jacli.cli.compute import compute
 from jacli.cli.doctor import doctor
@@ -86,6 +86,7 @@ def main() -> NoReturn:
     if not debug:
         warnings.simplefilter("ignore")  # of the libraries; what a user must know, jacli says itself
     stopping.listen()
+    collector.own_process()
     code: int | str | None
     try:
         app()

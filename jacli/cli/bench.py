@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Any
 
+from jacli.cli.collector import importing
 from jacli.cli.options import (
     METHOD,
     AllowPickle,
@@ -88,7 +89,8 @@ def bench(
     settings, seconds = _parsed(
         {name: flags[name] for name in flags if name not in ("limit", "as_json")}, limit
     )
-    from jacli.commands.bench import bench as run_bench
+    with importing():
+        from jacli.commands.bench import bench as run_bench
 
     # Models print; stdout is for data only.
     with redirect_stdout(sys.stderr):

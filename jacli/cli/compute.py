@@ -7,6 +7,7 @@ import time
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Annotated
 
+from jacli.cli.collector import importing
 from jacli.cli.options import (
     METHOD,
     MODEL,
@@ -197,7 +198,8 @@ def compute(
 
     settings = resolve_options(flags)
     if settings.dry_run:
-        from jacli.commands.dry_run import dry_run as plan_run
+        with importing():
+            from jacli.commands.dry_run import dry_run as plan_run
 
         with redirect_stdout(sys.stderr):
             plan = plan_run(settings)
@@ -208,7 +210,9 @@ def compute(
 
 def _run(settings: RunConfig) -> None:
     from jacli.cli.progress import progress_reporter
-    from jacli.commands.compute import run_compute
+
+    with importing():
+        from jacli.commands.compute import run_compute
 
     started = time.monotonic()
     told: set[str] = set()

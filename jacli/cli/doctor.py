@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jacli.cli.collector import importing
 from jacli.cli.streams import show_json, trusted
 from jacli.errors.printable import escape
 
@@ -26,7 +27,8 @@ def doctor(
 
     Exits with 4 when FOLDER cannot be written; anything else comes with a remedy and exits with 0.
     """
-    from jacli.commands.doctor import FOLDER, diagnose
+    with importing():
+        from jacli.commands.doctor import FOLDER, diagnose
     from jacli.errors import OutputError
 
     findings = diagnose(folder)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jacli.cli.collector import importing
 from jacli.cli.options import Arch, ArchArg, Arg, AsJson, Constant, InputArg, InputsKey, Select
 from jacli.cli.streams import show, show_json
 
@@ -33,7 +34,8 @@ def inspect(
     inputs (shape, dtype, range) or a result (provenance, what it holds).  Options of the model go with
     --inputs.
     """
-    from jacli.commands.inspect import inspect as inspect_path
+    with importing():
+        from jacli.commands.inspect import inspect as inspect_path
 
     found = inspect_path(
         path,

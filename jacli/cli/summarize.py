@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jacli.cli.collector import importing
 from jacli.cli.render import TableFormat, print_notes, print_table, render_table
 from jacli.cli.usage import parse_all
 from jacli.errors import JacliError, UsageError
@@ -65,8 +66,9 @@ def summarize(
     Tables of norms, ranks and condition of the Jacobians in FILES: over each file, per sample, per
     class, or by labels.
     """
-    from jacli.commands.summarize import summarize as summarize_files
-    from jacli.commands.table_file import check_table_place, write_table
+    with importing():
+        from jacli.commands.summarize import summarize as summarize_files
+        from jacli.commands.table_file import check_table_place, write_table
 
     parsed = _parsed(
         out, limit=limit, output_axes=output_axes, format=format, dataset=dataset, overwrite=overwrite

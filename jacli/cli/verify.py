@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from jacli.cli.collector import importing
 from jacli.cli.options import AllowPickle, Arch, AsJson
 from jacli.cli.streams import show, show_json
 from jacli.cli.usage import parse_all
@@ -48,7 +49,9 @@ def verify(
     """
     asked = _parsed(samples, tolerance, seed, device)
     from jacli.cli.progress import progress_reporter
-    from jacli.commands.verify import verify as verify_file
+
+    with importing():
+        from jacli.commands.verify import verify as verify_file
     from jacli.errors import UnsoundResultsError
 
     # Models print; stdout is for data only.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from time import monotonic
 
 import torch
@@ -66,6 +67,28 @@ class _Ration:
         self._seconds = self._since - self._began
 
 
+@dataclass
+class CheckHistory:
+    """What was checked so far, for the next batch: of the same run, or of a later call.
+
+    A later call may go on with it only where module, graph and plan are the same: then its batches are
+    more of the same run.
+
+    Attributes:
+        batches: How many were checked in one way or the other.
+        sizes: Batch sizes of which one was checked as a whole.
+        whole: When the next check of a whole batch is due.
+        few: When the next check of a few samples is due.
+        watched: How the model computes, as seen in one forward pass of a few samples.
+    """
+
+    batches: int = 0
+    sizes: set[int] = field(default_factory=set)
+    whole: _Ration = field(default_factory=lambda: _Ration(_WHOLE_SHARE))
+    few: _Ration = field(default_factory=lambda: _Ration(_FEW_SHARE))
+    watched: Watched | None = None
+
+
 class BatchChecks:
     """Checks the batches of a run.
 
@@ -92,16 +115,13 @@ class BatchChecks:
 
     Args:
         task: What is computed.
+        history: That of an earlier call with the same module, graph and plan; none if this is the first.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, history: CheckHistory | None = None) -> None:
         self._task = task
-        self._whole = _Ration(_WHOLE_SHARE)
-        self._few = _Ration(_FEW_SHARE)
-        self._sizes: set[int] = set()
-        self._number = 0
+        self._history = CheckHistory() if history is None else history
         self._doubted = False
-        self._watched: Watched | None = None
 
     def doubt(self) -> None:
         """Check every batch to come as a whole: the method was wrong in one."""
@@ -123,11 +143,10 @@ class BatchChecks:
             MethodError: The method is wrong.
             MemoryError: An allocation failed.
         """
-        self._number += 1
-        size = block.linearization.batch
-        first = block.start == 0
-        whole = first or size not in self._sizes or self._doubted or self._now_and_then or self._whole.due
-        self._whole.begin()
+        history, size = self._history, block.linearization.batch
+        history.batches += 1
+        whole = size not in history.sizes or self._doubted or self._now_and_then or history.whole.due
+        history.whole.begin()
         try:
             self._check_outputs(block.linearization, self._seed(block), whole=whole)
         except ModelError:
@@ -137,22 +156,23 @@ class BatchChecks:
         error = self._derivatives(plan, block) if whole else 0.0
         if whole:
             self._check_company(plan, block)
-            self._sizes.add(size)
-            self._whole.end()
+            history.sizes.add(size)
+            history.whole.end()
         if whole or block.start + block.count == self._task.shapes.n_samples:
             self._check_state()
         if plan.method == "loop":
             return 0.0  # it consists of the passes that it is checked with
-        if first and not taken_over:
+        if block.start == 0 and not taken_over:
             return max(error, self._checked(plan, block, row_error))
-        if not whole and (plan.factored or self._few.due):
+        if not whole and (plan.factored or history.few.due):
             error = self._error_of_few(plan, block)
         return error
 
     @property
     def _now_and_then(self) -> bool:
         """The first batch, the second, the fourth, the eighth ..."""
-        return self._number & (self._number - 1) == 0
+        number = self._history.batches
+        return number & (number - 1) == 0
 
     def products_serve(self, linearization: Linearized, *, start: int) -> bool:
         """Check a batch of which no matrices are formed, only products with J and its transpose.
@@ -237,12 +257,12 @@ class BatchChecks:
         )
 
     def _seen(self, linearization: Linearized) -> Watched:
-        if self._watched is None:
+        if self._history.watched is None:
             few = linearization.batch if self._task.shapes.fixed_batch else _FEW_SAMPLES
             index = torch.arange(min(few, linearization.batch), device=linearization.device)
             with translating(lambda error: batch_failure(len(index), error)):
-                self._watched = watch(lambda: linearization.at(index).outputs)
-        return self._watched
+                self._history.watched = watch(lambda: linearization.at(index).outputs)
+        return self._history.watched
 
     def _derivatives(self, plan: Plan, block: ComputedBlock) -> float:
         """Whether gradients stay within their samples, and the error of a random combination of all rows."""
@@ -322,7 +342,7 @@ class BatchChecks:
         """
         if self._task.shapes.fixed_batch is not None:
             return self._checked(plan, block, cotangent_error)
-        self._few.begin()
+        self._history.few.begin()
         seed = self._seed(block)
         count = min(_FEW_SAMPLES, block.count)
         start = seed % (block.count - count + 1)
@@ -331,7 +351,7 @@ class BatchChecks:
             some = block.linearization.at(index)
             error = cotangent_error(some, block.matrices.samples(start, start + count), seed=seed)
             same = same_outputs(some.outputs, block.linearization.outputs[index])
-        self._few.end()
+        self._history.few.end()
         if same and error <= self._tolerance(block.linearization):
             return error
         error = self._checked(plan, block, cotangent_error)

@@ -14,7 +14,7 @@ from jacli.choice.fallback_notes import as_traced
 from jacli.choice.problem import ComputedBlock, Graph, Task
 from jacli.device.hardware import is_gpu
 from jacli.device.memory import release_cached_memory
-from jacli.engine.batch_checks import BatchChecks
+from jacli.engine.batch_checks import BatchChecks, CheckHistory
 from jacli.engine.batch_graph import batch_graphs
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
 from jacli.errors.printable import count_of
@@ -64,6 +64,7 @@ class Engine:
         place: Memory that dense matrices are written into; a block has its own where it is None.
         start: First sample; those before it are done.
         proven: The method and plan they were done with, which is gone on with.
+        history: What an earlier call with the same module, graph and plan has checked.
 
     Attributes:
         notes: What happened that the user must be told.
@@ -80,13 +81,14 @@ class Engine:
         *,
         start: int = 0,
         proven: Chosen | None = None,
+        history: CheckHistory | None = None,
     ) -> None:
         self._task = task
         self._choice = choice
         self._place = place
         self._start = start
         self._number = 0
-        self._checks = BatchChecks(task)
+        self._checks = BatchChecks(task, history)
         self.notes: list[str] = []
         self.held = 0
         self.chosen = self.accepted = proven

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from jacli.choice.memory_limit import MemoryLimit
 from jacli.choice.problem import Graph
+from jacli.engine.batch_checks import CheckHistory
 from jacli.engine.engine import Chosen
 from jacli.engine.same_module import alike
 from jacli.network import TensorNetwork, frozen_twin
@@ -39,6 +40,7 @@ class _Entry:
         network: That of the call, without its module.
         probed: What the probe learnt.
         memory: What may be held, where the call held far less; None where it has to be looked at anew.
+        history: What was checked of the batches so far.
         borrowed: How often the entry served a call with so many fewer samples.
     """
 
@@ -48,6 +50,7 @@ class _Entry:
     network: TensorNetwork
     probed: Probed
     memory: MemoryLimit | None
+    history: CheckHistory
     borrowed: Counter[int] = field(default_factory=Counter)
 
 
@@ -74,6 +77,8 @@ class Kept:
         choice: Plan and traced network to go on with, or None.
         network: A copy of the module, with what the probe learnt of the earlier one, or None.
         memory: What may be held, where it need not be looked at; or None.
+        history: What was checked of the batches of earlier calls, where module, graph and plan are the same;
+            or one that begins.
     """
 
     def __init__(
@@ -84,6 +89,7 @@ class Kept:
         self.choice: tuple[Plan, Graph] | None = None
         self.network: tuple[TensorNetwork, Probed] | None = None
         self.memory: MemoryLimit | None = None
+        self.history = CheckHistory()
         entry, own = self._found()
         if entry is None or not isinstance(model, nn.Module):
             return
@@ -96,6 +102,8 @@ class Kept:
         self.network = replace(entry.network, module=module), entry.probed
         if entry.plan is not None and own and (same or entry.graph is None):
             self.choice = entry.plan, entry.graph
+            if same and not scripted:
+                self.history = entry.history
 
     def _found(self) -> tuple[_Entry | None, bool]:
         """The entry of as many samples, else of the next larger number; and whether its plan serves."""
@@ -187,6 +195,7 @@ class Kept:
             replace(network, module=nn.Identity(), anchor=None),  # weights may change until the next call
             probed,
             replace(memory, watched=False) if held * _SMALL_SHARE <= memory.limit else None,
+            self.history,
         )
 
     def _serves(self, chosen: Chosen | None) -> bool:

@@ -19,6 +19,7 @@ from jacli.choice import cutting, sizes
 from jacli.choice import memory_limit as memory
 from jacli.choice import problem as task
 from jacli.engine import module_cache as kept_module
+from jacli.engine.batch_checks import CheckHistory
 from jacli.errors import ModelError
 from jacli.options.config import from_options
 from tests.reference import reference_jacobian
@@ -293,11 +294,14 @@ def other_class(module: Network) -> None:
     ],
 )
 @pytest.mark.parametrize("method", ["auto", *GRAPHS])
+@pytest.mark.parametrize("calls", [1, 4])
 def test_whatever_else_changes_gives_other_jacobians(
-    x: Tensor, change: Callable[[Network], None], method: str
+    x: Tensor, change: Callable[[Network], None], method: str, calls: int
 ) -> None:
+    """After one call, and after several, when derivatives are no longer checked in every batch."""
     module = model()
-    check(module, x, method=method)
+    for _ in range(calls):
+        check(module, x, method=method)
     change(module)
     check(module, x, method=method)
 
@@ -359,8 +363,9 @@ def test_of_and_select_are_part_of_what_is_kept(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("method", ["adjoint", "tangent", "factored"])
+@pytest.mark.parametrize("calls", [1, 3])
 def test_a_small_change_outside_of_the_module_is_seen_in_a_reduced_precision(
-    monkeypatch: pytest.MonkeyPatch, method: str
+    monkeypatch: pytest.MonkeyPatch, method: str, calls: int
 ) -> None:
     """One that the error of the passes would hide."""
 
@@ -371,7 +376,8 @@ def test_a_small_change_outside_of_the_module_is_seen_in_a_reduced_precision(
 
     module, x = Scaled(nn.Linear(9, 3), nn.Tanh(), nn.Linear(3, 7)), torch.randn(5, 9)
     before = jacli.jacobian(module, x, method=method, precision="bf16")
-    assert torch.equal(jacli.jacobian(module, x, method=method, precision="bf16"), before)
+    for _ in range(calls):
+        assert torch.equal(jacli.jacobian(module, x, method=method, precision="bf16"), before)
     monkeypatch.setattr(Settings, "gain", 1.01)
     after = jacli.jacobian(module, x, method=method, precision="bf16")
     assert (after * before).sum() / before.square().sum() == pytest.approx(1.01, abs=5e-3)
@@ -579,6 +585,43 @@ def test_no_graph_is_kept_with_another_copy(
     (entry,) = kept_module._ENTRIES[module].values()
     assert (entry.graph is not None) == (method in GRAPHS and change is None)
     check(module, x, method=method)
+
+
+def history(module: nn.Module) -> CheckHistory:
+    """Of the latest entry."""
+    *_, entry = kept_module._ENTRIES[module].values()
+    return entry.history
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_later_calls_are_checked_as_later_batches_of_a_run(x: Tensor, method: str) -> None:
+    module = model()
+    for calls in range(1, 6):
+        check(module, x, method=method)
+        assert history(module).batches == calls
+    check(module, x[:3], method=method)  # a size of its own, checked as a whole
+    assert history(module).sizes == {3, 4}
+
+
+@pytest.mark.parametrize("change", [in_place, loaded, number, new_layer])
+@pytest.mark.parametrize("method", ["auto", "vmap", "adjoint"])
+def test_a_changed_module_is_checked_as_a_new_one(
+    x: Tensor, change: Callable[[Network], None], method: str
+) -> None:
+    module = model()
+    for _ in range(3):
+        check(module, x, method=method)
+    change(module)
+    check(module, x, method=method)
+    assert history(module).batches == 1
+
+
+def test_what_is_checked_of_torchscript_begins_anew_with_each_call(x: Tensor) -> None:
+    """Its attributes are not seen: plain passes show what changed."""
+    module = torch.jit.script(Scripted().double())
+    for _ in range(3):
+        check(module, x, method="adjoint")
+        assert history(module).batches == 1
 
 
 def test_memory_is_looked_at_again_only_where_much_is_held(monkeypatch: pytest.MonkeyPatch) -> None:

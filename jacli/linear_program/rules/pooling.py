@@ -175,7 +175,7 @@ class Averages:
         like_shape = (len(windows), *self.shape_in[1:])
         padding = self.window[2]
         if is_gpu(windows.device) and max(padding):
-            # With channels last, a GPU's kernel forgets the padding: no error, wrong numbers, up to torch 2.13
+            # With channels last, GPU kernels forget the padding: wrong numbers, no error, up to torch 2.13
             # (https://github.com/pytorch/pytorch/issues/188344).
             windows, like = windows.contiguous(), windows.new_empty(like_shape)
         else:
