@@ -20,6 +20,7 @@ from jacli.device.clock import now
 from jacli.device.memory import release_cached_memory
 from jacli.device.precision import precisions_of
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
+from jacli.errors.numbers import json_ready
 from jacli.methods import METHODS, load_method
 from jacli.network import exact_arithmetic
 from jacli.options.config import AUTOGRAD_METHODS, RunConfig
@@ -95,8 +96,8 @@ class BenchRow:
             "relative": self.relative,
             "estimated": self.estimated,
             "peak_bytes": self.peak_bytes,
-            "error_median": _json_number(self.error_median),
-            "error_worst": _json_number(self.error_worst),
+            "error_median": json_ready(self.error_median),
+            "error_worst": json_ready(self.error_worst),
             "notes": list(self.notes),
             "refused": self.refused,
         }
@@ -144,11 +145,6 @@ class BenchResult:
             "methods": [row.to_dict() for row in self.rows],
             "notes": list(self.notes),
         }
-
-
-def _json_number(value: float | None) -> float | str | None:
-    """Of an error, which is infinite where one of two numbers is not finite."""
-    return value if value is None or math.isfinite(value) else "Infinity"
 
 
 def bench(

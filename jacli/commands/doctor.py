@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import jacli
+from jacli.errors.numbers import format_size
 from jacli.errors.printable import count_of
 
 FOLDER = "output folder"
@@ -168,7 +169,7 @@ def _find_processors() -> list[Finding]:
     if not found:
         return [*findings, Finding(GPU_KIND, why_no_gpu())]
     for index, gpu in enumerate(found):
-        value = f"{gpu.name}, {_size(gpu.free)} free of {_size(gpu.total)}"
+        value = f"{gpu.name}, {format_size(gpu.free)} free of {format_size(gpu.total)}"
         findings.append(Finding(f"{GPU_KIND} device {index}", value))
     matmul, convolution = process_precision()
     return [*findings, Finding("float32 defaults", f"matrix products {matmul}, convolutions {convolution}")]
@@ -179,7 +180,7 @@ def _find_memory() -> Finding:
     from jacli.device.memory import host_memory
 
     memory = host_memory()
-    value = f"{_size(memory.free)} available of {_size(memory.total)}"
+    value = f"{format_size(memory.free)} available of {format_size(memory.total)}"
     if memory.free < _LOW_MEMORY_BYTES:
         return Finding("memory", value, ok=False, todo="Close other programs, or use a smaller --batch-size.")
     return Finding("memory", value)
@@ -194,10 +195,10 @@ def _find_folder(folder: Path) -> list[Finding]:
         todo = "Name an existing folder that you may write to and that has space left."
         return [Finding(FOLDER, f"{folder}: cannot be written ({reason})", ok=False, todo=todo)]
     free = shutil.disk_usage(folder).free
-    space = Finding("free space", _size(free))
+    space = Finding("free space", format_size(free))
     if free < _LOW_DISK_BYTES:
         todo = "jacli compute --dry-run says what a run needs; --save none writes no Jacobian."
-        space = Finding("free space", _size(free), ok=False, todo=todo)
+        space = Finding("free space", format_size(free), ok=False, todo=todo)
     return [Finding(FOLDER, f"{folder.resolve()}: can be written"), space, locking]
 
 
@@ -244,7 +245,3 @@ def _find_locking(folder: Path) -> Finding:
             else "network file systems often ignore locks: a local disk is safe."
         ),
     )
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.1f} GiB"
