@@ -23,6 +23,7 @@ from jacli.choice.problem import Graph
 from jacli.engine.batch_checks import CheckHistory
 from jacli.engine.engine import Chosen
 from jacli.engine.same_module import alike
+from jacli.models.tensors import bytes_of, module_tensors
 from jacli.network import TensorNetwork, frozen_twin
 from jacli.options.config import RunConfig
 from jacli.plans.plan import Plan
@@ -187,7 +188,7 @@ class Kept:
             plan, graph = before.plan, before.graph
         while len(entries) >= _MOST:
             entries.pop(next(iter(entries)))
-        small = _bytes(network.module) <= _SMALL_TWIN_BYTES
+        small = bytes_of(module_tensors(network.module)) <= _SMALL_TWIN_BYTES
         entries[self._key] = _Entry(
             plan,
             graph,
@@ -211,11 +212,6 @@ class Kept:
         return (
             graph is chosen.graph and plan.method == now.method and sizes == (now.batch_size, now.chunk_size)
         )
-
-
-def _bytes(module: nn.Module) -> int:
-    tensors = (*module.parameters(), *module.buffers())
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _plain_attributes(model: nn.Module) -> Hashable:
