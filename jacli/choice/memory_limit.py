@@ -14,7 +14,7 @@ import torch
 
 from jacli.device.hardware import is_gpu
 from jacli.device.memory import free_memory, held_memory, peak_memory, reset_peak_memory
-from jacli.errors import JacliError, OutOfMemoryError, means_out_of_memory
+from jacli.errors import OutOfMemoryError, allocation_failure, means_out_of_memory
 from jacli.options.config import RunConfig
 from jacli.plans.plan import SINGULAR_VALUES_LIMIT, Shapes
 
@@ -110,10 +110,10 @@ def memory_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, JacliError) or not means_out_of_memory(error):
+        if not means_out_of_memory(error):
             raise
         raise OutOfMemoryError(
             f"Out of memory while {doing}.",
-            why=str(error).strip().splitlines()[0] if str(error).strip() else "The allocation failed.",
+            why=allocation_failure(error),
             todo="Give more --memory, a smaller --batch-size, fewer outputs (--classes), or another device.",
         ) from error

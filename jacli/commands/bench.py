@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jacli.choice.choose import Choice
+from jacli.choice.halving import halving
 from jacli.choice.memory_limit import MemoryLimit, memory_errors
 from jacli.choice.problem import Graph, Task
 from jacli.commands.timed_batch import RowsInFloat64, TimedBlock, dense_block, factored_block
@@ -19,7 +20,7 @@ from jacli.device.allocator import give_back, reused_memory
 from jacli.device.clock import now
 from jacli.device.memory import release_cached_memory
 from jacli.device.precision import precisions_of
-from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
+from jacli.errors import JacliError, MethodError, OutOfMemoryError
 from jacli.errors.numbers import json_ready
 from jacli.methods import METHODS, load_method
 from jacli.network import exact_arithmetic
@@ -299,17 +300,16 @@ class _Bench:
 
     def _fitting(self, task: Task, plan: Plan, graph: Graph, count: int) -> tuple[Plan, TimedBlock]:
         """The block by the plan, or by one with half the sizes, and so on, if memory runs out."""
-        while True:
-            try:
-                return plan, self._fastest(task, plan, graph, min(count, plan.batch_size))
-            except Exception as error:
-                if not means_out_of_memory(error) or isinstance(error, JacliError):
-                    raise
-            smaller = plan.smaller(task.shapes, load_method(plan.method).passes)
-            _release(self._device)
-            if smaller is None:
-                raise OutOfMemoryError("", why="Out of memory with one sample and one vector a pass.")
-            plan = smaller
+        return halving(
+            plan,
+            lambda plan: self._fastest(task, plan, graph, min(count, plan.batch_size)),
+            smaller=lambda plan: plan.smaller(task.shapes, load_method(plan.method).passes),
+            release=lambda: _release(self._device),
+            give_up=lambda plan, said: OutOfMemoryError(
+                f"The method {plan.method} does not fit in memory.",
+                why="Out of memory with one sample and one vector per pass.",
+            ),
+        )
 
     def _fastest(self, task: Task, plan: Plan, graph: Graph, count: int) -> TimedBlock:
         """The block, computed a few times if that is short."""

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from jacli.choice.choose import Choice
 from jacli.choice.fallback_notes import as_traced
+from jacli.choice.halving import halving
 from jacli.choice.problem import ComputedBlock, Graph, Task
 from jacli.device.hardware import is_gpu
 from jacli.device.memory import release_cached_memory
 from jacli.engine.batch_checks import BatchChecks, CheckHistory
 from jacli.engine.batch_graph import batch_graphs
-from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
+from jacli.errors import MethodError, OutOfMemoryError
 from jacli.errors.printable import count_of
 from jacli.linear_map import DenseMap
 from jacli.methods import Method, factors_of, fill, load_method
@@ -224,20 +225,26 @@ class Engine:
 
         And the worst error that its checks found (`BatchChecks`).
         """
-        while True:
-            try:
-                block = self._block(plan, start)
-                return plan, block, self._checks.error(plan, block, taken_over=self._choice.taken_over)
-            except Exception as error:
-                if not means_out_of_memory(error) or isinstance(error, JacliError):
-                    raise
-                said = str(error).strip().splitlines()[0] if str(error).strip() else "the allocation failed"
-            smaller = plan.smaller(self._task.shapes, load_method(plan.method).passes)
-            self._release()
-            if smaller is None:
-                raise self._out_of_memory(plan, said)
+
+        def checked(plan: Plan) -> tuple[ComputedBlock, float]:
+            block = self._block(plan, start)
+            return block, self._checks.error(plan, block, taken_over=self._choice.taken_over)
+
+        def note(plan: Plan, smaller: Plan) -> None:
             self.notes.append(f"out of memory: {_sizes(plan)} did not fit, going on with {_sizes(smaller)}")
-            plan = smaller
+
+        plan, (block, error) = halving(
+            plan,
+            checked,
+            smaller=self._smaller,
+            release=self._release,
+            give_up=self._out_of_memory,
+            note=note,
+        )
+        return plan, block, error
+
+    def _smaller(self, plan: Plan) -> Plan | None:
+        return plan.smaller(self._task.shapes, load_method(plan.method).passes)
 
     def _block(self, plan: Plan, start: int) -> ComputedBlock:
         count = min(plan.batch_size, self._task.shapes.n_samples - start)
@@ -267,7 +274,7 @@ class Engine:
         assert chosen is not None
         if not more or held <= memory.limit:
             return
-        smaller = chosen.plan.smaller(self._task.shapes, chosen.method.passes)
+        smaller = self._smaller(chosen.plan)
         self._release()
         if smaller is not None:
             self.notes.append(
