@@ -22,7 +22,7 @@ from jacli.choice.memory_limit import MemoryLimit
 from jacli.choice.problem import Graph
 from jacli.engine.batch_checks import CheckHistory
 from jacli.engine.engine import Chosen
-from jacli.engine.same_module import alike
+from jacli.engine.same_module import equals_copy
 from jacli.models.tensors import bytes_of, module_tensors
 from jacli.network import TensorNetwork, frozen_twin
 from jacli.options.config import RunConfig
@@ -95,7 +95,7 @@ class Kept:
         if entry is None or not isinstance(model, nn.Module):
             return
         self.memory = entry.memory
-        same = entry.twin is not None and alike(model, entry.twin)
+        same = entry.twin is not None and equals_copy(model, entry.twin)
         # A module that keeps no state between calls: the earlier copy is as good as a fresh one.
         # Not so of TorchScript, whose attributes are not seen: there plain passes show what changed.
         scripted = any(isinstance(part, torch.jit.ScriptModule) for part in model.modules())
