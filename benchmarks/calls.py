@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import jacli
 from jacli.choice.memory_limit import MemoryLimit
 from jacli.engine import module_cache as kept
-from jacli.engine.same_module import alike
+from jacli.engine.same_module import equals_copy
 from jacli.network import frozen_twin
 from jacli.options.config import from_options
 
@@ -49,7 +49,7 @@ def main() -> None:
     print("beside the work of a call on the tiny MLP:")
     config = from_options({"model": "-", "inputs": "-"})
     for name, function in {
-        "comparing the module": lambda: alike(tiny, twin),
+        "comparing the module": lambda: equals_copy(tiny, twin),
         "looking up the plan": lambda: kept.Kept.of(tiny, x, config, {}, {}),
         "copying the module (before)": lambda: frozen_twin(tiny),
         "reading the memory's state (before)": lambda: MemoryLimit.of_run(config, x.device),

@@ -21,7 +21,7 @@ from benchmarks.device.busy import activity_of
 from benchmarks.device.record import Record, parser
 from benchmarks.report import machine
 from benchmarks.workloads import WORKLOADS
-from jacli.choice.measure import now
+from jacli.device.clock import now
 from jacli.device.precision import precisions_of
 from jacli.device.torch_switches import reduced_precision
 from jacli.linear_program.convolution_kernels import Geometry, rewrite_transposed

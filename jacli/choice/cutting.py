@@ -144,7 +144,11 @@ class Cutting:
         """Sizes of the methods on a link, each climbed."""
         width_in, width_out = whole.widths[at], whole.widths[at + 1]
         shapes = replace(
-            self._task.shapes, n_samples=size, input_shape=(width_in,), n_selected=width_out, fixed_batch=size
+            self._task.shapes,
+            n_samples=size,
+            domain_shape=(width_in,),
+            n_selected=width_out,
+            fixed_batch=size,
         )
         config = replace(self._task.config, method="auto", batch_size=None)
         blocks = math.ceil(self._task.shapes.n_samples / size)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from time import perf_counter
 
 import torch
 
 from jacli.choice.memory_limit import MemoryLimit
 from jacli.device.allocator import give_back
+from jacli.device.clock import now
 from jacli.device.matrix_product import product
 from jacli.errors import MethodError, means_out_of_memory
 from jacli.linear_map import ClosableLinearization
@@ -148,13 +148,6 @@ def load_rules() -> None:
 
 def _failed(named: Measured, why: str) -> Measured:
     return Measured(named.method, named.batch_size, named.chunk_size, failure=why)
-
-
-def now(device: torch.device) -> float:
-    """Seconds of a clock, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return perf_counter()
 
 
 def seconds_per_multiply(dtype: torch.dtype, device: torch.device) -> float:

@@ -11,6 +11,7 @@ import torch
 from jacli.choice.lazy_trace import Graphs
 from jacli.choice.measure import load_rules, measure, seconds_per_byte
 from jacli.choice.problem import Task
+from jacli.device.hardware import is_gpu
 from jacli.options.config import COLUMN_METHODS
 from jacli.plans.plan import Measured
 from jacli.plans.search import START_ROWS_ON_GPU, Budget, Candidate, climb, ladder, sized
@@ -129,7 +130,7 @@ class Sizes:
 
 def least_rows(device: torch.device) -> int:
     """Rows in flight that a search begins with at least."""
-    return START_ROWS_ON_GPU if device.type == "cuda" else 1
+    return START_ROWS_ON_GPU if is_gpu(device) else 1
 
 
 def load_batching_rules(method: str, budget: Budget) -> None:

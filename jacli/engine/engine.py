@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from jacli.choice.choose import Choice
 from jacli.choice.fallback_notes import as_traced
+from jacli.choice.halving import halving
 from jacli.choice.problem import ComputedBlock, Graph, Task
+from jacli.device.hardware import is_gpu
+from jacli.device.memory import release_cached_memory
 from jacli.engine.batch_checks import BatchChecks, CheckHistory
 from jacli.engine.batch_graph import batch_graphs
-from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
+from jacli.errors import MethodError, OutOfMemoryError
 from jacli.errors.printable import count_of
 from jacli.linear_map import DenseMap
 from jacli.methods import Method, factors_of, fill, load_method
@@ -223,20 +225,26 @@ class Engine:
 
         And the worst error that its checks found (`BatchChecks`).
         """
-        while True:
-            try:
-                block = self._block(plan, start)
-                return plan, block, self._checks.error(plan, block, taken_over=self._choice.taken_over)
-            except Exception as error:
-                if not means_out_of_memory(error) or isinstance(error, JacliError):
-                    raise
-                said = str(error).strip().splitlines()[0] if str(error).strip() else "the allocation failed"
-            smaller = plan.smaller(self._task.shapes, load_method(plan.method).passes)
-            self._release()
-            if smaller is None:
-                raise self._out_of_memory(plan, said)
+
+        def checked(plan: Plan) -> tuple[ComputedBlock, float]:
+            block = self._block(plan, start)
+            return block, self._checks.error(plan, block, taken_over=self._choice.taken_over)
+
+        def note(plan: Plan, smaller: Plan) -> None:
             self.notes.append(f"out of memory: {_sizes(plan)} did not fit, going on with {_sizes(smaller)}")
-            plan = smaller
+
+        plan, (block, error) = halving(
+            plan,
+            checked,
+            smaller=self._smaller,
+            release=self._release,
+            give_up=self._out_of_memory,
+            note=note,
+        )
+        return plan, block, error
+
+    def _smaller(self, plan: Plan) -> Plan | None:
+        return plan.smaller(self._task.shapes, load_method(plan.method).passes)
 
     def _block(self, plan: Plan, start: int) -> ComputedBlock:
         count = min(plan.batch_size, self._task.shapes.n_samples - start)
@@ -247,7 +255,7 @@ class Engine:
             return ComputedBlock(start, count, cut, factors_of(cut, plan.factored))
         method = load_method(plan.method)
         out = self._place(plan, start, count) if self._place else None
-        if isinstance(graph, Program) and points[0].is_cuda:
+        if isinstance(graph, Program) and is_gpu(points[0].device):
             linearization, dense = batch_graphs(graph).fill(
                 lambda points, outputs: self._task.linearize(points, graph, outputs),
                 points,
@@ -266,7 +274,7 @@ class Engine:
         assert chosen is not None
         if not more or held <= memory.limit:
             return
-        smaller = chosen.plan.smaller(self._task.shapes, chosen.method.passes)
+        smaller = self._smaller(chosen.plan)
         self._release()
         if smaller is not None:
             self.notes.append(
@@ -278,8 +286,7 @@ class Engine:
         if self.chosen is not None and isinstance(self.chosen.graph, Program):
             batch_graphs(self.chosen.graph).clear()
         gc.collect()
-        if self._task.memory.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_cached_memory(self._task.memory.device)
 
     def _out_of_memory(self, plan: Plan, said: str) -> OutOfMemoryError:
         shapes, memory = self._task.shapes, self._task.memory

@@ -26,11 +26,13 @@ class Shapes:
 
     Attributes:
         n_samples: Samples of this file.
-        input_shape: Per sample, without the batch axis.
+        input_shape: Of a row of INPUTS, per sample, without the batch axis.
         output_shape: Per sample, without the batch axis.
         n_selected: Outputs differentiated (``--classes``), at most the number of outputs.
         fixed_batch: The only batch size the model accepts, or None.
         itemsize: Bytes of a number in the run's dtype.
+        domain_shape: Of what is differentiated with respect to, per sample: the columns of J; the inputs if
+            empty.
     """
 
     n_samples: int
@@ -39,11 +41,16 @@ class Shapes:
     n_selected: int
     fixed_batch: int | None
     itemsize: int
+    domain_shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.domain_shape:
+            object.__setattr__(self, "domain_shape", self.input_shape)
 
     @property
     def n_in(self) -> int:
-        """Flattened inputs a sample."""
-        return math.prod(self.input_shape)
+        """Columns of J."""
+        return math.prod(self.domain_shape)
 
     @property
     def n_out(self) -> int:

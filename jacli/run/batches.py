@@ -78,6 +78,7 @@ class Run:
         return ResultLayout(
             n_samples=shapes.n_samples,
             input_shape=shapes.input_shape,
+            domain_shape=shapes.domain_shape,
             output_shape=shapes.output_shape,
             selected=None if config.classes.kind == "all" else shapes.n_selected,
             per_sample_classes=config.classes.per_sample,
@@ -128,7 +129,7 @@ class Run:
         finite = torch.isfinite(statistics.frobenius) & torch.isfinite(outputs.reshape(count, -1)).all(1)
         self.not_finite += index[~finite.cpu().numpy()].tolist()
         self.inputs_sha256.update(raw.tobytes())
-        output_shape = self.jacobian_shape[len(shapes.input_shape) :]
+        output_shape = self.jacobian_shape[len(shapes.domain_shape) :]
         arrays: dict[str, Tensor] = {
             "outputs": outputs,
             "frobenius_norm": statistics.frobenius,
@@ -157,18 +158,18 @@ class Run:
         self, matrices: Matrices, count: int, output_shape: tuple[int, ...]
     ) -> dict[str, StoredArray]:
         """The Jacobian, or its factors; a product is multiplied out piece by piece as it is written."""
-        input_shape = self.prepared.shapes.input_shape
+        domain_shape = self.prepared.shapes.domain_shape
         if self.config.save == "factors":
             assert isinstance(matrices, FactoredMap)  # the choice sees to it
             left, right = matrices.left, matrices.right
             width = left.shape[2]
             return {
                 "factors/left": self._host.copy("left", left.reshape(count, *output_shape, width)),
-                "factors/right": self._host.copy("right", right.reshape(count, width, *input_shape)),
+                "factors/right": self._host.copy("right", right.reshape(count, width, *domain_shape)),
             }
         if self.config.save != "full":
             return {}
         if isinstance(matrices, FactoredMap):
-            return {"jacobian": FactoredArray.of(matrices, input_shape, output_shape)}
+            return {"jacobian": FactoredArray.of(matrices, domain_shape, output_shape)}
         dense = matrices.dense().mT.reshape(count, *self.jacobian_shape)
         return {"jacobian": self._host.copy("jacobian", dense)}

@@ -38,9 +38,9 @@ def selected_outputs(
 
 
 def jacobian_shape(shapes: Shapes, classes: Classes) -> tuple[int, ...]:
-    """Of one sample: ``(*input, *output)``, or ``(*input, k)`` where some outputs were selected."""
+    """Of one sample: ``(*domain, *output)``, or ``(*domain, k)`` where some outputs were selected."""
     outputs = shapes.output_shape if classes.kind == "all" else (shapes.n_selected,)
-    return (*shapes.input_shape, *outputs)
+    return (*shapes.domain_shape, *outputs)
 
 
 def check_classes(classes: Classes, labels: np.ndarray | None, n_out: int) -> None:

@@ -176,7 +176,7 @@ def _by_qr(pieces: Pieces, samples: Tensor, n: int, m: int) -> tuple[Tensor, Ten
 def r_factor(pieces: Pieces, sample: int, n: int) -> Tensor:
     """R of ``A' = Q R``, ``(min(n, m), n)``: each piece is stacked below the R of the pieces before it.
 
-    One sample at a time: batched QR of many small matrices is slow on CUDA (pytorch #143281), and a single
+    One sample at a time: batched QR of many small matrices is slow on GPUs (pytorch #143281), and a single
     large sample already fills the memory.
     """
     r: Tensor | None = None

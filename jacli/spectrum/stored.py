@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jacli.spectrum.exact import Spectrum, singular_values, streamed_singular_values
+from jacli.store.boxes import ChunkedArray, box_extents, read_boxes, sample_chunks
 
 PIECE_NUMBERS = 4 * 2**20
 """Largest piece in numbers: 32 MiB in float64."""
@@ -21,21 +20,9 @@ PIECE_NUMBERS = 4 * 2**20
 Array = NDArray[np.float64]
 
 
-class ChunkedArray(Protocol):
-    """The part of ``h5py.Dataset`` that is used: an array on disk, in chunks (None: contiguous)."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def chunks(self) -> tuple[int, ...] | None: ...
-
-    def __getitem__(self, index: Any, /) -> Any: ...
-
-
 @dataclass(frozen=True)
 class StoredJacobian:
-    """A stored array ``(batch, *input, *output)``, read as one matrix ``(n_out, n_in)`` per sample.
+    """A stored array ``(batch, *domain, *output)``, read as one matrix ``(n_out, n_in)`` per sample.
 
     Attributes:
         array: On disk.
@@ -46,7 +33,7 @@ class StoredJacobian:
     output_axes: int
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
+    def domain_shape(self) -> tuple[int, ...]:
         return self.array.shape[1 : len(self.array.shape) - self.output_axes]
 
     @property
@@ -55,7 +42,7 @@ class StoredJacobian:
 
     @property
     def n_in(self) -> int:
-        return math.prod(self.input_shape)
+        return math.prod(self.domain_shape)
 
     @property
     def n_out(self) -> int:
@@ -69,7 +56,7 @@ class StoredJacobian:
         return fit // chunk * chunk or fit
 
     def class_norms(self, start: int, stop: int) -> Array:
-        """2-norms over the inputs of samples ``start:stop``, ``(stop - start, n_out)``."""
+        """2-norms over the domain of samples ``start:stop``, ``(stop - start, n_out)``."""
         if self.samples_at_once:
             samples = self._samples(start, stop)
             return np.asarray(np.sqrt(np.einsum("nio,nio->no", samples, samples)))
@@ -103,38 +90,14 @@ class StoredJacobian:
         """One sample in boxes: its whole smaller side by a part of the larger side, whose axes are split.
 
         Yields:
-            The slices along the output axes, and the numbers as ``(inputs, outputs)``.
+            The slices along the output axes, and the numbers as ``(domain, outputs)``.
         """
         shape = self.array.shape[1:]
-        chunks = self.array.chunks[1:] if self.array.chunks else (1,) * len(shape)
-        split = len(self.input_shape)
+        chunks = sample_chunks(self.array)
+        split = len(self.domain_shape)
         cut = slice(0, split) if self.n_in >= self.n_out else slice(split, len(shape))
         extents = [max(1, n) for n in shape]
         room = max(1, PIECE_NUMBERS // max(1, min(self.n_in, self.n_out)))
         extents[cut] = box_extents(shape[cut], chunks[cut], room)
-        for starts in product(*(range(0, n, step) for n, step in zip(shape, extents, strict=True))):
-            box = tuple(
-                slice(start, min(n, start + step))
-                for start, n, step in zip(starts, shape, extents, strict=True)
-            )
-            numbers = np.asarray(self.array[(sample, *box)], np.float64)
+        for box, numbers in read_boxes(self.array, sample, extents):
             yield box[split:], numbers.reshape(math.prod(numbers.shape[:split]), -1)
-
-
-def box_extents(shape: Sequence[int], chunks: Sequence[int], room: int) -> list[int]:
-    """Extents of the box in which to read an array: at most ``room`` numbers, in whole chunks if possible.
-
-    Starts with one chunk, cropped if it is too large, and grows along the last axes first (they are
-    contiguous) in multiples of the chunk: a chunk that two boxes share is read and decoded twice.
-    """
-    extents = [max(1, min(n, chunk)) for n, chunk in zip(shape, chunks, strict=True)]
-    for axis in range(len(extents)):
-        others = math.prod(extents) // extents[axis]
-        extents[axis] = max(1, min(extents[axis], room // others))
-    for axis in reversed(range(len(extents))):
-        fit = room // (math.prod(extents) // extents[axis])
-        if fit >= shape[axis]:
-            extents[axis] = max(1, shape[axis])
-        elif fit > extents[axis]:
-            extents[axis] *= fit // extents[axis]
-    return extents

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from jacli.device.hardware import is_gpu
 from jacli.linear_program.call import Call, NoRule
 from jacli.linear_program.convolution_kernels import (
     Geometry,
@@ -68,7 +69,7 @@ class Convolution(WeightedMap):
         # The reverse pass of a transposed convolution is an ordinary convolution.
         plain = reverse == geometry.transposed
         if len(shape) <= 2:
-            exact_on_gpu = self.settings.device.type == "cuda" and not self.settings.channels_last
+            exact_on_gpu = is_gpu(self.settings.device) and not self.settings.channels_last
             transposed = rewrite_transposed_on_gpu if exact_on_gpu else rewrite_transposed
             rewrite = rewrite_plain if plain else transposed
             rewriting = rewrite(self.kernel, geometry, shape)

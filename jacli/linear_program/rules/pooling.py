@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jacli.device.hardware import is_gpu
 from jacli.linear_program.call import Call, NoRule
 from jacli.linear_program.local_map import Diagonal, LocalMap, Transposed
 from jacli.linear_program.pass_settings import PassSettings
@@ -179,8 +180,8 @@ class AveragePool:
         windows = g.reshape(-1, *self.shape_out[1:])
         like_shape = (len(windows), *self.shape_in[1:])
         padding = self.window[2]
-        if windows.is_cuda and max(padding):
-            # With channels last, CUDA's kernel forgets the padding: wrong numbers, no error, up to torch 2.13
+        if is_gpu(windows.device) and max(padding):
+            # With channels last, GPU kernels forget the padding: wrong numbers, no error, up to torch 2.13
             # (https://github.com/pytorch/pytorch/issues/188344).
             windows, like = windows.contiguous(), windows.new_empty(like_shape)
         else:
