@@ -6,13 +6,13 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from time import perf_counter
 from typing import Protocol
 
 import torch
 
 from jacli.choice.memory_limit import MemoryLimit
 from jacli.device.allocator import give_back
+from jacli.device.clock import now
 from jacli.device.matrix_product import product
 from jacli.errors import MethodError, means_out_of_memory
 from jacli.linear_map import Linearization
@@ -158,13 +158,6 @@ def load_rules() -> None:
 
 def _failed(named: Measured, why: str) -> Measured:
     return replace(named, failure=why)
-
-
-def now(device: torch.device) -> float:
-    """Seconds of a clock, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return perf_counter()
 
 
 def seconds_per_multiply(dtype: torch.dtype, device: torch.device) -> float:

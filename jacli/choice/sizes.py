@@ -10,6 +10,7 @@ import torch
 from jacli.choice.lazy_trace import LazyTrace
 from jacli.choice.measure import Measuring, load_rules, seconds_per_byte
 from jacli.choice.problem import Problem
+from jacli.device.hardware import is_gpu
 from jacli.options.methods import METHODS, Method
 from jacli.plans.plan import Measured
 from jacli.plans.request import Request
@@ -145,7 +146,7 @@ class Sizes:
 
 def least_rows(device: torch.device) -> int:
     """Rows in flight that a search begins with at least."""
-    return START_ROWS_ON_GPU if device.type == "cuda" else 1
+    return START_ROWS_ON_GPU if is_gpu(device) else 1
 
 
 def load_batching_rules(method: Method, budget: Budget) -> None:

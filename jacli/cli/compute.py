@@ -336,7 +336,7 @@ def _print_plan(settings: RunConfig, plan: DryRun) -> None:
 
 
 def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
-    from jacli.cli.render import format_size
+    from jacli.errors.numbers import format_size
     from jacli.plans.plan import ChainPlan, WholePlan
 
     chosen = plan.plan

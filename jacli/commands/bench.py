@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +12,16 @@ import torch
 from torch import Tensor
 
 from jacli.choice.choose import Choice, choose
-from jacli.choice.measure import now
+from jacli.choice.halving import halving
 from jacli.choice.memory_limit import MemoryLimit, memory_errors
 from jacli.commands.timed_batch import RowsInFloat64, TimedBatch, chain_batch, dense_batch
-from jacli.device.allocator import reused_memory
+from jacli.device.allocator import give_back, reused_memory
+from jacli.device.clock import now
+from jacli.device.memory import release_cached_memory
 from jacli.device.precision import precisions_of
 from jacli.engine.batch_checks import plan_is_reference
-from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
+from jacli.errors import JacliError, MethodError, OutOfMemoryError
+from jacli.errors.numbers import json_ready
 from jacli.network import exact_arithmetic
 from jacli.options.config import RunConfig
 from jacli.options.methods import AUTOGRAD_METHODS, METHOD_NAMES, METHODS, REFERENCE
@@ -98,8 +99,8 @@ class BenchRow:
             "relative": self.relative,
             "estimated": self.estimated,
             "peak_bytes": self.peak_bytes,
-            "error_median": _json_number(self.error_median),
-            "error_worst": _json_number(self.error_worst),
+            "error_median": json_ready(self.error_median),
+            "error_worst": json_ready(self.error_worst),
             "notes": list(self.notes),
             "refused": self.refused,
         }
@@ -147,11 +148,6 @@ class BenchResult:
             "methods": [row.to_dict() for row in self.rows],
             "notes": list(self.notes),
         }
-
-
-def _json_number(value: float | None) -> float | str | None:
-    """Of an error, which is infinite where one of two numbers is not finite."""
-    return value if value is None or math.isfinite(value) else "Infinity"
 
 
 def bench(
@@ -308,17 +304,16 @@ class _Bench:
 
     def _fitting(self, request: Request, choice: Choice, plan: Plan, count: int) -> tuple[Plan, TimedBatch]:
         """The block by the plan, or by one with half the sizes, and so on, if memory runs out."""
-        while True:
-            try:
-                return plan, self._fastest(request, choice, plan, min(count, plan.batch_size))
-            except Exception as error:
-                if not means_out_of_memory(error) or isinstance(error, JacliError):
-                    raise
-            smaller = plan.smaller(self._problem.shapes)
-            _release(self._device)
-            if smaller is None:
-                raise OutOfMemoryError("", why="Out of memory with one sample and one vector a pass.")
-            plan = smaller
+        return halving(
+            plan,
+            lambda plan: self._fastest(request, choice, plan, min(count, plan.batch_size)),
+            smaller=lambda plan: plan.smaller(self._problem.shapes),
+            release=lambda: _release(self._device),
+            give_up=lambda plan, said: OutOfMemoryError(
+                f"The method {plan.method} does not fit in memory.",
+                why="Out of memory with one sample and one vector per pass.",
+            ),
+        )
 
     def _fastest(self, request: Request, choice: Choice, plan: Plan, count: int) -> TimedBatch:
         """The block, computed a few times if that is short."""
@@ -387,7 +382,5 @@ def _doubts(
 def _release(device: torch.device) -> None:
     """Give back what was freed, so that the next method's peak counts it anew."""
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # glibc alone keeps what was freed, and has this call
-        ctypes.CDLL(None).malloc_trim(0)
+    release_cached_memory(device)
+    give_back()

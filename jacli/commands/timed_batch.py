@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jacli.choice.measure import now
 from jacli.choice.problem import Graph, Problem
+from jacli.device.clock import now
 from jacli.device.matrix_product import product
 from jacli.linear_map import DenseMap, Matrices, Slab
 from jacli.linear_map.agreement import relative_errors

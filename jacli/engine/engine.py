@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
 from jacli.choice.choose import Choice, choose
 from jacli.choice.fallback_notes import fallback_notes
+from jacli.choice.halving import halving
 from jacli.choice.problem import Graph, Points, Problem
+from jacli.device.hardware import is_gpu
+from jacli.device.memory import release_cached_memory
 from jacli.engine.batch_checks import BatchChecks, CheckHistory, plan_is_reference
 from jacli.engine.batch_graph import batch_graphs
 from jacli.engine.computed_batch import ComputedBatch
-from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
+from jacli.errors import MethodError, OutOfMemoryError
 from jacli.errors.printable import count_of
 from jacli.linear_map import DenseMap
 from jacli.methods import factors_of, fill
@@ -233,20 +235,26 @@ class Engine:
 
         And the worst error that its checks found (`BatchChecks`).
         """
-        while True:
-            try:
-                batch = self._batch(plan, start)
-                return plan, batch, self._checks.error(plan, batch, taken_over=self._choice.taken_over)
-            except Exception as error:
-                if not means_out_of_memory(error) or isinstance(error, JacliError):
-                    raise
-                said = str(error).strip().splitlines()[0] if str(error).strip() else "the allocation failed"
-            smaller = plan.smaller(self._problem.shapes)
-            self._release()
-            if smaller is None:
-                raise self._out_of_memory(plan, said)
+
+        def checked(plan: Plan) -> tuple[ComputedBatch, float]:
+            batch = self._batch(plan, start)
+            return batch, self._checks.error(plan, batch, taken_over=self._choice.taken_over)
+
+        def note(plan: Plan, smaller: Plan) -> None:
             self.notes.append(f"out of memory: {_sizes(plan)} did not fit, going on with {_sizes(smaller)}")
-            plan = smaller
+
+        plan, (batch, error) = halving(
+            plan,
+            checked,
+            smaller=self._smaller,
+            release=self._release,
+            give_up=self._out_of_memory,
+            note=note,
+        )
+        return plan, batch, error
+
+    def _smaller(self, plan: Plan) -> Plan | None:
+        return plan.smaller(self._problem.shapes)
 
     def _batch(self, plan: Plan, start: int) -> ComputedBatch:
         problem, precision = self._problem, self._request.precision
@@ -267,7 +275,7 @@ class Engine:
     ) -> tuple[Linearized, Tensor]:
         """The network at a batch, and its dense Jacobians."""
         problem, precision = self._problem, self._request.precision
-        if isinstance(graph, Program) and points[0].is_cuda:
+        if isinstance(graph, Program) and is_gpu(points[0].device):
             return batch_graphs(graph).fill(
                 lambda points, outputs: problem.linearize(points, graph, outputs, precision=precision),
                 points,
@@ -284,7 +292,7 @@ class Engine:
         assert chosen is not None
         if not more or held <= memory.limit:
             return
-        smaller = chosen.plan.smaller(self._problem.shapes)
+        smaller = self._smaller(chosen.plan)
         self._release()
         if smaller is not None:
             self.notes.append(
@@ -296,8 +304,7 @@ class Engine:
         if self.chosen is not None and isinstance(self.chosen.graph, Program):
             batch_graphs(self.chosen.graph).clear()
         gc.collect()
-        if self._problem.memory.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_cached_memory(self._problem.memory.device)
 
     def _out_of_memory(self, plan: Plan, said: str) -> OutOfMemoryError:
         shapes, memory = self._problem.shapes, self._problem.memory

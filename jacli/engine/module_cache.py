@@ -22,7 +22,8 @@ from jacli.choice.memory_limit import MemoryLimit
 from jacli.choice.problem import Graph
 from jacli.engine.batch_checks import CheckHistory
 from jacli.engine.engine import Chosen
-from jacli.engine.same_module import alike
+from jacli.engine.same_module import equals_copy
+from jacli.models.tensors import bytes_of, module_tensors
 from jacli.network import TensorNetwork, frozen_twin
 from jacli.plans.plan import Plan
 from jacli.verify import Probed
@@ -93,7 +94,7 @@ class Kept:
         if entry is None or not isinstance(model, nn.Module):
             return
         self.memory = entry.memory
-        same = entry.twin is not None and alike(model, entry.twin)
+        same = entry.twin is not None and equals_copy(model, entry.twin)
         # A module that keeps no state between calls: the earlier copy is as good as a fresh one.
         # Not so of TorchScript, whose attributes are not seen: there plain passes show what changed.
         scripted = any(isinstance(part, torch.jit.ScriptModule) for part in model.modules())
@@ -176,7 +177,7 @@ class Kept:
             plan, graph = before.plan, before.graph
         while len(entries) >= _MOST:
             entries.pop(next(iter(entries)))
-        small = _bytes(network.module) <= _SMALL_TWIN_BYTES
+        small = bytes_of(module_tensors(network.module)) <= _SMALL_TWIN_BYTES
         entries[self._key] = _Entry(
             plan,
             graph,
@@ -199,11 +200,6 @@ class Kept:
         sizes = plan.batch_size, plan.chunk_size
         same = (plan.method, *sizes) == (now.method, now.batch_size, now.chunk_size)
         return graph is chosen.graph and same
-
-
-def _bytes(module: nn.Module) -> int:
-    tensors = (*module.parameters(), *module.buffers())
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _plain_attributes(model: nn.Module) -> Hashable:

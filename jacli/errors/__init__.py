@@ -117,15 +117,24 @@ class InterruptedRunError(JacliError):
 
 
 def means_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that an allocation failed, on the host or on a device.
+    """Does an exception of Python or torch say that an allocation failed, on the host or on a device?
 
-    By name, since torch is not imported here; its CPU allocator raises a plain RuntimeError.
+    Decided by name, since torch is not imported here; its CPU allocator raises a plain RuntimeError.  What
+    jacli itself says (`OutOfMemoryError`) does not count: its remedy has been tried.
     """
+    if isinstance(error, JacliError):
+        return False
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or "allocate memory" in str(error)
     )
+
+
+def allocation_failure(error: BaseException) -> str:
+    """The first line of what an allocator said."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "The allocation failed."
 
 
 def telling_line(error: BaseException) -> str:

@@ -84,6 +84,7 @@ class Run:
         return ResultLayout(
             n_samples=shapes.n_samples,
             input_shape=shapes.input_shape,
+            domain_shape=shapes.domain_shape,
             output_shape=shapes.output_shape,
             selected=None if config.classes.kind == "all" else shapes.n_selected,
             per_sample_classes=config.classes.per_sample,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from jacli.device.transfer import beside
+from jacli.device.transfer import background_work
 from jacli.store import ResultWriter, WriteCancelled
 
 PATIENCE = 3.0
@@ -120,7 +120,7 @@ class Pipeline:
             self._condition.notify_all()
 
     def _work(self) -> None:
-        with beside(self._device):
+        with background_work(self._device):
             while True:
                 with self._condition:
                     self._condition.wait_for(

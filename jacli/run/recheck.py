@@ -16,8 +16,9 @@ from jacli.options.config import RunConfig
 from jacli.plans.plan import Plan
 from jacli.run.prepare import Prepared
 from jacli.run.reference import References, batch_of, linearized
-from jacli.run.stored_matrices import Dataset, stored_sample
+from jacli.run.stored_matrices import stored_sample
 from jacli.store.batches import batch_holding
+from jacli.store.boxes import ChunkedArray
 from jacli.verify import PlainPasses, Rechecked, recheck, recheck_tolerance
 from jacli.verify.tolerances import REDUCED_INSIDE
 
@@ -44,7 +45,7 @@ def tolerance_of(config: RunConfig, reduced: str | None = None) -> float:
 
 def recheck_samples(
     prepared: Prepared,
-    datasets: Mapping[str, Dataset],
+    datasets: Mapping[str, ChunkedArray],
     plan: Plan | Mapping[str, Any],
     config: RunConfig,
     rows: Iterable[int],
@@ -98,7 +99,7 @@ def recheck_samples(
         yield row, found
 
 
-def _selected(datasets: Mapping[str, Dataset], row: int, device: torch.device) -> Tensor | None:
+def _selected(datasets: Mapping[str, ChunkedArray], row: int, device: torch.device) -> Tensor | None:
     """Flat indices of the outputs that were differentiated, ``(k,)``; None for all."""
     if "class_index" not in datasets:
         return None
@@ -106,7 +107,7 @@ def _selected(datasets: Mapping[str, Dataset], row: int, device: torch.device) -
     return torch.from_numpy(classes[row] if len(classes.shape) == 2 else classes[:]).to(device)
 
 
-def _own_batch(datasets: Mapping[str, Dataset], plan: Mapping[str, Any], row: int) -> tuple[int, int]:
+def _own_batch(datasets: Mapping[str, ChunkedArray], plan: Mapping[str, Any], row: int) -> tuple[int, int]:
     """First and one past the last row of the batch that ``row`` was computed in.
 
     As the file records it; the plan's batch size tells it only where no batch was halved or cut short.

@@ -631,7 +631,7 @@ def test_memory_is_looked_at_again_only_where_much_is_held(monkeypatch: pytest.M
         check(module, x, method="vmap")
     assert len(looked) == 1
     kept_module._ENTRIES.clear()
-    monkeypatch.setattr(memory, "_peak", lambda device: 2**60)
+    monkeypatch.setattr(memory, "peak_memory", lambda device: 2**60)
     for _ in range(3):
         check(module, x, method="vmap")
     assert len(looked) == 4

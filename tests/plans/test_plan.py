@@ -39,6 +39,12 @@ def chained(factorization, *, batch_size=8):
     return chain_plan(factorization, "", shapes(), Request(), batch_size=batch_size)
 
 
+def test_the_columns_are_those_of_the_domain_and_that_is_the_inputs_unless_it_is_given():
+    assert (shapes().domain_shape, shapes().n_in) == ((3, 224, 224), 3 * 224 * 224)
+    layer = shapes(domain_shape=(5, 2))
+    assert (layer.input_shape, layer.n_in, layer.sample_bytes) == ((3, 224, 224), 10, 10 * 1000 * 4)
+
+
 def rows(first, last):
     return Seed(first, last, "reverse")
 
