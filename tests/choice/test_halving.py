@@ -11,20 +11,14 @@ import torch
 
 from jacli.choice.halving import halving
 from jacli.errors import MethodError, OutOfMemoryError
-from jacli.options.config import RunConfig
-from jacli.plans.plan import Plan, Shapes, make_plan
+from jacli.options.methods import REFERENCE
+from jacli.plans.plan import Plan, Shapes, whole_plan
+from jacli.plans.request import Request
 
 
 def plan_of(batch_size: int) -> Plan:
-    return make_plan(
-        "loop",
-        "",
-        Shapes(64, (3,), (2,), 2, None, 4),
-        RunConfig("model.pt", "x.npy"),
-        batch_size=batch_size,
-        chunk_size=1,
-        passes=lambda **sizes: 1,
-    )
+    shapes = Shapes(64, (3,), (2,), 2, None, 4)
+    return whole_plan(REFERENCE, "", shapes, Request(), batch_size=batch_size, chunk_size=1)
 
 
 def half(plan: Plan) -> Plan | None:
