@@ -14,7 +14,7 @@ from jacli.device.matrix_product import product
 from jacli.linear_map import DenseMap, Matrices, Slab
 from jacli.linear_map.agreement import relative_errors
 from jacli.methods import checked_slabs, factors_of
-from jacli.methods.fill import assemble
+from jacli.methods.filling import assemble
 from jacli.network import CutNetwork, Linearized
 from jacli.plans.plan import ChainPlan, WholePlan
 from jacli.plans.request import Request

@@ -68,7 +68,7 @@ class BatchGraphs:
             out: Where the Jacobians go; memory of their own if None.
 
         Raises:
-            JacliError: As `jacli.methods.fill`.
+            JacliError: As `jacli.methods.filling`.
         """
         seen = self._seen.setdefault(_kind(points, method, chunk_size), _Seen())
         seen.runs += 1

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-import jacli.methods.fill as filling
+import jacli.methods.filling as filling
 from tests.reference import reference_jacobian
 
 B, N_IN, WIDTH, N_OUT = 5, 40, 3, 30

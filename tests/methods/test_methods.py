@@ -13,7 +13,7 @@ import jacli
 from jacli.device.precision import precisions_of
 from jacli.errors import MethodError
 from jacli.methods import fill
-from jacli.methods.fill import slabs
+from jacli.methods.filling import slabs
 from jacli.network import (
     CutLinearized,
     CutNetwork,
