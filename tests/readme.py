@@ -1,4 +1,4 @@
-"""The README as data: its fenced blocks, run for real, and the comparison of shown and real output."""
+"""README and manual as data: fenced blocks, run for real, and shown output compared with real output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from pathlib import Path
 from jacli.options.methods import METHOD_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+"""The front page and the manual."""
+
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 _END = "=== end of this output ==="
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -29,9 +32,9 @@ class Command:
     output: str
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.M | re.S)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    """The fenced blocks of a language, in order, the front page's first."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.M | re.S)
 
 
 def commands(block: str) -> list[Command]:
@@ -142,12 +145,13 @@ def same_text(shown: str, real: str) -> bool:
     return _same(" ".join(shown.split()), " ".join(real.split()))
 
 
-def refresh() -> str:
-    """The README with the real output of the commands whose shown output is stale."""
-    text = README
+def refresh(text: str) -> str:
+    """A page with the real output of the commands whose shown output is stale."""
     with tempfile.TemporaryDirectory() as name:
         folder = copy_samples(Path(name))
-        for block in blocks("console"):
+        made_by = [command.text for command in commands(blocks("console")[0])]
+        run_commands(made_by, folder)  # the result that other sessions look at
+        for block in blocks("console", text):
             shown = commands(block)
             printed = run_commands([command.text for command in shown], folder)
             fresh = ""
@@ -162,4 +166,5 @@ def refresh() -> str:
 
 
 if __name__ == "__main__":  # python -m tests.readme, then read the difference
-    (ROOT / "README.md").write_text(refresh(), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(refresh(page.read_text(encoding="utf-8")), encoding="utf-8")
