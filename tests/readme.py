@@ -107,19 +107,19 @@ def _stable_lines(command: str, text: str) -> list[str]:
     if command.startswith("jacli submit"):  # the folder, and where Python is
         text = re.sub(r"^cd -- .*", "cd", text, flags=re.M)
         text = re.sub(r"(?<![\w.])/(?:[^\s/]+/)+", "", text)
-    text = re.sub(r"\b\d+(?= finished samples kept| samples done before)", "N", text)
+    text = re.sub(r"\b\d+(?= finished samples kept| finished samples)", "N", text)
     text = re.sub(r"\d+\.\d s$", "S s", text, flags=re.M)
     text = re.sub(r"^(free there).*", r"\1", text, flags=re.M)
     text = re.sub(r"(?<![\w/])/(?:[^\s/]+/)*(?=sample_models/)", "", text)
     return [re.sub(r"─+", "─", " ".join(line.split())) for line in text.splitlines()]
 
 
-_CHOSEN = ("method", "cut at", "in this order", "next in line", "blocks", "passes", "time", "memory")
+_CHOSEN = ("method", "cut at", "in this order", "next in line", "batches", "passes", "time", "memory")
 
 
 def _without_choice(text: str) -> str:
     """Without what is chosen by measurement, on this machine and at this moment."""
-    text = re.sub(r"method \w+ \((?!asked for).*?\)(?=, \d)", "method M", text)
+    text = re.sub(r"method: \w+ \((?!asked for).*?\)(?=, \d)", "method: M", text)
     text = re.sub(r"relative error \S+(?=,)", "relative error E", text)
     text = re.sub(r"^note: (not cut|not traced|passed over).*\n?", "", text, flags=re.M)
     text = re.sub(rf"^({'|'.join(_CHOSEN)})  .*\n?", "", text, flags=re.M)

@@ -178,7 +178,7 @@ class _Search:
         notes = [f"not traced: {self._trace.not_traced}"] if self._trace.not_traced else []
         notes += [f"not cut: {self._not_cut}"] if self._not_cut else []
         if len(plans) == 1 and len({m.name for m in self._measured}) == 1 and request.is_free:
-            plans = [replace(plans[0], why="the first in line; the run is too short to try others")]
+            plans = [replace(plans[0], why="not compared with others: the run is too short")]
         found = Choice(tuple(plans), self._trace.program, self._trace.cut_network)
         return [
             replace(
@@ -256,7 +256,7 @@ class _Search:
         why_whole = self._not_cut or self._trace.not_traced
         cut = f"; not cut: {why_whole}" if why_whole else ""
         return OutOfMemoryError(
-            "Out of memory: not even one sample with one vector a pass fits.",
+            "Out of memory: not even one sample with one vector per pass fits.",
             why=f"That holds {least:,} bytes and the Jacobian of a sample {shapes.sample_bytes:,}; "
             f"{memory.limit:,} may be held on {memory.device}{cut}.",
             todo="Give more --memory, or differentiate fewer outputs (--classes).",

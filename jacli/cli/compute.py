@@ -262,10 +262,10 @@ def _tell(outcome: Outcome, notes: Sequence[str], precision: str, seconds: float
         say(f"note: passed over {name}: {why}")
     shape = " x ".join(str(n) for n in outcome.shape)
     if outcome.continued:
-        say(f"went on after {count_of(outcome.continued, 'sample')} done before")
+        say(f"resumed after {count_of(outcome.continued, 'finished sample')}")
     say(
-        f"wrote {outcome.out}: {count_of(outcome.samples, 'sample')}, Jacobian {shape} a sample, "
-        f"method {plan.method} ({plan.why}), {_in_passes(precision)}{seconds:.1f} s"
+        f"wrote {outcome.out}: {count_of(outcome.samples, 'sample')}, Jacobian {shape} per sample; "
+        f"method: {plan.method} ({plan.why}), {_in_passes(precision)}{seconds:.1f} s"
     )
     say(_recheck_line(outcome.rechecked))
     say(f"look at it: jacli summarize {quote_path(outcome.out)}")
@@ -344,7 +344,7 @@ def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
         ("samples", str(plan.shapes["samples"])),
         ("input", _shape(plan.shapes["input"])),
         ("output", _shape(plan.shapes["output"])),
-        ("Jacobian", f"{_shape(plan.shapes['jacobian_of_a_sample'])} a sample"),
+        ("Jacobian", f"{_shape(plan.shapes['jacobian_of_a_sample'])} per sample"),
         ("method", f"{chosen.method} ({chosen.why})"),
         (
             "arithmetic",
@@ -365,9 +365,9 @@ def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
     others = [f"{name} {_duration(seconds)}" for name, seconds in plan.alternatives]
     rows += [
         ("next in line", ", ".join(others) or "none"),
-        ("blocks", f"{chosen.n_batches} of {count_of(chosen.batch_size, 'sample')}"),
+        ("batches", f"{chosen.n_batches} of {count_of(chosen.batch_size, 'sample')}"),
         ("passes", passes),
-        ("singular values", f"{chosen.singular_values} a sample"),
+        ("singular values", f"{chosen.singular_values} per sample"),
         ("time", "unknown" if chosen.seconds is None else f"about {_duration(chosen.seconds)}"),
         ("memory", f"up to {format_size(plan.memory)}"),
         ("on disk", f"{format_size(total)} ({total} bytes, uncompressed)"),

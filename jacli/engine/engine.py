@@ -320,4 +320,4 @@ def _sizes(plan: Plan) -> str:
     match plan:
         case WholePlan(vectors_per_pass=vectors) | ChainPlan(largest_chunk=vectors):
             samples = count_of(plan.batch_size, "sample")
-            return f"{samples} a block and {count_of(vectors, 'vector')} a pass"
+            return f"{samples} per batch and {count_of(vectors, 'vector')} per pass"

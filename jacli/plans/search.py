@@ -1,8 +1,8 @@
-"""Which method, with how many samples a block and vectors a pass?  A search by measurement; no torch.
+"""Which method, with how many samples per batch and vectors per pass?  A search by measurement; no torch.
 
 No method wins everywhere, and block size alone is worth a factor of 1.6, so candidates are timed on the
-first samples: for each method that applies the number of *rows in flight* (samples a block times
-vectors a pass) is raised in steps while that pays and fits in memory.  What all this may take is
+first samples: for each method that applies the number of *rows in flight* (samples per batch times
+vectors per pass) is raised in steps while that pays and fits in memory.  What all this may take is
 a small part of what the run itself takes, by the best estimate so far.
 """
 
@@ -19,7 +19,7 @@ from jacli.plans.plan import Measured, Shapes
 from jacli.plans.request import Request
 
 FEW_SAMPLES = 8
-"""Below this many samples a block, passes are filled with several vectors of each."""
+"""Below this many samples per batch, passes are filled with several vectors of each."""
 
 _MANY_SAMPLES = 32
 

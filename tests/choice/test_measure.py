@@ -54,7 +54,7 @@ class Clock:
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`measure` of a method, with so many vectors a pass, by a clock."""
+    """`measure` of a method, with so many vectors per pass, by a clock."""
 
     def run(clock: Clock, method: str = "adjoint", chunk: int = 4, patience: float = 0.0) -> Any:
         monkeypatch.setattr(measuring, "now", lambda device: clock.seconds)

@@ -164,10 +164,10 @@ def test_blocks_that_do_not_fit_are_halved(monkeypatch, error):
     assert check(running) == [2, 2, 2, 2, 2, 1]
     assert sizes == [(11, 4), (5, 4), *[(2, 4)] * 5, (1, 4)]
     assert running.notes == [
-        "out of memory: 11 samples a block and 4 vectors a pass did not fit, "
-        "going on with 5 samples a block and 4 vectors a pass",
-        "out of memory: 5 samples a block and 4 vectors a pass did not fit, "
-        "going on with 2 samples a block and 4 vectors a pass",
+        "out of memory: 11 samples per batch and 4 vectors per pass did not fit, "
+        "going on with 5 samples per batch and 4 vectors per pass",
+        "out of memory: 5 samples per batch and 4 vectors per pass did not fit, "
+        "going on with 2 samples per batch and 4 vectors per pass",
     ]
     assert (running.chosen.plan.batch_size, running.chosen.plan.n_batches) == (2, 6)
     assert running.chosen.plan.passes == 6 * math.ceil(N_OUT / 4)
@@ -179,7 +179,7 @@ def test_then_the_vectors_of_a_pass_are_halved(monkeypatch):
     running = engine_of(work, plan_of(work, "vmap", 2, 7))
     assert check(running) == [1] * 11
     assert sizes[:4] == [(2, 7), (1, 7), (1, 3), (1, 1)]
-    assert running.notes[-1].endswith("going on with 1 sample a block and 1 vector a pass")
+    assert running.notes[-1].endswith("going on with 1 sample per batch and 1 vector per pass")
 
 
 def test_factors_that_do_not_fit_are_halved(monkeypatch):
@@ -190,7 +190,7 @@ def test_factors_that_do_not_fit_are_halved(monkeypatch):
     running = engine_of(work, factored_plan(work, 4, 4))
     assert check(running) == [1] * 11
     assert sizes[:5] == [(4, 4), (2, 4), (1, 4), (1, 2), (1, 2)]
-    assert running.notes[-1].endswith("going on with 1 sample a block and 2 vectors a pass")
+    assert running.notes[-1].endswith("going on with 1 sample per batch and 2 vectors per pass")
     assert running.chosen.plan.factorization.links == (LinkPlan("vmap", 2, 2),) * 2
 
 
@@ -225,7 +225,7 @@ def test_where_nothing_fits_the_figures_are_told(monkeypatch, error, method):
     failing(monkeypatch, name, lambda batch, chunk: False, OUT_OF_MEMORY[error])
     work = work_on(limit=memory(123_456))
     plan = factored_plan(work, 4, 1) if method == "factored" else plan_of(work, method, 4, 2)
-    with pytest.raises(OutOfMemoryError, match="1 sample a block") as stopped:
+    with pytest.raises(OutOfMemoryError, match="1 sample per batch") as stopped:
         check(engine_of(work, plan))
     assert stopped.value.exit_code == 5
     assert f"{SAMPLE_BYTES:,} bytes" in stopped.value.why
@@ -503,8 +503,8 @@ def test_blocks_shrink_where_more_is_held_than_may_be():
     running = engine_of(work, plan_of(work, "vmap", 4, 4))
     assert check(running) == [4, 2, 1, 1, 1, 1, 1]
     assert running.notes == [
-        "1,500 bytes were held, 1,000 are allowed: going on with 2 samples a block and 4 vectors a pass",
-        "1,200 bytes were held, 1,000 are allowed: going on with 1 sample a block and 4 vectors a pass",
+        "1,500 bytes were held, 1,000 are allowed: going on with 2 samples per batch and 4 vectors per pass",
+        "1,200 bytes were held, 1,000 are allowed: going on with 1 sample per batch and 4 vectors per pass",
     ]
 
 
@@ -575,7 +575,7 @@ def test_so_does_the_plan_of_a_method_that_was_asked_for(limit, sizes):
 
 
 def test_even_where_its_ladder_has_one_step():
-    """Room for one sample: seven vectors a pass are the first candidate and the last."""
+    """Room for one sample: seven vectors per pass are the first candidate and the last."""
     (plan,) = measured_work(memory(2_000), method="vmap").choose(measure=figures()).plans
     assert (plan.batch_size, plan.chunk_size) == (1, 1)
 

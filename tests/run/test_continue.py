@@ -100,7 +100,7 @@ def test_killed_ten_times_at_random_moments_and_continued(folder: Path, tmp_path
         assert {path.name for path in (tmp_path / run).iterdir()} == {"out.h5", "log"}
     assert sum(of_run.count(-9) for of_run in codes.values()) >= 10
     told = "".join((tmp_path / run / "log").read_text() for run in codes)
-    assert "went on after" in told
+    assert "resumed after" in told
     assert "Traceback" not in told
 
 
