@@ -1,9 +1,9 @@
-"""Which method, with how many samples per batch and vectors per pass?  A search by measurement; no torch.
+"""Hill climbing by measurement: which method, with which batch and chunk size?  No torch.
 
-No method wins everywhere, and block size alone is worth a factor of 1.6, so candidates are timed on the
-first samples: for each method that applies the number of *rows in flight* (samples per batch times
-vectors per pass) is raised in steps while that pays and fits in memory.  What all this may take is
-a small part of what the run itself takes, by the best estimate so far.
+No method is fastest everywhere, and the batch size alone is worth a factor of 1.6.  Candidates are therefore
+timed on the first samples.  For each method that applies, the number of *rows in flight* (samples per batch
+times vectors per pass) grows in steps, as long as that pays and fits in memory.  The time for all of this is
+limited to a small part of the run's own time, by the best estimate so far.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from jacli.plans.plan import Measured, Shapes
 from jacli.plans.request import Request
 
 FEW_SAMPLES = 8
-"""Below this many samples per batch, passes are filled with several vectors of each."""
+"""With fewer samples per batch than this, a pass carries several vectors per sample."""
 
 _MANY_SAMPLES = 32
 
 _STEP = 4
 _PAYS = 0.97
-"""A larger size must take less than this part of the time."""
+"""The climb goes on while a larger size takes less than this part of the time of the last one."""
 
 _NOISE = 1.2
-"""Between short passes a difference up to this factor may be noise: the climb goes on."""
+"""Between short passes a difference up to this factor may be noise; the climb goes on."""
 
 _SHORT = 0.01
-"""Seconds of a pass below which the calls cost more than the arithmetic."""
+"""Seconds of a pass below which the overhead of calls exceeds the arithmetic."""
 
 START_ROWS_ON_GPU = 256
-"""A GPU is idle with fewer rows in flight, and every size that is tried costs it seconds of loading kernels:
-on an H100 a search from 8 rows on spent its budget before it came to a good size."""
+"""Rows in flight that a search on a GPU starts with.  Fewer leave it idle, and each size tried costs seconds
+of loading kernels: on an H100, a search from 8 rows spent its budget before it reached a good size."""
 
 Measure = Callable[["Candidate", float], Measured]
 """Measures a candidate; skips the second, warm pass if the first took longer than that many seconds."""
@@ -63,12 +63,12 @@ class Candidate:
 
 @dataclass
 class Budget:
-    """Seconds that measuring may take, given what the run will take.
+    """Seconds that the search may take, given an estimate of the run.
 
-    A share of a short run but at most `most`, and 4 % of a long one.
+    These are a share of a short run, at most `most`, and 4 % of a long run.
 
     Attributes:
-        share: Of a short run.
+        share: Part of a short run.
         most: Seconds, for runs too short for the 4 % to be more.
         run_seconds: The best estimate of the run so far.
         clock: Tells seconds.
@@ -109,16 +109,16 @@ class Budget:
 
     @property
     def allowed(self) -> float:
-        """Seconds in all, by the present estimate."""
+        """Seconds in all, by the current estimate of the run."""
         return max(0.04 * self.run_seconds, min(self.share * self.run_seconds, self.most))
 
     @property
     def patience(self) -> float:
-        """Seconds that a candidate may take for a second pass, which is timed more truly than the first."""
+        """Longest first pass, in seconds, after which a second, warm pass is timed too."""
         return max(0.0, self.allowed - self.spent) / 4 if math.isfinite(self.run_seconds) else 0.3
 
     def left_for(self, seconds: float) -> bool:
-        """Whether something that takes this long may still be tried."""
+        """Whether the budget has room for something that takes this long."""
         return self.spent + seconds <= self.allowed
 
 
@@ -156,15 +156,15 @@ def ladder(
     rows: int | None = None,
     least_rows: int = 1,
 ) -> Iterator[Candidate]:
-    """A method's candidates from few rows in flight to all of them, each size once.
+    """Candidates of a method, from few rows in flight to all of them, each size once.
 
     Args:
         method: The method.
         shapes: The run's shapes.
         request: Sizes asked for are kept.
         most_samples: Samples whose results fit in memory.
-        rows: Where to start; decided by the method if None.
-        least_rows: Where to start at least: see `START_ROWS_ON_GPU`.
+        rows: Rows in flight to start with; None leaves it to the method.
+        least_rows: Lower limit on that start: see `START_ROWS_ON_GPU`.
     """
     vectors = shapes.vectors(method)
     rows = max(rows or method.first_rows or _few(method, vectors), least_rows)
@@ -213,17 +213,18 @@ def climb(
     best: float = math.inf,
     trifle: float = 0.0,
 ) -> list[Measured]:
-    """Measure larger and larger candidates of one method while that pays.
+    """Measure larger and larger candidates of one method, as long as that pays.
 
     Args:
         candidates: From small to large.
-        measure: Tries one.
-        seconds: What the run would take with one.
-        budget: Ends the climb; its estimate of the run is kept up to date.
-        fits: Whether one would fit in memory with so many times its rows.
-        best: Seconds of the run with the best of other methods: a method is left where it takes half as
-            long again, unless its passes are short: then it is calls that cost, and larger sizes save them.
-        trifle: Part of the run that a trial may take even where the budget is spent.
+        measure: Measures a candidate.
+        seconds: Seconds that the run would take with these measurements.
+        budget: Ends the climb; its estimate of the run is updated.
+        fits: Whether a candidate would fit in memory with this many times its rows.
+        best: Seconds of the run with the best other method.  A method that takes more than half as long again
+            is given up, unless its passes are short: then the overhead of calls dominates, and larger sizes
+            reduce it.
+        trifle: Part of the run that a trial may take even when the budget is spent.
     """
     tried: list[Measured] = []
     for candidate in candidates:
