@@ -50,7 +50,7 @@ def main() -> None:
     config = from_options({"model": "-", "inputs": "-"})
     for name, function in {
         "comparing the module": lambda: equals_copy(tiny, twin),
-        "looking up the plan": lambda: kept.Kept.of(tiny, x, config, {}, {}),
+        "looking up the plan": lambda: kept.CachedPlan.of(tiny, x, config, {}, {}),
         "copying the module (before)": lambda: frozen_twin(tiny),
         "reading the memory's state (before)": lambda: MemoryLimit.of_run(config, x.device),
     }.items():

@@ -15,7 +15,7 @@ from jacli.device.allocator import reused_memory
 from jacli.device.precision import check_precision
 from jacli.engine.batch_checks import BatchChecks
 from jacli.engine.engine import Engine
-from jacli.engine.module_cache import Kept
+from jacli.engine.module_cache import CachedPlan
 from jacli.engine.probed import padded, probed_network
 from jacli.engine.whole_result import WholeResult
 from jacli.errors import InputsError, ModelError, means_out_of_memory
@@ -245,7 +245,7 @@ class _Work:
         self.labels = None if labels is None else labels_of(labels, x)
         self.config = config
         converted = asked is not None and isinstance(model, nn.Module) and real_dtypes(model) != {asked}
-        self._kept = Kept.of(model, self.x, config, arguments, self.extra, keep=not converted)
+        self._kept = CachedPlan.of(model, self.x, config, arguments, self.extra, keep=not converted)
         self._memory = self._kept.memory or MemoryLimit.of_run(config, x.device)
         with memory_errors("running the model on the first samples"):
             self.network, self.probed = self._kept.network or self._probed(model, converted=converted)
