@@ -198,7 +198,8 @@ class Command(TyperCommand):
         """What is wrong with the values of a run's options, beside the words."""
         if not _takes_a_run(arguments):
             return []
-        from jacli.options.config import NOT_GIVEN, OPTIONS
+        from jacli.options.config import NOT_GIVEN
+        from jacli.options.table import OPTIONS
         from jacli.run.config_file import resolve_options
 
         super().parse_args(ctx, words.options)

@@ -21,14 +21,15 @@ from pathlib import Path
 
 from jacli.cluster.shards import shard_path
 from jacli.errors.printable import escape, join_words, quote, quote_path
+from jacli.options.table import names_of
 from jacli.options.values import Shard
 
 STOPPED = 75
 """The exit code of a run that was stopped after saving, and goes on when started again."""
 
-NOT_OF_TASKS = ("shard", "resume", "dry_run")
+NOT_OF_TASKS = names_of(lambda option: option.task == "never")
 """Options of ``jacli compute`` that are not for an array: each task is told its shard, one that is started
-again must go on, and ``--print`` is what shows the plan of an array."""
+again must resume, and ``--print`` is what shows the plan of an array."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from jacli.device.allocator import reused_memory
 from jacli.engine.engine import Chosen, Engine
 from jacli.errors import JacliError, OutputError, ResultsError, UsageError
 from jacli.network import exact_arithmetic
-from jacli.options.config import PRINTING_ONLY, RunConfig
+from jacli.options.config import RunConfig
+from jacli.options.table import names_of
 from jacli.run.batches import Run
 from jacli.run.call_arguments import check_paths
 from jacli.run.config_file import resolve_options, result_path
@@ -69,7 +70,7 @@ def compute(
             error here, see `Outcome.not_finite`.
     """
     check_paths(model, inputs, out)
-    for name in PRINTING_ONLY:
+    for name in names_of(lambda option: not option.in_python):
         if name in options:
             raise UsageError(
                 f"jacli.compute takes no {name}.",

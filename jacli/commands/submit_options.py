@@ -10,11 +10,12 @@ from typing import Any
 
 from jacli.cluster.slurm import NOT_OF_TASKS, Job, Resources
 from jacli.errors import JacliError, UsageError
-from jacli.options.config import OPTIONS, RunConfig
+from jacli.options.config import RunConfig
+from jacli.options.table import OPTIONS, names_of
 from jacli.options.values import parse_text, whole
 from jacli.run.config_file import resolve_options
 
-_ONLY_HERE = ("quiet", "json")
+_ONLY_HERE = names_of(lambda option: option.task == "submit")
 """Options that say what ``jacli submit`` itself prints."""
 
 
@@ -250,7 +251,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "sbatch": _parse_sbatch,
     "setup": tuple,
 }
-"""Options of the array: name to parser, as `jacli.options.config.OPTIONS`."""
+"""Options of the array: name to parser, as the parsers of `jacli.options.table`."""
 
 
 def _shown(value: Any) -> str:

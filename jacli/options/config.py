@@ -1,43 +1,21 @@
 """What was asked: every option of a run, parsed and checked, as one frozen `RunConfig`.
 
 Options arrive as text from the command line, as TOML values from a file, or as JSON from an older
-result.  All three go through the same table, `OPTIONS`, and all wrong ones are reported at once.
+result.  All three go through the same table (`jacli.options.table`), and all wrong ones are reported at once.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jacli.errors import JacliError, UsageError
-from jacli.options.methods import AUTOGRAD_METHODS, CHAIN, METHOD_NAMES, METHODS, PROGRAM_METHODS
-from jacli.options.values import (
-    Classes,
-    Shard,
-    joined,
-    one_of,
-    parse_arguments,
-    parse_assignments,
-    parse_classes,
-    parse_device,
-    parse_dotted_name,
-    parse_dtype,
-    parse_files,
-    parse_flag,
-    parse_fraction,
-    parse_seconds,
-    parse_shard,
-    parse_singular_values,
-    parse_size,
-    parse_text,
-    parse_whole_or_auto,
-    whole,
-)
-
-PRECISIONS = ("ieee", "tf32", "bf16")
-"""Arithmetic of the linear passes: that of ``--dtype``, or a reduced one."""
+from jacli.options.methods import AUTOGRAD_METHODS, CHAIN, METHODS, PROGRAM_METHODS
+from jacli.options.table import OPTIONS
+from jacli.options.values import Classes, Shard
 
 
 @dataclass(frozen=True)
@@ -103,7 +81,7 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON-able values; `from_options` reads them back."""
         values = asdict(self)
-        for name in NO_OPTIONS:
+        for name in FROM_THE_RESULT:
             del values[name]
         values["classes"] = str(self.classes)
         values["shard"] = None if self.shard is None else str(self.shard)
@@ -113,22 +91,14 @@ class RunConfig:
 NOT_GIVEN = " given."
 """How the message ends that MODEL or INPUTS is missing."""
 
-NO_OPTIONS = ("repeated_plan", "repeated_arch_sha256")
-"""Fields that nobody gives: what ``--config RESULT.h5`` takes from the result."""
-
-PRINTING_ONLY = ("json", "debug", "dry_run")
-"""Options about what the command prints: `jacli.compute` prints nothing, and does not take them."""
-
-COMMAND_LINE_ONLY = ("quiet", "log_every", *PRINTING_ONLY)
-"""Options about what is told of a run, on the screen or in a log."""
-
-NOT_REPEATED = ("out", "resume", "overwrite", *COMMAND_LINE_ONLY, "allow_pickle")
-"""Options that ``--config RESULT.h5`` does not take over: they say where and how loudly, not what, or
-would run code because a file says so."""
+FROM_THE_RESULT = ("repeated_plan", "repeated_arch_sha256")
+"""Fields that are no options: what ``--config RESULT.h5`` takes from the result."""
 
 
-CHANGES_NO_NUMBER = (*NOT_REPEATED, "verify", "tolerance", "memory")
-"""Options that may differ between two processes of one run."""
+def usual_options() -> dict[str, Any]:
+    """Every option's default as JSON: what a file says that is older than the option."""
+    usual: dict[str, Any] = json.loads(json.dumps(RunConfig("-", "-").to_dict()))
+    return usual
 
 
 def from_options(options: Mapping[str, Any]) -> RunConfig:
@@ -162,7 +132,7 @@ def parsed_options(options: Mapping[str, Any], *, needed: Sequence[str] = ()) ->
             )
             continue
         try:
-            parsed[name] = OPTIONS[name](value)
+            parsed[name] = OPTIONS[name].parse(value)
         except ValueError as error:
             flag = name if name in ("model", "inputs") else f"--{name.replace('_', '-')}"
             problems.append(
@@ -265,52 +235,3 @@ def _shown(value: Any) -> str:
 
 def _sentence(start: str, rest: str) -> str:
     return f"{start} {rest}."
-
-
-OPTIONS: dict[str, Callable[[Any], Any]] = {
-    "model": parse_text,
-    "inputs": parse_text,
-    "out": parse_text,
-    "arch": parse_text,
-    "arch_arg": parse_assignments,
-    "weights_key": parse_text,
-    "strip_prefix": parse_text,
-    "ema": parse_flag,
-    "ignore_extra_weights": parse_flag,
-    "arg": parse_arguments,
-    "constant": parse_files,
-    "input_arg": parse_dotted_name,
-    "select": lambda value: parse_text(str(value)),
-    "allow_pickle": parse_flag,
-    "inputs_key": parse_text,
-    "samples": lambda value: parse_text(joined(value)),
-    "classes": parse_classes,
-    "of": one_of("logits", "probs", "log-probs"),
-    "labels": parse_text,
-    "method": one_of("auto", *METHOD_NAMES),
-    "dtype": parse_dtype,
-    "precision": one_of(*PRECISIONS),
-    "device": parse_device,
-    "batch_size": parse_whole_or_auto,
-    "chunk_size": parse_whole_or_auto,
-    "memory": parse_size,
-    "save": one_of("full", "factors", "none"),
-    "save_dtype": one_of("float32", "float16", "float64"),
-    "compress": one_of("none", "gzip", "lzf", "zstd"),
-    "save_inputs": parse_flag,
-    "singular_values": parse_singular_values,
-    "verify": whole(0),
-    "tolerance": parse_fraction,
-    "resume": parse_flag,
-    "overwrite": parse_flag,
-    "shard": parse_shard,
-    "seed": whole(0),
-    "quiet": parse_flag,
-    "json": parse_flag,
-    "log_every": parse_seconds,
-    "debug": parse_flag,
-    "dry_run": parse_flag,
-}
-"""Every option: name to parser.  A parser raises ``ValueError`` with what the value must be."""
-
-assert set(OPTIONS) == {f.name for f in fields(RunConfig)} - set(NO_OPTIONS)

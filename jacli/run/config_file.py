@@ -13,7 +13,8 @@ from typing import Any
 from jacli.cluster import shard_of_environment, shard_path
 from jacli.errors import ResultsError, UsageError
 from jacli.models.names import absolute_name, model_runs_code, runs_own_code, split_name
-from jacli.options.config import NOT_REPEATED, RunConfig, from_options
+from jacli.options.config import RunConfig, from_options
+from jacli.options.table import names_of
 from jacli.options.values import Shard
 from jacli.untrusted.content import Content, recognise_content, why_unseen
 
@@ -78,23 +79,7 @@ def result_path(config: RunConfig) -> Path:
 _ARRAYS = (".npy", ".npz", ".pt", ".safetensors", ".h5", ".hdf5")
 """Suffixes of files that hold arrays."""
 
-CHANGES_PLAN = (
-    *("model", "arch", "arch_arg", "weights_key", "strip_prefix", "ema", "ignore_extra_weights"),
-    *("select", "of"),
-    *("arg", "constant", "input_arg"),
-    *("inputs", "inputs_key", "samples", "classes", "labels"),
-    *(
-        "method",
-        "dtype",
-        "precision",
-        "device",
-        "batch_size",
-        "chunk_size",
-        "memory",
-        "save",
-        "singular_values",
-    ),
-)
+CHANGES_PLAN = names_of(lambda option: option.plan)
 """Options with which the plan of an earlier run no longer fits; the same code given again is none."""
 
 
@@ -158,7 +143,8 @@ def _options_of_result(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
                 todo="Give a TOML file.",
             )
         said = results.json("config")
-    options = {name: value for name, value in said.items() if name not in NOT_REPEATED}
+    not_repeated = names_of(lambda option: not option.repeated)
+    options = {name: value for name, value in said.items() if name not in not_repeated}
     for name, runs_code, again in (
         ("arch", runs_own_code, "--arch {0}"),
         ("model", model_runs_code, "MODEL {0} (of jacli verify: --model {0})"),

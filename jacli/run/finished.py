@@ -11,14 +11,14 @@ import numpy as np
 from jacli.choice.recorded_plan import recorded_plan
 from jacli.errors import OutputError, ResultsError, UsageError
 from jacli.errors.printable import quote_path
-from jacli.options.config import RunConfig, from_options
+from jacli.options.config import RunConfig, from_options, usual_options
+from jacli.options.table import Changes, names_of
 from jacli.run.labelled import accuracy_notes
 from jacli.run.outcome import Outcome, Recheck
 from jacli.run.prepare import Prepared
 from jacli.run.recheck import tolerance_of
 from jacli.run.recorded import (
     NOT_COMPARED,
-    defaults,
     other_content,
     other_options,
     rows_not_finite,
@@ -28,7 +28,7 @@ from jacli.run.selection import jacobian_shape
 from jacli.store import Results, open_results
 from jacli.store.sources import attributes_of_done, check_sources, sources_of
 
-_ROUNDING_ONLY = ("batch_size", "chunk_size")
+_ROUNDING_ONLY = names_of(lambda option: option.changes is Changes.ROUNDING)
 """Options with which a finished file counts as that of the same run: they change numbers by rounding only."""
 
 _ROWS_READ = 64
@@ -154,16 +154,16 @@ class Finished:
         recorded = self._results.attrs.get("tolerance")
         if isinstance(recorded, float):
             return recorded
-        known = {**defaults(), **self._recorded}
+        known = {**usual_options(), **self._recorded}
         try:
-            return tolerance_of(from_options({name: known[name] for name in defaults()}))
+            return tolerance_of(from_options({name: known[name] for name in usual_options()}))
         except UsageError as error:
             raise self._results.attrs.damaged("config", error.what) from error
 
     def _notes(self, prepared: Prepared) -> Iterator[str]:
         """What of this command's options the file was not made with, though it counts as the same run."""
         path, config = quote_path(self._results.path), self._config
-        before = {**defaults(), **self._recorded}
+        before = {**usual_options(), **self._recorded}
         for name in _ROUNDING_ONLY:
             asked = getattr(config, name)
             if asked is not None and asked != before.get(name):

@@ -7,7 +7,8 @@ from dataclasses import MISSING, fields
 from inspect import Parameter, Signature, signature
 from typing import Any
 
-from jacli.options.config import OPTIONS, PRINTING_ONLY, RunConfig
+from jacli.options.config import RunConfig
+from jacli.options.table import names_of
 
 
 def with_options(function: Callable[..., Any]) -> Signature:
@@ -19,11 +20,12 @@ def with_options(function: Callable[..., Any]) -> Signature:
     """
     declared = signature(function)
     named = [part for part in declared.parameters.values() if part.kind is not Parameter.VAR_KEYWORD]
-    taken = {part.name for part in named} | set(PRINTING_ONLY)
+    taken = {part.name for part in named}
+    offered = set(names_of(lambda option: option.in_python)) - taken
     options = [
         Parameter(field.name, Parameter.KEYWORD_ONLY, default=_default(field), annotation=field.type)
         for field in fields(RunConfig)
-        if field.name in OPTIONS and field.name not in taken
+        if field.name in offered
     ]
     options.append(Parameter("config", Parameter.KEYWORD_ONLY, default=None, annotation="str | None"))
     return declared.replace(parameters=[*named, *options])

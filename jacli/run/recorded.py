@@ -11,26 +11,21 @@ import numpy as np
 
 from jacli.errors.printable import quote
 from jacli.inputs import InputSource
-from jacli.options.config import CHANGES_NO_NUMBER, RunConfig
+from jacli.options.config import RunConfig, usual_options
+from jacli.options.table import Changes, File, names_of
 from jacli.run.prepare import Prepared
 from jacli.run.provenance import READ_BY_CONTENT
 from jacli.store.attributes import Attributes
 from jacli.store.sources import Source
 
-_HASHED = ("model", "arch", "inputs", "labels")
-"""Options that are compared by the content of what they name, which may have moved."""
-
 _READ_BYTES = 64 * 2**20
 """Of finished outputs read at once."""
 
-NOT_COMPARED = (*CHANGES_NO_NUMBER, "device", *_HASHED)
-"""Options that may differ between two processes of one run."""
-
-
-def defaults() -> dict[str, Any]:
-    """Every option's default as JSON: what a file says that is older than the option."""
-    found: dict[str, Any] = json.loads(json.dumps(RunConfig("-", "-").to_dict()))
-    return found
+NOT_COMPARED = (
+    "device",  # of which the kind is compared
+    *names_of(lambda option: option.changes is Changes.NOTHING or option.file is File.WHOLE),
+)
+"""Options that may differ between two processes of one run; what files hold is compared by its content."""
 
 
 def other_options(
@@ -41,7 +36,7 @@ def other_options(
     ``--method auto`` follows whatever method the file was begun or made with.
     """
     now = json.loads(json.dumps(config.to_dict()))
-    before = {**defaults(), **recorded}
+    before = {**usual_options(), **recorded}
     for options in (now, before):
         options["arg"] = _without_paths(options["arg"])
         options["constant"] = sorted(options["constant"])  # compared by their content

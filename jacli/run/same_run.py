@@ -13,18 +13,19 @@ import numpy as np
 from jacli.cluster import shard_rows
 from jacli.errors import ResultsError, UnsoundResultsError
 from jacli.errors.printable import count_of, quote_path
-from jacli.options.config import CHANGES_NO_NUMBER, RunConfig
+from jacli.options.config import RunConfig
+from jacli.options.table import Changes, File, names_of
 from jacli.options.values import Shard, parse_shard
 from jacli.run.provenance import READ_BY_CONTENT
 from jacli.store.shard_file import ShardFile
 
-MAY_DIFFER = (*CHANGES_NO_NUMBER, "shard", "batch_size", "chunk_size")
+MAY_DIFFER = names_of(lambda o: o.changes in (Changes.NOTHING, Changes.ROUNDING, Changes.PART))
 """Options that change no number beyond rounding, or say where and how loudly."""
 
-NOTED = ("method", "device")
+NOTED = names_of(lambda option: option.changes is Changes.ROUNDING_NOTED)
 """Options that change numbers by rounding only, which is said where they differ."""
 
-_READ = ("model", "inputs", "labels", "arch", "arg", "constant")
+_READ = names_of(lambda option: option.file in (File.WHOLE, File.INSIDE))
 """Options that name files: a task may have read its own copy, in another folder."""
 
 _SAME = {

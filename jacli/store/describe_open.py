@@ -11,7 +11,8 @@ import numpy as np
 
 from jacli.errors import ResultsError
 from jacli.errors.printable import escape
-from jacli.options.config import CHANGES_NO_NUMBER, RunConfig
+from jacli.options.config import usual_options
+from jacli.options.table import Changes, names_of
 from jacli.store.attributes import Attributes
 from jacli.store.schema import CHECKSUMS
 from jacli.store.untrusted_file import DAMAGED
@@ -59,13 +60,17 @@ def _progress(file: h5py.File, attributes: Attributes) -> str:
     return f"{done} of {samples} samples done, {finished}"
 
 
+_SAID_APART = ("model", "inputs", "method", "dtype", "precision")
+"""Options that have a line of their own."""
+
+
 def _options(attributes: Attributes) -> Iterator[str]:
     """Those that are not the command's defaults, and that change numbers."""
     with suppress(*_DAMAGED):
-        usual = RunConfig("-", "-").to_dict()
+        usual = usual_options()
+        of_interest = names_of(lambda option: option.changes is not Changes.NOTHING)
         for name, value in attributes.json_object("config").items():
-            plain = name not in ("model", "inputs", "method", "dtype", "precision", *CHANGES_NO_NUMBER)
-            if plain and name in usual and value != usual[name]:
+            if name in of_interest and name not in _SAID_APART and value != usual[name]:
                 yield f"{name}={value}"
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from jacli.cli import app
 from jacli.cli.compute import compute
-from jacli.options.config import OPTIONS, RunConfig
+from jacli.options.config import RunConfig
+from jacli.options.table import OPTIONS
 
 COMMANDS = ("compute", "summarize", "verify", "merge", "status", "bench", "inspect", "submit", "doctor")
 HEAVY = {

@@ -19,7 +19,7 @@ from typer.main import get_command
 from jacli.cli import app
 from jacli.cluster import shard_path
 from jacli.cluster.slurm import NOT_OF_TASKS
-from jacli.options.config import OPTIONS
+from jacli.options.table import OPTIONS
 from jacli.options.values import Shard
 from jacli.store import RunLock
 
