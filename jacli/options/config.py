@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from jacli.errors import JacliError, UsageError
-from jacli.options.methods import AUTOGRAD_METHODS, CHAIN, METHOD_NAMES, METHODS, PROGRAM_METHODS
+from jacli.options.methods import AUTOGRAD_METHODS, CHAIN, METHOD_NAMES, METHODS, PRECISIONS, PROGRAM_METHODS
 from jacli.options.values import (
     Classes,
     Shard,
@@ -35,9 +35,6 @@ from jacli.options.values import (
     parse_whole_or_auto,
     whole,
 )
-
-PRECISIONS = ("ieee", "tf32", "bf16")
-"""Arithmetic of the linear passes: that of ``--dtype``, or a reduced one."""
 
 
 @dataclass(frozen=True)
