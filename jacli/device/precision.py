@@ -6,7 +6,7 @@ import torch
 
 from jacli.device.hardware import is_gpu
 from jacli.errors import UsageError
-from jacli.options.table import PRECISIONS
+from jacli.options.methods import PRECISIONS
 
 
 def precisions_of(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:

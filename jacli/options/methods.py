@@ -122,6 +122,9 @@ REFERENCE = next(method for method in _ROWS if method.is_reference)
 CHAIN = "factored"
 """What ``--method`` calls a plan that cuts the network: each part is filled in by a method of the table."""
 
+PRECISIONS = ("ieee", "tf32", "bf16")
+"""Arithmetic of the linear passes: that of ``--dtype``, or a reduced one."""
+
 METHOD_NAMES = (*METHODS, CHAIN)
 
 AUTOGRAD_METHODS = tuple(name for name, method in METHODS.items() if not method.runs_program)

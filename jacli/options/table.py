@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Literal
 
-from jacli.options.methods import METHOD_NAMES
+from jacli.options.methods import METHOD_NAMES, PRECISIONS
 from jacli.options.values import (
     joined,
     one_of,
@@ -32,9 +32,6 @@ from jacli.options.values import (
     parse_whole_or_auto,
     whole,
 )
-
-PRECISIONS = ("ieee", "tf32", "bf16")
-"""Arithmetic of the linear passes: that of ``--dtype``, or a reduced one."""
 
 
 class Changes(Enum):
