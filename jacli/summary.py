@@ -289,10 +289,10 @@ def check_order(columns: Sequence[str], sort: str | None, limit: int | None) -> 
         raise UsageError(
             f"--sort {sort}: this table has no column {sort.removeprefix('-')!r}.",
             why=f"Its columns are {', '.join(columns)}.",
-            todo="Name one of them; a leading '-' sorts from large to small.",
+            hint="Name one of them; a leading '-' sorts from large to small.",
         )
     if limit is not None and limit < 1:
-        raise UsageError(f"--limit {limit} would leave no rows.", todo="Give 1 or more.")
+        raise UsageError(f"--limit {limit} would leave no rows.", hint="Give 1 or more.")
 
 
 def arranged(table: Table, *, sort: str | None = None, limit: int | None = None) -> Table:

@@ -204,7 +204,7 @@ def test_few_singular_values_without_the_matrix(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_refused(call: Callable[[], object], error: type[JacliError], words: str) -> None:
     with pytest.raises(error, match=words) as caught:
         call()
-    assert caught.value.what and (caught.value.why or caught.value.todo)
+    assert caught.value.what and (caught.value.why or caught.value.hint)
 
 
 def test_compute_and_open(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def require_served(method: str, refused: Mapping[str, str | None]) -> None:
         raise MethodError(
             f"The method {method} cannot serve this model.",
             why=f"{reason[0].upper()}{reason[1:]}.",
-            todo=f"Leave --method out, or choose one of: {others}.",
+            hint=f"Leave --method out, or choose one of: {others}.",
         )
 
 
@@ -247,10 +247,10 @@ class _Search:
             listed = "; ".join(f"{name}: {why}" for name, why in failures.items())
             if not self._request.is_exact:
                 return MethodError(
-                    "No program can serve this model.", why=listed, todo="Leave --precision out."
+                    "No program can serve this model.", why=listed, hint="Leave --precision out."
                 )
             return MethodError(
-                "No method can serve this model.", why=listed, todo="Give --method loop to see its error."
+                "No method can serve this model.", why=listed, hint="Give --method loop to see its error."
             )
         least = min((m.bytes_held for m in self._measured if m.bytes_held), default=0)
         why_whole = self._not_cut or self._trace.not_traced
@@ -259,7 +259,7 @@ class _Search:
             "Out of memory: not even one sample with one vector per pass fits.",
             why=f"That holds {least:,} bytes and the Jacobian of a sample {shapes.sample_bytes:,}; "
             f"{memory.limit:,} may be held on {memory.device}{cut}.",
-            todo="Give more --memory, or differentiate fewer outputs (--classes).",
+            hint="Give more --memory, or differentiate fewer outputs (--classes).",
         )
 
     def _check_first_batch(self) -> None:
@@ -359,10 +359,10 @@ class _Search:
             return UsageError(
                 "--save factors is not possible with this model.",
                 why=f"There are no two narrow factors: {why}",
-                todo="Give --save full or none.",
+                hint="Give --save full or none.",
             )
         return MethodError(
             f"The method {CHAIN} cannot serve this model.",
             why=f"{why[0].upper()}{why[1:]}",
-            todo="Leave --method out, or choose another.",
+            hint="Leave --method out, or choose another.",
         )

@@ -227,7 +227,7 @@ class Cutting:
             "and one vector per pass.",
             why=f"It holds {held:,} bytes beside {self._beside(size):,} of its factors and their norms; "
             f"{memory.limit:,} may be held on {memory.device}.",
-            todo="Give more --memory, or differentiate fewer outputs (--classes).",
+            hint="Give more --memory, or differentiate fewer outputs (--classes).",
         )
 
 

@@ -94,7 +94,7 @@ class LazyTrace:
         raise MethodError(
             "The network does not run as a program.",
             why=f"{why[0].upper()}{why[1:]}.",
-            todo=f"Leave {asked} out: plain methods serve it.",
+            hint=f"Leave {asked} out: plain methods serve it.",
         )
 
     def worth_tracing(self) -> bool:

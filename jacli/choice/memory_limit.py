@@ -121,5 +121,5 @@ def memory_errors(doing: str) -> Iterator[None]:
         raise OutOfMemoryError(
             f"Out of memory while {doing}.",
             why=allocation_failure(error),
-            todo="Give more --memory, a smaller --batch-size, fewer outputs (--classes), or another device.",
+            hint="Give more --memory, a smaller --batch-size, fewer outputs (--classes), or another device.",
         ) from error

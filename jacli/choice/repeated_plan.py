@@ -36,7 +36,7 @@ def repeated_plan(request: Request, shapes: Shapes, trace: LazyTrace) -> Plan | 
             raise OutputError(
                 "The plan of the unfinished run cannot be followed here.",
                 why=f"There is no {failure}." if lacking else f"{failure}.",
-                todo="Go on where it began (the same versions), or start anew with --no-resume.",
+                hint="Go on where it began (the same versions), or start anew with --no-resume.",
             ) from failure
         return str(failure)
 

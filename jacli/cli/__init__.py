@@ -99,29 +99,29 @@ def main() -> NoReturn:
     except stopping.Stopped as stop:
         code = _report(stop.as_error())
     except MemoryError as error:
-        code = _report(OutOfMemoryError("Out of memory.", why=str(error), todo="Take fewer --samples."))
+        code = _report(OutOfMemoryError("Out of memory.", why=str(error), hint="Take fewer --samples."))
     except Exception as error:
         code = _report_unforeseen(error)
     lost = streams.lost_output()
     if lost is not None and not code:
         why = f"Standard output: {lost.strerror or lost}."
-        todo = "Free space, or send it elsewhere; nothing else was left undone."
-        code = _report(OutputError("What was asked for could not be printed.", why=why, todo=todo))
+        hint = "Free space, or send it elsewhere; nothing else was left undone."
+        code = _report(OutputError("What was asked for could not be printed.", why=why, hint=hint))
     sys.exit(code)
 
 
 def _report_unforeseen(error: Exception) -> int:
     """Errors that no part of jacli foresaw: of memory, of a disk or folder, or a defect."""
     if means_out_of_memory(error):
-        todo = "Give more --memory, or fewer --samples or --classes."
-        return _report(OutOfMemoryError("Out of memory.", why=str(error).partition("\n")[0], todo=todo))
+        hint = "Give more --memory, or fewer --samples or --classes."
+        return _report(OutOfMemoryError("Out of memory.", why=str(error).partition("\n")[0], hint=hint))
     if (of_model := user_code_behind(error)) is not None:
         if "--debug" in sys.argv:
             traceback.print_exc()
         return _report(of_model)
     if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM and error.filename is not None:
         what = f"{os.fsdecode(error.filename)} cannot be used."
-        return _report(OutputError(what, why=f"{error.strerror}.", todo="Check that path and its disk."))
+        return _report(OutputError(what, why=f"{error.strerror}.", hint="Check that path and its disk."))
     traceback.print_exc()
     print(
         f"\nThis is a defect of jacli {jacli.__version__}. "
@@ -133,11 +133,11 @@ def _report_unforeseen(error: Exception) -> int:
 
 def _report(error: JacliError) -> int:
     first, *rest = (
-        line for part in (error.what, error.why, error.todo) if part for line in escape_lines(part)
+        line for part in (error.what, error.why, error.hint) if part for line in escape_lines(part)
     )
     streams.say(f"jacli: {first}")
     for line in rest:
         streams.say(f"  {line}")
     for other in error.besides:
-        streams.say(escape(f"  Besides: {' '.join(filter(None, (other.what, other.why, other.todo)))}"))
+        streams.say(escape(f"  Besides: {' '.join(filter(None, (other.what, other.why, other.hint)))}"))
     return error.exit_code

@@ -302,13 +302,13 @@ def _unsound(outcome: Outcome, precision: str) -> UnsoundResultsError:
         return UnsoundResultsError(
             f"{len(outcome.not_finite)} of {count_of(outcome.samples, 'sample')} are not finite: {listed}.",
             why="The derivative does not exist there (a square root or logarithm at 0), or it overflows.",
-            todo=f"They are NaN or infinite in {outcome.out}; leave them out with --samples.",
+            hint=f"They are NaN or infinite in {outcome.out}; leave them out with --samples.",
         )
     if outcome.overflowed:
         return UnsoundResultsError(
             f"{count_of(outcome.overflowed, 'value')} of the Jacobian infinite in {outcome.out}.",
             why="They are finite, but beyond the range of --save-dtype.",
-            todo="Save as float32 or float64.",
+            hint="Save as float32 or float64.",
         )
     instead = "--method loop" if precision == "ieee" else "--precision ieee"
     found, listed = outcome.rechecked, ", ".join(map(str, outcome.rechecked.failed))
@@ -316,7 +316,7 @@ def _unsound(outcome: Outcome, precision: str) -> UnsoundResultsError:
         f"The recheck failed: samples {listed} differ from the model's own derivative.",
         why=f"The worst relative error is {found.worst_error:.1e}, {found.tolerance:.1e} is allowed; "
         f"{outcome.out} has each as verified_error.",
-        todo="Plain passes in the run's dtype are as far off: take --dtype float64, or a larger --tolerance."
+        hint="Plain passes in the run's dtype are as far off: take --dtype float64, or a larger --tolerance."
         if found.only_rounding
         else f"Compute again with {instead}, and please report it; or allow more with --tolerance.",
     )

@@ -39,7 +39,7 @@ def doctor(
     for finding in findings:
         if finding.name == FOLDER and not finding.ok:
             raise OutputError(
-                f"Results cannot be written to {folder}.", why=f"{finding.value}.", todo=finding.todo
+                f"Results cannot be written to {folder}.", why=f"{finding.value}.", hint=finding.todo
             )
 
 

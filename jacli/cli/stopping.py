@@ -40,11 +40,11 @@ class Stopped(BaseException):
         """What to tell, with what the run has noted on the exception (its ``__notes__``)."""
         noted = " ".join(getattr(self, "__notes__", ()))
         why = noted or "Nothing had been finished."
-        todo = "Run the same command again: it goes on." if noted else ""
+        hint = "Run the same command again: it goes on." if noted else ""
         number = self.args[0]
         if number == signal.SIGINT:
-            return InterruptedRunError("Interrupted from the keyboard.", why=why, todo=todo)
-        return StoppedError(f"Stopped by {signal.Signals(number).name}.", why=why, todo=todo)
+            return InterruptedRunError("Interrupted from the keyboard.", why=why, hint=hint)
+        return StoppedError(f"Stopped by {signal.Signals(number).name}.", why=why, hint=hint)
 
 
 def listen() -> None:

@@ -100,14 +100,14 @@ def _parsed(
     problems: list[JacliError] = []
     if overwrite and out is None:
         problems.append(
-            UsageError("--overwrite goes with --out FILE.", why="Nothing is written.", todo="Add --out.")
+            UsageError("--overwrite goes with --out FILE.", why="Nothing is written.", hint="Add --out.")
         )
     if values["output_axes"] is not None and dataset is None:
         problems.append(
             UsageError(
                 "--output-axes goes with --dataset.",
                 why="A result file of jacli says itself which axes are outputs.",
-                todo="Leave it out, or name the dataset.",
+                hint="Leave it out, or name the dataset.",
             )
         )
     parsed = parse_all(

@@ -80,14 +80,14 @@ def sort_words(args: Sequence[str], options: Mapping[str, Any], path: str) -> Wo
                 found.options.append(word)
             else:
                 why = f"It is switched on by its name alone, and {value!r} came with it."
-                found.problems.append(UsageError(f"{name} takes no value.", why=why, todo=f"Write {name}."))
+                found.problems.append(UsageError(f"{name} takes no value.", why=why, hint=f"Write {name}."))
         elif value is not None:
             found.options.append(word)
         elif not rest or rest[0].partition("=")[0] in options:
             why = f"What follows is {rest[0]}." if rest else "Nothing follows it."
             meant = parameter.metavar or "VALUE"
             found.problems.append(
-                UsageError(f"{name} needs a value.", why=why, todo=f"Write {name} {meant}.")
+                UsageError(f"{name} needs a value.", why=why, hint=f"Write {name} {meant}.")
             )
         else:
             found.options += [word, rest.pop(0)]
@@ -111,8 +111,8 @@ def _unknown(name: str, options: Mapping[str, Any], path: str) -> UsageError:
     near = _close(name, long)
     if f"-{name}" in options:
         why, near = "Long names begin with two hyphens.", [f"-{name}"]
-    todo = f"Did you mean {' or '.join(near)}?" if near else f"`{path} --help` lists every option."
-    return UsageError(f"There is no option {name}.", why=why, todo=todo)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"`{path} --help` lists every option."
+    return UsageError(f"There is no option {name}.", why=why, hint=hint)
 
 
 def _close(name: str, known: Sequence[str]) -> list[str]:
@@ -158,10 +158,10 @@ def _together(problems: Sequence[JacliError], path: str) -> UsageError:
     usage = UsageError.from_problems(problems)
     more = f"`{path} --help` lists every option."
     if len(problems) > 1:
-        usage.todo = f"Correct them together; {more}"
-    elif "--help" not in usage.todo:
-        todo = usage.todo or "Correct it"
-        usage.todo = f"{todo}{' ' if todo.endswith(('.', '?')) else '; '}{more}"
+        usage.hint = f"Correct them together; {more}"
+    elif "--help" not in usage.hint:
+        hint = usage.hint or "Correct it"
+        usage.hint = f"{hint}{' ' if hint.endswith(('.', '?')) else '; '}{more}"
     return usage
 
 
@@ -226,7 +226,7 @@ class Group(TyperGroup):
             raise UsageError(
                 f"There is no option {name} before the command's name.",
                 why="The options of a command follow its name: jacli compute model.pt inputs.npy --quiet.",
-                todo=f"{f'Did you mean {near[0]}? ' if near else ''}`jacli --help` lists the commands.",
+                hint=f"{f'Did you mean {near[0]}? ' if near else ''}`jacli --help` lists the commands.",
             )
         return super().parse_args(ctx, args)
 
@@ -235,12 +235,12 @@ class Group(TyperGroup):
         name = args[0]
         if name not in self.commands and not ctx.resilient_parsing:
             near = difflib.get_close_matches(name, self.commands, n=1)
-            todo = f"{f'Did you mean {near[0]}? ' if near else ''}`jacli --help` says what each does."
+            hint = f"{f'Did you mean {near[0]}? ' if near else ''}`jacli --help` says what each does."
             if os.path.exists(name):
                 command = "compute" if len(args) > 1 else "inspect"
-                todo = f"Did you mean: jacli {command} {join_words(args)}"
+                hint = f"Did you mean: jacli {command} {join_words(args)}"
             raise UsageError(
-                f"There is no command {name}.", why=f"There are {', '.join(self.commands)}.", todo=todo
+                f"There is no command {name}.", why=f"There are {', '.join(self.commands)}.", hint=hint
             )
         return super().resolve_command(ctx, args)
 
@@ -268,7 +268,7 @@ def _too_few(path: str, arguments: Sequence[Any], words: Words, example: str) ->
     if missing:
         names = " and ".join(map(_named, missing))
         needed = " and ".join(map(_named, needed_ones))
-        yield UsageError(f"No {names} given.", why=f"{path} needs {needed}.", todo=f"For example: {example}")
+        yield UsageError(f"No {names} given.", why=f"{path} needs {needed}.", hint=f"For example: {example}")
 
 
 def _too_many(path: str, arguments: Sequence[Any], words: Words) -> Iterator[JacliError]:
@@ -286,23 +286,23 @@ def _too_many(path: str, arguments: Sequence[Any], words: Words) -> Iterator[Jac
     if at_most == 2 and sum(map(_is_image, given[1:])) > 1:
         what = f"{count_of(len(given) - 1, 'file')} came as INPUTS: {path} takes one array of all samples."
         why = "They look like images, one per file; a shell expands *.jpg to as many arguments."
-        todo = (
+        hint = (
             "Decode and preprocess them as for the model's training, save them as one array, "
             "np.save('inputs.npy', np.stack(images)), and give it: "
             f"{path} {join_words([given[0], 'inputs.npy'])}"
         )
-        yield UsageError(what, why=why, todo=todo)
+        yield UsageError(what, why=why, hint=hint)
         return
-    todo = (
+    hint = (
         f"Leave out what is too many; a name with spaces stands in quotes. `{path} --help` shows an example."
     )
     if flag and extra[-1].lower() in _TRUTH_VALUES:
-        todo = f"{flag} is switched on by its name alone: leave {extra[-1]} out."
+        hint = f"{flag} is switched on by its name alone: leave {extra[-1]} out."
     elif at_most == 2 and all(Path(word).suffix == Path(given[1]).suffix for word in extra):
-        todo = (
+        hint = (
             "Join them into one file, np.save('inputs.npy', np.concatenate(arrays)), or compute one by one."
         )
-    yield UsageError(f"{path} takes {takes}, and {len(given)} arguments came.", why=why, todo=todo)
+    yield UsageError(f"{path} takes {takes}, and {len(given)} arguments came.", why=why, hint=hint)
 
 
 def _is_image(word: str) -> bool:

@@ -68,7 +68,7 @@ def verify(
         raise UnsoundResultsError(
             f"{file} was damaged after it was written.",
             why=f"Checksums are wrong: {', '.join(found.damaged[:5])}{more}.",
-            todo="Copy it again from where it is whole, or compute it again.",
+            hint="Copy it again from where it is whole, or compute it again.",
         )
     if found.failed:
         listed = ", ".join(map(str, found.failed[:10])) + (" ..." if len(found.failed) > 10 else "")
@@ -80,7 +80,7 @@ def verify(
                 if found.only_rounding
                 else f"in {found.dtype} and in the run's own arithmetic."
             ),
-            todo="Compute them with --dtype float64, or allow more with --tolerance."
+            hint="Compute them with --dtype float64, or allow more with --tolerance."
             if found.only_rounding
             else "Compute them again, with --method loop if the method is at fault.",
         )

@@ -75,7 +75,7 @@ def write_submitted(folder: Path, submitted: Submitted) -> None:
         raise OutputError(
             f"{folder / _FILE} cannot be written.",
             why=f"{error.strerror or error}.",
-            todo="`squeue` shows what was submitted.",
+            hint="`squeue` shows what was submitted.",
         ) from error
 
 
@@ -89,7 +89,7 @@ def require_sbatch() -> None:
         raise UsageError(
             "There is no sbatch here.",
             why="jacli submit hands the run to Slurm, whose programs are not on this machine's PATH.",
-            todo="Submit from a login node; --print shows the scripts and submits nothing.",
+            hint="Submit from a login node; --print shows the scripts and submits nothing.",
         )
 
 
@@ -105,7 +105,7 @@ def sbatch(script: Path, *, after: Sequence[str] = ()) -> str:
         raise UsageError(
             f"sbatch refused {script}.",
             why=_said(done),
-            todo="Correct the options: `sinfo` lists partitions, and --shards must be below the MaxArraySize "
+            hint="Correct the options: `sinfo` lists partitions, and --shards must be below the MaxArraySize "
             "of `scontrol show config`.",
         )
     return done.stdout.strip().partition(";")[0]  # NUMBER;CLUSTER where there are several
@@ -124,7 +124,7 @@ def queued_tasks(jobs: Sequence[str]) -> Mapping[str, set[int]] | None:
         return None
     done = _run("squeue", "--noheader", "--array", "--format=%i", f"--jobs={','.join(jobs)}")
     if done.returncode != 0 and "Invalid job id" not in done.stderr:  # forgotten, so it has ended
-        raise UsageError("squeue does not answer.", why=_said(done), todo="Try again later.")
+        raise UsageError("squeue does not answer.", why=_said(done), hint="Try again later.")
     for line in done.stdout.split():
         job, _, task = line.partition("_")
         found.setdefault(job, set()).update({int(task)} if task.isdigit() else ())

@@ -28,7 +28,7 @@ def shard_rows(shard: Shard, n_samples: int) -> range:
         raise UsageError(
             f"--shard {shard} is not possible.",
             why=f"There are {samples} for {count_of(shard.count, 'shard')}, and a shard has one at least.",
-            todo=f"Give --shard I/N with N up to {n_samples}.",
+            hint=f"Give --shard I/N with N up to {n_samples}.",
         )
     start, stop = (n_samples * i // shard.count for i in (shard.index - 1, shard.index))
     return range(start, stop)
@@ -106,7 +106,7 @@ def shard_of_environment(environ: Mapping[str, str]) -> Shard:
             raise UsageError(
                 "--shard auto: there is nothing to take the shard from.",
                 why="This is no task of a Slurm array, no srun step and no torchrun worker.",
-                todo="Give --shard I/N, I from 1 to N.",
+                hint="Give --shard I/N, I from 1 to N.",
             )
         rank, size = 0, 1
     count = max(1, count)
@@ -131,7 +131,7 @@ def _not_whole(what: str) -> UsageError:
     return UsageError(
         "--shard auto: this array does not say how many shards there are.",
         why=f"Here {what}; tasks that were submitted again make such an array.",
-        todo="Give --shard $SLURM_ARRAY_TASK_ID/N, with N of the first submission.",
+        hint="Give --shard $SLURM_ARRAY_TASK_ID/N, with N of the first submission.",
     )
 
 

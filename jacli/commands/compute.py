@@ -75,7 +75,7 @@ def compute(
             raise UsageError(
                 f"jacli.compute takes no {name}.",
                 why="It is about what the command `jacli compute` prints.",
-                todo="Leave it out.",
+                hint="Leave it out.",
             )
     given = {"model": model, "inputs": inputs, "out": out, **options}
     config = resolve_options(

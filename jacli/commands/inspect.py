@@ -69,14 +69,14 @@ def inspect(
         raise UsageError(
             f"{', '.join(given)} goes with --inputs.",
             why="Without inputs the model is described, not built.",
-            todo="Add --inputs FILE.",
+            hint="Add --inputs FILE.",
         )
     file = Path(path)
     if not os.path.exists(file):
         raise InputsError(
             f"There is no file {path}.",
             why=why_unseen(file) or "jacli inspect looks at files; an architecture's name needs --inputs.",
-            todo="Check the path.",
+            hint="Check the path.",
         )
     content = recognise_content(file)
     if content in _MODELS:
@@ -85,8 +85,8 @@ def inspect(
         return _inputs(path, inputs_key)
     if content is Content.HDF5:
         return _result_or_inputs(path, inputs_key)
-    why, todo = WHAT_TO_DO.get(content, (f"It is: {content}.", "Give a model, inputs or a result."))
-    raise InputsError(f"{path} is no model, inputs or result.", why=why, todo=todo)
+    why, hint = WHAT_TO_DO.get(content, (f"It is: {content}.", "Give a model, inputs or a result."))
+    raise InputsError(f"{path} is no model, inputs or result.", why=why, hint=hint)
 
 
 def _model_or_inputs(file: Path, key: str | None) -> dict[str, Any]:

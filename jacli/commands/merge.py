@@ -171,7 +171,7 @@ def _left_as_it_is(
             raise OutputError(
                 f"{out} exists already.",
                 why=f"It was merged otherwise: {'; '.join(different[:SHOWN])}{more}.",
-                todo="Choose another name with -o, or give --overwrite.",
+                hint="Choose another name with -o, or give --overwrite.",
             )
         return Merged(
             out,
@@ -194,7 +194,7 @@ def _whole_run(files: Sequence[Path]) -> tuple[Path, int]:
             raise UsageError(
                 f"{file} does not have the name of a shard.",
                 why="Shards are called as jacli compute --shard calls them: out.00003-of-00016.h5.",
-                todo="Give all shards of one run, or only the whole run's name: jacli merge out.h5.",
+                hint="Give all shards of one run, or only the whole run's name: jacli merge out.h5.",
             )
     runs = {(name.out, name.shard.count) for name in names if name is not None}
     if len(runs) != 1:
@@ -202,7 +202,7 @@ def _whole_run(files: Sequence[Path]) -> tuple[Path, int]:
         raise UsageError(
             "Shards of one run are merged, one run at a time.",
             why=f"Given are shards of: {listed}.",
-            todo="Give all shards of one run, or only the whole run's name: jacli merge out.h5.",
+            hint="Give all shards of one run, or only the whole run's name: jacli merge out.h5.",
         )
     return runs.pop()
 
@@ -213,7 +213,7 @@ def _count_beside(out: Path) -> int:
         raise ResultsError(
             f"There are no shards of {out}.",
             why=f"They would be called {shard_path(out, Shard(1, 16)).name} and so on, in {out.parent}.",
-            todo="Name the shards, or the run's -o; they are made by jacli compute --shard I/N.",
+            hint="Name the shards, or the run's -o; they are made by jacli compute --shard I/N.",
         )
     if len(beside) > 1:
         counts = " and ".join(str(count) for count in sorted(beside))
@@ -221,7 +221,7 @@ def _count_beside(out: Path) -> int:
         raise UsageError(
             f"{out} was computed in {counts} shards: it is not clear which are meant.",
             why="They lie in the same folder.",
-            todo=f"Name the shards of one run ({one.name} and so on), or remove the others.",
+            hint=f"Name the shards of one run ({one.name} and so on), or remove the others.",
         )
     return next(iter(beside))
 
@@ -240,15 +240,15 @@ def _refuse_unfinished(out: Path, states: Sequence[FileStatus]) -> None:
         more = len(commands) - _SHOWN_COMMANDS
         lines = ["Run: " + "\n     ".join(commands[:_SHOWN_COMMANDS])]
         lines += [f"and {more} more, which jacli status {quote_path(out)} lists"] * (more > 0)
-        todo: str = Lines("\n".join(lines))
+        hint: str = Lines("\n".join(lines))
     elif any(state in UNFINISHED for state in lacking):
-        todo = "Compute them as the others were: no file tells with what command."
+        hint = "Compute them as the others were: no file tells with what command."
     else:
-        todo = f"Wait for them: jacli status {quote_path(out)} tells how far they are."
+        hint = f"Wait for them: jacli status {quote_path(out)} tells how far they are."
     raise UnsoundResultsError(
         f"{sum(map(len, lacking.values()))} of {count_of(count, 'shard')} of {out} are not complete.",
         why=f"{listed[0].upper()}{listed[1:]}.",
-        todo=todo,
+        hint=hint,
     )
 
 
@@ -261,7 +261,7 @@ def _refuse_names(shards: Sequence[ShardFile]) -> None:
             raise UsageError(
                 f"An index cannot name {shard.path}.",
                 why="That name is no UTF-8, and HDF5 knows no other.",
-                todo="Merge with --copy, or rename the shards.",
+                hint="Merge with --copy, or rename the shards.",
             ) from None
 
 

@@ -121,7 +121,7 @@ def status(files: Sequence[str | os.PathLike[str]]) -> list[RunStatus]:
         ResultsError: There is nothing of such a name.
     """
     if not files:
-        raise UsageError("No file was named.", todo="Name a run's file: `jacli status out.h5`.")
+        raise UsageError("No file was named.", hint="Name a run's file: `jacli status out.h5`.")
     runs: list[RunStatus] = []
     named: dict[tuple[Path, int], list[Shard]] = {}
     for file in files:
@@ -207,10 +207,10 @@ def _in_shards(
 
 
 def _with_next(out: Path, files: Sequence[FileStatus], other: RunCommand | None) -> RunStatus:
-    todo, notes = commands_for(files, other), []
-    if not todo and any(file.state in UNFINISHED for file in files):
+    hint, notes = commands_for(files, other), []
+    if not hint and any(file.state in UNFINISHED for file in files):
         notes.append("it was begun from Python: call jacli.compute again as before, and it goes on")
-    return RunStatus(out, tuple(files), tuple(todo), tuple(notes))
+    return RunStatus(out, tuple(files), tuple(hint), tuple(notes))
 
 
 def _refuse_nothing(files: Sequence[FileStatus], path: Path) -> None:
@@ -218,5 +218,5 @@ def _refuse_nothing(files: Sequence[FileStatus], path: Path) -> None:
         raise ResultsError(
             f"There is nothing of the name {path}.",
             why=why_unseen(path) or "Neither a result, nor an unfinished one, nor shards of one.",
-            todo="Check the path; a run writes to its -o, and that is out.h5 if it is not said.",
+            hint="Check the path; a run writes to its -o, and that is out.h5 if it is not said.",
         )

@@ -104,7 +104,7 @@ def _check_model_and_inputs(config: RunConfig, asked: SlurmOptions) -> None:
             f"There is no file {config.model}.",
             why=why_unseen(config.model)
             or "Nor is it an architecture's name, which has a colon (torchvision:resnet18).",
-            todo="Check the path.",
+            hint="Check the path.",
         )
     with open_inputs(
         config.inputs, key=config.inputs_key, samples=config.samples, seed=config.seed
@@ -114,7 +114,7 @@ def _check_model_and_inputs(config: RunConfig, asked: SlurmOptions) -> None:
         raise UsageError(
             f"--shards {asked.shards} is too many.",
             why=f"The inputs have {count_of(samples, 'sample')}, and a shard has one at least.",
-            todo=f"Give --shards up to {samples}.",
+            hint=f"Give --shards up to {samples}.",
         )
 
 
@@ -172,7 +172,7 @@ def _refuse_other_count(job: Job, active: list[Array]) -> None:
             raise UsageError(
                 f"--shards {job.count}: {job.out} is in the queue with {count_of(array.count, 'shard')}.",
                 why=f"Job {array.job} computes them; both would end in the same file.",
-                todo=f"Give --shards {array.count}, or take it out of the queue: scancel {array.job}.",
+                hint=f"Give --shards {array.count}, or take it out of the queue: scancel {array.job}.",
             )
 
 
@@ -239,6 +239,6 @@ def _written(path: Path, script: str) -> Path:
         raise OutputError(
             f"{path} cannot be written.",
             why=f"{error.strerror or error}.",
-            todo="Choose a folder that you may write to, with -o.",
+            hint="Choose a folder that you may write to, with -o.",
         ) from error
     return path

@@ -87,9 +87,9 @@ def resolve_submission(flags: Mapping[str, Any]) -> tuple[RunConfig, SlurmOption
 def _wrong(problems: list[JacliError]) -> UsageError:
     usage = UsageError.from_problems(problems)
     if len(problems) > 1:
-        usage.todo = "Correct them together; `jacli submit --help` lists every option."
-    elif not usage.todo:
-        usage.todo = "Correct it; `jacli submit --help` lists every option."
+        usage.hint = "Correct them together; `jacli submit --help` lists every option."
+    elif not usage.hint:
+        usage.hint = "Correct it; `jacli submit --help` lists every option."
     return usage
 
 
@@ -99,7 +99,7 @@ def _not_of_tasks(config: RunConfig) -> list[JacliError]:
         UsageError(
             f"--config sets {name}, which is not for an array.",
             why="Its tasks are told their shards, go on when they are started again, and compute.",
-            todo="Take it out of the file.",
+            hint="Take it out of the file.",
         )
         for name in NOT_OF_TASKS
         if getattr(config, name) != getattr(RunConfig, name)
@@ -113,7 +113,7 @@ def _contradictions(own: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[J
             UsageError(
                 "--shards is not given.",
                 why="It says how many tasks share the samples.",
-                todo="For example: jacli submit model.pt inputs.npy --shards 16",
+                hint="For example: jacli submit model.pt inputs.npy --shards 16",
             )
         )
     notice = parsed.get("notice", SlurmOptions.notice)
@@ -122,7 +122,7 @@ def _contradictions(own: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[J
             UsageError(
                 f"--time {parsed['time']} is too short.",
                 why=f"{notice} s before its end a task is told to save, and is queued again.",
-                todo="Give more --time, or less --notice.",
+                hint="Give more --time, or less --notice.",
             )
         )
     return found
@@ -162,13 +162,13 @@ def refuse_unprintable(job: Job) -> None:
             raise UsageError(
                 f"{text!r} cannot stand in a batch script.",
                 why="It holds a line break or another control character, or is not UTF-8.",
-                todo="Rename the file, or repeat --setup for each line.",
+                hint="Rename the file, or repeat --setup for each line.",
             )
     if "\\" in str(job.logs):
         raise UsageError(
             f"{job.logs} cannot hold the logs.",
             why="In the name of a log Slurm takes a backslash for an order to itself.",
-            todo="Choose an -o without a backslash in its path.",
+            hint="Choose an -o without a backslash in its path.",
         )
 
 

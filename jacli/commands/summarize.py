@@ -85,11 +85,11 @@ def summarize(
         ResultsError: A file cannot be read, or holds nothing to summarise.
     """
     if not files:
-        raise UsageError("No file to summarise was given.", todo="Name one: `jacli summarize out.h5`.")
+        raise UsageError("No file to summarise was given.", hint="Name one: `jacli summarize out.h5`.")
     _check_table(per_sample=per_sample, per_class=per_class, by=by, dataset=dataset)
     if output_axes < 1:
         raise UsageError(
-            f"--output-axes {output_axes}: at least the last axis is outputs.", todo="Give 1 or more."
+            f"--output-axes {output_axes}: at least the last axis is outputs.", hint="Give 1 or more."
         )
     columns, table = summary.columns_over_file, summary.table_over_file
     if per_sample:
@@ -121,16 +121,16 @@ def _check_table(*, per_sample: bool, per_class: bool, by: str | None, dataset: 
         raise UsageError(
             f"{' and '.join(asked)} exclude each other.",
             why="Each is a table of its own.",
-            todo="Ask for one table at a time.",
+            hint="Ask for one table at a time.",
         )
     if by is not None and by not in summary.GROUPINGS:
         why = f"It must be {' or '.join(summary.GROUPINGS)}."
-        raise UsageError(f"--by {by} is wrong.", why=why, todo="Give one of them.")
+        raise UsageError(f"--by {by} is wrong.", why=why, hint="Give one of them.")
     if by and dataset:
         raise UsageError(
             "--by does not go with --dataset.",
             why="The labels of samples are known of result files of jacli alone.",
-            todo="Leave one of them out.",
+            hint="Leave one of them out.",
         )
 
 
@@ -177,7 +177,7 @@ def _summarize_open(
         raise ResultsError(
             f"{path}: {', '.join(wrong)} does not have one entry a sample.",
             why=f"The file has {count_of(batch, 'sample')}.",
-            todo="The file is damaged or was edited; compute it again.",
+            hint="The file is damaged or was edited; compute it again.",
         )
     check_declared(path, batch, stored)
     done, notes = _done(file, batch)
@@ -246,7 +246,7 @@ def _find_jacobian(
         raise ResultsError(
             f"{path} has no dataset {dataset!r}.",
             why=f"Its datasets: {there}.",
-            todo="Name one with --dataset.",
+            hint="Name one with --dataset.",
         )
     values = file[wanted]
     if dataset is None and "class_index" in file:
@@ -258,7 +258,7 @@ def _find_jacobian(
             f"{path}: {wanted} is not a Jacobian.",
             why=f"Expected numbers of shape (batch, *input, *output) with {output_axes} output axes, "
             f"got {values.dtype} of shape {values.shape}.",
-            todo="Name another dataset with --dataset, or the number of output axes with --output-axes.",
+            hint="Name another dataset with --dataset, or the number of output axes with --output-axes.",
         )
     return values, output_axes
 
@@ -377,7 +377,7 @@ def _nothing_there(file: h5py.File, path: Path) -> ResultsError:
     return ResultsError(
         f"{path} holds no Jacobian and no statistics of one.",
         why=f"Expected a dataset `jacobian`; there is {listed or 'nothing'}.",
-        todo=f"If one of them is a Jacobian (batch, *input, *output), say `--dataset {named}`."
+        hint=f"If one of them is a Jacobian (batch, *input, *output), say `--dataset {named}`."
         if matrices
         else "Give a file that `jacli compute` wrote.",
     )
@@ -385,16 +385,16 @@ def _nothing_there(file: h5py.File, path: Path) -> ResultsError:
 
 def _unreadable(path: Path, error: OSError) -> ResultsError:
     if not os.path.exists(path):
-        what, why, todo = "cannot be read", why_unseen(path) or "It does not exist.", "Check the path."
+        what, why, hint = "cannot be read", why_unseen(path) or "It does not exist.", "Check the path."
         if os.path.exists(f"{path}.part"):
-            todo = "The run that writes it is not finished: wait for it."
+            hint = "The run that writes it is not finished: wait for it."
     elif path.is_dir():
         what, why = "is a folder", "Results are files."
-        todo = "Name the result files in it."
+        hint = "Name the result files in it."
     elif not h5py.is_hdf5(path):
         what, why = "is not an HDF5 file", "It does not start with the HDF5 signature, or cannot be opened."
-        todo = "Give a file that `jacli compute` wrote."
+        hint = "Give a file that `jacli compute` wrote."
     else:
         what, why = "cannot be read", str(error)
-        todo = "It is damaged, or a run is still writing it; wait for the run, or compute it again."
-    return ResultsError(f"{path} {what}.", why=why, todo=todo)
+        hint = "It is damaged, or a run is still writing it; wait for the run, or compute it again."
+    return ResultsError(f"{path} {what}.", why=why, hint=hint)

@@ -27,7 +27,7 @@ def check_table_place(out: Path, files: Sequence[Path], *, overwrite: bool) -> N
         raise UsageError(
             f"{out} is both read and written.",
             why="The table would replace the results.",
-            todo="Give --out another name.",
+            hint="Give --out another name.",
         )
     check_place(out, overwrite=overwrite)
 

@@ -160,14 +160,14 @@ def verify(
             raise ResultsError(
                 f"{path} holds no finished sample.",
                 why="The run that wrote it was stopped in its first block.",
-                todo="Compute it again.",
+                hint="Compute it again.",
             )
         missing = {"sample_index", "outputs", "class_norms", "plan"} - {*results.names, *results.attrs}
         if missing:
             raise ResultsError(
                 f"{path} cannot be rechecked.",
                 why=f"It lacks {', '.join(sorted(missing))}.",
-                todo="Copy it again, or compute it again.",
+                hint="Copy it again, or compute it again.",
             )
         damaged, notes = _check_checksums(results, len(done))
         _check_model(config, results, given)
@@ -236,7 +236,7 @@ def _check_model(config: RunConfig, results: Results, given: Mapping[str, Any]) 
         raise ModelError(
             f"{path} is not the model of {results.path}.",
             why=f"Its sha256 is not the recorded {str(recorded)[:12]}...: the results are of another file.",
-            todo="Give the model that they were made with: --model PATH.",
+            hint="Give the model that they were made with: --model PATH.",
         )
 
 
@@ -247,7 +247,7 @@ def _check_weights(prepared: Prepared, results: Results) -> None:
         raise ModelError(
             f"{prepared.loaded.arch} does not give the weights of {results.path}.",
             why=f"Their sha256 is not the recorded {str(recorded)[:12]}...: the results are of others.",
-            todo="Give the callable what it loaded then, or the version of torch that drew random weights "
+            hint="Give the callable what it loaded then, or the version of torch that drew random weights "
             f"({results.attrs.get('torch_version')}).",
         )
 
@@ -257,13 +257,13 @@ def _check_constants(prepared: Prepared, results: Results) -> None:
         raise InputsError(
             f"A file given with --constant is not the one of {results.path}.",
             why="Their values are not the recorded ones (sha256): the results are of another function.",
-            todo="Put back the files that it was made with.",
+            hint="Put back the files that it was made with.",
         )
 
 
 def _gone(kind: type[JacliError], path: str, option: str, given: Mapping[str, Any]) -> JacliError:
     recorded = "Nothing is at the path given." if option in given else "It was there when the file was made."
-    return kind(f"{path}: no such file.", why=recorded, todo=f"Say where it is now: --{option} PATH.")
+    return kind(f"{path}: no such file.", why=recorded, hint=f"Say where it is now: --{option} PATH.")
 
 
 def _check_what_it_is(prepared: Prepared, results: Results, done: int) -> list[str]:
@@ -274,14 +274,14 @@ def _check_what_it_is(prepared: Prepared, results: Results, done: int) -> list[s
         raise InputsError(
             f"{prepared.source.path or 'The inputs'} are not the inputs of {results.path}.",
             why=f"The file holds {samples}, and the inputs have {shapes.n_samples}.",
-            todo="Give the same inputs with --inputs PATH.",
+            hint="Give the same inputs with --inputs PATH.",
         )
     if datasets["outputs"].shape[1:] != shapes.output_shape:
         raise ModelError(
             f"The model is not the one of {results.path}.",
             why=f"Its outputs have shape {shapes.output_shape} a sample, recorded are "
             f"{datasets['outputs'].shape[1:]}.",
-            todo="Give the same model and architecture with --model and --arch.",
+            hint="Give the same model and architecture with --model and --arch.",
         )
     notes = []
     if (precision := results.attrs.get("precision", "ieee")) != "ieee":
@@ -311,5 +311,5 @@ def _check_inputs(prepared: Prepared, results: Results, rows: list[int]) -> None
         raise InputsError(
             f"{source.path or 'The inputs'} are not the inputs of {results.path}.",
             why="Their values are not the recorded ones (sha256): the results are of other samples.",
-            todo="Give the inputs that they were made with: --inputs PATH.",
+            hint="Give the inputs that they were made with: --inputs PATH.",
         )

@@ -81,7 +81,7 @@ def pick_device(asked: str, rank: int = 0) -> torch.device:
         raise UsageError(
             f"--device {asked} is not there.",
             why=f"torch {torch.__version__} sees {count_of(torch.cuda.device_count(), 'CUDA device')}.",
-            todo="Give --device cpu, or run `jacli doctor`.",
+            hint="Give --device cpu, or run `jacli doctor`.",
         )
     return torch.device("cuda", device.index or 0) if is_gpu(device) else device
 

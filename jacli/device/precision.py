@@ -39,7 +39,7 @@ def check_precision(precision: str, device: torch.device, dtype: torch.dtype) ->
         raise UsageError(
             f"The precision tf32 does not exist on {device}.",
             why="TF32 is arithmetic of NVIDIA GPUs since Ampere.",
-            todo="Choose bf16, or ieee.",
+            hint="Choose bf16, or ieee.",
         )
     dtypes = {"tf32": (torch.float32,), "bf16": (torch.float32, torch.float64)}
     if dtype not in dtypes.get(precision, (dtype,)):
@@ -48,7 +48,7 @@ def check_precision(precision: str, device: torch.device, dtype: torch.dtype) ->
             why="The passes are reduced from what the network itself computes in, and that is not above it."
             if dtype != torch.float64
             else "TF32 is a way to multiply float32 numbers.",
-            todo="Convert model and inputs to float32, or choose ieee.",
+            hint="Convert model and inputs to float32, or choose ieee.",
         )
 
 

@@ -340,7 +340,7 @@ class BatchChecks:
         return MethodError(
             f"The method {plan.method} is wrong on this model.",
             why=apart,
-            todo="Leave --method out, or choose --method loop."
+            hint="Leave --method out, or choose --method loop."
             if self._request.is_exact
             else "Leave --precision out.",
         )
@@ -389,5 +389,5 @@ def _check_graph_outputs(block: ComputedBatch) -> None:
         raise MethodError(
             "The network does not run as a program.",
             why="Its outputs are not those of the model on this batch.",
-            todo="Leave --method out, or choose --method loop.",
+            hint="Leave --method out, or choose --method loop.",
         )

@@ -209,20 +209,20 @@ class Engine:
     def _stopped(self, plan: Plan, start: int, failure: MethodError) -> MethodError:
         """The method in force fails at a later batch, and no other may take its place."""
         if not self._request.written:
-            todo = "Leave method out: what it cannot do is then computed by loop."
+            hint = "Leave method out: what it cannot do is then computed by loop."
         elif self._request.keep == "factors":
-            todo = "Start anew with --no-resume, and with --save full or none: other methods give no factors."
+            hint = "Start anew with --no-resume, and with --save full or none: other methods give no factors."
         elif plan_is_reference(plan):
-            todo = "Leave those samples out with --samples; what is done cannot be finished with them."
+            hint = "Leave those samples out with --samples; what is done cannot be finished with them."
         else:
-            todo = (
+            hint = (
                 "Run the same command with --method auto: it keeps what is done, and computes by loop what "
                 f"{plan.method} cannot."
             )
         return MethodError(
             f"The method {plan.method} serves up to sample {start - 1}, and not from there on.",
             why=failure.summary,
-            todo=todo,
+            hint=hint,
         )
 
     def _continue_with(self, plan: Plan) -> None:
@@ -312,7 +312,7 @@ class Engine:
             f"Out of memory with {_sizes(plan)}: not even that fits.",
             why=f"The Jacobian of a sample takes {shapes.sample_bytes:,} bytes, "
             f"{memory.limit:,} may be held on {memory.device}; {said}.",
-            todo="Take fewer outputs (--classes), more --memory, or another device; or --save factors.",
+            hint="Take fewer outputs (--classes), more --memory, or another device; or --save factors.",
         )
 
 

@@ -20,7 +20,7 @@ class JacliError(Exception):
     Args:
         what: What is wrong, naming the file, option or layer.
         why: The cause: what was expected and what came.
-        todo: The remedy, as an instruction.
+        hint: The remedy, as an instruction.
 
     Each is printed on one line, whatever a name in it holds; `Lines` on several.
 
@@ -31,11 +31,11 @@ class JacliError(Exception):
     exit_code = 1
     besides: tuple[JacliError, ...] = ()
 
-    def __init__(self, what: str, *, why: str = "", todo: str = "") -> None:
+    def __init__(self, what: str, *, why: str = "", hint: str = "") -> None:
         self.what = what
         self.why = why
-        self.todo = todo
-        super().__init__("\n".join(part for part in (what, why, todo) if part))
+        self.hint = hint
+        super().__init__("\n".join(part for part in (what, why, hint) if part))
 
     @property
     def summary(self) -> str:
@@ -54,11 +54,11 @@ class UsageError(JacliError):
         """One error out of several bad options, in the order they were found."""
         if len(problems) == 1:
             only = problems[0]
-            return cls(only.what, why=only.why, todo=only.todo)
-        lines = [escape(" ".join(filter(None, (p.what, p.why, p.todo)))) for p in problems]
+            return cls(only.what, why=only.why, hint=only.hint)
+        lines = [escape(" ".join(filter(None, (p.what, p.why, p.hint)))) for p in problems]
         several = cls(
             Lines("\n".join([f"{len(problems)} options are wrong:", *lines])),
-            todo="Correct them together; `jacli compute --help` lists every option.",
+            hint="Correct them together; `jacli compute --help` lists every option.",
         )
         several.problems = tuple(problems)
         return several
@@ -191,6 +191,6 @@ def user_code_behind(error: BaseException) -> ModelError | None:
             return ModelError(
                 f"The model fails in {note.removeprefix(_USER_CODE).strip()}.",
                 why=f"It raised {type(error).__name__}: {telling_line(error)}",
-                todo="Mend the model, or give inputs that it accepts; --debug shows where it was raised.",
+                hint="Mend the model, or give inputs that it accepts; --debug shows where it was raised.",
             )
     return None

@@ -79,7 +79,7 @@ def open_inputs(
             raise InputsError(
                 f"{source} declares {n_samples:,} samples.",
                 why="That is far more than a file of its size can hold.",
-                todo="Check where it came from; what is real can be saved as .npy.",
+                hint="Check where it came from; what is real can be saved as .npy.",
             )
         index = sample_positions(samples, n_samples)
     except BaseException:
@@ -99,18 +99,18 @@ def _recognise(source: str) -> Content:
     path = Path(source)
     try:
         if not os.path.exists(path):
-            why, todo = what_is_no_file(source)
-            raise InputsError(f"{source}: no such file.", why=why, todo=todo or "Check the path of INPUTS.")
+            why, hint = what_is_no_file(source)
+            raise InputsError(f"{source}: no such file.", why=why, hint=hint or "Check the path of INPUTS.")
         if not path.is_file() and not path.is_dir():
             raise InputsError(
                 f"{source} is not a regular file.",
                 why="It is a device, a pipe or a socket, and inputs are read at random positions.",
-                todo="Write the inputs to a file first.",
+                hint="Write the inputs to a file first.",
             )
         content = recognise_content(path)
     except (OSError, ValueError) as error:  # ValueError: a path with a null byte
         raise InputsError(
-            f"{source} cannot be opened.", why=f"{error}.", todo="Check the path and its permissions."
+            f"{source} cannot be opened.", why=f"{error}.", hint="Check the path and its permissions."
         ) from error
     if content in LOADERS:
         return content
@@ -119,17 +119,17 @@ def _recognise(source: str) -> Content:
         raise InputsError(
             what,
             why=f"It is a model ({content.value}), not an array of samples.",
-            todo="Give MODEL first and INPUTS second: `jacli compute model.pt inputs.npy`.",
+            hint="Give MODEL first and INPUTS second: `jacli compute model.pt inputs.npy`.",
         )
     if content in (Content.FOLDER, Content.IMAGE):
         article = "an" if content is Content.IMAGE else "a"
         raise InputsError(
             what,
             why=f"It is {article} {content.value}, and jacli reads arrays.",
-            todo="Preprocess them as for the model's training and save one .npy of shape (batch, c, h, w).",
+            hint="Preprocess them as for the model's training and save one .npy of shape (batch, c, h, w).",
         )
-    why, todo = text_table(path) or WHAT_TO_DO[content]
-    raise InputsError(what, why=why, todo=todo)
+    why, hint = text_table(path) or WHAT_TO_DO[content]
+    raise InputsError(what, why=why, hint=hint)
 
 
 def _check_array(source: str, stored: StoredArray) -> int:
@@ -140,18 +140,18 @@ def _check_array(source: str, stored: StoredArray) -> int:
         raise InputsError(
             f"{name} is not an array of numbers.",
             why=f"It holds {kinds.get(stored.dtype.kind, 'values')} of dtype {stored.dtype}.",
-            todo="Save one array of floating numbers, shape (batch, ...).",
+            hint="Save one array of floating numbers, shape (batch, ...).",
         )
     if not stored.shape:
         raise InputsError(
             f"{name} has no sample axis.",
             why="It holds a single number (shape ()).",
-            todo="Save an array of shape (batch, ...), one sample a row.",
+            hint="Save an array of shape (batch, ...), one sample a row.",
         )
     if min(stored.shape) <= 0:
         raise InputsError(
             f"{name} holds no samples." if stored.shape[0] <= 0 else f"{name} holds samples without values.",
             why=f"Its shape is {stored.shape}.",
-            todo="Save at least one sample, shape (batch, ...).",
+            hint="Save at least one sample, shape (batch, ...).",
         )
     return stored.shape[0]

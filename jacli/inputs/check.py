@@ -34,22 +34,22 @@ def check_dtype(dtype: np.dtype) -> None:
     if dtype.kind == "f" and dtype.itemsize <= 8:
         return
     if dtype == np.uint8:
-        todo = "Scale it as the model was trained, for example x.astype('float32') / 255, and save that."
+        hint = "Scale it as the model was trained, for example x.astype('float32') / 255, and save that."
     elif dtype.kind in "iu":
-        todo = (
+        hint = (
             "Token ids have no derivative: give their embeddings, and a model that takes them. "
             "Anything else: x.astype('float32'), scaled as the model was trained."
         )
     elif dtype.kind == "b":
-        todo = "A mask is no input to differentiate: pass it with --arg. Anything else: x.astype('float32')."
+        hint = "A mask is no input to differentiate: pass it with --arg. Anything else: x.astype('float32')."
     elif dtype.kind == "c":
-        todo = "Save real and imaginary part as two channels of floating numbers."
+        hint = "Save real and imaginary part as two channels of floating numbers."
     else:
-        todo = "Save it as float32: x.astype('float32')."
+        hint = "Save it as float32: x.astype('float32')."
     raise InputsError(
         f"The inputs have dtype {dtype}.",
         why="A Jacobian is a derivative, so inputs must be floating numbers (float16, float32, float64).",
-        todo=todo,
+        hint=hint,
     )
 
 
@@ -70,7 +70,7 @@ def check_rows(
     bad = _not_finite(rows, positions)
     if not bad:
         return
-    read, todo = len(rows), "Correct them, or leave them out with --samples."
+    read, hint = len(rows), "Correct them, or leave them out with --samples."
     if source is not None:
         whole = source.of_all_shards()
         row_bytes = max(1, rows[:1].nbytes)
@@ -82,12 +82,12 @@ def check_rows(
             stop = min(start + step, read)
             bad += _not_finite(whole.read(start, stop), whole.index[start:stop])
         if read == len(whole):
-            todo = _leaving_out(whole.index[~np.isin(whole.index, bad)])
+            hint = _leaving_out(whole.index[~np.isin(whole.index, bad)])
     named = ", ".join(map(str, bad[:_MAX_NAMED_SAMPLES])) + (", ..." if len(bad) > _MAX_NAMED_SAMPLES else "")
     raise InputsError(
         f"The inputs are not finite: NaN or infinity in {len(bad)} of {count_of(read, 'sample')} read.",
         why=f"{'Samples' if len(bad) > 1 else 'Sample'} {named}.",
-        todo=todo,
+        hint=hint,
     )
 
 

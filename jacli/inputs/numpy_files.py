@@ -43,7 +43,7 @@ def load_npz(path: Path, key: str | None) -> StoredArray:
         raise InputsError(
             f"{path}[{chosen}] is damaged.",
             why=f"Its header says {declared:,} bytes of shape {shape}, and it has {there:,}.",
-            todo="Copy it again.",
+            hint="Copy it again.",
         )
 
     @cache

@@ -21,7 +21,7 @@ def make_random(source: str, *, key: str | None, seed: int) -> StoredArray:
     shape = _parse_shape(source)
     if seed < 0:
         raise UsageError(
-            f"--seed {seed} is negative.", why="A seed is a non-negative integer.", todo="Give 0 or more."
+            f"--seed {seed} is negative.", why="A seed is a non-negative integer.", hint="Give 0 or more."
         )
 
     def draw(start: int, stop: int) -> np.ndarray:
@@ -39,6 +39,6 @@ def _parse_shape(source: str) -> tuple[int, ...]:
         raise UsageError(
             f"{source} cannot be read.",
             why="A shape is positive numbers with x between them, the number of samples first.",
-            todo="Write it as random:64x3x224x224.",
+            hint="Write it as random:64x3x224x224.",
         )
     return tuple(int(size) for size in sizes)

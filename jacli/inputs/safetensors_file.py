@@ -32,7 +32,7 @@ def load_safetensors(path: Path, key: str | None) -> StoredArray:
             raise InputsError(
                 f"{path}[{chosen}] has dtype {stored_as}.",
                 why=f"jacli reads {', '.join(_DTYPES)} and BF16.",
-                todo="Save it as float32.",
+                hint="Save it as float32.",
             )
         dtype, close = np.dtype(_DTYPES[stored_as]), stack.pop_all().close
     return StoredArray(

@@ -37,13 +37,13 @@ def sample_positions(spec: str | None, n: int) -> np.ndarray:
             raise InputsError(
                 f"--samples {spec}: there is no sample {numbers}.",
                 why=f"The inputs hold {count_of(n, 'sample')}, positions 0 to {n - 1}.",
-                todo=f"Name samples that are there{first}.",
+                hint=f"Name samples that are there{first}.",
             )
     if not positions:
         raise InputsError(
             f"--samples {spec} chooses no sample.",
             why=f"The inputs hold {count_of(n, 'sample')}, positions 0 to {n - 1}.",
-            todo="Choose at least one.",
+            hint="Choose at least one.",
         )
     chosen = np.array(positions, dtype=np.int64)
     distinct, counts = np.unique(chosen, return_counts=True)
@@ -51,7 +51,7 @@ def sample_positions(spec: str | None, n: int) -> np.ndarray:
         raise UsageError(
             f"--samples {spec} names sample {int(distinct[counts > 1][0])} more than once.",
             why="Every sample has one row in the result.",
-            todo="Name each sample once.",
+            hint="Name each sample once.",
         )
     return chosen
 
@@ -71,6 +71,6 @@ def _parse_piece(spec: str, piece: str) -> slice | int:
         raise UsageError(
             f"--samples {spec} cannot be read.",
             why=f"{piece!r} is neither a position nor a slice START:STOP[:STEP].",
-            todo="Write it as 0:100, 0,7,9 or ::2.",
+            hint="Write it as 0:100, 0,7,9 or ::2.",
         ) from error
     return numbers

@@ -91,7 +91,7 @@ class InputSource:
             raise InputsError(
                 f"{self.path} declares {wanted:,} bytes in {count_of(len(positions), 'sample')}.",
                 why=f"Their shape is {self.shape}; the file, unpacked, may take {self._room:,} bytes.",
-                todo="Check where it came from; what is real can be saved as .npy.",
+                hint="Check where it came from; what is real can be saved as .npy.",
             )
         rows = np.empty((len(positions), *self.shape), self.dtype)
         with reading(self.path or self.format, self.format):
@@ -161,7 +161,7 @@ def reading(name: str, format: str) -> Iterator[None]:
         raise InputsError(
             f"{name} cannot be read.",
             why=f"It starts as a {format} does, but reading it failed: {lines[-1]}",
-            todo="It may be damaged or truncated: copy or download it again.",
+            hint="It may be damaged or truncated: copy or download it again.",
         ) from error
 
 
@@ -177,14 +177,14 @@ def choose_key(path: object, arrays: Mapping[str, tuple[int, ...]], key: str | N
         InputsError: Unknown key; several arrays and no key; no array at all.
     """
     if not arrays:
-        raise InputsError(f"{path} holds no array.", todo="Save the inputs as one array, shape (batch, ...).")
+        raise InputsError(f"{path} holds no array.", hint="Save the inputs as one array, shape (batch, ...).")
     listing = _list_arrays(arrays)
     if key is not None:
         if key not in arrays:
             raise InputsError(
                 f"{path} holds no array {key!r}.",
                 why=f"It holds {listing}.",
-                todo="Name one of them with --inputs-key.",
+                hint="Name one of them with --inputs-key.",
             )
         return key
     if len(arrays) == 1:
@@ -193,12 +193,12 @@ def choose_key(path: object, arrays: Mapping[str, tuple[int, ...]], key: str | N
         raise InputsError(
             f"{path} looks like the weights of a model.",
             why=f"It holds {listing}.",
-            todo="Give MODEL first and INPUTS second, or name the array of inputs with --inputs-key.",
+            hint="Give MODEL first and INPUTS second, or name the array of inputs with --inputs-key.",
         )
     raise InputsError(
         f"{path} holds several arrays.",
         why=f"They are {listing}.",
-        todo="Name one of them with --inputs-key.",
+        hint="Name one of them with --inputs-key.",
     )
 
 
@@ -214,4 +214,4 @@ def _list_arrays(arrays: Mapping[str, tuple[int, ...]]) -> str:
 def refuse_key(path: object, key: str | None, *, why: str) -> None:
     """Refuse a key where the file holds one array without a name."""
     if key is not None:
-        raise InputsError(f"{path} holds no array {key!r}.", why=why, todo="Leave out --inputs-key.")
+        raise InputsError(f"{path} holds no array {key!r}.", why=why, hint="Leave out --inputs-key.")

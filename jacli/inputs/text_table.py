@@ -39,11 +39,11 @@ def text_table(path: Path) -> tuple[str, str] | None:
         "dtype='float32', ndmin=2, encoding='utf-8-sig'))"
     )
     why = f"It is a text file, a table of {columns} numbers per line between {_DELIMITERS[delimiter]}."
-    todo = (
+    hint = (
         f"Save it as an array: {_command(code)} and give {saved}; "
         "take out columns that are no inputs, and reshape images to (batch, c, h, w)."
     )
-    return why, todo
+    return why, hint
 
 
 def _command(code: str) -> str:

@@ -37,7 +37,7 @@ def _load(path: Path, key: str | None, *, mmap: bool) -> StoredArray:
             raise InputsError(
                 f"{path} is a pickle, but not one written by torch.save.",
                 why="Unpickling it would run code that the file brings.",
-                todo="Load it where it was made and save the tensor of inputs with torch.save.",
+                hint="Load it where it was made and save the tensor of inputs with torch.save.",
             ) from error
     try:
         with path_as_text(path) as name:
@@ -49,7 +49,7 @@ def _load(path: Path, key: str | None, *, mmap: bool) -> StoredArray:
         raise InputsError(
             f"{path} holds Python objects, not tensors alone.",
             why=f"Loading it would run code: it asks for {wanted[1] if wanted else 'classes of its own'}.",
-            todo="Save the tensor of inputs alone; a model comes first: `jacli compute MODEL INPUTS`.",
+            hint="Save the tensor of inputs alone; a model comes first: `jacli compute MODEL INPUTS`.",
         ) from error
     if isinstance(loaded, torch.Tensor):
         refuse_key(path, key, why="It holds one tensor without a name.")
@@ -77,7 +77,7 @@ def _walk_tensors(path: Path, loaded: object) -> Iterator[tuple[str, torch.Tenso
                 raise InputsError(
                     f"{path} holds too many parts to look through.",
                     why=f"There are more than {_MOST_PARTS:,}, or they are nested more than {_DEEPEST} deep.",
-                    todo="Save the tensor of inputs alone.",
+                    hint="Save the tensor of inputs alone.",
                 )
             items = list(node.items() if isinstance(node, Mapping) else enumerate(node))
             rest.extend(
@@ -92,7 +92,7 @@ def _as_stored(path: Path, key: str | None, tensor: torch.Tensor) -> StoredArray
         raise InputsError(
             f"{path} holds a {kind} tensor.",
             why="Inputs are dense.",
-            todo="Save tensor.dequantize() or tensor.to_dense().",
+            hint="Save tensor.dequantize() or tensor.to_dense().",
         )
     tensor = tensor.detach()
     if tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64):

@@ -40,7 +40,7 @@ def factors_of(linearization: CutLinearization, factorization: Factorization) ->
         return MethodError(
             "The method factored cannot serve this model.",
             why=f"torch says: {telling_line(error)}",
-            todo="Leave --method out, or choose --method loop.",
+            hint="Leave --method out, or choose --method loop.",
         )
 
     evaluator = _ChainEvaluator(linearization, factorization)

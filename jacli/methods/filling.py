@@ -50,11 +50,11 @@ def checked_slabs(method: Method, linearization: Linearization, *, chunk_size: i
 
     def refusal(error: Exception) -> MethodError:
         if method.is_reference and (of_model := user_code_behind(error)) is not None:
-            return MethodError(of_model.what, why=of_model.why, todo=of_model.todo)
+            return MethodError(of_model.what, why=of_model.why, hint=of_model.hint)
         return MethodError(
             f"The method {method.name} cannot serve this model.",
             why=f"torch says: {telling_line(error)}",
-            todo="Give another --batch-size."
+            hint="Give another --batch-size."
             if method.is_reference
             else "Leave --method out, or choose --method loop.",
         )

@@ -92,7 +92,7 @@ def load_model(
         raise UsageError(
             "--weights-key and --ema/--no-ema exclude one another.",
             why="Both say which weights of the checkpoint to take.",
-            todo="Leave one of them out.",
+            hint="Leave one of them out.",
         )
     path = Path(source)
     if not os.path.exists(path):
@@ -136,7 +136,7 @@ def _other_since(loaded: LoadedModel, why: str) -> ModelError:
     return ModelError(
         f"{loaded.source} is not what it was when it was loaded first.",
         why=why,
-        todo="Keep the model as it is while a run goes on.",
+        hint="Keep the model as it is while a run goes on.",
     )
 
 
@@ -161,7 +161,7 @@ def _load_untrained(source: str, request: ModelRequest) -> LoadedModel:
         raise UsageError(
             f"{', '.join(given)}: not for the architecture {source}.",
             why="MODEL is an architecture's name, there is no file to read weights from.",
-            todo="Give the file as MODEL and the architecture with --arch, or leave these options out.",
+            hint="Give the file as MODEL and the architecture with --arch, or leave these options out.",
         )
     architecture = importlib.import_module("jacli.models.architecture")
     loaded: LoadedModel = architecture.load_untrained(source, request)
@@ -174,7 +174,7 @@ def _entry(table: Mapping[Content, str], path: Path) -> Callable[..., Any]:
         content = recognise_model(path)
     except OSError as error:
         raise ModelError(
-            f"{path} cannot be read.", why=str(error), todo="Check the path and its permissions."
+            f"{path} cannot be read.", why=str(error), hint="Check the path and its permissions."
         ) from error
     if content in table:
         module, function = table[content].split(":")
@@ -184,17 +184,17 @@ def _entry(table: Mapping[Content, str], path: Path) -> Callable[..., Any]:
         why = (
             f"It is Python code, which is not run without a name. At its top it defines: {', '.join(names)}."
         )
-        todo = f"For an untrained network give {path}:{names[0]}; with weights, WEIGHTS --arch {path}."
+        hint = f"For an untrained network give {path}:{names[0]}; with weights, WEIGHTS --arch {path}."
     elif content in WHAT_TO_DO:
-        why, todo = WHAT_TO_DO[content]
+        why, hint = WHAT_TO_DO[content]
     elif content in _TOO_OLD:
-        why, todo = (
+        why, hint = (
             _TOO_OLD[content],
             "Load it with the PyTorch of its time and save it again with a current one.",
         )
     else:
-        why, todo = f"It is: {content}.", "Give a file of one of the formats in `jacli compute --help`."
-    raise ModelError(f"{path} is not a model that can be loaded.", why=why, todo=todo)
+        why, hint = f"It is: {content}.", "Give a file of one of the formats in `jacli compute --help`."
+    raise ModelError(f"{path} is not a model that can be loaded.", why=why, hint=hint)
 
 
 def _callables_in(path: Path) -> list[str]:
@@ -205,9 +205,9 @@ def _callables_in(path: Path) -> list[str]:
 
 
 def _no_such_file(source: str) -> ModelError:
-    why, todo = what_is_no_file(source)
+    why, hint = what_is_no_file(source)
     return ModelError(
         f"There is no file {source}.",
         why=why or "Nor is it an architecture's name, which has a colon (torchvision:resnet18).",
-        todo=todo or "Check the path.",
+        hint=hint or "Check the path.",
     )

@@ -150,18 +150,18 @@ def build(architecture: Architecture, arch_args: Mapping[str, object], *, seed: 
             raise UsageError(
                 f"{architecture.label} does not take these arguments.",
                 why=last_line(error),
-                todo="Correct --arch-arg.",
+                hint="Correct --arch-arg.",
             ) from error
         raise ModelError(
             f"The architecture {architecture.label} could not be built.",
             why=what_it_raised(error),
-            todo="Correct it, or its arguments (--arch-arg).",
+            hint="Correct it, or its arguments (--arch-arg).",
         ) from error
     if not isinstance(module, torch.nn.Module):
         raise ModelError(
             f"The architecture {architecture.label} gave no network.",
             why=f"It returned {type(module).__name__}, expected a torch.nn.Module.",
-            todo="Name a class or function that returns the network itself.",
+            hint="Name a class or function that returns the network itself.",
         )
     return without_inference_tensors(module)
 
@@ -177,7 +177,7 @@ def _check_arguments(architecture: Architecture, arch_args: Mapping[str, object]
         raise UsageError(
             f"{architecture.label} cannot be called with {', '.join(arch_args) or 'no arguments'}.",
             why=f"Its signature is {signature}: {last_line(error)}.",
-            todo="Correct --arch-arg NAME=VALUE.",
+            hint="Correct --arch-arg NAME=VALUE.",
         ) from error
 
 
@@ -186,9 +186,9 @@ def _torchvision(name: str) -> Architecture:
     try:
         models = import_torchvision().models
     except (ImportError, RuntimeError) as error:
-        todo = "Install the torchvision that belongs to this torch."
+        hint = "Install the torchvision that belongs to this torch."
         raise ModelError(
-            f"{label}: torchvision cannot be imported.", why=last_line(error), todo=todo
+            f"{label}: torchvision cannot be imported.", why=last_line(error), hint=hint
         ) from error
     if name not in models.list_models():
         raise _unknown(label, name, models.list_models())
@@ -211,8 +211,8 @@ def _timm(name: str) -> Architecture:
     try:
         timm = importlib.import_module("timm")
     except (ImportError, RuntimeError) as error:
-        todo = "Install it: pip install 'jacli[timm]'."
-        raise ModelError(f"{label}: timm cannot be imported.", why=last_line(error), todo=todo) from error
+        hint = "Install it: pip install 'jacli[timm]'."
+        raise ModelError(f"{label}: timm cannot be imported.", why=last_line(error), hint=hint) from error
     if not timm.is_model(name):
         raise _unknown(label, name, timm.list_models())
 
@@ -229,7 +229,7 @@ def _refuse_downloads(label: str, arch_args: Iterable[str]) -> None:
         raise UsageError(
             f"{label}: {', '.join(asked)} cannot be given.",
             why="jacli downloads no weights.",
-            todo="Give the weights' file as MODEL.",
+            hint="Give the weights' file as MODEL.",
         )
 
 
@@ -276,14 +276,14 @@ def import_file(path: Path) -> ModuleType:
         raise ModelError(
             f"There is no architecture file {path}.",
             why=why_unseen(path) or f"Looked in {Path.cwd()}.",
-            todo="Correct --arch.",
+            hint="Correct --arch.",
         )
     # A name of its own, so that two files arch.py do not meet in sys.modules.
     module_name = f"jacli_arch_{path.stem}_{sha256(os.fsencode(path.resolve())).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     if spec is None or spec.loader is None:
         raise ModelError(
-            f"{path} is not a Python file.", why="Its name does not end with .py.", todo="Correct --arch."
+            f"{path} is not a Python file.", why="Its name does not end with .py.", hint="Correct --arch."
         )
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses and pickling look there
@@ -308,7 +308,7 @@ def _import_module(name: str, place: str) -> ModuleType:
             raise ModelError(
                 f"Unknown architecture {name}.",
                 why=f"There is neither a module nor a file {place}.",
-                todo="Write torchvision:NAME, timm:NAME, package.module:callable or path/file.py:callable.",
+                hint="Write torchvision:NAME, timm:NAME, package.module:callable or path/file.py:callable.",
             ) from error
         raise _import_failed(place, error) from error
     except (Exception, SystemExit) as error:
@@ -316,10 +316,10 @@ def _import_module(name: str, place: str) -> ModuleType:
 
 
 def _import_failed(place: str, error: BaseException) -> ModelError:
-    todo = "Correct it, or install what it needs."
+    hint = "Correct it, or install what it needs."
     if isinstance(error, SystemExit):
-        todo = "Put what the file does as a program under `if __name__ == '__main__':`."
-    return ModelError(f"{place} could not be imported.", why=what_it_raised(error), todo=todo)
+        hint = "Put what the file does as a program under `if __name__ == '__main__':`."
+    return ModelError(f"{place} could not be imported.", why=what_it_raised(error), hint=hint)
 
 
 def _unknown(label: str, name: str, known: Iterable[str]) -> ModelError:
@@ -327,12 +327,12 @@ def _unknown(label: str, name: str, known: Iterable[str]) -> ModelError:
         return ModelError(
             f"Unknown architecture {label}.",
             why=f"A name without a colon is one of torchvision's; there is a file {name}.py.",
-            todo=f"Give --arch {name}.py, or --arch {name}.py:callable.",
+            hint=f"Give --arch {name}.py, or --arch {name}.py:callable.",
         )
     close = difflib.get_close_matches(name, list(known), n=5)
     why = f"Close to it: {', '.join(close)}." if close else "No known name is close to it."
-    todo = "Correct --arch; your own network is --arch path/file.py:callable."
-    return ModelError(f"Unknown architecture {label}.", why=why, todo=todo)
+    hint = "Correct --arch; your own network is --arch path/file.py:callable."
+    return ModelError(f"Unknown architecture {label}.", why=why, hint=hint)
 
 
 @contextmanager

@@ -27,11 +27,11 @@ def check_zip(path: Path) -> dict[str, zipfile.ZipInfo]:
         with path.open("rb") as file:
             return zip_archive.check_zip(file, expansion=UNPACKED)
     except zip_archive.ArchiveError as error:
-        raise ModelError(f"{path} is damaged.", why=str(error), todo=COPY_AGAIN) from error
+        raise ModelError(f"{path} is damaged.", why=str(error), hint=COPY_AGAIN) from error
 
 
 @contextmanager
-def reading(path: Path, kind: str, *, todo: str = COPY_AGAIN) -> Iterator[None]:
+def reading(path: Path, kind: str, *, hint: str = COPY_AGAIN) -> Iterator[None]:
     """Turn whatever a library raises while it reads ``path`` into a ModelError.
 
     Libraries raise nearly every type for a bad file (EOFError without a message, struct.error,
@@ -43,7 +43,7 @@ def reading(path: Path, kind: str, *, todo: str = COPY_AGAIN) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelError(
-            f"{path} cannot be read as a {kind}; it may be damaged.", why=last_line(error), todo=todo
+            f"{path} cannot be read as a {kind}; it may be damaged.", why=last_line(error), hint=hint
         ) from error
 
 

@@ -36,7 +36,7 @@ from jacli.untrusted.torchscript_source import problem_of_classes
 from jacli.untrusted.zip_archive import read_member
 
 _KIND = "torch.export archive"
-_TODO = (
+_HINT = (
     "Export it again without such members, or, if you trust the file, add --allow-pickle: it runs its code."
 )
 _PAYLOADS = ("weights", "constants")
@@ -183,7 +183,7 @@ def _try_in_a_child(path: Path, cpu_seconds: int = _CHILD_CPU_SECONDS) -> None:
         )
         why = busy if -code == signal.SIGXCPU else crash
     raise ModelError(
-        f"{path} cannot be read as a {_KIND}.", why=why, todo="Export it again with plainer shapes."
+        f"{path} cannot be read as a {_KIND}.", why=why, hint="Export it again with plainer shapes."
     )
 
 
@@ -271,7 +271,7 @@ def _require_no_hidden_code(path: Path, names: list[str]) -> None:
 
 
 def _refuse(path: Path, why: str) -> ModelError:
-    return ModelError(f"{path} holds pickled or compiled code.", why=why, todo=_TODO)
+    return ModelError(f"{path} holds pickled or compiled code.", why=why, hint=_HINT)
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def require_values(module: torch.nn.Module, source: str) -> torch.nn.Module:
         raise ModelError(
             f"{source} has lazy layers without weights.",
             why=f"Uninitialised until a first call: {', '.join(lazy[:3])}{', ...' if len(lazy) > 3 else ''}.",
-            todo="Give the file of its weights, or call the network once on an example input "
+            hint="Give the file of its weights, or call the network once on an example input "
             "in the function that builds it.",
         )
     return module

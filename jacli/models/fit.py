@@ -86,13 +86,13 @@ def load_weights(path: Path, selection: Selection, request: ModelRequest, *, fil
             raise UsageError(
                 "--ignore-extra-weights needs --arch.",
                 why="An architecture is recognised by all names of the file.",
-                todo="Add --arch.",
+                hint="Add --arch.",
             )
         if arch_args:
             raise UsageError(
                 "--arch-arg needs --arch.",
                 why=f"Nothing says to which architecture {', '.join(arch_args)} belongs.",
-                todo="Add --arch.",
+                hint="Add --arch.",
             )
         weights = modern_names(weights)
         match = recognise_architecture(weights, path=path, strip_prefix=strip_prefix)
@@ -162,7 +162,7 @@ def _the_fitting_one(
         f"{'Several' if fitting else 'None'} of the networks in {asked} "
         f"{'take' if fitting else 'takes'} the weights of {path}.",
         why=f"They are: {', '.join(names)}." if fitting else f"{'; '.join(reasons)}.",
-        todo=f"Name the one that was trained: --arch {asked.rstrip(':')}:{names[0]}, with its --arch-arg.",
+        hint=f"Name the one that was trained: --arch {asked.rstrip(':')}:{names[0]}, with its --arch-arg.",
     )
 
 
@@ -193,7 +193,7 @@ def fit_weights(
         raise ModelError(
             f"{path} has no tensor below the prefix {strip_prefix!r}.",
             why=f"Its names start with: {', '.join(candidate_prefixes(weights)[1:9] or list(weights)[:4])}.",
-            todo="Correct --strip-prefix, or leave it out.",
+            hint="Correct --strip-prefix, or leave it out.",
         )
     fitting = _fitting_parts(module, weights, strip_prefix, ignore_extra=False)
     notes: list[str] = []
@@ -213,7 +213,7 @@ def fit_weights(
         raise ModelError(
             f"{path} holds several sets of weights that fit {architecture.label}.",
             why=f"They differ in the prefix of their names: {', '.join(part.prefix for part in fitting)}.",
-            todo=f"Name one: --strip-prefix {fitting[0].prefix}",
+            hint=f"Name one: --strip-prefix {fitting[0].prefix}",
         )
     part = fitting[0]
     built = {name: tensor.dtype for name, tensor in named_tensors(module).items()}

@@ -48,7 +48,7 @@ def foreign_pickle(path: Path) -> ModelError | None:
 
 
 def _refusal(path: Path, package: str) -> ModelError:
-    kind, todo = _OTHERS[package]
+    kind, hint = _OTHERS[package]
     return ModelError(
-        f"{path} is not a model that can be loaded.", why=f"It is a pickle of {kind}.", todo=todo
+        f"{path} is not a model that can be loaded.", why=f"It is a pickle of {kind}.", hint=hint
     )

@@ -86,7 +86,7 @@ def refuse_weight_options(path: Path, kind: str, request: ModelRequest) -> None:
         raise UsageError(
             f"{', '.join(given)}: not for {path}.",
             why=f"It is a {kind}, which brings its own architecture and weights.",
-            todo="Leave these options out.",
+            hint="Leave these options out.",
         )
 
 

@@ -13,7 +13,7 @@ from jacli.models.prefixes import COUNTER, UNKNOWN, Shapes, prefixes_to_try, sha
 from jacli.models.spelling import spellings, with_shared
 from jacli.models.weights import Weights
 
-_TODO = (
+_HINT = (
     "Give the architecture they were trained with (--arch, --arch-arg), "
     "or the right part of the file (--weights-key, --strip-prefix)."
 )
@@ -56,7 +56,7 @@ def misfit(
         return ModelError(
             f"{path} holds the weights of a part of {label} only: {where}.",
             why=f"The rest is not there: {_listed(rest)}.",
-            todo=f"Give that part as the architecture: --arch file.py:NAME, a function that returns "
+            hint=f"Give that part as the architecture: --arch file.py:NAME, a function that returns "
             f"the network's {where}; or the file of the whole network.",
         )
     said = [
@@ -83,7 +83,7 @@ def misfit(
     return ModelError(
         f"The weights of {path} do not fit {label}{without}.",
         why=why,
-        todo=_TODO + (_EXTRA if only_extra else ""),
+        hint=_HINT + (_EXTRA if only_extra else ""),
     )
 
 

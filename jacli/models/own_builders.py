@@ -56,14 +56,14 @@ def builder_named(module: ModuleType, place: str, callable_name: str) -> Callabl
         raise ModelError(
             f"{place} has no callable {callable_name!r}.",
             why=f"Its callables are: {', '.join(own) or 'none'}.",
-            todo=f"Name one of its own: --arch {place}:{_closest(callable_name, own) or 'NAME'}",
+            hint=f"Name one of its own: --arch {place}:{_closest(callable_name, own) or 'NAME'}",
         )
     if not _builds_networks(found, module):
         home = getattr(found, "__module__", type(found).__module__)
         raise ModelError(
             f"{place}:{callable_name} is not called.",
             why=f"It comes from {home}: no torch.nn.Module class, and no function defined in {place}.",
-            todo=f"Name one of its own: --arch {place}:{own[0] if own else 'NAME'}, "
+            hint=f"Name one of its own: --arch {place}:{own[0] if own else 'NAME'}, "
             "or write a function there that calls it.",
         )
     builder: Callable[..., Any] = found
@@ -76,12 +76,12 @@ def which_one(place: str, names: list[str]) -> ModelError:
         return ModelError(
             f"{place} has no callable that builds a network.",
             why="It defines neither a class of torch.nn.Module nor a function.",
-            todo="Write one there, and name it: --arch file.py:callable.",
+            hint="Write one there, and name it: --arch file.py:callable.",
         )
     return ModelError(
         f"Which callable of {place} builds the network?",
         why=f"Its callables are: {', '.join(names)}.",
-        todo=f"Name one: --arch {place}:{names[0]}",
+        hint=f"Name one: --arch {place}:{names[0]}",
     )
 
 
@@ -101,7 +101,7 @@ def _is_built(found: torch.nn.Module, place: str, name: str, own: list[str]) -> 
     return ModelError(
         f"{place}:{name} is a network that is built already, an instance of {kind}.",
         why="--arch names what builds a network: a class, or a function that returns it.",
-        todo=f"{by_class} a function in {place}, `def make(): return {name}`, and name that: "
+        hint=f"{by_class} a function in {place}, `def make(): return {name}`, and name that: "
         f"--arch {place}:make",
     )
 

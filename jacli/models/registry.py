@@ -62,13 +62,13 @@ def recognise_architecture(weights: Weights, *, path: Path, strip_prefix: str | 
         raise ModelError(
             f"The weights of {path} fit several architectures.",
             why=f"They are: {', '.join(f'torchvision:{name}' for name in names)}.",
-            todo=f"Name one: --arch torchvision:{names[0]}.",
+            hint=f"Name one: --arch torchvision:{names[0]}.",
         )
     if len(matches) > 1:
         raise ModelError(
             f"{path} holds several sets of weights for torchvision:{names[0]}.",
             why=f"They differ in the prefix of their names: {', '.join(match.prefix for match in matches)}.",
-            todo=f"Name one: --strip-prefix {matches[0].prefix}",
+            hint=f"Name one: --strip-prefix {matches[0].prefix}",
         )
     return matches[0]
 
@@ -156,5 +156,5 @@ def _needs_arch(path: Path, shapes: Shapes, why: str) -> ModelError:
     return ModelError(
         f"{path} needs --arch.",
         why=f"It holds only weights (numbers, no network), and {why}. It starts with: {first}.",
-        todo="Name the network: --arch path/file.py:callable, package.module:callable or timm:NAME.",
+        hint="Name the network: --arch path/file.py:callable, package.module:callable or timm:NAME.",
     )

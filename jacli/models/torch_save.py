@@ -23,7 +23,7 @@ from jacli.untrusted.pickle_scan import Made, PickleScan
 from jacli.untrusted.torch_archive import NoTorchSaveError, scan_torch_save
 
 _RAN = "ran the code of the file's pickle (--allow-pickle)"
-_TODO = "Save only its state_dict(), or, if you trust the file, add --allow-pickle: it runs the file's code."
+_HINT = "Save only its state_dict(), or, if you trust the file, add --allow-pickle: it runs the file's code."
 _DATA = ("torch._utils._rebuild", "torch._tensor.", "collections.", "torch.storage.")
 
 
@@ -73,7 +73,7 @@ def _refuse(path: Path, selection: Selection) -> _NeedsItsCode:
     return _NeedsItsCode(
         f"{path} holds a pickled object{where}, not weights.",
         why=f"It is of class {selection.weights.class_name}; loading it would run code that the file brings.",
-        todo=_TODO,
+        hint=_HINT,
     )
 
 
@@ -90,11 +90,11 @@ def _read_safely(path: Path) -> Any:
     except Exception as error:
         if _is_truncation(error):
             why = f"It is truncated or incomplete: {last_line(error)}"
-            raise ModelError(f"{path} is damaged.", why=why, todo=COPY_AGAIN) from error
+            raise ModelError(f"{path} is damaged.", why=why, hint=COPY_AGAIN) from error
         raise _NeedsItsCode(
             f"{path} cannot be loaded without running its code.",
             why=last_line(error),
-            todo=_TODO,
+            hint=_HINT,
         ) from error
 
 
@@ -120,9 +120,9 @@ def _scan(path: Path) -> PickleScan:
         raise foreign_pickle(path) or ModelError(
             f"{path} is a pickle, but not one written by torch.save.",
             why="Unpickling it would run code that the file brings.",
-            todo="Load it where it was made and save it with torch.save(model.state_dict(), ...).",
+            hint="Load it where it was made and save it with torch.save(model.state_dict(), ...).",
         ) from error
     except ValueError as error:
         raise foreign_pickle(path) or ModelError(
-            f"{path} is damaged.", why=str(error), todo=COPY_AGAIN
+            f"{path} is damaged.", why=str(error), hint=COPY_AGAIN
         ) from error

@@ -52,7 +52,7 @@ def _no_forward(path: Path, module: Any) -> ModelError:
     return ModelError(
         f"{path} has no method forward.",
         why=f"Its methods are: {', '.join(methods)}." if methods else "It has no methods at all.",
-        todo="Save a module again whose forward calls the one meant."
+        hint="Save a module again whose forward calls the one meant."
         if methods
         else "It holds tensors or settings only: give the file of the network.",
     )
@@ -81,11 +81,11 @@ def _read(path: Path) -> Any:
                     if name.lower().endswith(".py")
                 }
     except ArchiveError as error:
-        raise ModelError(f"{path} is damaged.", why=str(error), todo=COPY_AGAIN) from error
+        raise ModelError(f"{path} is damaged.", why=str(error), hint=COPY_AGAIN) from error
     try:
         _refuse(path, problem_of_classes(named) or problem_of_sources(sources))
     except ValueError as error:
-        raise ModelError(f"{path} is damaged.", why=f"For a program, {error}.", todo=COPY_AGAIN) from error
+        raise ModelError(f"{path} is damaged.", why=f"For a program, {error}.", hint=COPY_AGAIN) from error
     if any("ops.torchvision." in source for source in sources.values()):
         with suppress(ImportError, RuntimeError):  # torch then says which operator it lacks
             import_torchvision()
@@ -147,7 +147,7 @@ def _naming_operators(path: Path) -> Iterator[None]:
             why=f"The package {namespace} brings it, and is not there or was built for another torch."
             if namespace not in _TORCHS_OWN
             else "It was saved with another version of torch, or for another device.",
-            todo=f"Install the {namespace} that belongs to this torch, or give the weights with --arch."
+            hint=f"Install the {namespace} that belongs to this torch, or give the weights with --arch."
             if namespace not in _TORCHS_OWN
             else "Save it with this version of torch, or give the weights with --arch.",
         ) from error
@@ -173,6 +173,6 @@ def _refuse(path: Path, problem: str | None) -> None:
         raise ModelError(
             f"{path} would do more than compute.",
             why=problem,
-            todo="Look at what it does before you run it elsewhere; if it is an operator that only computes, "
+            hint="Look at what it does before you run it elsewhere; if it is an operator that only computes, "
             "please report it.",
         )

@@ -51,7 +51,7 @@ def read_running_its_code(path: Path, arch: str | None) -> tuple[Any, list[str]]
             raise ModelError(
                 f"{path} cannot be unpickled.",
                 why=what_it_raised(error),
-                todo="Load it where it was saved, and save only its state_dict() there.",
+                hint="Load it where it was saved, and save only its state_dict() there.",
             ) from error
 
 
@@ -89,7 +89,7 @@ def _elsewhere(path: Path, arch_file: Path | None, module: str, name: str, notes
             raise ModelError(
                 f"{path} needs the class {name} of the script that saved it.",
                 why=f"Several files beside it define one: {', '.join(file.name for file in defining)}.",
-                todo=f"Name the right one: --arch {defining[0].name}:{name}",
+                hint=f"Name the right one: --arch {defining[0].name}:{name}",
             )
         files += defining
     for file in files:
@@ -108,12 +108,12 @@ def _not_found(module: str, name: str, error: Exception) -> ModelError:
             f"The class {name} of the pickled module is found nowhere.",
             why="The script or notebook that saved it defined the class itself (__main__), and no file "
             "beside the model does.",
-            todo=f"Name that script: --arch script.py:{name}; or save only the state_dict() there.",
+            hint=f"Name that script: --arch script.py:{name}; or save only the state_dict() there.",
         )
     return ModelError(
         f"The class {module}.{name} of the pickled module is found nowhere.",
         why=last_line(error),
-        todo=f"Install the package of {module}, put its source beside the model, name it with "
+        hint=f"Install the package of {module}, put its source beside the model, name it with "
         f"--arch file.py:{name}, or save only the state_dict() where it is.",
     )
 

@@ -61,7 +61,7 @@ def select_weights(container: Any, *, path: Path, weights_key: str | None, ema: 
         raise ModelError(
             f"{path} holds no weights.",
             why=_says_what_is_there(container),
-            todo="Give a file with a state dict in it.",
+            hint="Give a file with a state dict in it.",
         )
     return _choose(found, path, ema)
 
@@ -120,7 +120,7 @@ def _choose(found: list[tuple[str, Any]], path: Path, ema: bool | None) -> Selec
     if not raw:
         if ema is False:
             why = f"It holds only averaged weights: {', '.join(key for key, _ in averages)}."
-            raise ModelError(f"{path} holds no raw weights.", why=why, todo="Leave out --no-ema.")
+            raise ModelError(f"{path} holds no raw weights.", why=why, hint="Leave out --no-ema.")
         key, value = _only(averages, path)
         return Selection(key, value, (f"used {key!r}, averaged weights: the file holds no others",))
     key, value = _only(raw, path)
@@ -143,7 +143,7 @@ def _only(candidates: list[tuple[str, Any]], path: Path) -> tuple[str, Any]:
     raise ModelError(
         f"{path} holds several sets of weights.",
         why=f"Each of these could be meant: {keys}.",
-        todo=f"Name one: --weights-key {candidates[0][0]}.",
+        hint=f"Name one: --weights-key {candidates[0][0]}.",
     )
 
 
@@ -160,7 +160,7 @@ def _entry_at(container: Any, dotted: str, path: Path) -> Any:
             raise ModelError(
                 f"{path} has no entry {dotted!r}.",
                 why=_says_what_is_there(value),
-                todo="Correct --weights-key, or leave it out.",
+                hint="Correct --weights-key, or leave it out.",
             )
     return value
 
@@ -175,7 +175,7 @@ def _tensors_of_mixed(container: Any) -> dict[str, torch.Tensor]:
 
 def _no_average(path: Path, keys: list[str]) -> ModelError:
     why = f"Its weights are: {', '.join(keys)}." if keys else "It is a single state dict."
-    return ModelError(f"{path} holds no averaged (EMA) weights.", why=why, todo="Leave out --ema.")
+    return ModelError(f"{path} holds no averaged (EMA) weights.", why=why, hint="Leave out --ema.")
 
 
 def _says_what_is_there(value: Any) -> str:

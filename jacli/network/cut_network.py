@@ -298,7 +298,7 @@ class CutLinearized(Linearized):
             return MethodError(
                 "The network cannot be cut.",
                 why=f"Its traced graph fails on this batch: {telling_line(error)}",
-                todo="Leave --method out, or choose --method loop.",
+                hint="Leave --method out, or choose --method loop.",
             )
 
         with translating(failure):
@@ -308,7 +308,7 @@ class CutLinearized(Linearized):
         raise MethodError(
             "The network cannot be cut.",
             why="The outputs of its traced graph are not those of the model on this batch.",
-            todo="Leave --method out, or choose --method loop.",
+            hint="Leave --method out, or choose --method loop.",
         )
 
     def close(self) -> None:

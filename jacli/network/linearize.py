@@ -384,5 +384,5 @@ def _no_program(why: str) -> MethodError:
     return MethodError(
         "The network does not run as a program.",
         why=f"{why[0].upper()}{why[1:].rstrip('.')}.",
-        todo="Leave --method out, or choose --method loop; and --precision, if it was given.",
+        hint="Leave --method out, or choose --method loop; and --precision, if it was given.",
     )

@@ -171,7 +171,7 @@ def _copy(module: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
         raise ModelError(
             f"The model {type(module).__name__} cannot be copied.",
             why=f"copy.deepcopy says: {str(error).strip() or type(error).__name__}",
-            todo="jacli runs a copy so that the model stays as it is; remove what cannot be copied.",
+            hint="jacli runs a copy so that the model stays as it is; remove what cannot be copied.",
         ) from error
 
 
@@ -184,7 +184,7 @@ def _no_exit() -> Iterator[None]:
         raise ModelError(
             "The model ended the program.",
             why=f"Its forward called exit({stop.code}).",
-            todo="Take that call out of the model.",
+            hint="Take that call out of the model.",
         ) from stop
 
 
@@ -197,7 +197,7 @@ def _program(module: nn.Module) -> str:
             raise ModelError(
                 "The program's operators cannot be listed.",
                 why=telling_line(error),
-                todo="Save it again with torch.jit.save.",
+                hint="Save it again with torch.jit.save.",
             ) from error
     return "".join(str(part.graph) for part in module.modules() if isinstance(part, torch.fx.GraphModule))
 
@@ -263,22 +263,22 @@ def select_output(output: object, select: str | None) -> Tensor:
         raise ModelError(
             f"There is no output {select!r}.",
             why="The model returns a single tensor.",
-            todo="Leave --select out.",
+            hint="Leave --select out.",
         )
     if not named:
         raise ModelError(
             "The model returns no tensor.",
             why=f"forward returned {type(output).__name__}.",
-            todo="Wrap the model so that it returns its output as a tensor (--arch file.py:callable).",
+            hint="Wrap the model so that it returns its output as a tensor (--arch file.py:callable).",
         )
     if select is None:
         raise ModelError(
             f"The model returns {type(output).__name__} of {count_of(len(named), 'output')}: {listed}.",
             why="A Jacobian is of one output.",
-            todo=f"Choose one with --select, for example --select {next(iter(named))}.",
+            hint=f"Choose one with --select, for example --select {next(iter(named))}.",
         )
     raise ModelError(
-        f"There is no output {select!r}.", why=f"The outputs are {listed}.", todo="Choose one of them."
+        f"There is no output {select!r}.", why=f"The outputs are {listed}.", hint="Choose one of them."
     )
 
 
@@ -291,7 +291,7 @@ def _activate(output: Tensor, of: str) -> Tensor:
         raise ModelError(
             f"--of {of} needs one class axis.",
             why=f"Of an output of shape {tuple(output.shape[1:])} a sample, which axis holds the classes?",
-            todo="Leave --of out, or wrap the model so that it applies the softmax itself.",
+            hint="Leave --of out, or wrap the model so that it applies the softmax itself.",
         )
     return _ACTIVATIONS[of](output, -1)
 

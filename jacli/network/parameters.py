@@ -71,13 +71,13 @@ def input_parameter(
             raise UsageError(
                 f"--input-arg {asked} is given twice.",
                 why="--arg or --constant names it as well.",
-                todo="Leave one of them out.",
+                hint="Leave one of them out.",
             )
         if parameters and asked.partition(".")[0] not in parameters and not _takes_any_name(model):
             raise UsageError(
                 f"--input-arg {asked} is wrong.",
                 why=f"The arguments of the model's forward are {listed}.",
-                todo="Choose one of them.",
+                hint="Choose one of them.",
             )
         return asked
     free = [name for name in parameters if name not in taken]
@@ -85,7 +85,7 @@ def input_parameter(
         raise UsageError(
             "No argument of the model's forward is left for INPUTS.",
             why=f"Its arguments are {listed}, and --arg and --constant name every one.",
-            todo="Leave one of them out: it is then given INPUTS.",
+            hint="Leave one of them out: it is then given INPUTS.",
         )
     return None if not free or free[0] == parameters[0] else free[0]
 
@@ -132,7 +132,7 @@ def _both(name: str) -> UsageError:
     return UsageError(
         f"The argument {name} is given twice.",
         why="It is named as a whole and by its parts.",
-        todo="Give either the whole or every part.",
+        hint="Give either the whole or every part.",
     )
 
 
@@ -148,7 +148,7 @@ def _assembled(name: str, value: Any, *, as_list: bool = False) -> Any:
         raise UsageError(
             f"The argument {name} is given in part.",
             why=f"Given are {listed}; positions count from 0 without a gap.",
-            todo="Give the others too, with --arg or --constant.",
+            hint="Give the others too, with --arg or --constant.",
         )
     ordered = [positions[i] for i in range(len(positions))]
     return ordered if as_list else tuple(ordered)

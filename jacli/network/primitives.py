@@ -138,7 +138,7 @@ def naming(primitive: str, passes: Callable[[Tensor], Tensor]) -> Callable[[Tens
         return MethodError(
             f"The network has no {primitive}.",
             why=f"torch says: {telling_line(error)}",
-            todo="Take another primitive: tape, batched or program.",
+            hint="Take another primitive: tape, batched or program.",
         )
 
     def named(vectors: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def parsed_options(options: Mapping[str, Any], *, needed: Sequence[str] = ()) ->
                 UsageError(
                     f"There is no option {name!r}.",
                     why="It is not among jacli compute's options.",
-                    todo=f"Did you mean {' or '.join(near)}?" if near else "See `jacli compute --help`.",
+                    hint=f"Did you mean {' or '.join(near)}?" if near else "See `jacli compute --help`.",
                 )
             )
             continue
@@ -144,12 +144,12 @@ def parsed_options(options: Mapping[str, Any], *, needed: Sequence[str] = ()) ->
                 UsageError(
                     f"No {name.upper()}{NOT_GIVEN}",
                     why="A run needs a model and inputs.",
-                    todo="For example: jacli compute model.pt inputs.npy",
+                    hint="For example: jacli compute model.pt inputs.npy",
                 )
             )
     problems += _contradictions(parsed)
-    if len(problems) == 1 and not problems[0].todo:
-        problems[0].todo = "Correct it; `jacli compute --help` lists every option."
+    if len(problems) == 1 and not problems[0].hint:
+        problems[0].hint = "Correct it; `jacli compute --help` lists every option."
     if problems:
         raise UsageError.from_problems(problems)
     return parsed
@@ -157,7 +157,7 @@ def parsed_options(options: Mapping[str, Any], *, needed: Sequence[str] = ()) ->
 
 def _contradictions(parsed: Mapping[str, Any]) -> list[JacliError]:
     return [
-        UsageError(what, why=why, todo=todo) for holds, what, why, todo in _CONTRADICTIONS if holds(parsed)
+        UsageError(what, why=why, hint=hint) for holds, what, why, hint in _CONTRADICTIONS if holds(parsed)
     ]
 
 

@@ -310,7 +310,7 @@ def check_batch_size(shapes: Shapes, request: Request) -> None:
         raise UsageError(
             f"--batch-size {request.batch_size} is not possible with this model.",
             why=f"The model accepts batches of {shapes.fixed_batch} only, the size it was saved with.",
-            todo=f"Leave --batch-size out, or give {shapes.fixed_batch}.",
+            hint=f"Leave --batch-size out, or give {shapes.fixed_batch}.",
         )
 
 

@@ -60,7 +60,7 @@ def _open(path: str, what: str) -> InputSource:
         return open_inputs(path)
     except InputsError as error:
         raise InputsError(
-            f"{what}: {error.what}", why=error.why, todo=f"Check the file given with {what}."
+            f"{what}: {error.what}", why=error.why, hint=f"Check the file given with {what}."
         ) from error
 
 
@@ -80,6 +80,6 @@ def read_along(path: str, source: InputSource, what: str) -> np.ndarray:
             raise InputsError(
                 f"{what}: {path} has {count_of(len(other), 'row')}.",
                 why=f"One row per sample is needed, up to position {int(source.index.max())}.",
-                todo="Give the file that belongs to these inputs.",
+                hint="Give the file that belongs to these inputs.",
             )
         return other.at(source.index).read(0, len(source))

@@ -33,19 +33,19 @@ def check_model(model: object, x: object) -> None:
         raise UsageError(
             "The model and x are swapped.",
             why=f"The first argument is {described(model)}, the second {described(x)}.",
-            todo="Give the model first: jacli.jacobian(model, x).",
+            hint="Give the model first: jacli.jacobian(model, x).",
         )
     if isinstance(model, type):
         raise ModelError(
             f"The model is the class {model.__name__}.",
             why="Only an instance of it has weights.",
-            todo=f"Give an instance, for example model = {model.__name__}(...), with its weights loaded.",
+            hint=f"Give an instance, for example model = {model.__name__}(...), with its weights loaded.",
         )
     if not callable(model) or type(model).__name__ == "ExportedProgram":
         raise ModelError(
             f"The model is {described(model)}.",
             why="It must be a torch.nn.Module or a function in memory.",
-            todo=_instead_of_model(model),
+            hint=_instead_of_model(model),
         )
 
 
@@ -73,7 +73,7 @@ def check_points(x: object, model: object = None) -> Tensor:
     """
     if not isinstance(x, Tensor):
         raise InputsError(
-            f"x is {described(x)}.", why="It must be a tensor (batch, *input).", todo=_instead_of_x(x)
+            f"x is {described(x)}.", why="It must be a tensor (batch, *input).", hint=_instead_of_x(x)
         )
     for holds, kind, remedy in (
         (x.is_quantized, "quantized", "x.dequantize()"),
@@ -84,20 +84,20 @@ def check_points(x: object, model: object = None) -> Tensor:
             raise InputsError(
                 f"x is a {kind} tensor.",
                 why="A Jacobian is computed at a dense tensor (batch, *input).",
-                todo=f"Give {remedy}.",
+                hint=f"Give {remedy}.",
             )
     if not x.is_floating_point():
         try:
             check_dtype(np.empty(0, str(x.dtype).removeprefix("torch.")).dtype)
         except InputsError as error:
-            raise InputsError(f"x is {described(x)}.", why=error.why, todo=error.todo) from None
+            raise InputsError(f"x is {described(x)}.", why=error.why, hint=error.hint) from None
         except TypeError:  # a dtype that NumPy does not have
             pass
     if not x.is_floating_point() or x.dim() < 1 or x.numel() == 0:
         raise InputsError(
             f"x is {described(x)}.",
             why="A Jacobian needs a floating tensor (batch, *input) with a sample at least.",
-            todo="Give a batch; a single sample is x[None].",
+            hint="Give a batch; a single sample is x[None].",
         )
     _check_device(x, model)
     finite = torch.isfinite(x.detach())
@@ -107,7 +107,7 @@ def check_points(x: object, model: object = None) -> Tensor:
         raise InputsError(
             f"x has values that are not finite, in {len(bad)} of {len(x)} samples.",
             why=f"A Jacobian at NaN or infinity does not exist; samples {_first(bad)}.",
-            todo=f"Leave those samples out: x[x.isfinite(){'.flatten(1).all(1)' if x.dim() > 1 else ''}].",
+            hint=f"Leave those samples out: x[x.isfinite(){'.flatten(1).all(1)' if x.dim() > 1 else ''}].",
         )
     return x.detach()
 
@@ -143,7 +143,7 @@ def _check_device(x: Tensor, model: object) -> None:
         raise InputsError(
             "x is on the device meta.",
             why="Such a tensor has no numbers.",
-            todo="Give a tensor that has some.",
+            hint="Give a tensor that has some.",
         )
     if not isinstance(model, nn.Module):
         return
@@ -152,13 +152,13 @@ def _check_device(x: Tensor, model: object) -> None:
         raise ModelError(
             "The model has parameters or buffers on the device meta.",
             why="They have no numbers.",
-            todo="Load its weights: model.load_state_dict(weights, assign=True).",
+            hint="Load its weights: model.load_state_dict(weights, assign=True).",
         )
     if devices and str(x.device) not in devices:
         raise InputsError(
             f"x is on {x.device}, the model on {' and '.join(devices)}.",
             why="Both must be on the same device.",
-            todo=f"Give x.to({devices[0]!r}), or move the model: model.to({str(x.device)!r}).",
+            hint=f"Give x.to({devices[0]!r}), or move the model: model.to({str(x.device)!r}).",
         )
 
 
@@ -176,7 +176,7 @@ def why_refused(model: object, x: Tensor, refusal: JacliError) -> JacliError:
         return InputsError(
             f"x is {given}, the model {own}.",
             why=refusal.why,
-            todo=f'Give x.to(torch.{own}); or dtype="{given}", which converts a copy of the model.'
+            hint=f'Give x.to(torch.{own}); or dtype="{given}", which converts a copy of the model.'
             if given in _DTYPES
             else f"Give x.to(torch.{own}).",
         )
@@ -189,7 +189,7 @@ def why_refused(model: object, x: Tensor, refusal: JacliError) -> JacliError:
         return InputsError(
             f"x of shape {tuple(x.shape)} has no batch axis, or the model needs another shape.",
             why=f"The model does not accept it, but accepts {(1, *x.shape)}. {refusal.why}",
-            todo="Give x[None] if x is a single sample.",
+            hint="Give x[None] if x is a single sample.",
         )
     return refusal
 
@@ -207,7 +207,7 @@ def dtype_of(dtype: object) -> torch.dtype | None:
     raise UsageError(
         f"dtype={dtype!r} is wrong.",
         why="It must be float32 or float64.",
-        todo="Leave it out: the dtype is then that of x.",
+        hint="Leave it out: the dtype is then that of x.",
     )
 
 
@@ -223,7 +223,7 @@ def check_count(k: object) -> int | None:
         raise UsageError(
             f"k={k!r} is wrong.",
             why="It must be a whole number of at least 1.",
-            todo="Leave it out for all singular values.",
+            hint="Leave it out for all singular values.",
         )
     return int(k)
 
@@ -243,7 +243,7 @@ def rows_of(arguments: Mapping[str, object], per_sample: Iterable[str], batch: i
             raise UsageError(
                 f"The argument {name} has no row a sample: it is {came}.",
                 why=f"per_sample names it, and x has {count_of(batch, 'sample')}.",
-                todo="Give a tensor of that length.",
+                hint="Give a tensor of that length.",
             )
         found[name] = rows
     return found
@@ -266,7 +266,7 @@ def labels_of(labels: object, x: Tensor) -> Tensor:
         raise UsageError(
             f"labels is {described(labels)}.",
             why=f"One whole number per sample is needed, and x has {len(x)} samples.",
-            todo="Give a tensor of class indices, (batch,).",
+            hint="Give a tensor of class indices, (batch,).",
         )
     return found.to(x.device, torch.int64)
 
@@ -285,10 +285,10 @@ def check_paths(model: object, inputs: object, out: object) -> None:
         if not _is_path(given):
             what = f"The {noun} {verb} {described(given)}."
             why = f"jacli.compute reads a file, so that the result says which {noun} it is of."
-            problems.append(UsageError(what, why=why, todo=remedy(given)))
+            problems.append(UsageError(what, why=why, hint=remedy(given)))
     if not _is_path(out):
         problems.append(
-            UsageError(f"out is {described(out)}.", why="It must be a path.", todo='Give out="out.h5".')
+            UsageError(f"out is {described(out)}.", why="It must be a path.", hint='Give out="out.h5".')
         )
     if problems:
         raise UsageError.from_problems(problems)

@@ -45,7 +45,7 @@ def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
             raise UsageError(
                 f"{out} is both read and written.",
                 why="--out would replace it with the result.",
-                todo="Give --out another name.",
+                hint="Give --out another name.",
             )
     return config
 
@@ -60,7 +60,7 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
         UsageError(
             f"--arg {name}={value} gives forward that text.",
             why=f"There is a file {value}, which would be read with an @ before its name.",
-            todo=f"Did you mean --arg {name}=@{value} (one row per sample), or --constant {name}={value} "
+            hint=f"Did you mean --arg {name}=@{value} (one row per sample), or --constant {name}={value} "
             "(one tensor for all samples)?",
         )
         for name, value in arguments.items()
@@ -104,7 +104,7 @@ def read_options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not os.path.isfile(path):
         why = why_unseen(path) or "There is no such file."
-        raise UsageError(f"--config {path} cannot be read.", why=why, todo="Check the path.")
+        raise UsageError(f"--config {path} cannot be read.", why=why, hint="Check the path.")
     if recognise_content(path) is Content.HDF5:
         return _options_of_result(path, given)
     try:
@@ -113,7 +113,7 @@ def read_options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(
             f"--config {path} is not valid TOML.",
             why=f"{error}.",
-            todo="Correct it there; see configs/ for examples.",
+            hint="Correct it there; see configs/ for examples.",
         ) from error
     named = {name.replace("-", "_"): value for name, value in options.items()}
     if len(named) < len(options) or "debug" in named:
@@ -123,7 +123,7 @@ def read_options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             why="It is a flag only."
             if name == "debug"
             else "It is there twice, with a hyphen and an underscore.",
-            todo="Take it out of the file.",
+            hint="Take it out of the file.",
         )
     return named
 
@@ -140,7 +140,7 @@ def _options_of_result(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(
                 f"{path} holds no options.",
                 why="The result has no attribute 'config'.",
-                todo="Give a TOML file.",
+                hint="Give a TOML file.",
             )
         said = results.json("config")
     not_repeated = names_of(lambda option: not option.repeated)
@@ -156,13 +156,13 @@ def _options_of_result(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(
                 f"{path}: {name} is no text.",
                 why=f"The result says {value!r:.60}.",
-                todo=f"Give {again.format(name.upper())}, or another file.",
+                hint=f"Give {again.format(name.upper())}, or another file.",
             )
         if runs_code(value):
             raise UsageError(
                 f"{path}: {name} {value} is not taken from a result file.",
                 why="It names code to run, and anybody may have written the file.",
-                todo=f"If you trust that code, give it again by hand: {again.format(value)}",
+                hint=f"If you trust that code, give it again by hand: {again.format(value)}",
             )
     return options
 

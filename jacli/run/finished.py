@@ -117,7 +117,7 @@ class Finished:
             why="It is the finished result of another run. Different are: "
             + "; ".join(differences)
             + f".{made}",
-            todo="Choose another name with -o, or give --overwrite.",
+            hint="Choose another name with -o, or give --overwrite.",
         )
 
     def _holds_inputs(self, prepared: Prepared) -> bool:

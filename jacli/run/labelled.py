@@ -97,7 +97,7 @@ def _read(
         raise ResultsError(
             f"{path} holds no labels.",
             why=f"--by {by} groups its samples by them.",
-            todo="Compute it again with --labels FILE, one class index per sample.",
+            hint="Compute it again with --labels FILE, one class index per sample.",
         )
     needed: dict[str, h5py.Dataset] = {name: file[name] for name in shapes}
     check_declared(path, batch, needed)
@@ -108,6 +108,6 @@ def _read(
         raise ResultsError(
             f"{path}: which samples are classified correctly is not known.",
             why=why or "It holds no outputs.",
-            todo="Outputs with one axis, an entry per class, are needed; --by label goes without.",
+            hint="Outputs with one axis, an entry per class, are needed; --by label goes without.",
         )
     return np.asarray(datasets["labels"][:], np.int64), correct

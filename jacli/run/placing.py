@@ -224,7 +224,7 @@ def _another_function(module: nn.Module, gap: float, own: torch.dtype, x: Tensor
     return ModelError(
         f"The model {type(module).__name__} is another function in {where} than as it was loaded.",
         why=f"Its outputs at the first samples differ by {gap:.1e} (relative) from those in {loaded}.",
-        todo=f"Give --dtype {loaded} and --device cpu, or a model that computes in {run} itself."
+        hint=f"Give --dtype {loaded} and --device cpu, or a model that computes in {run} itself."
         if loaded in ("float32", "float64")
         else f"Convert the model to {run} and see that its outputs stay what they are.",
     )

@@ -210,13 +210,13 @@ def _read_labels(path: str, source: InputSource) -> np.ndarray:
             every = np.loadtxt(path, dtype=np.int64, ndmin=1)
         except ValueError as error:
             raise InputsError(
-                f"{path} holds no labels.", why=f"{error}.", todo="Give one whole number a line."
+                f"{path} holds no labels.", why=f"{error}.", hint="Give one whole number a line."
             ) from error
         if every.ndim != 1 or len(every) <= int(source.index.max()):
             raise InputsError(
                 f"{path} has {count_of(len(every), 'label')}.",
                 why=f"The samples reach up to position {int(source.index.max())}.",
-                todo="Give one label per sample of INPUTS.",
+                hint="Give one label per sample of INPUTS.",
             )
         chosen: np.ndarray = every[source.index]
         return chosen
@@ -227,7 +227,7 @@ def _read_labels(path: str, source: InputSource) -> np.ndarray:
         raise InputsError(
             f"{path} holds no labels.",
             why=f"Its rows are {labels.dtype} of shape {labels.shape[1:]}, not one whole number a sample.",
-            todo="Give class indices, shape (batch,): of one-hot rows, np.save('labels.npy', y.argmax(1))."
+            hint="Give class indices, shape (batch,): of one-hot rows, np.save('labels.npy', y.argmax(1))."
             if labels.ndim == 2
             else "Give class indices: shape (batch,).",
         )

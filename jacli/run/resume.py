@@ -78,7 +78,7 @@ class Unfinished:
             raise OutputError(
                 f"{self.writer.part} was damaged after it was written.",
                 why=f"The checksum is wrong: {damage}.",
-                todo="Check that disk, and start anew with --no-resume, which removes it.",
+                hint="Check that disk, and start anew with --no-resume, which removes it.",
             )
 
     def _refuse(self, differences: list[str]) -> None:
@@ -88,7 +88,7 @@ class Unfinished:
         raise OutputError(
             f"{self.writer.part} is the unfinished file of another run.",
             why="Different are: " + "; ".join(differences) + f". It was begun by: {command}",
-            todo="Run that command to finish it, choose another name with -o, or start anew with "
+            hint="Run that command to finish it, choose another name with -o, or start anew with "
             "--no-resume, which removes it.",
         )
 
@@ -159,7 +159,7 @@ class Unfinished:
                         f"{self.writer.part} is not what this run computes.",
                         why=f"Sample {prepared.source.index[row]} of it differs from the model's own "
                         f"derivative by {found.error:.1e} (relative).",
-                        todo="Start anew with --no-resume, which removes it; and check that disk.",
+                        hint="Start anew with --no-resume, which removes it; and check that disk.",
                     )
 
     def _a_sound_row(self, run: Run) -> int | None:

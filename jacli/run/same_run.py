@@ -45,7 +45,7 @@ def check_samples(out: Path, shards: Sequence[ShardFile]) -> None:
             raise UnsoundResultsError(
                 f"{shard.path} is not complete.",
                 why=f"{shard.done} of its {count_of(shard.samples, 'sample')} are done.",
-                todo=f"Remove it, and make it again as jacli status {quote_path(out)} then says.",
+                hint=f"Remove it, and make it again as jacli status {quote_path(out)} then says.",
             )
         expected = Shard(index, len(shards))
         said = shard.attributes.get("shard")
@@ -53,7 +53,7 @@ def check_samples(out: Path, shards: Sequence[ShardFile]) -> None:
             raise ResultsError(
                 f"{shard.path} is not shard {expected}.",
                 why="It was not computed as a shard." if said is None else f"It says that it is {said}.",
-                todo="Give the shards the names that jacli compute gave them.",
+                hint="Give the shards the names that jacli compute gave them.",
             )
         own = count_of(shard.samples, "sample")
         if total < len(shards) or len(shard_rows(expected, total)) != shard.samples:
@@ -86,7 +86,7 @@ def _other_samples(shard: ShardFile, why: str) -> ResultsError:
     return ResultsError(
         f"{shard.path} does not hold the samples of its shard.",
         why=why,
-        todo="Were the inputs of another length for some of the shards? Compute those again.",
+        hint="Were the inputs of another length for some of the shards? Compute those again.",
     )
 
 
@@ -126,7 +126,7 @@ def check_same_run(shards: Sequence[ShardFile]) -> list[str]:
             raise ResultsError(
                 f"{shard.path} is not of the same run as {first.path}.",
                 why=f"Different are: {'; '.join(differences)}.",
-                todo="Compute it again with the options of the others, in the same folder.",
+                hint="Compute it again with the options of the others, in the same folder.",
             )
     notes = [f"the shards were computed with different --{name}: equal to rounding" for name in sorted(noted)]
     notes += [f"the shards read {name} from different folders" for name in sorted(folders)]

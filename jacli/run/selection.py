@@ -56,7 +56,7 @@ def check_classes(classes: Classes, labels: np.ndarray | None, n_out: int) -> No
         raise UsageError(
             f"--classes {classes} is out of range.",
             why=f"The model has {count_of(n_out, 'output')} per sample (flat indices 0 to {n_out - 1}).",
-            todo="Choose among them; the first one is 0.",
+            hint="Choose among them; the first one is 0.",
         )
     if labels is not None and classes.kind == "label":
         wrong = np.flatnonzero((labels < 0) | (labels >= n_out))
@@ -65,5 +65,5 @@ def check_classes(classes: Classes, labels: np.ndarray | None, n_out: int) -> No
                 f"Label {labels[wrong[0]]} of sample {wrong[0]} is out of range.",
                 why=f"The model has {count_of(n_out, 'output')}; {count_of(len(wrong), 'label')} "
                 f"outside 0 to {n_out - 1}.",
-                todo="Give class indices that start at 0.",
+                hint="Give class indices that start at 0.",
             )

@@ -77,7 +77,7 @@ def largest_singular_values(
         UsageError: ``k < 1``.
     """
     if k < 1:
-        raise UsageError(f"k = {k} singular values cannot be computed.", todo="Ask for 1 or more.")
+        raise UsageError(f"k = {k} singular values cannot be computed.", hint="Ask for 1 or more.")
     small, large = sorted((linear_map.n_out, linear_map.n_in))
     k, dtype, device = min(k, small), linear_map.dtype, linear_map.device
     if k == 0 or linear_map.batch == 0:

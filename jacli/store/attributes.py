@@ -106,7 +106,7 @@ class Attributes(Mapping[str, object]):
         return ResultsError(
             f"{self._path} cannot be read.",
             why=f"Its attribute `{name}` is damaged: {why}.",
-            todo="Copy it again, or compute it again.",
+            hint="Copy it again, or compute it again.",
         )
 
     def _typed(self, name: str, kind: type[Kind], said: str) -> Kind | None:

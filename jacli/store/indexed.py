@@ -48,7 +48,7 @@ class IndexedDataset:
                 f"{index} is damaged, or was edited.",
                 why=f"Its shards hold {sources[-1].stop if sources else 0} samples, and its {self.name} "
                 f"has {len(self)}; or it does not say which.",
-                todo="Merge the shards again.",
+                hint="Merge the shards again.",
             )
         self._stops = np.array([source.stop for source in sources])
         self._opened: tuple[int, h5py.File] | None = None
@@ -113,7 +113,7 @@ class IndexedDataset:
                 raise ResultsError(
                     f"{path} cannot be read.",
                     why=f"{self._index} is an index, and this is one of its shards: {error}.",
-                    todo="Put it back, or compute it again and merge the shards again.",
+                    hint="Put it back, or compute it again and merge the shards again.",
                 ) from error
             try:
                 self._check_fit(path, self._opened[1], self._sources[number])
@@ -131,7 +131,7 @@ class IndexedDataset:
             raise ResultsError(
                 f"{path} does not fit {self._index}.",
                 why=f"Its {self.name} is not {self.dtype} of shape {expected}, as the index says.",
-                todo="Merge the shards again.",
+                hint="Merge the shards again.",
             )
         own = self._positions[source.start : source.stop]
         positions = file.get("sample_index")
@@ -140,7 +140,7 @@ class IndexedDataset:
                 f"{path} does not fit {self._index}.",
                 why=f"It does not hold the samples that the index has in rows {source.start} to "
                 f"{source.stop - 1}.",
-                todo="Merge the shards again.",
+                hint="Merge the shards again.",
             )
 
     def close(self) -> None:

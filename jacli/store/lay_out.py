@@ -54,7 +54,7 @@ def filters_of(compress: str) -> Mapping[str, object]:
             raise UsageError(
                 "--compress zstd needs the package hdf5plugin.",
                 why="HDF5 has no zstd of its own.",
-                todo="pip install 'jacli[compress]'",
+                hint="pip install 'jacli[compress]'",
             ) from None
         return {**hdf5plugin.Zstd(), "shuffle": True}
     return {"compression": compress, "shuffle": True}

@@ -156,7 +156,7 @@ class RunLock:
             raise OutputError(
                 f"{self._path} is no lock of jacli.",
                 why="A file of that name, with something else in it, is in the way; it was left as it is.",
-                todo="Move it away, or choose another name with -o.",
+                hint="Move it away, or choose another name with -o.",
             )
 
     def _take_over(self, waiting: Callable[[str], None]) -> None:
@@ -178,7 +178,7 @@ class RunLock:
         return OutputError(
             f"Another process is writing {self._out}.",
             why=f"It is {holder or 'unknown'}, by {self._path.name}.",
-            todo=f"Wait for it (`jacli status {quote_path(self._out)}` says how far it is), "
+            hint=f"Wait for it (`jacli status {quote_path(self._out)}` says how far it is), "
             "or choose another -o.",
         )
 
@@ -193,7 +193,7 @@ class RunLock:
             raise OutputError(
                 f"{self._out} is written by another process now.",
                 why=f"It is {holder or 'unknown'}; it took over while this one gave no sign of life.",
-                todo="Leave it to that process.",
+                hint="Leave it to that process.",
             )
 
     def _renew(self) -> None:

@@ -133,7 +133,7 @@ def write_merged(
                 raise ResultsError(
                     f"{shard.path} cannot be read.",
                     why=f"{str(error).splitlines()[-1]}.",
-                    todo="It is damaged, or changes at this moment: compute it again, and merge again.",
+                    hint="It is damaged, or changes at this moment: compute it again, and merge again.",
                 ) from error
             check()
             progress(source.stop, sources[-1].stop)
@@ -224,7 +224,7 @@ def _check_checksums(shard: ShardFile, opened: h5py.File) -> None:
         raise ResultsError(
             f"{shard.path} was damaged after it was written.",
             why=f"The checksum is wrong: {damage}.",
-            todo="Compute this shard again, check its disk, and merge again.",
+            hint="Compute this shard again, check its disk, and merge again.",
         )
 
 
@@ -282,7 +282,7 @@ def _check_room(out: Path, shards: Sequence[ShardFile], nbytes: int) -> None:
         raise OutputError(
             f"{out} does not fit on its disk.",
             why=f"What is copied needs {needed:,} bytes, and {free:,} are free in {out.parent}.",
-            todo="Merge to another disk with -o, or leave the large datasets in the shards: --virtual.",
+            hint="Merge to another disk with -o, or leave the large datasets in the shards: --virtual.",
         )
 
 
@@ -292,10 +292,10 @@ def _failed(out: Path, error: Exception) -> OutputError:
         return OutputError(
             f"The disk is full: {out} was not written.",
             why=f"{why} in {out.parent}; the shards are as they were, and the rest was removed.",
-            todo="Free space and merge again, or merge to another disk with -o.",
+            hint="Free space and merge again, or merge to another disk with -o.",
         )
     return OutputError(
         f"{out} cannot be written.",
         why=f"{why}; the shards are as they were.",
-        todo="Choose a folder that you may write to, with -o.",
+        hint="Choose a folder that you may write to, with -o.",
     )

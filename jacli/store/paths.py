@@ -53,20 +53,20 @@ def check_folder(out: Path) -> None:
         raise OutputError(
             f"{out} cannot be the name of a result.",
             why=f"Names that end in {', '.join(_BESIDE)} are those of unfinished files.",
-            todo="Choose another name with -o.",
+            hint="Choose another name with -o.",
         )
     try:
         if out.is_dir():
             raise OutputError(
                 f"{out} is a folder.",
                 why="Results are one file.",
-                todo=f"Name a file in it: -o {quote_path(out / 'out.h5')}.",
+                hint=f"Name a file in it: -o {quote_path(out / 'out.h5')}.",
             )
         if not out.parent.is_dir():
             raise OutputError(
                 f"{out} cannot be written.",
                 why=f"There is no folder {out.parent}.",
-                todo="Create it first, or choose another with -o.",
+                hint="Create it first, or choose another with -o.",
             )
     except OSError as error:
         raise cannot_write(out, error) from error
@@ -85,11 +85,11 @@ def check_place(out: Path, *, overwrite: bool) -> None:
             raise OutputError(
                 f"{out} is a link to {target}.",
                 why="Writing would replace the link and leave its target as it is.",
-                todo=f"Name the file itself, -o {quote_path(out.parent / target)}, or remove the link.",
+                hint=f"Name the file itself, -o {quote_path(out.parent / target)}, or remove the link.",
             )
         if out.exists() and not out.is_file():
             raise OutputError(
-                f"{out} is no regular file.", why="It is a device or a pipe.", todo="Choose another with -o."
+                f"{out} is no regular file.", why="It is a device or a pipe.", hint="Choose another with -o."
             )
         if out.exists() and not overwrite:
             raise _exists(out)
@@ -120,7 +120,7 @@ def check_room(out: Path, layout: ResultLayout) -> None:
         raise OutputError(
             f"{out} does not fit on its disk.",
             why=f"The results need {needed:,} bytes, and {free:,} are free in {out.parent}.",
-            todo="Write elsewhere with -o, take fewer --samples, or store less (--save none).",
+            hint="Write elsewhere with -o, take fewer --samples, or store less (--save none).",
         )
 
 
@@ -168,13 +168,13 @@ def publish(part: Path, out: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"{out} exists already.",
             why="It appeared while this run was under way, and was left alone.",
-            todo=f"The finished results are in {part}: rename that file.",
+            hint=f"The finished results are in {part}: rename that file.",
         ) from None
     except OSError as error:
         raise OutputError(
             f"{out} cannot be given its final name.",
             why=f"{words_of(error, out)}.",
-            todo=f"The finished results are in {part}: rename that file.",
+            hint=f"The finished results are in {part}: rename that file.",
         ) from error
 
 
@@ -210,19 +210,19 @@ def words_of(error: OSError, out: Path) -> str:
 
 def cannot_write(out: Path, error: OSError) -> OutputError:
     """What to tell of a place that the system does not let be written."""
-    todo = "Choose a folder that you may write to, with -o."
+    hint = "Choose a folder that you may write to, with -o."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        todo = "Free space, or write elsewhere with -o."
+        hint = "Free space, or write elsewhere with -o."
     if isinstance(error, ForeignFileError) or error.errno in _SOMETHING_ELSE:
-        todo = "Move it away, or choose another name with -o."
-    return OutputError(f"{out} cannot be written.", why=f"{words_of(error, out)}.", todo=todo)
+        hint = "Move it away, or choose another name with -o."
+    return OutputError(f"{out} cannot be written.", why=f"{words_of(error, out)}.", hint=hint)
 
 
 def _exists(out: Path) -> OutputError:
     return OutputError(
         f"{out} exists already.",
         why="A finished file is never touched unasked.",
-        todo="Choose another name with -o, or give --overwrite.",
+        hint="Choose another name with -o, or give --overwrite.",
     )
 
 
@@ -232,7 +232,7 @@ def part_exists(out: Path) -> OutputError:
     return OutputError(
         f"{part} exists.",
         why="It is the unfinished file of another run.",
-        todo="Continue that run, remove the file, or choose another name with -o.",
+        hint="Continue that run, remove the file, or choose another name with -o.",
     )
 
 
@@ -246,9 +246,9 @@ def disk_error(out: Path, error: OSError, *, kept: int) -> OutputError:
         return OutputError(
             f"The disk is full: {out} is not finished.",
             why=why,
-            todo=f"Free space, {again} Or store less: --save none, --save-dtype float16.",
+            hint=f"Free space, {again} Or store less: --save none, --save-dtype float16.",
         )
-    return OutputError(f"Writing {out} failed.", why=why, todo=f"Check that disk, {again}")
+    return OutputError(f"Writing {out} failed.", why=why, hint=f"Check that disk, {again}")
 
 
 def not_continued(part: Path, why: str) -> OutputError:
@@ -256,5 +256,5 @@ def not_continued(part: Path, why: str) -> OutputError:
     return OutputError(
         f"{part} cannot be continued.",
         why=f"It is no unfinished result of jacli, or damaged: {why.rstrip('.')}.",
-        todo="Move it away, start anew with --no-resume (which removes it), or choose another name with -o.",
+        hint="Move it away, start anew with --no-resume (which removes it), or choose another name with -o.",
     )

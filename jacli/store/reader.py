@@ -159,12 +159,12 @@ def open_as(kind: type[Kind], path: str | os.PathLike[str]) -> Kind:
         raise ResultsError(
             f"{type(path).__name__} is no result file.",
             why="jacli.open takes the path of a file that `jacli compute` or jacli.compute wrote.",
-            todo='For example: jacli.open("out.h5").',
+            hint='For example: jacli.open("out.h5").',
         ) from error
     if not os.path.isfile(path) and (os.path.isdir(path) or not os.path.exists(path)):
         what = "is a folder" if os.path.isdir(path) else "no such file"
         why = why_unseen(path) or ""
-        raise ResultsError(f"{path}: {what}.", why=why, todo="Give a result file of `jacli compute`.")
+        raise ResultsError(f"{path}: {what}.", why=why, hint="Give a result file of `jacli compute`.")
     try:
         file = open_guarded(path)
     except OSError as error:
@@ -173,7 +173,7 @@ def open_as(kind: type[Kind], path: str | os.PathLike[str]) -> Kind:
         raise ResultsError(
             f"{path} cannot be read.",
             why=f"{str(error).splitlines()[-1]}.",
-            todo="Wait if it is being written; else it is damaged or truncated: copy or compute it again.",
+            hint="Wait if it is being written; else it is damaged or truncated: copy or compute it again.",
         ) from error
     try:
         _check_schema(path, file)
@@ -186,7 +186,7 @@ def open_as(kind: type[Kind], path: str | os.PathLike[str]) -> Kind:
         raise ResultsError(
             f"{path} cannot be read.",
             why=f"Its table of contents is damaged: {error or type(error).__name__}.",
-            todo="Copy it again, or compute it again.",
+            hint="Copy it again, or compute it again.",
         ) from error
 
 
@@ -245,7 +245,7 @@ def _check_schema(path: Path, file: h5py.File) -> None:
         raise ResultsError(
             f"{path} has schema {schema}.",
             why=f"This version of jacli reads {' and '.join(READABLE_SCHEMAS)}.",
-            todo="Read it with the version named in its attribute `jacli_version`, or compute it again.",
+            hint="Read it with the version named in its attribute `jacli_version`, or compute it again.",
         )
     missing = [name for name in ("done",) if name not in file] + [
         name for name in ("complete",) if name not in file.attrs
@@ -257,5 +257,5 @@ def _check_schema(path: Path, file: h5py.File) -> None:
 
 def _not_results(path: Path, why: str) -> ResultsError:
     return ResultsError(
-        f"{path} is not a result file of jacli.", why=why, todo="Give a file that `jacli compute` wrote."
+        f"{path} is not a result file of jacli.", why=why, hint="Give a file that `jacli compute` wrote."
     )

@@ -62,7 +62,7 @@ def read_shard(path: Path) -> ShardFile:
             raise ResultsError(
                 f"{path} is no shard.",
                 why="It has no dataset sample_index, which says whose its samples are.",
-                todo="Compute it again.",
+                hint="Compute it again.",
             )
         return ShardFile(
             path=path,

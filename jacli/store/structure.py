@@ -45,7 +45,7 @@ def _check_batches(path: Path, file: h5py.File, samples: int) -> None:
         raise ResultsError(
             f"{path} is damaged, or was edited.",
             why=f"Its {group} is no group of datasets.",
-            todo="Copy it again, or compute it again.",
+            hint="Copy it again, or compute it again.",
         )
     names = [f"{group}/{name}" for name in dataset_names(file[group])] if group in file else []
     shapes = check_numbers(path, file, ("batch_start", *names), whole=("batch_start", *names))
@@ -91,7 +91,7 @@ def check_numbers(
             raise ResultsError(
                 f"{path} is damaged, or was edited.",
                 why=f"Its {name} is no array of {'whole ' if name in whole else ''}numbers.",
-                todo="Copy it again, or compute it again.",
+                hint="Copy it again, or compute it again.",
             )
         shapes[name] = tuple(int(size) for size in found.shape)
     return shapes
@@ -130,5 +130,5 @@ def _misfit(path: Path, name: str, shape: tuple[int, ...], beside: str) -> Resul
     return ResultsError(
         f"{path} is damaged, or was edited.",
         why=f"Its {name} has shape {shape}, beside {beside}.",
-        todo="Copy it again, or compute it again.",
+        hint="Copy it again, or compute it again.",
     )

@@ -26,8 +26,8 @@ def open_guarded(path: Path) -> h5py.File:
         OSError: HDF5 refuses it, or it is not there.
     """
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
-        kind, todo = WHAT_TO_DO[Content.NO_FILE]
-        raise ResultsError(f"{path} is no regular file.", why=kind, todo=todo)
+        kind, hint = WHAT_TO_DO[Content.NO_FILE]
+        raise ResultsError(f"{path} is no regular file.", why=kind, hint=hint)
     if os.path.isfile(path):
         found = examine_hdf5(path)
         why = found.problem
@@ -35,7 +35,7 @@ def open_guarded(path: Path) -> h5py.File:
             why = f"It holds a link to another file, {found.external_link!r}, which results never do."
         if why is not None:
             raise ResultsError(
-                f"{path} is damaged, or made to do harm.", why=why, todo="Copy it again, or compute it again."
+                f"{path} is damaged, or made to do harm.", why=why, hint="Copy it again, or compute it again."
             )
     return h5py.File(path, "r")
 
@@ -56,7 +56,7 @@ def reading_results(path: Path, *kinds: type[Exception]) -> Iterator[None]:
         raise ResultsError(
             f"{path} cannot be read.",
             why=f"It is damaged: {(str(error).splitlines() or [type(error).__name__])[-1]}.",
-            todo="Copy it again, or compute it again.",
+            hint="Copy it again, or compute it again.",
         ) from error
 
 
@@ -71,7 +71,7 @@ def read_whole(path: Path, dataset: h5py.Dataset) -> np.ndarray:
         raise ResultsError(
             f"{path} is damaged, or made to do harm.",
             why=f"Its dataset {dataset.name} declares {dataset.nbytes:,} bytes, far more than the file has.",
-            todo="Copy it again, or compute it again.",
+            hint="Copy it again, or compute it again.",
         )
     return np.asarray(dataset[...])
 
@@ -81,5 +81,5 @@ def closed(path: Path) -> ResultsError:
     return ResultsError(
         f"{path} was closed.",
         why="Datasets are read from the open file; arrays that were read before stay.",
-        todo="Read inside the `with` block, or open the file again with jacli.open.",
+        hint="Read inside the `with` block, or open the file again with jacli.open.",
     )

@@ -40,19 +40,19 @@ def explain_failure(
         return ModelError(
             "The model does not run in float64.",
             why=f"{said} (constants of its program are float32)",
-            todo="Leave --dtype out; from Python, give x.float(), or the model in double().",
+            hint="Leave --dtype out; from Python, give x.float(), or the model in double().",
         )
     if x.device.type != "cpu" and any(word in words for word in _DEVICE_WORDS):
         return ModelError(
             f"The model does not run on {x.device}.",
             why=f"{said} (a device is fixed inside its program)",
-            todo="Give --device cpu.",
+            hint="Give --device cpu.",
         )
     if "expected tensor for argument" in words and "indices" in words:
         return ModelError(
             "The model takes whole numbers (token ids), which have no derivative.",
             why=said,
-            todo="Wrap the model so that it takes the embedded vectors (--arch file.py:callable).",
+            hint="Wrap the model so that it takes the embedded vectors (--arch file.py:callable).",
         )
     if "missing" in words and "argument" in words:
         lacking = re.search(r"arguments?:? '(\w+)'", said)
@@ -60,7 +60,7 @@ def explain_failure(
         return ModelError(
             "The model's forward needs further arguments.",
             why=said,
-            todo=f"Give each: --arg {name}=@FILE.npy (one row per sample), --arg {name}=VALUE, "
+            hint=f"Give each: --arg {name}=@FILE.npy (one row per sample), --arg {name}=VALUE, "
             f"or --constant {name}=FILE.npy (one tensor for all samples).",
         )
     if "nonetype" in words and left_out:
@@ -68,29 +68,29 @@ def explain_failure(
         return ModelError(
             "The model seems to need an argument that is not given.",
             why=f"{said}. Arguments with their default value: {', '.join(left_out)}.",
-            todo=f"Give what it needs: --arg {name}=@FILE.npy (one row per sample), --arg {name}=VALUE, "
+            hint=f"Give what it needs: --arg {name}=@FILE.npy (one row per sample), --arg {name}=VALUE, "
             f"--constant {name}=FILE.npy (one tensor for all samples), or parts of it, --arg {name}.0=...",
         )
     if any(word in words for word in ("unexpected keyword", "unknown keyword", "expected at most")):
         return UsageError(
             "The model's forward has no such argument.",
             why=said,
-            todo="Check the names given with --arg.",
+            hint="Check the names given with --arg.",
         )
-    for name, change, todo in _LAYOUTS if x.numel() <= _MAX_NUMBERS_TRIED else ():
+    for name, change, hint in _LAYOUTS if x.numel() <= _MAX_NUMBERS_TRIED else ():
         changed = change(x)
         if changed is not None and _accepts(run, changed):
             return InputsError(
                 f"The inputs have shape {shape} per sample, which the model does not accept: {name}.",
                 why=f"With {tuple(changed.shape[1:])} per sample it runs. {said}",
-                todo=todo,
+                hint=hint,
             )
     named = [name for name in names if _speaks_of(name.partition(".")[0], telling_line(error))]
     if named:
         return InputsError(
             f"The model does not accept the argument {named[0]} as it is given.",
             why=said,
-            todo=f"Check its value, shape and dtype: --arg {named[0]}=VALUE, --arg {named[0]}=@FILE (one row "
+            hint=f"Check its value, shape and dtype: --arg {named[0]}=VALUE, --arg {named[0]}=@FILE (one row "
             f"per sample), or --constant {named[0]}=FILE (one tensor for all).",
         )
     if is_about_dtypes(words):
@@ -98,7 +98,7 @@ def explain_failure(
         return ModelError(
             f"The model does not run in {dtype}.",
             why=f"{said} (a dtype is fixed inside)",
-            todo=f"Wrap the model so that it takes {dtype} and converts it itself (--arch file.py:callable).",
+            hint=f"Wrap the model so that it takes {dtype} and converts it itself (--arch file.py:callable).",
         )
     of_model = user_code_behind(error)
     if of_model is not None and _accepts(run, torch.zeros_like(x)):
@@ -106,7 +106,7 @@ def explain_failure(
     return InputsError(
         f"The model does not accept inputs of shape {shape} per sample.",
         why=said,
-        todo="Check shape, layout (batch, c, h, w) and preprocessing; a model saved for batches of N "
+        hint="Check shape, layout (batch, c, h, w) and preprocessing; a model saved for batches of N "
         "needs --batch-size N.",
     )
 

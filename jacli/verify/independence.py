@@ -104,7 +104,7 @@ def check_state(before: Tensor, now: Tensor, module: nn.Module) -> None:
         "The model mixes samples through state that it keeps.",
         why=f"Outputs of {type(module).__name__} at the first samples are no longer what they were before it "
         "ran on others: what is computed depends on what was computed earlier.",
-        todo="Switch off what it keeps between calls (a counter, an observer, running statistics), and save "
+        hint="Switch off what it keeps between calls (a counter, an observer, running statistics), and save "
         "it again.",
     )
 
@@ -210,7 +210,7 @@ def batch_failure(size: int, error: Exception) -> ModelError:
     return ModelError(
         f"The model fails on a batch of {count_of(size, 'sample')}.",
         why=f"The model says: {telling_line(error)}",
-        todo="Give the batch size that it accepts: --batch-size N.",
+        hint="Give the batch size that it accepts: --batch-size N.",
     )
 
 

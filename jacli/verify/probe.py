@@ -98,7 +98,7 @@ def probe(
         raise InputsError(
             f"The inputs are empty: shape {tuple(x.shape[1:])} per sample.",
             why="There is nothing to differentiate with respect to.",
-            todo="Check how they were saved.",
+            hint="Check how they were saved.",
         )
     with fork_random_state(x.device), torch.no_grad():
         batch, fixed, lone = _accepted_batch(network, x, extra, batch_hints, names, left_out)
@@ -216,7 +216,7 @@ def _is_stateful(network: Network, x: Tensor, extra: Extra) -> bool:
             if noisy
             else "Dropout or noise acts in eval mode too, or the archive was traced in training mode."
         ),
-        todo="Switch the randomness off in the model, or save it again after model.eval().",
+        hint="Switch the randomness off in the model, or save it again after model.eval().",
     )
 
 
@@ -263,7 +263,7 @@ def _no_batch_axis(why: str) -> ModelError:
     return ModelError(
         "The model has no per-sample output: its output has no batch axis.",
         why=f"{why} A Jacobian per sample does not exist.",
-        todo="Give a model whose output has one row per sample (--arch file.py:callable can wrap it).",
+        hint="Give a model whose output has one row per sample (--arch file.py:callable can wrap it).",
     )
 
 
@@ -275,20 +275,20 @@ def _check_output(output: Tensor, x: Tensor) -> None:
             why="A complex output has no real Jacobian."
             if output.is_complex()
             else "Whole numbers (class indices, masks) do not change when the input moves a little.",
-            todo="Choose another output (--select), or wrap the model to return real scores.",
+            hint="Choose another output (--select), or wrap the model to return real scores.",
         )
     if output[0].numel() == 0:
         raise ModelError(
             f"The output is empty: shape {tuple(output.shape[1:])} per sample.",
             why="There is nothing to differentiate.",
-            todo="Choose another output (--select), or check the number of classes.",
+            hint="Choose another output (--select), or check the number of classes.",
         )
     if output.dtype != x.dtype:
         offered = f"--dtype {computed}" if computed in ("float32", "float64") else "a model that does not"
         raise ModelError(
             f"The model computes in {computed} when given {given}.",
             why="It converts its input itself, so it would not compute in the dtype that was asked for.",
-            todo=f"Give {offered}.",
+            hint=f"Give {offered}.",
         )
 
 
@@ -327,7 +327,7 @@ def _gradient(output: Tensor, points: Tensor) -> Tensor | None:
         return ModelError(
             "The model has an operation without a derivative.",
             why=f"torch says: {telling_line(error)}",
-            todo="Replace that operation, or save the model for training rather than for inference.",
+            hint="Replace that operation, or save the model for training rather than for inference.",
         )
 
     with translating(refusal):
@@ -345,7 +345,7 @@ def mixing_error(module: nn.Module, how: str) -> MixingError:
     return MixingError(
         "The model mixes samples: an output depends on the others in its batch, or on its place there.",
         why=f"{how[0].upper()}{how[1:]}, so a Jacobian per sample does not exist in such a batch.{suspects}",
-        todo="Compute each sample alone with --batch-size 1, where that is what the model means; or save it "
+        hint="Compute each sample alone with --batch-size 1, where that is what the model means; or save it "
         "in eval mode with running statistics, or wrap it so that samples stay apart.",
     )
 
@@ -359,7 +359,7 @@ def _check_derivative(network: Network, x: Tensor, extra: Extra) -> None:
         raise ModelError(
             "The output does not depend differentiably on the input.",
             why="The path is cut inside the model: an integer cast, argmax, detach() or no_grad().",
-            todo="Choose another output (--select), or mend the model; zeros would be a wrong answer.",
+            hint="Choose another output (--select), or mend the model; zeros would be a wrong answer.",
         )
 
 

@@ -215,7 +215,7 @@ def test_a_link_takes_the_fastest_of_each_direction(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("options", "todo"),
+    ("options", "hint"),
     [
         ({"precision": "bf16"}, "Leave --precision out"),
         ({"method": "adjoint"}, "Leave --method adjoint out"),
@@ -223,10 +223,10 @@ def test_a_link_takes_the_fastest_of_each_direction(monkeypatch: pytest.MonkeyPa
     ],
     ids=str,
 )
-def test_where_there_is_no_program_it_is_said_why(options: dict[str, str], todo: str) -> None:
+def test_where_there_is_no_program_it_is_said_why(options: dict[str, str], hint: str) -> None:
     with pytest.raises(MethodError, match="does not run as a program") as refused:
         work_of(Branching(), **options).choose()
-    assert "it cannot be traced" in refused.value.why and todo in refused.value.todo
+    assert "it cannot be traced" in refused.value.why and hint in refused.value.hint
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_nor_is_there_one_at_a_single_batch_size(options: dict[str, str]) -> Non
         work.changed(shapes=replace(work.shapes, fixed_batch=4)).choose()
     assert "accepts 4 only" in refused.value.why
     (asked,) = options
-    assert refused.value.todo.startswith(f"Leave --{asked} out")
+    assert refused.value.hint.startswith(f"Leave --{asked} out")
 
 
 class Spectrum(nn.Module):
@@ -254,7 +254,7 @@ def test_nor_is_there_one_through_complex_numbers() -> None:
     """Its narrowest cut has a part that is served: that is no want of memory."""
     with pytest.raises(MethodError, match="No program can serve") as refused:
         work_of(Spectrum(), precision="bf16").choose()
-    assert "complex" in refused.value.why and refused.value.todo == "Leave --precision out."
+    assert "complex" in refused.value.why and refused.value.hint == "Leave --precision out."
 
 
 # What of a program torch differentiates

@@ -165,7 +165,7 @@ def test_auto_is_what_the_environment_says(environ: dict[str, str], shard: Shard
 def test_an_environment_that_does_not_say_is_refused(environ: dict[str, str], why: str) -> None:
     with pytest.raises(UsageError, match=why) as error:
         shard_of_environment(environ)
-    assert "--shard" in error.value.todo
+    assert "--shard" in error.value.hint
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_a_missing_shard_is_named_with_its_command(out: Path) -> None:
     assert raised.value.exit_code == 6
     assert raised.value.what == "2 of 4 shards of out.h5 are not complete."
     assert raised.value.why == "Missing: shards 2-3."
-    assert "for i in {2..3}; do jacli compute m.pt x.npy -o out.h5 --shard $i/4; done" in raised.value.todo
+    assert "for i in {2..3}; do jacli compute m.pt x.npy -o out.h5 --shard $i/4; done" in raised.value.hint
     assert not out.exists() and not list(Path().glob("out.h5.*"))
 
 
@@ -110,7 +110,7 @@ def test_unfinished_shards_are_told_apart(out: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsoundResultsError) as raised:
         merge([out])
     assert raised.value.why == "Stopped: shard 2; waiting: shard 3; missing: shard 4."
-    assert f"cd {tmp_path / 'there'} && for i in 2 4; do jacli compute" in raised.value.todo
+    assert f"cd {tmp_path / 'there'} && for i in 2 4; do jacli compute" in raised.value.hint
     for index in (2, 4):
         part_path(shard_path(out, Shard(index, 4))).unlink(missing_ok=True)
         write_shard(out, Shard(index, 4))
@@ -261,7 +261,7 @@ def test_names_that_are_not_clear(out: Path, names: list[str], error: type[Jacli
     write_shard(Path("twice.h5"), Shard(1, 3))
     with pytest.raises(error, match=message) as raised:
         merge(names)
-    assert raised.value.todo
+    assert raised.value.hint
 
 
 def test_the_place_is_left_alone(out: Path) -> None:

@@ -121,7 +121,7 @@ def test_after_close_the_error_says_so(model: Path, tmp_path: Path, read) -> Non
         jacobian, values = results.jacobian, results.singular_values
     with pytest.raises(ResultsError, match="was closed") as raised:
         read(results)
-    assert "jacli.open" in raised.value.todo
+    assert "jacli.open" in raised.value.hint
     with pytest.raises(ResultsError, match="was closed"):
         jacobian[[1, 0]]
     assert values.shape == (7, 6)

@@ -231,7 +231,7 @@ def test_where_nothing_fits_the_figures_are_told(monkeypatch, error, method):
     assert f"{SAMPLE_BYTES:,} bytes" in stopped.value.why
     assert "123,456 may be held on cpu" in stopped.value.why
     assert "\n" not in stopped.value.why
-    assert "--memory" in stopped.value.todo and "--save factors" in stopped.value.todo
+    assert "--memory" in stopped.value.hint and "--save factors" in stopped.value.hint
 
 
 def test_another_error_is_not_tried_again(monkeypatch):

@@ -35,7 +35,7 @@ def test_out_of_memory_in_every_guise():
 
 
 def test_problems_are_told_together():
-    both = UsageError.from_problems([UsageError("A is wrong."), UsageError("B is wrong.", todo="Mend B.")])
+    both = UsageError.from_problems([UsageError("A is wrong."), UsageError("B is wrong.", hint="Mend B.")])
     assert "2 options" in str(both)
     assert "A is wrong." in str(both)
     assert "Mend B." in str(both)

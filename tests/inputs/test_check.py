@@ -78,7 +78,7 @@ def test_all_samples_are_looked_at(
         for part in (source, one):
             with pytest.raises(InputsError, match=count) as raised:
                 check_rows(one.read(0, 1), one.index, part)
-            assert f"--samples {remedy}." in raised.value.todo
+            assert f"--samples {remedy}." in raised.value.hint
     wrong = [number % 40 for number in bad]
     assert str(next(number for number in index if number in wrong)) in raised.value.why
     with open_inputs(path, samples=remedy) as source:
@@ -91,7 +91,7 @@ def test_no_list_that_nobody_would_copy(tmp_path: Path) -> None:
         pytest.raises(InputsError, match=r"(?s)100 of 200.*np\.isfinite") as raised,
     ):
         check_rows(source.read(0, 1), source.index[:1], source)
-    assert "--samples" not in raised.value.todo
+    assert "--samples" not in raised.value.hint
 
 
 def test_where_nothing_is_finite_nothing_is_offered(tmp_path: Path) -> None:

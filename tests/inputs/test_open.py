@@ -238,7 +238,7 @@ def test_what_holds_no_inputs_is_refused_by_name(
     with pytest.raises(InputsError, match=message) as raised:
         open_inputs(str(path))
     assert raised.value.exit_code == 4
-    assert raised.value.todo
+    assert raised.value.hint
 
 
 def test_a_key_where_there_are_no_names(tmp_path: Path) -> None:

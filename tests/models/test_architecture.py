@@ -86,7 +86,7 @@ def test_weights_that_no_architecture_fits(tmp_path: Path) -> None:
     path = saved({"my.weight": torch.zeros(2, 3)}, tmp_path / "net.pt")
     with pytest.raises(ModelError, match="only weights") as caught:
         load_model(str(path))
-    assert "my.weight [2, 3]" in str(caught.value) and "--arch" in caught.value.todo
+    assert "my.weight [2, 3]" in str(caught.value) and "--arch" in caught.value.hint
     with pytest.raises(UsageError, match="--arch-arg needs --arch"):
         load_model(str(path), arch_args={"width": 3})
 

@@ -64,28 +64,28 @@ FILES: dict[str, tuple[Callable[[], bytes], str, str]] = {
 
 @pytest.mark.parametrize("kind", FILES)
 def test_files(tmp_path: Path, kind: str) -> None:
-    content, name, todo = FILES[kind]
+    content, name, hint = FILES[kind]
     path = tmp_path / "model.pt"
     path.write_bytes(content())
     for load in (load_model, describe_model):
         with pytest.raises(ModelError, match=name) as caught:
             load(str(path))
-        assert "damaged" not in str(caught.value) and todo in caught.value.todo
+        assert "damaged" not in str(caught.value) and hint in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("inside", "name", "todo"),
+    ("inside", "name", "hint"),
     [
         ("saved_model.pb", "SavedModel", "PyTorch"),
         ("config.json", "config.json", "model.safetensors"),
         ("something.else", "folder", "formats"),
     ],
 )
-def test_folders(tmp_path: Path, inside: str, name: str, todo: str) -> None:
+def test_folders(tmp_path: Path, inside: str, name: str, hint: str) -> None:
     (tmp_path / inside).write_bytes(b"{}")
     with pytest.raises(ModelError, match=name) as caught:
         load_model(str(tmp_path))
-    assert todo in caught.value.todo
+    assert hint in caught.value.hint
 
 
 def pickled(module: str, monkeypatch: pytest.MonkeyPatch) -> object:

@@ -103,7 +103,7 @@ def test_none_fits() -> None:
     with pytest.raises(ModelError, match=r"None of the networks in nets\.py takes the weights") as refused:
         load_model(_save(2), arch="nets.py")
     assert "Deep: " in refused.value.why and "Network: " in refused.value.why
-    assert "--arch nets.py:" in refused.value.todo
+    assert "--arch nets.py:" in refused.value.hint
     assert not Path("trained").exists()
 
 
@@ -141,7 +141,7 @@ def test_functions_alone_are_only_named(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"Which callable of two\.py") as refused:
         load_model(_save(5), arch="two.py")
     assert refused.value.why == "Its callables are: main, other."
-    assert refused.value.todo == "Name one: --arch two.py:main"
+    assert refused.value.hint == "Name one: --arch two.py:main"
     assert not Path("trained").exists()
 
 
@@ -152,26 +152,26 @@ def test_functions_alone_are_only_named(folder: Path) -> None:
 def test_the_closest_name_is_offered(typed: str, closest: str) -> None:
     with pytest.raises(ModelError, match="no callable") as refused:
         load_model(_save(5), arch=f"nets.py:{typed}")
-    assert refused.value.todo == f"Name one of its own: --arch nets.py:{closest}"
+    assert refused.value.hint == f"Name one of its own: --arch nets.py:{closest}"
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "todo"),
+    ("name", "kind", "hint"),
     [
         ("net", "Network", "Name its class: --arch nets.py:Network; or write a function in nets.py"),
         ("sequential", "Sequential", "Write a function in nets.py, `def make(): return sequential`"),
     ],
 )
-def test_an_instance_in_place_of_a_class(name: str, kind: str, todo: str) -> None:
+def test_an_instance_in_place_of_a_class(name: str, kind: str, hint: str) -> None:
     with pytest.raises(ModelError, match=f"instance of {kind}") as refused:
         load_model(_save(5), arch=f"nets.py:{name}")
-    assert refused.value.todo.startswith(todo)
+    assert refused.value.hint.startswith(hint)
 
 
 def test_a_name_without_its_suffix() -> None:
     with pytest.raises(ModelError) as refused:
         load_model(_save(5), arch="nets")
-    assert "--arch nets.py" in refused.value.todo
+    assert "--arch nets.py" in refused.value.hint
 
 
 @pytest.mark.parametrize("source", ["nets.py", "./nets.py"])
@@ -180,7 +180,7 @@ def test_a_python_file_as_the_model_is_not_run(source: str) -> None:
     with pytest.raises(ModelError) as refused:
         load_model(source)
     assert "Encoder, Network, Deep, make_wide, make_narrow, main" in refused.value.why
-    assert f"{Path(source)}:Encoder" in refused.value.todo
+    assert f"{Path(source)}:Encoder" in refused.value.hint
     assert not Path("trained").exists()
 
 

@@ -121,7 +121,7 @@ def test_no_code_of_a_file_runs(tmp_path: Path, arch: str, attack: str, legacy: 
     try:
         load_model(str(path), arch=arch)
     except ModelError as error:
-        assert "--allow-pickle" in error.todo  # refused; or loaded, with a stand-in in its place
+        assert "--allow-pickle" in error.hint  # refused; or loaded, with a stand-in in its place
     assert not marker.exists()
 
 
@@ -148,7 +148,7 @@ def test_pickled_modules_need_permission(tmp_path: Path, legacy: bool) -> None:
     path = saved(net, tmp_path / "net.pt", legacy=legacy)
     with pytest.raises(ModelError, match=r"torch\.nn\.modules\.container\.Sequential") as caught:
         load_model(str(path))
-    assert "--allow-pickle" in caught.value.todo and "runs the file's code" in caught.value.todo
+    assert "--allow-pickle" in caught.value.hint and "runs the file's code" in caught.value.hint
     loaded = load_model(str(path), allow_pickle=True)
     assert loaded.format == "pickled_module" and not loaded.module.training
     assert torch.equal(loaded.module[0].weight, net[0].weight)
@@ -235,7 +235,7 @@ def test_classes_that_are_nowhere_are_named(tmp_path: Path, pickled_elsewhere: A
     (tmp_path / "unrelated.py").write_text("raise RuntimeError('this must not run')\nclass Other: ...\n")
     with pytest.raises(ModelError, match="found nowhere") as caught:
         load_model(str(path), allow_pickle=True)
-    assert "Net" in caught.value.what and "damaged" not in str(caught.value) and "--arch" in caught.value.todo
+    assert "Net" in caught.value.what and "damaged" not in str(caught.value) and "--arch" in caught.value.hint
 
 
 def test_several_scripts_that_define_a_class_are_listed(tmp_path: Path, pickled_elsewhere: Any) -> None:

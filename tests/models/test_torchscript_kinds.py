@@ -68,4 +68,4 @@ def test_what_torch_says_of_an_operator_is_no_damage(tmp_path: Path, operator: s
     said = f"\nUnknown builtin op: {operator}.\nCould not find any similar ops to {operator}.\n{lines}"
     with pytest.raises(ModelError, match=operator) as caught, _naming_operators(tmp_path / "net.pt"):
         raise RuntimeError(said)
-    assert "damaged" not in str(caught.value) and "--arch" in caught.value.todo
+    assert "damaged" not in str(caught.value) and "--arch" in caught.value.hint

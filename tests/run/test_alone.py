@@ -100,7 +100,7 @@ def test_in_company_they_are_refused_with_the_remedy(
 ) -> None:
     with pytest.raises(ModelError, match="mixes samples") as raised:
         jacli.compute(f"{name}.pt", "x.npy", **options)
-    assert "--batch-size 1" in raised.value.todo
+    assert "--batch-size 1" in raised.value.hint
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -185,7 +185,7 @@ def test_constants_are_part_of_what_a_run_is(place: dict[str, Any]) -> None:
 def test_mistakes(place: dict[str, Any], options: dict[str, Any], kind: type[JacliError], said: str) -> None:
     with pytest.raises(kind) as raised:
         run("Cell", **options)
-    assert said in str(raised.value) and raised.value.todo
+    assert said in str(raised.value) and raised.value.hint
     assert not Path("out.h5").exists()
 
 

@@ -75,14 +75,14 @@ POINTS = {
 }
 
 
-def _check(call: Callable[[], object], kind: type[JacliError], what: str, todo: str) -> None:
+def _check(call: Callable[[], object], kind: type[JacliError], what: str, hint: str) -> None:
     with pytest.raises(kind, match=what) as raised:
         call()
     assert type(raised.value) is kind
     assert raised.value.why
-    assert raised.value.todo
-    with pytest.raises(kind, match=todo):
-        raise kind(raised.value.todo)
+    assert raised.value.hint
+    with pytest.raises(kind, match=hint):
+        raise kind(raised.value.hint)
 
 
 @pytest.mark.parametrize("function", [jacli.jacobian, jacli.singular_values])
@@ -103,7 +103,7 @@ def test_points_that_are_not_finite_and_how_to_leave_them_out() -> None:
     for x in (torch.tensor([1.0, torch.inf, 2.0, torch.nan]), torch.tensor([[1.0, 2.0], [torch.nan, 1.0]])):
         with pytest.raises(InputsError, match="not finite") as raised:
             jacli.jacobian(torch.sin, x)
-        remedy = raised.value.todo.removeprefix("Leave those samples out: ").rstrip(".")
+        remedy = raised.value.hint.removeprefix("Leave those samples out: ").rstrip(".")
         assert torch.equal(eval(remedy), x[[i for i, row in enumerate(x) if row.isfinite().all()]])
 
 
@@ -292,8 +292,8 @@ COMPUTE = {
 
 @pytest.mark.parametrize("name", COMPUTE)
 def test_compute_takes_files(name: str) -> None:
-    arguments, what, todo = COMPUTE[name]
-    _check(lambda: jacli.compute(*arguments), UsageError, what, todo)  # type: ignore[arg-type]
+    arguments, what, hint = COMPUTE[name]
+    _check(lambda: jacli.compute(*arguments), UsageError, what, hint)  # type: ignore[arg-type]
 
 
 def test_compute_reports_all_that_is_no_path() -> None:

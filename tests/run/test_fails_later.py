@@ -74,7 +74,7 @@ def run(**options: object):
 def test_the_error_names_the_option_that_finishes_the_run(folder: Path) -> None:
     with pytest.raises(MethodError, match="serves up to sample 23") as stopped:
         run(method="forward")
-    assert "--method auto" in stopped.value.todo
+    assert "--method auto" in stopped.value.hint
     assert part_path(Path("out.h5")).exists()
     with pytest.raises(MethodError, match="serves up to sample 23"):
         run(method="forward")  # the same again is the same again
@@ -105,4 +105,4 @@ def test_from_python_the_error_speaks_of_no_file(folder: Path) -> None:
     x = torch.from_numpy(np.load("x.npy"))
     with pytest.raises(MethodError, match="serves up to sample 23") as stopped:
         jacli.jacobian(namespace["make"](), x, method="forward", batch_size=8)
-    assert "--" not in stopped.value.todo
+    assert "--" not in stopped.value.hint

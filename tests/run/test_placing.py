@@ -306,7 +306,7 @@ def placed(module: nn.Module, x: Tensor, dtype: torch.dtype) -> Any:
 def test_what_conversion_changes_is_refused(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(ModelError, match="another function in float64") as raised:
         placed(make(), torch.randn(4, N), torch.float64)
-    assert "--dtype float32" in str(raised.value.todo)
+    assert "--dtype float32" in str(raised.value.hint)
 
 
 def test_a_module_that_needs_no_change_is_taken_as_it_is() -> None:

@@ -85,7 +85,7 @@ def test_a_folder_in_the_place_of_a_merged_file_is_named(tmp_path: Path) -> None
     (tmp_path / "out.h5.part.new").mkdir()
     with pytest.raises(OutputError, match=r"out\.h5\.part\.new") as raised:
         write_merged(out, shards, {}, virtual=True, overwrite=False)
-    assert "Move it away" in raised.value.todo
+    assert "Move it away" in raised.value.hint
     assert not out.exists()
 
 

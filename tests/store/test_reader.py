@@ -101,7 +101,7 @@ def test_what_is_no_result_is_refused_by_name(tmp_path: Path, make, message: str
     with pytest.raises(ResultsError, match=message) as raised:
         open_results(tmp_path / "out.h5")
     assert raised.value.exit_code == 4
-    assert raised.value.todo
+    assert raised.value.hint
 
 
 def test_a_file_of_schema_1_stays_readable() -> None:

@@ -93,7 +93,7 @@ def test_no_other_file_is_written_to(out: Path, change: Callable[..., None], nam
     with pytest.raises(OutputError, match="cannot be continued") as raised:
         _go_on(out)
     assert {path: path.read_bytes() for path in folder.glob("other.*")} == before
-    assert "--no-resume" in raised.value.todo
+    assert "--no-resume" in raised.value.hint
     assert not out.exists()
 
 

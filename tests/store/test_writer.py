@@ -400,7 +400,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=message) as raised:
             ResultWriter.create(out, IMAGES, {}, overwrite=False)
         assert raised.value.exit_code == 4
-        assert raised.value.todo
+        assert raised.value.hint
     assert not list(tmp_path.iterdir())
 
 

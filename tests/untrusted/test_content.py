@@ -95,6 +95,6 @@ def test_a_damaged_safetensors_header_is_still_one(tmp_path):
 
 
 def test_what_holds_nothing_to_load_has_a_remedy():
-    for why, todo in WHAT_TO_DO.values():
+    for why, hint in WHAT_TO_DO.values():
         assert why.endswith(".")
-        assert todo
+        assert hint

@@ -56,7 +56,7 @@ def test_a_lock_that_is_none_is_left_alone(
     put(lock_path(tmp_path / "out.h5"), victim)
     with pytest.raises(OutputError) as refused:
         RunLock(tmp_path / "out.h5")
-    assert "out.h5.part.lock" in str(refused.value) and "Move it away" in refused.value.todo
+    assert "out.h5.part.lock" in str(refused.value) and "Move it away" in refused.value.hint
     assert victim.read_bytes() == PRECIOUS
     assert lock_path(tmp_path / "out.h5").read_bytes() == PRECIOUS
 

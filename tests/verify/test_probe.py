@@ -102,7 +102,7 @@ def test_refuses_by_name(name):
         probed(module, torch.randn(4, 5))
     assert words in str(caught.value)
     assert caught.value.why
-    assert caught.value.todo
+    assert caught.value.hint
 
 
 CONV = nn.Conv2d(3, 4, 3)
