@@ -1,10 +1,11 @@
-"""The README as data: its fenced blocks, run for real, and the comparison of shown and real output."""
+"""README and manual as data: their fenced blocks, run, and the comparison of shown and real output."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,11 @@ from pathlib import Path
 from jacli.options.config import METHOD_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+"""Text of each page of the manual, by its path in the repository; the README comes first."""
 
 _END = "=== end of this output ==="
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -29,9 +34,14 @@ class Command:
     output: str
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.M | re.S)
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a language on a page, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], flags=re.M | re.S)
+
+
+def all_blocks(language: str) -> list[tuple[str, str]]:
+    """Page and text of every fenced block of a language."""
+    return [(page, block) for page in PAGES for block in blocks(page, language)]
 
 
 def commands(block: str) -> list[Command]:
@@ -142,24 +152,38 @@ def same_text(shown: str, real: str) -> bool:
     return _same(" ".join(shown.split()), " ".join(real.split()))
 
 
-def refresh() -> str:
-    """The README with the real output of the commands whose shown output is stale."""
-    text = README
+def session_folder(block: str, folder: Path, result: Path) -> Path:
+    """A clone for one session, with the result of the README's first session if the block reads it."""
+    copy_samples(folder)
+    if "out.h5" in block:
+        shutil.copy(result, folder)
+    return folder
+
+
+def refresh() -> dict[str, str]:
+    """The pages with the real output of the commands whose shown output is stale."""
+    pages = dict(PAGES)
     with tempfile.TemporaryDirectory() as name:
-        folder = copy_samples(Path(name))
-        for block in blocks("console"):
+        result = Path(name, "0", "out.h5")
+        for number, (page, block) in enumerate(all_blocks("console")):
+            folder = Path(name, str(number))
+            folder.mkdir()
+            if number:
+                session_folder(block, folder, result)
+            else:
+                copy_samples(folder)
             shown = commands(block)
             printed = run_commands([command.text for command in shown], folder)
             fresh = ""
             for command, real in zip(shown, printed, strict=True):
                 stale = difference(command.text, command.output, real)
                 lines = "".join(f"{line.rstrip()}\n" for line in real.strip("\n").splitlines())
-                fresh += (
-                    f"$ {command.text}\n{lines.replace(name, '/home/you/jacli') if stale else command.output}"
-                )
-            text = text.replace(block, fresh)
-    return text.replace(str(ROOT), "/home/you/jacli")
+                output = lines.replace(str(folder), "/home/you/jacli") if stale else command.output
+                fresh += f"$ {command.text}\n{output}"
+            pages[page] = pages[page].replace(block, fresh)
+    return {page: text.replace(str(ROOT), "/home/you/jacli") for page, text in pages.items()}
 
 
 if __name__ == "__main__":  # python -m tests.readme, then read the difference
-    (ROOT / "README.md").write_text(refresh(), encoding="utf-8")
+    for changed_page, new_text in refresh().items():
+        (ROOT / changed_page).write_text(new_text, encoding="utf-8")
