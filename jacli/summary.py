@@ -109,14 +109,22 @@ def _ratio(above: Array, below: Array) -> Array:
 
 
 def stable_rank(known: Statistics) -> Array | None:
-    """``||J||_F^2 / sigma_1^2``: at most the rank, and unmoved by tiny singular values."""
+    """``||J||_F^2 / sigma_1^2``: at most the rank, and unmoved by tiny singular values.
+
+    >>> stable_rank(Statistics(frobenius_norm=np.array([5.0]), spectral_norm=np.array([4.0])))
+    array([1.5625])
+    """
     if known.frobenius_norm is None or known.spectral_norm is None:
         return None
     return _ratio(known.frobenius_norm, known.spectral_norm) ** 2
 
 
 def effective_rank(known: Statistics) -> Array | None:
-    """``exp(-sum p log p)``, ``p = sigma / sum sigma``: as many equal values have the same entropy."""
+    """``exp(-sum p log p)``, ``p = sigma / sum sigma``: as many equal values have the same entropy.
+
+    >>> effective_rank(Statistics(singular_values=np.array([[2.0, 2.0, 0.0]]))).round(6)
+    array([2.])
+    """
     if known.singular_values is None:
         return None
     share = _ratio(known.singular_values, known.singular_values.sum(axis=1, keepdims=True))
@@ -125,7 +133,11 @@ def effective_rank(known: Statistics) -> Array | None:
 
 
 def condition_number(known: Statistics) -> Array | None:
-    """``sigma_1 / sigma_min``; infinite where sigma_min is within its error of zero."""
+    """``sigma_1 / sigma_min``; infinite where sigma_min is within its error of zero.
+
+    >>> condition_number(Statistics(singular_values=np.array([[6.0, 2.0], [6.0, 0.0]])))
+    array([ 3., inf])
+    """
     if known.singular_values is None or known.singular_values.shape[1] == 0:
         return None
     smallest = known.singular_values[:, -1]

@@ -88,6 +88,11 @@ class Chain:
 
     Pushing a vector through costs the sum of the maps; nothing is multiplied out.
 
+    >>> double = DenseMap(torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]))
+    >>> total = DenseMap(torch.tensor([[[1.0, 1.0]]]))
+    >>> Chain((double, total)).jvp(torch.tensor([[[3.0, 4.0]]]))  # 2 (3 + 4)
+    tensor([[[14.]]])
+
     Raises:
         ValueError: No map, or neighbours whose sizes differ.
     """
@@ -124,6 +129,14 @@ class Chain:
 @dataclass(frozen=True)
 class DenseMap:
     """A `LinearMap` whose matrices are in memory.
+
+    One sample with a 2 x 3 matrix; a cotangent picks a row, a tangent a column:
+
+    >>> J = DenseMap(torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]))
+    >>> J.vjp(torch.tensor([[[0.0, 1.0]]]))
+    tensor([[[4., 5., 6.]]])
+    >>> J.jvp(torch.tensor([[[0.0, 1.0, 0.0]]]))
+    tensor([[[2., 5.]]])
 
     Attributes:
         matrices: ``(batch, n_out, n_in)``.

@@ -56,6 +56,11 @@ def largest_singular_values(
     smaller side is spanned (then nothing is left out), or at ``max_matvecs``.  Whatever the reason, `errors`
     tells how far each value can be trusted.
 
+    >>> from jacli.linear_map import DenseMap
+    >>> diagonal = DenseMap(torch.diag(torch.tensor([1.0, 5.0, 2.0, 3.0]))[None])
+    >>> [round(value, 4) for value in largest_singular_values(diagonal, 2).values[0].tolist()]
+    [5.0, 3.0]
+
     Args:
         linear_map: The maps; called with one vector a sample at a time (k = 1), where the batching
             rules of ``vmap`` cannot go wrong.
