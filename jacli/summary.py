@@ -109,11 +109,7 @@ def _ratio(above: Array, below: Array) -> Array:
 
 
 def stable_rank(known: Statistics) -> Array | None:
-    """``||J||_F^2 / sigma_1^2``: at most the rank, and unmoved by tiny singular values.
-
-    >>> stable_rank(Statistics(frobenius_norm=np.array([5.0]), spectral_norm=np.array([4.0])))
-    array([1.5625])
-    """
+    """``||J||_F^2 / sigma_1^2``: at most the rank, and unmoved by tiny singular values."""
     if known.frobenius_norm is None or known.spectral_norm is None:
         return None
     return _ratio(known.frobenius_norm, known.spectral_norm) ** 2

@@ -1,4 +1,4 @@
-"""README and manual as data: their fenced blocks, run, and the comparison of shown and real output."""
+"""README and manual as data: fenced blocks, run for real, and shown output compared with real output."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from jacli.options.config import METHOD_NAMES
+from jacli.options.methods import METHOD_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-}
-"""Text of each page of the manual, by its path in the repository; the README comes first."""
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+"""The front page and the manual."""
+
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 _END = "=== end of this output ==="
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -34,14 +33,9 @@ class Command:
     output: str
 
 
-def blocks(page: str, language: str) -> list[str]:
-    """The fenced blocks of a language on a page, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGES[page], flags=re.M | re.S)
-
-
-def all_blocks(language: str) -> list[tuple[str, str]]:
-    """Page and text of every fenced block of a language."""
-    return [(page, block) for page in PAGES for block in blocks(page, language)]
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    """The fenced blocks of a language, in order, the front page's first."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.M | re.S)
 
 
 def commands(block: str) -> list[Command]:
@@ -114,19 +108,19 @@ def _stable_lines(command: str, text: str) -> list[str]:
     if command.startswith("jacli submit"):  # the folder, and where Python is
         text = re.sub(r"^cd -- .*", "cd", text, flags=re.M)
         text = re.sub(r"(?<![\w.])/(?:[^\s/]+/)+", "", text)
-    text = re.sub(r"\b\d+(?= finished samples kept| samples done before)", "N", text)
+    text = re.sub(r"\b\d+(?= finished samples kept| finished samples)", "N", text)
     text = re.sub(r"\d+\.\d s$", "S s", text, flags=re.M)
     text = re.sub(r"^(free there).*", r"\1", text, flags=re.M)
     text = re.sub(r"(?<![\w/])/(?:[^\s/]+/)*(?=sample_models/)", "", text)
     return [re.sub(r"─+", "─", " ".join(line.split())) for line in text.splitlines()]
 
 
-_CHOSEN = ("method", "cut at", "in this order", "next in line", "blocks", "passes", "time", "memory")
+_CHOSEN = ("method", "cut at", "in this order", "next in line", "batches", "passes", "time", "memory")
 
 
 def _without_choice(text: str) -> str:
     """Without what is chosen by measurement, on this machine and at this moment."""
-    text = re.sub(r"method \w+ \((?!asked for).*?\)(?=, \d)", "method M", text)
+    text = re.sub(r"method: \w+ \((?!asked for).*?\)(?=, \d)", "method: M", text)
     text = re.sub(r"relative error \S+(?=,)", "relative error E", text)
     text = re.sub(r"^note: (not cut|not traced|passed over).*\n?", "", text, flags=re.M)
     text = re.sub(rf"^({'|'.join(_CHOSEN)})  .*\n?", "", text, flags=re.M)
@@ -155,23 +149,18 @@ def same_text(shown: str, real: str) -> bool:
 def session_folder(block: str, folder: Path, result: Path) -> Path:
     """A clone for one session, with the result of the README's first session if the block reads it."""
     copy_samples(folder)
-    if "out.h5" in block:
+    if "out.h5" in block and result.exists():
         shutil.copy(result, folder)
     return folder
 
 
-def refresh() -> dict[str, str]:
-    """The pages with the real output of the commands whose shown output is stale."""
-    pages = dict(PAGES)
+def refresh(text: str) -> str:
+    """A page with the real output of the commands whose shown output is stale."""
     with tempfile.TemporaryDirectory() as name:
-        result = Path(name, "0", "out.h5")
-        for number, (page, block) in enumerate(all_blocks("console")):
-            folder = Path(name, str(number))
-            folder.mkdir()
-            if number:
-                session_folder(block, folder, result)
-            else:
-                copy_samples(folder)
+        first = copy_samples(Path(name))
+        run_commands([command.text for command in commands(blocks("console")[0])], first)
+        for block in blocks("console", text):
+            folder = session_folder(block, Path(tempfile.mkdtemp(dir=name)), first / "out.h5")
             shown = commands(block)
             printed = run_commands([command.text for command in shown], folder)
             fresh = ""
@@ -180,10 +169,10 @@ def refresh() -> dict[str, str]:
                 lines = "".join(f"{line.rstrip()}\n" for line in real.strip("\n").splitlines())
                 output = lines.replace(str(folder), "/home/you/jacli") if stale else command.output
                 fresh += f"$ {command.text}\n{output}"
-            pages[page] = pages[page].replace(block, fresh)
-    return {page: text.replace(str(ROOT), "/home/you/jacli") for page, text in pages.items()}
+            text = text.replace(block, fresh)
+    return text.replace(str(ROOT), "/home/you/jacli")
 
 
 if __name__ == "__main__":  # python -m tests.readme, then read the difference
-    for changed_page, new_text in refresh().items():
-        (ROOT / changed_page).write_text(new_text, encoding="utf-8")
+    for page in PAGES:
+        page.write_text(refresh(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -9,14 +9,15 @@ from time import monotonic
 
 import torch
 
-from jacli.choice.problem import ComputedBlock, Task
+from jacli.choice.problem import Problem
+from jacli.engine.computed_batch import ComputedBatch
 from jacli.engine.replicated_passes import as_run
 from jacli.errors import JacliError, MethodError, ModelError, translating
 from jacli.linear_map import LinearMap, Matrices
+from jacli.linear_map.agreement import same_outputs
 from jacli.network import Linearized, Watched, watch
-from jacli.network.linearize import same_outputs
-from jacli.options.config import PROGRAM_METHODS
-from jacli.plans.plan import Plan
+from jacli.plans.plan import ChainPlan, Plan, WholePlan
+from jacli.plans.request import Request
 from jacli.verify import (
     CROSS_SAMPLE_LIMIT,
     MOST_ROWS,
@@ -32,7 +33,6 @@ from jacli.verify import (
     row_tolerance,
     transpose_error,
 )
-from jacli.verify.passes import ReversePasses
 
 _FEW_SAMPLES = 2
 """Of a batch that are checked under a method that has proved itself on all samples of an earlier one."""
@@ -114,12 +114,14 @@ class BatchChecks:
     shows to read values, escapes with probability 1/2 in one batch, ``2 ** -8`` in one checked as a whole.
 
     Args:
-        task: What is computed.
+        request: What is asked.
+        problem: What is computed.
         history: That of an earlier call with the same module, graph and plan; none if this is the first.
     """
 
-    def __init__(self, task: Task, history: CheckHistory | None = None) -> None:
-        self._task = task
+    def __init__(self, request: Request, problem: Problem, history: CheckHistory | None = None) -> None:
+        self._request = request
+        self._problem = problem
         self._history = CheckHistory() if history is None else history
         self._doubted = False
 
@@ -127,7 +129,7 @@ class BatchChecks:
         """Check every batch to come as a whole: the method was wrong in one."""
         self._doubted = True
 
-    def error(self, plan: Plan, block: ComputedBlock, *, taken_over: bool) -> float:
+    def error(self, plan: Plan, block: ComputedBatch, *, taken_over: bool) -> float:
         """Check a batch.
 
         Args:
@@ -150,7 +152,9 @@ class BatchChecks:
         try:
             self._check_outputs(block.linearization, self._seed(block), whole=whole)
         except ModelError:
-            if plan.method in PROGRAM_METHODS:  # the graph may be wrong, not the model
+            if (
+                isinstance(plan, WholePlan) and plan.filled_by.runs_program
+            ):  # the graph may be wrong, not the model
                 _check_graph_outputs(block)
             raise
         error = self._derivatives(plan, block) if whole else 0.0
@@ -158,13 +162,13 @@ class BatchChecks:
             self._check_company(plan, block)
             history.sizes.add(size)
             history.whole.end()
-        if whole or block.start + block.count == self._task.shapes.n_samples:
+        if whole or block.start + block.count == self._problem.shapes.n_samples:
             self._check_state()
-        if plan.method == "loop":
+        if plan_is_reference(plan):
             return 0.0  # it consists of the passes that it is checked with
         if block.start == 0 and not taken_over:
             return max(error, self._checked(plan, block, row_error))
-        if not whole and (plan.factored or history.few.due):
+        if not whole and (isinstance(plan, ChainPlan) or history.few.due):
             error = self._error_of_few(plan, block)
         return error
 
@@ -190,24 +194,25 @@ class BatchChecks:
 
         Cost: as of a batch checked as a whole; a batched pass of five cotangents and one of one tangent.
         """
-        seed = self._task.config.seed + start
+        seed = self._request.seed + start
         self._check_outputs(linearization, seed, whole=True)
         self._check_state()
-        errors = [transpose_error(linearization, seed=seed)]
+        tape, products = linearization.tape(), linearization.batched()
+        errors = [transpose_error(tape, products, seed=seed)]
         if linearization.batch > 1:
-            errors.append(self._batch_error(linearization, linearization, seed=seed))
+            errors.append(self._batch_error(tape, products, seed=seed))
         else:
-            errors.append(cotangent_error(linearization, linearization, seed=seed))
+            errors.append(cotangent_error(tape, products, seed=seed))
         if not max(errors) <= self._tolerance(linearization):
             return False
         try:
-            self._check_gradients(linearization, linearization, seed)
+            self._check_gradients(linearization, products, seed)
         except ModelError:  # perhaps rounding alone, which rows would tell
             return False
         return True
 
-    def _seed(self, block: ComputedBlock) -> int:
-        return self._task.config.seed + block.start
+    def _seed(self, block: ComputedBatch) -> int:
+        return self._request.seed + block.start
 
     def _check_outputs(self, linearization: Linearized, seed: int, *, whole: bool) -> None:
         """Run the batch in another order, and samples alone."""
@@ -215,29 +220,29 @@ class BatchChecks:
         most = linearization.batch if reads else _ALONE
         check_batch(
             linearization,
-            self._task.network.module,
+            self._problem.network.module,
             seed=seed,
             alone=most if whole else (_ALONE if reads else 1),
             rounding=self._rounding(linearization),
-            fixed_batch=self._task.shapes.fixed_batch is not None,
+            fixed_batch=self._problem.shapes.fixed_batch is not None,
         )
 
     def _check_state(self) -> None:
         """Run the first samples again: the model must give what it gave before the run."""
-        network = self._task.network
+        network = self._problem.network
         if network.fresh or network.anchor is None:
             return
         x, extra, before = network.anchor
         with torch.no_grad(), translating(lambda error: batch_failure(len(x), error)):
             check_state(before, network(x, extra), network.module)
 
-    def _check_company(self, plan: Plan, block: ComputedBlock) -> None:
+    def _check_company(self, plan: Plan, block: ComputedBatch) -> None:
         """Whether a batch's gradients depend on place or company; or whether the method is wrong there."""
         matrices = block.matrices
         try:
             self._check_gradients(block.linearization, matrices, self._seed(block), rows=matrices)
         except ModelError:
-            if plan.method != "loop":
+            if not plan_is_reference(plan):
                 self._checked(plan, block, cotangent_error)
             raise
 
@@ -248,40 +253,45 @@ class BatchChecks:
         check_gradients(
             linearization,
             matrices,
-            self._task.network.module,
+            self._problem.network.module,
             rows=rows,
             seed=seed,
             tolerance=self._tolerance(linearization),
             rounding=self._rounding(linearization),
-            fixed_batch=self._task.shapes.fixed_batch is not None,
+            fixed_batch=self._problem.shapes.fixed_batch is not None,
         )
 
     def _seen(self, linearization: Linearized) -> Watched:
         if self._history.watched is None:
-            few = linearization.batch if self._task.shapes.fixed_batch else _FEW_SAMPLES
+            few = linearization.batch if self._problem.shapes.fixed_batch else _FEW_SAMPLES
             index = torch.arange(min(few, linearization.batch), device=linearization.device)
             with translating(lambda error: batch_failure(len(index), error)):
                 self._history.watched = watch(lambda: linearization.at(index).outputs)
         return self._history.watched
 
-    def _derivatives(self, plan: Plan, block: ComputedBlock) -> float:
+    def _derivatives(self, plan: Plan, block: ComputedBatch) -> float:
         """Whether gradients stay within their samples, and the error of a random combination of all rows."""
         if block.linearization.batch == 1:
-            return 0.0 if plan.method == "loop" else self._checked(plan, block, cotangent_error)
+            return 0.0 if plan_is_reference(plan) else self._checked(plan, block, cotangent_error)
         return self._checked(plan, block, self._batch_error)
 
     def _every_row(self, linearization: Linearized, matrices: Matrices, seed: int) -> float:
+        tape = linearization.tape()
         like = torch.empty(linearization.batch, dtype=linearization.dtype, device=linearization.device)
-        return float(every_row_errors(linearization.pull, matrices, like, seed=seed).max())
+        return float(
+            every_row_errors(
+                lambda cotangents: tape.vjp(cotangents[None])[0], matrices, like, seed=seed
+            ).max()
+        )
 
-    def _batch_error(self, passes: ReversePasses, matrices: LinearMap, *, seed: int) -> float:
+    def _batch_error(self, passes: LinearMap, matrices: LinearMap, *, seed: int) -> float:
         error, crossed = batch_errors(passes, matrices, seed=seed)
         if not crossed <= CROSS_SAMPLE_LIMIT:
             how = f"in a batch of {passes.batch}, the outputs of some samples have a gradient at others"
-            raise mixing_error(self._task.network.module, how)
+            raise mixing_error(self._problem.network.module, how)
         return error
 
-    def _checked(self, plan: Plan, block: ComputedBlock, check: Callable[..., float]) -> float:
+    def _checked(self, plan: Plan, block: ComputedBatch, check: Callable[..., float]) -> float:
         """The error by a check, if it is that of a right method.
 
         The run's forward pass may have seen other kernels or a larger batch, where a ReLU may have fallen to
@@ -293,11 +303,11 @@ class BatchChecks:
             self._tolerance(block.linearization),
         )
         with translating(lambda error: batch_failure(linearization.batch, error)):
-            error = check(linearization, block.matrices, seed=seed)
+            error = check(linearization.tape(), block.matrices, seed=seed)
             if error <= tolerance:
                 return error
-            for passes in as_run(linearization, plan.to_dict(), recurrent=self._task.network.recurrent):
-                error = min(error, check(passes, block.matrices, seed=seed))
+            for passes in as_run(linearization, plan.to_dict(), recurrent=self._problem.network.recurrent):
+                error = min(error, check(passes.map, block.matrices, seed=seed))
                 if error <= tolerance:
                     return error
             if block.matrices.n_out <= MOST_ROWS:
@@ -308,7 +318,7 @@ class BatchChecks:
 
     def _tolerance(self, linearization: Linearized) -> float:
         reduced = self._seen(linearization).reduced(linearization.dtype)
-        return row_tolerance(linearization.dtype, self._task.config.precision, reduced)
+        return row_tolerance(linearization.dtype, self._request.precision, reduced)
 
     def _rounding(self, linearization: Linearized) -> torch.dtype:
         """The coarsest dtype that the model computes in."""
@@ -316,9 +326,9 @@ class BatchChecks:
         return linearization.dtype if reduced is None else getattr(torch, reduced)
 
     def _wrong(self, plan: Plan, error: float) -> JacliError:
-        if plan.method == "loop":
+        if plan_is_reference(plan):
             return mixing_error(
-                self._task.network.module,
+                self._problem.network.module,
                 "the gradients of samples are others where the rest of the batch has other cotangents",
             )
         apart = (
@@ -330,17 +340,17 @@ class BatchChecks:
             f"The method {plan.method} is wrong on this model.",
             why=apart,
             todo="Leave --method out, or choose --method loop."
-            if self._task.config.precision == "ieee"
+            if self._request.is_exact
             else "Leave --precision out.",
         )
 
-    def _error_of_few(self, plan: Plan, block: ComputedBlock) -> float:
+    def _error_of_few(self, plan: Plan, block: ComputedBatch) -> float:
         """The error at few samples, by a pass over these alone; of the batch where that finds it wrong.
 
         In company the few may have fallen to another side of a kink; and where their outputs differ from
         those in the batch, these tell more in bf16.
         """
-        if self._task.shapes.fixed_batch is not None:
+        if self._problem.shapes.fixed_batch is not None:
             return self._checked(plan, block, cotangent_error)
         self._history.few.begin()
         seed = self._seed(block)
@@ -349,7 +359,7 @@ class BatchChecks:
         index = torch.arange(start, start + count, device=block.linearization.device)
         with translating(lambda error: batch_failure(count, error)):
             some = block.linearization.at(index)
-            error = cotangent_error(some, block.matrices.samples(start, start + count), seed=seed)
+            error = cotangent_error(some.tape(), block.matrices.take(slice(start, start + count)), seed=seed)
             same = same_outputs(some.outputs, block.linearization.outputs[index])
         self._history.few.end()
         if same and error <= self._tolerance(block.linearization):
@@ -359,7 +369,16 @@ class BatchChecks:
         return error
 
 
-def _check_graph_outputs(block: ComputedBlock) -> None:
+def plan_is_reference(plan: Plan) -> bool:
+    """Whether a plan consists of the plain reverse passes that all others are checked with."""
+    match plan:
+        case WholePlan(filled_by=method):
+            return method.is_reference
+        case ChainPlan():
+            return False
+
+
+def _check_graph_outputs(block: ComputedBatch) -> None:
     """Hold the outputs that a program gave at a batch against the model's own there."""
     linearization = block.linearization
     itself = linearization.at(torch.arange(linearization.batch, device=linearization.device))

@@ -22,9 +22,9 @@ from jacli.choice.memory_limit import MemoryLimit
 from jacli.choice.problem import Graph
 from jacli.engine.batch_checks import CheckHistory
 from jacli.engine.engine import Chosen
-from jacli.engine.same_module import alike
+from jacli.engine.same_module import equals_copy
+from jacli.models.tensors import bytes_of, module_tensors
 from jacli.network import TensorNetwork, frozen_twin
-from jacli.options.config import RunConfig
 from jacli.plans.plan import Plan
 from jacli.verify import Probed
 
@@ -94,7 +94,7 @@ class Kept:
         if entry is None or not isinstance(model, nn.Module):
             return
         self.memory = entry.memory
-        same = entry.twin is not None and alike(model, entry.twin)
+        same = entry.twin is not None and equals_copy(model, entry.twin)
         # A module that keeps no state between calls: the earlier copy is as good as a fresh one.
         # Not so of TorchScript, whose attributes are not seen: there plain passes show what changed.
         scripted = any(isinstance(part, torch.jit.ScriptModule) for part in model.modules())
@@ -129,7 +129,7 @@ class Kept:
         cls,
         model: Callable[..., object],
         x: Tensor,
-        config: RunConfig,
+        asked: Hashable,
         arguments: Mapping[str, object],
         extra: Mapping[str, Tensor],
         *,
@@ -138,24 +138,14 @@ class Kept:
         """What is kept for this call; nothing for functions, which may close over anything.
 
         Nor where an argument is not a plain value: the copy that was probed has it filled in; nor without
-        ``keep``.
+        ``keep``.  ``asked`` is all that a plan depends on beside the model and the points.
         """
         if not keep or not isinstance(model, nn.Module) or set(arguments) - set(extra):
             return cls(None)
-        options = (
-            config.method,
-            config.precision,
-            config.batch_size,
-            config.chunk_size,
-            config.memory,
-            config.select,
-            config.of,
-            config.classes,
-        )
         rows = tuple((name, extra[name].shape[1:], extra[name].dtype) for name in sorted(extra))
         autocast = torch.is_autocast_enabled(x.device.type)  # then the probe refuses, whatever is kept
         settings = (torch.get_num_threads(), autocast, rows, _plain_attributes(model))
-        return cls(model, len(x), (tuple(x.shape[1:]), x.dtype, x.device, options, settings))
+        return cls(model, len(x), (tuple(x.shape[1:]), x.dtype, x.device, asked, settings))
 
     def keep(
         self,
@@ -187,7 +177,7 @@ class Kept:
             plan, graph = before.plan, before.graph
         while len(entries) >= _MOST:
             entries.pop(next(iter(entries)))
-        small = _bytes(network.module) <= _SMALL_TWIN_BYTES
+        small = bytes_of(module_tensors(network.module)) <= _SMALL_TWIN_BYTES
         entries[self._key] = _Entry(
             plan,
             graph,
@@ -208,14 +198,8 @@ class Kept:
             return False
         (plan, graph), now = self.choice, chosen.plan
         sizes = plan.batch_size, plan.chunk_size
-        return (
-            graph is chosen.graph and plan.method == now.method and sizes == (now.batch_size, now.chunk_size)
-        )
-
-
-def _bytes(module: nn.Module) -> int:
-    tensors = (*module.parameters(), *module.buffers())
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        same = (plan.method, *sizes) == (now.method, now.batch_size, now.chunk_size)
+        return graph is chosen.graph and same
 
 
 def _plain_attributes(model: nn.Module) -> Hashable:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jacli.linear_map import Linearization, LinearMap
 from jacli.linear_map.agreement import finite, gaps, norms, ratios, relative_errors
-from jacli.verify.passes import Reference, ReversePasses
+from jacli.verify.passes import PlainPasses
 from jacli.verify.probe import CROSS_SAMPLE_LIMIT
 
 N_ROWS = 4
@@ -101,8 +102,8 @@ class Rechecked:
 
 def recheck(
     stored: StoredSample,
-    exact: Reference,
-    own: Callable[[], Iterable[tuple[ReversePasses, int]]],
+    exact: Linearization,
+    own: Callable[[], Iterable[tuple[PlainPasses, int]]],
     *,
     position: int,
     tolerance: float,
@@ -163,8 +164,9 @@ def recheck(
     probes = torch.randn(n_probes, n_out, generator=generator, dtype=torch.float32).double()
     held = stored.products(index, probes) if stored.products else None
 
-    reference = _pull_all(exact, position, index, probes)
-    errors, _ = _errors(stored, held, exact, position, reference, index, tolerance)
+    plain = PlainPasses.at(exact)
+    reference = _pull_all(plain, position, index, probes)
+    errors, _ = _errors(stored, held, plain, position, reference, index, tolerance)
     part = max(errors, key=errors.__getitem__)
     as_run, near_kink, cross_sample = False, False, reference.cross_sample
     if not errors[part] <= tolerance:
@@ -178,10 +180,8 @@ def recheck(
                     break
                 eps = torch.finfo(passes.dtype).eps
                 size = exact.batch if fixed_batch else N_NEARBY
-                nearby = (
-                    exact.at(torch.full((size,), position, device=exact.device), noise=steps * eps, seed=seed)
-                    for steps in NEARBY
-                )
+                places = torch.full((size,), position, device=exact.device)
+                nearby = (PlainPasses.at(exact.at(places, noise=steps * eps, seed=seed)) for steps in NEARBY)
                 near_kink = _jumps(errors, reference, nearby, index, probes, tolerance)
                 break
     mixes = not cross_sample <= CROSS_SAMPLE_LIMIT
@@ -204,19 +204,19 @@ class _Reference:
     cross_sample: float = 0.0
 
 
-def _pull_all(linearization: ReversePasses, position: int, index: Tensor, probes: Tensor) -> _Reference:
+def _pull_all(passes: PlainPasses, position: int, index: Tensor, probes: Tensor) -> _Reference:
     """Rows and probes by plain reverse passes one after another, with a cotangent at ``position`` only."""
     own_largest = others_largest = torch.zeros((), dtype=torch.float64)
     found = []
-    for vector in _vectors(linearization, index, probes):
+    for vector in _vectors(passes.map, index, probes):
         cotangents = torch.zeros(
-            linearization.batch, linearization.n_out, dtype=linearization.dtype, device=linearization.device
+            passes.map.batch, passes.map.n_out, dtype=passes.dtype, device=passes.map.device
         )
         cotangents[position] = vector
-        gradient = linearization.pull(cotangents).detach()
+        gradient = passes.pull(cotangents).detach()
         found.append(gradient[position].cpu().double())
         # At another sample, a cotangent of zero meets its infinite slopes as NaN: that is no mixing.
-        largest = finite(gradient).abs().amax(1).cpu() if linearization.n_in else torch.zeros(1).double()
+        largest = finite(gradient).abs().amax(1).cpu() if passes.map.n_in else torch.zeros(1).double()
         own_largest = torch.maximum(own_largest, largest[position])
         largest[position] = 0
         others_largest = torch.maximum(others_largest, largest.max())
@@ -224,7 +224,7 @@ def _pull_all(linearization: ReversePasses, position: int, index: Tensor, probes
     return _Reference(
         products[: len(index)],
         products[len(index) :],
-        linearization.outputs[position].detach().flatten().cpu().double(),
+        passes.outputs[position].detach().flatten().cpu().double(),
         float(ratios(others_largest, own_largest)),
     )
 
@@ -232,7 +232,7 @@ def _pull_all(linearization: ReversePasses, position: int, index: Tensor, probes
 def _errors(
     stored: StoredSample,
     held: StoredProducts | None,
-    passes: ReversePasses,
+    passes: PlainPasses,
     position: int,
     reference: _Reference,
     index: Tensor,
@@ -242,19 +242,19 @@ def _errors(
     errors = _compare(stored, held, reference, index)
     if held is None or not len(reference.pulled) or errors["jacobian"] <= tolerance:
         return errors, False
-    of_rows, _ = _sizes(reference, passes.n_out)
-    if passes.n_out > MOST_ROWS or not _relative(held.rows, reference.rows, of_rows) <= tolerance:
+    of_rows, _ = _sizes(reference, passes.map.n_out)
+    if passes.map.n_out > MOST_ROWS or not _relative(held.rows, reference.rows, of_rows) <= tolerance:
         return errors, False
     return errors | _row_by_row(stored, passes, position), True
 
 
-def _row_by_row(stored: StoredSample, passes: ReversePasses, position: int) -> dict[str, float]:
+def _row_by_row(stored: StoredSample, passes: PlainPasses, position: int) -> dict[str, float]:
     """The errors of the Jacobian and its class norms, every row against its own reverse pass."""
     assert stored.products is not None
-    n_out = passes.n_out
+    n_out = passes.map.n_out
     none = torch.zeros(0, n_out, dtype=torch.float64)
     difference, size, row_norms = 0.0, 0.0, []
-    for index in torch.arange(n_out).split(max(1, _ROWS_BYTES // (8 * max(1, passes.n_in)))):
+    for index in torch.arange(n_out).split(max(1, _ROWS_BYTES // (8 * max(1, passes.map.n_in)))):
         plain = _pull_all(passes, position, index, none).rows
         held = stored.products(index, none).rows
         difference = math.hypot(difference, float(norms(gaps(held, plain).flatten()[None])))
@@ -264,37 +264,37 @@ def _row_by_row(stored: StoredSample, passes: ReversePasses, position: int) -> d
     return {"jacobian": float(error), "class_norms": _relative(stored.class_norms, torch.cat(row_norms))}
 
 
-def _pull_each(linearization: ReversePasses, index: Tensor, probes: Tensor) -> list[_Reference]:
+def _pull_each(passes: PlainPasses, index: Tensor, probes: Tensor) -> list[_Reference]:
     """As `_pull_all`, at the first `N_NEARBY` samples of a batch of independent ones, by the same passes."""
-    some = slice(min(N_NEARBY, linearization.batch))
+    some = slice(min(N_NEARBY, passes.map.batch))
     products = torch.stack(
         [
-            linearization.pull(vector.expand(linearization.batch, -1)).detach()[some].cpu().double()
-            for vector in _vectors(linearization, index, probes)
+            passes.pull(vector.expand(passes.map.batch, -1)).detach()[some].cpu().double()
+            for vector in _vectors(passes.map, index, probes)
         ],
         dim=1,
     )
-    outputs = linearization.outputs[some].detach().flatten(1).cpu().double()
+    outputs = passes.outputs[some].detach().flatten(1).cpu().double()
     return [
         _Reference(products[i, : len(index)], products[i, len(index) :], outputs[i])
         for i in range(len(products))
     ]
 
 
-def _vectors(linearization: ReversePasses, index: Tensor, probes: Tensor) -> Iterator[Tensor]:
+def _vectors(linear_map: LinearMap, index: Tensor, probes: Tensor) -> Iterator[Tensor]:
     """Cotangents of one sample, ``(n_out,)``: unit vectors of the rows, and the probes."""
     for row in index.tolist():
-        unit = torch.zeros(linearization.n_out, dtype=linearization.dtype, device=linearization.device)
+        unit = torch.zeros(linear_map.n_out, dtype=linear_map.dtype, device=linear_map.device)
         unit[row] = 1
         yield unit
     for probe in probes:
-        yield probe.to(linearization.device, linearization.dtype)
+        yield probe.to(linear_map.device, linear_map.dtype)
 
 
 def _jumps(
     errors: Mapping[str, float],
     reference: _Reference,
-    nearby: Iterable[ReversePasses],
+    nearby: Iterable[PlainPasses],
     index: Tensor,
     probes: Tensor,
     tolerance: float,
@@ -302,7 +302,7 @@ def _jumps(
     """Whether every part that differs changes as much, within a factor, between points near the sample."""
     spread = dict.fromkeys(errors, 0.0)
     for passes in nearby:
-        n_out = passes.n_out
+        n_out = passes.map.n_out
         for there in _pull_each(passes, index, probes):
             row_norms = torch.linalg.vector_norm(there.rows, dim=1)
             moved = _distances(reference, n_out, row_norms, there.outputs, there.rows, there.pulled)

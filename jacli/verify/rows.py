@@ -1,7 +1,7 @@
 """A computed Jacobian against plain reverse passes: some rows, and a random combination of all rows.
 
 A wrong batching rule does not raise (PReLU under ``vmap``: relative error 0.85), so whatever the
-method, its matrices are compared with what `Linearization.pull` gives.
+method, its matrices are compared with what a tape gives (`jacli.linear_map.Linearization.tape`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jacli.linear_map import Linearization, LinearMap, Matrices
+from jacli.linear_map import LinearMap, Matrices
 from jacli.linear_map.agreement import finite, gaps, norms, ratios, relative_errors
-from jacli.verify.passes import ReversePasses
 from jacli.verify.tolerances import PASSES, REDUCED_INSIDE
 
 N_ROWS = 4
@@ -32,7 +31,7 @@ def row_tolerance(dtype: torch.dtype, precision: str = "ieee", reduced: str | No
     return (1e-8 if dtype == torch.float64 else 1e-3) + PASSES[precision] + inside
 
 
-def row_error(linearization: ReversePasses, matrices: Matrices, *, seed: int) -> float:
+def row_error(tape: LinearMap, matrices: Matrices, *, seed: int) -> float:
     """Worst relative error over the samples: of seeded rows, and of ``u'J`` with u Gaussian.
 
     The rows are compared entry by entry; ``u'J`` sees all rows (`cotangent_error`), so that a method that
@@ -42,32 +41,32 @@ def row_error(linearization: ReversePasses, matrices: Matrices, *, seed: int) ->
     compare.
 
     Args:
-        linearization: The map at the batch the method was given.
+        tape: Plain reverse passes at the batch the method was given.
         matrices: What the method computed, of all samples or of the first ones.
         seed: Chooses the rows and u.
 
     Cost: ``1 + min(N_ROWS, n_out)`` reverse passes, and one product of five vectors with the matrices.
     """
     batch, n_out = matrices.batch, matrices.n_out
-    dtype, device = linearization.dtype, linearization.device
+    dtype, device = tape.dtype, tape.device
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(n_out, generator=generator)[:N_ROWS]
-    image, combined = _combined(linearization, matrices, generator)
+    image, combined = _combined(tape, matrices, generator)
     own = norms(finite(image)) * (len(rows) / n_out) ** 0.5
     computed = matrices.rows(rows.to(device))
     difference = torch.zeros(batch, dtype=torch.float64, device=device)
     reference = torch.zeros_like(difference)
     for position, row in enumerate(rows.tolist()):
-        cotangents = torch.zeros(linearization.batch, n_out, dtype=dtype, device=device)
-        cotangents[:, row] = 1
-        plain = linearization.pull(cotangents)[:batch]
+        cotangents = torch.zeros(1, tape.batch, n_out, dtype=dtype, device=device)
+        cotangents[..., row] = 1
+        plain = tape.vjp(cotangents)[0, :batch]
         difference = torch.hypot(difference, norms(gaps(computed[:, position], plain)))
         reference = torch.hypot(reference, norms(finite(plain)))
     errors = ratios(difference, torch.maximum(reference, own))
     return float(torch.maximum(errors, combined).max())
 
 
-def cotangent_error(linearization: ReversePasses, matrices: LinearMap, *, seed: int) -> float:
+def cotangent_error(tape: LinearMap, matrices: LinearMap, *, seed: int) -> float:
     """Worst relative error over the samples of ``u'J``, with a Gaussian u for each sample.
 
     ``E ||u'E||^2 = ||E||_F^2`` for whatever error E, so that all rows are seen in one pass.  The scale is
@@ -76,17 +75,17 @@ def cotangent_error(linearization: ReversePasses, matrices: LinearMap, *, seed: 
     tolerance of 1e-3 in 0.8 % of cases where one sample has it, and in ``0.008 ** n`` where n samples have.
 
     Args:
-        linearization: The map at the batch the method was given.
+        tape: Plain reverse passes at the batch the method was given.
         matrices: What the method computed.
         seed: Of u.
 
     Cost: one reverse pass, and one product of five vectors with the matrices.
     """
-    _, errors = _combined(linearization, matrices, torch.Generator().manual_seed(seed))
+    _, errors = _combined(tape, matrices, torch.Generator().manual_seed(seed))
     return float(errors.max())
 
 
-def batch_errors(linearization: ReversePasses, matrices: LinearMap, *, seed: int) -> tuple[float, float]:
+def batch_errors(tape: LinearMap, matrices: LinearMap, *, seed: int) -> tuple[float, float]:
     """`cotangent_error`, and whether gradients cross from one sample to another, by the same reverse pass.
 
     A seeded eighth of the samples, at least one, has a cotangent of zero: what arrives there comes from
@@ -94,7 +93,7 @@ def batch_errors(linearization: ReversePasses, matrices: LinearMap, *, seed: int
     drawn independently, while a row of a method's matrices has the same cotangent in every sample.
 
     Args:
-        linearization: The map at the batch the method was given, of at least two samples.
+        tape: Plain reverse passes at the batch the method was given, of at least two samples.
         matrices: What the method computed.
         seed: Of u and of the samples without a cotangent.
 
@@ -105,10 +104,10 @@ def batch_errors(linearization: ReversePasses, matrices: LinearMap, *, seed: int
     Cost: as `cotangent_error`.
     """
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(matrices.batch, generator=generator).to(linearization.device)
+    order = torch.randperm(matrices.batch, generator=generator).to(tape.device)
     silent = order[: max(1, matrices.batch // 8)]
-    image, errors = _combined(linearization, matrices, generator, silent)
-    largest = finite(image).abs().amax(1) if linearization.n_in else finite(image).sum(1)
+    image, errors = _combined(tape, matrices, generator, silent)
+    largest = finite(image).abs().amax(1) if tape.n_in else finite(image).sum(1)
     crossed = largest[silent].max()
     largest[silent] = 0
     errors[silent] = 0
@@ -156,38 +155,33 @@ def every_row_errors(
     return ratios(difference.masked_fill(difference <= smallest, 0), reference)
 
 
-def transpose_error(linearization: Linearization, *, seed: int) -> float:
-    """How far ``jvp`` is from the transpose of a plain reverse pass: the worst of the samples.
+def transpose_error(tape: LinearMap, products: LinearMap, *, seed: int) -> float:
+    """How far ``products.jvp`` is from the transpose of a plain reverse pass: the worst of the samples.
 
     ``|u'(Jv) - (u'J)v| / ||u'J||`` with u and v Gaussian: of size r for a relative error r of ``Jv``.
 
     Cost: one reverse pass and one forward-mode pass.
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = linearization.n_out, linearization.n_in
-    u, v = (
-        torch.randn(linearization.batch, size, generator=generator).to(
-            linearization.device, linearization.dtype
-        )
-        for size in sizes
-    )
-    image, moved = linearization.pull(u), linearization.jvp(v[None])[0]
+    sizes = tape.n_out, tape.n_in
+    u, v = (torch.randn(tape.batch, size, generator=generator).to(tape.device, tape.dtype) for size in sizes)
+    image, moved = tape.vjp(u[None])[0], products.jvp(v[None])[0]
     one, other = ((a.double() * b.double()).sum(1, keepdim=True) for a, b in ((u, moved), (image, v)))
     return float(ratios(gaps(one, other)[:, 0], norms(finite(image))).max())
 
 
 def _combined(
-    linearization: ReversePasses,
+    tape: LinearMap,
     matrices: LinearMap,
     generator: torch.Generator,
     silent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``u'J`` by a plain pass, ``(batch, n_in)``, and how far the matrices' own is from it, ``(batch,)``."""
-    vectors = torch.randn(1 + N_SIZES, linearization.batch, linearization.n_out, generator=generator)
-    vectors = vectors.to(linearization.device, linearization.dtype)
+    vectors = torch.randn(1 + N_SIZES, tape.batch, tape.n_out, generator=generator)
+    vectors = vectors.to(tape.device, tape.dtype)
     if silent is not None:
         vectors[:, silent] = 0
-    image = linearization.pull(vectors[0])[: matrices.batch]
+    image = tape.vjp(vectors[:1])[0, : matrices.batch]
     products = matrices.vjp(vectors[:, : matrices.batch])
     return image, relative_errors(products[0], image, scale=estimated_norms(products))
 

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 import jacli
 from jacli import api
-from jacli.choice import cutting, sizes
+from jacli.choice import measure as measuring
 from jacli.choice import memory_limit as memory
 from jacli.choice import problem as task
 from jacli.engine import module_cache as kept_module
 from jacli.engine.batch_checks import CheckHistory
 from jacli.errors import ModelError
-from jacli.options.config import from_options
 from tests.reference import reference_jacobian
 
 
@@ -77,8 +76,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(place, name, run)
 
     counting(api, "probed_network", "probed")
-    counting(sizes, "measure", "measured")
-    counting(cutting, "measure", "measured")
+    counting(measuring._Stopwatch, "seconds", "measured")
     counting(task, "trace_network", "traced")
     return counts
 
@@ -580,7 +578,7 @@ def test_no_graph_is_kept_with_another_copy(
     ((_, options),) = kept_module._ENTRIES[module]
     between = kept_module.Kept(module, len(x), options)
     assert between.network is not None
-    limit = memory.MemoryLimit.of_run(from_options({"model": "-", "inputs": "-"}), x.device)
+    limit = memory.MemoryLimit.of_run(None, x.device)
     between.keep(*between.network, None, limit, held=0)
     (entry,) = kept_module._ENTRIES[module].values()
     assert (entry.graph is not None) == (method in GRAPHS and change is None)
@@ -633,7 +631,7 @@ def test_memory_is_looked_at_again_only_where_much_is_held(monkeypatch: pytest.M
         check(module, x, method="vmap")
     assert len(looked) == 1
     kept_module._ENTRIES.clear()
-    monkeypatch.setattr(memory, "_peak", lambda device: 2**60)
+    monkeypatch.setattr(memory, "peak_memory", lambda device: 2**60)
     for _ in range(3):
         check(module, x, method="vmap")
     assert len(looked) == 4
