@@ -48,7 +48,7 @@ def main() -> None:
     print("beside the work of a call on the tiny MLP:")
     for name, function in {
         "comparing the module": lambda: equals_copy(tiny, twin),
-        "looking up the plan": lambda: kept.Kept.of(tiny, x, (), {}, {}),
+        "looking up the plan": lambda: kept.CachedPlan.of(tiny, x, (), {}, {}),
         "copying the module (before)": lambda: frozen_twin(tiny),
         "reading the memory's state (before)": lambda: MemoryLimit.of_run(None, x.device),
     }.items():

@@ -16,7 +16,7 @@ from jacli.device.allocator import reused_memory
 from jacli.device.precision import check_precision
 from jacli.engine.batch_checks import BatchChecks
 from jacli.engine.engine import Engine
-from jacli.engine.module_cache import Kept
+from jacli.engine.module_cache import CachedPlan
 from jacli.engine.probed import padded, probed_network
 from jacli.engine.whole_result import WholeResult
 from jacli.errors import InputsError, ModelError, means_out_of_memory
@@ -276,7 +276,7 @@ class InMemoryRun:
         converted = asked is not None and isinstance(model, nn.Module) and real_dtypes(model) != {asked}
         self._outputs = outputs
         what = replace(request, seed=0), outputs
-        self._kept = Kept.of(model, self.x, what, arguments, self.extra, keep=not converted)
+        self._kept = CachedPlan.of(model, self.x, what, arguments, self.extra, keep=not converted)
         # Where its plan is kept, it is the first call of many.
         self._request = replace(request, search_share=10.0) if self._kept.is_kept else request
         self._memory = self._kept.memory or MemoryLimit.of_run(request.memory, x.device)

@@ -1,4 +1,4 @@
-"""How much memory a run may hold, and how much it does.
+"""How much memory a run may hold, and how much it does hold.
 
 "Held" is what the process holds on the run's device (`jacli.device.memory`) beyond what it held when the run
 began, after imports and loading.
@@ -18,18 +18,18 @@ from jacli.errors import OutOfMemoryError, allocation_failure, means_out_of_memo
 from jacli.plans.plan import SINGULAR_VALUES_LIMIT, Shapes
 
 SAFE_SHARE = 0.7
-"""Part of the free memory that a run takes unless told otherwise."""
+"""Share of the free memory that a run may hold, unless ``--memory`` says otherwise."""
 
 _PIECE_BYTES = 64 * 2**20
-"""Of the float64 pieces in which Gram matrices are summed (`jacli.spectrum.exact`)."""
+"""Size of the float64 pieces in which Gram matrices are summed (`jacli.spectrum.exact`)."""
 
 
 def spectrum_bytes(shapes: Shapes, *, rank: int | None = None) -> int:
-    """What norms and singular values take beside the matrices: two float64 pieces, and four Gram matrices.
+    """Memory for norms and singular values, without the matrices: two float64 pieces, four Gram matrices.
 
     Args:
         shapes: Of the run.
-        rank: Width of the factors they come from; None for dense matrices.
+        rank: Width of the factors that they are computed from; None for dense matrices.
     """
     small = min(shapes.n_in, shapes.n_selected) if rank is None else rank
     piece = min(_PIECE_BYTES, 8 * small * shapes.n_in)
@@ -42,11 +42,11 @@ class MemoryLimit:
 
     Attributes:
         device: Where it computes.
-        limit: Bytes, on that device.
+        limit: Bytes on that device.
         host: Bytes on the host; the same number on a CPU.
-        asked: Whether the user said so.
+        asked: Whether the user gave the limit.
         before: Bytes that the process held on the device before the run.
-        watched: Whether it is looked at how much is held; not in a repeated call that held little.
+        watched: Whether `peak` measures; not in a repeated call of which an earlier one held little.
     """
 
     device: torch.device
@@ -65,22 +65,22 @@ class MemoryLimit:
         return cls(device, limit, on_host, asked is not None, held_memory(device))
 
     def samples(self, shapes: Shapes, *, singular_values: bool, written: bool) -> int:
-        """Samples a block at most: its dense Jacobians leave as much room again beside their spectrum.
+        """Most samples per batch: the dense Jacobians take half of the room left by their spectrum at most.
 
         Args:
             shapes: Of the run.
-            singular_values: Whether they are wanted.
-            written: Whether another block waits to be written meanwhile.
+            singular_values: Whether they are computed.
+            written: Whether another batch waits to be written meanwhile; they then take a third at most.
         """
         room = min(self.limit, self.host) - (spectrum_bytes(shapes) if singular_values else 0)
         return max(1, room // (3 if written else 2) // max(1, shapes.sample_bytes))
 
     def holds(self, held: int, waiting: int) -> bool:
-        """Whether a block that waits to be written fits beside the work on the next one.
+        """Does a batch that waits to be written fit into memory together with the work on the next one?
 
         Args:
-            held: Bytes on the device of the work on a block, with its results.
-            waiting: Bytes of the block that waits: on the device, or from a GPU on the host, in two buffers.
+            held: Bytes on the device of the work on a batch, with its results.
+            waiting: Bytes of the batch that waits: on the device, and from a GPU also in two host buffers.
         """
         if is_gpu(self.device):
             return held + waiting <= self.limit and 2 * waiting <= self.host
@@ -88,9 +88,9 @@ class MemoryLimit:
 
     @contextmanager
     def peak(self) -> Iterator[list[int]]:
-        """Most that was held inside the ``with`` block: the list's only item, once it has ended.
+        """Most bytes held inside the ``with`` block: the list's only item, once the block has ended.
 
-        0 where nothing is watched.
+        0 if nothing is watched.
         """
         found: list[int] = [0]
         if not self.watched:
@@ -105,7 +105,14 @@ class MemoryLimit:
 
 @contextmanager
 def memory_errors(doing: str) -> Iterator[None]:
-    """Turn running out of memory outside of the blocks into an error that says what to do."""
+    """Turn running out of memory, outside of batches, into an error that says what to do.
+
+    Args:
+        doing: What is being done, as a phrase for the message.
+
+    Raises:
+        OutOfMemoryError: Memory ran out inside.
+    """
     try:
         yield
     except Exception as error:

@@ -44,13 +44,13 @@ _IMPORT_SECONDS = 120
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination.
+    """One line of the report.
 
     Attributes:
-        name: What was looked at.
+        name: What was examined.
         value: What was found.
         ok: Whether jacli works with it.
-        todo: The remedy where it does not, or a hint; empty when there is nothing to say.
+        todo: The remedy if it does not, or a hint; empty if there is nothing to say.
     """
 
     name: str
@@ -66,7 +66,7 @@ def diagnose(folder: Path) -> list[Finding]:
     file) and writes one small temporary file into ``folder``, which it removes.
 
     Returns:
-        Findings in the order in which to read them.
+        Findings, in reading order.
     """
     packages = [_find_package(name) for name in _PACKAGES]
     return [
@@ -176,7 +176,7 @@ def _find_processors() -> list[Finding]:
 
 
 def _find_memory() -> Finding:
-    """What a run on the CPU finds: it takes its share of this."""
+    """Memory of the host, exactly as a run determines it (a run may hold a share of what is available)."""
     from jacli.device.memory import host_memory
 
     memory = host_memory()

@@ -21,7 +21,7 @@ from jacli.network import Linearized, Program
 from jacli.options.methods import Method
 
 LAUNCH_BOUND_SHARE = 0.6
-"""A batch is recorded where the host was busy launching for at least this part of its time."""
+"""A batch is recorded if the host was busy launching kernels for at least this share of its time."""
 
 MAX_RECORDED_PER_PROGRAM = 2
 """Each holds the memory of a batch: masks, cotangents and results."""
@@ -37,7 +37,7 @@ class _Recorded:
 
 @dataclass
 class _Seen:
-    """What is known of batches of one kind."""
+    """Batches of one kind: same method, shapes and sizes."""
 
     runs: int = 0
     launch_bound: bool = False
@@ -58,14 +58,14 @@ class BatchGraphs:
         chunk_size: int,
         out: Tensor | None,
     ) -> tuple[Linearized, Tensor]:
-        """The network at a batch, and its Jacobians ``(batch, n_out, n_in)``.
+        """Linearise the network at a batch, and compute its Jacobians ``(batch, n_out, n_in)``.
 
         Args:
-            linearize: Points, and the outputs there where they are known, to the network linearised there.
+            linearize: Linearises the network at points, given its outputs there if they are known.
             points: Of the batch.
             method: One that runs the program.
             chunk_size: Vectors per pass.
-            out: Where the Jacobians go; memory of their own if None.
+            out: Where the Jacobians are written; new memory if None.
 
         Raises:
             JacliError: As `jacli.methods.filling`.
@@ -86,7 +86,7 @@ class BatchGraphs:
         return self._replayed(seen.recorded, linearize, points, out)
 
     def clear(self) -> None:
-        """Give the graphs' memory back."""
+        """Forget all graphs, which frees their memory."""
         self._seen.clear()
 
     def _record(
@@ -97,7 +97,7 @@ class BatchGraphs:
         method: Method,
         chunk_size: int,
     ) -> bool:
-        """Record a batch; False where a graph cannot hold it."""
+        """Record a batch; False if a graph cannot hold it."""
         recorded = [one for one in self._seen.values() if one.recorded is not None]
         if len(recorded) >= MAX_RECORDED_PER_PROGRAM:
             recorded[0].recorded = None
@@ -144,12 +144,12 @@ _GRAPHS: WeakKeyDictionary[Program, BatchGraphs] = WeakKeyDictionary()
 
 
 def batch_graphs(program: Program) -> BatchGraphs:
-    """The graphs of a program, which live as long as it does."""
+    """The graphs of a linear program, which live as long as it does."""
     return _GRAPHS.setdefault(program, BatchGraphs())
 
 
 def _kind(points: Points, method: Method, chunk_size: int) -> Hashable:
-    """What must be the same for a graph to serve another batch."""
+    """Everything that must be the same for a graph to be replayed for another batch."""
     x, extra, selected = points
     tensors = [x, *(extra[name] for name in sorted(extra)), *([] if selected is None else [selected])]
     shapes = tuple((tuple(t.shape), t.stride(), t.dtype, t.device) for t in tensors)

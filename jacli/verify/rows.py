@@ -18,14 +18,17 @@ from jacli.verify.tolerances import PASSES, REDUCED_INSIDE
 N_ROWS = 4
 
 N_SIZES = 4
-"""Further Gaussian cotangents that the method's matrices are multiplied by: they tell the matrices' size."""
+"""Further Gaussian cotangents that the method's matrices are multiplied by, to estimate their norms."""
 
 
 def row_tolerance(dtype: torch.dtype, precision: str = "ieee", reduced: str | None = None) -> float:
-    """Largest relative error of a right method: rounding leaves 1e-6 (1e-15), a wrong rule 0.1 and more.
+    """Largest relative error of a correct method: rounding causes 1e-6 (1e-15), a wrong rule at least 0.1.
 
-    Passes in a reduced precision are allowed what they leave (`PASSES`) besides; so are models that compute
-    in ``reduced`` inside, a dtype below the run's, whose plain passes round in it.
+    Args:
+        dtype: The run's.
+        precision: Of the linear passes; a reduced one adds its own error (`PASSES`).
+        reduced: A dtype below the run's in which the model computes inside: its plain passes round in it,
+        too.
     """
     inside = REDUCED_INSIDE[reduced] if reduced else 0.0
     return (1e-8 if dtype == torch.float64 else 1e-3) + PASSES[precision] + inside
@@ -34,11 +37,11 @@ def row_tolerance(dtype: torch.dtype, precision: str = "ieee", reduced: str | No
 def row_error(tape: LinearMap, matrices: Matrices, *, seed: int) -> float:
     """Worst relative error over the samples: of seeded rows, and of ``u'J`` with u Gaussian.
 
-    The rows are compared entry by entry; ``u'J`` sees all rows (`cotangent_error`), so that a method that
-    is wrong in few of them is found by the same passes.  The scale of the rows is the larger of the reference
-    rows' norm and their share of ``||J||_F``, as estimated by ``||u'J||``: rows that are zero but for
-    cancellation (a saturated softmax) do not count as wrong.  `gaps` says how entries that are not finite
-    compare.
+    The rows are compared entry by entry.  ``u'J`` depends on all rows (`cotangent_error`), so that a method
+    that is wrong in a few of them is found, too.  Errors of rows are relative to the norm of the reference
+    rows or to their share of ``||J||_F``, estimated by ``||u'J||``, whichever is larger: rows that are zero
+    up to cancellation (a saturated softmax) do not count as wrong.  `gaps` says how entries that are not
+    finite are compared.
 
     Args:
         tape: Plain reverse passes at the batch the method was given.
@@ -69,10 +72,11 @@ def row_error(tape: LinearMap, matrices: Matrices, *, seed: int) -> float:
 def cotangent_error(tape: LinearMap, matrices: LinearMap, *, seed: int) -> float:
     """Worst relative error over the samples of ``u'J``, with a Gaussian u for each sample.
 
-    ``E ||u'E||^2 = ||E||_F^2`` for whatever error E, so that all rows are seen in one pass.  The scale is
-    ``||J||_F``, as estimated by five such products.  An error of rank one, the worst case, is seen a tenth as
-    large as it is in 8 % of samples and a hundredth in 0.8 %; a wrong derivative of 10 % thus passes a
-    tolerance of 1e-3 in 0.8 % of cases where one sample has it, and in ``0.008 ** n`` where n samples have.
+    ``E ||u'E||^2 = ||E||_F^2`` for any error E, so that one pass covers all rows.  The error is relative to
+    ``||J||_F``, estimated by five such products.  In the worst case, an error of rank one, it is estimated at
+    less than a tenth of its size in 8 % of samples, and at less than a hundredth in 0.8 %.  A derivative that
+    is wrong by 10 % thus passes a tolerance of 1e-3 with probability 0.8 % if one sample has it, and
+    ``0.008 ** n`` if n samples have it.
 
     Args:
         tape: Plain reverse passes at the batch the method was given.
@@ -86,11 +90,12 @@ def cotangent_error(tape: LinearMap, matrices: LinearMap, *, seed: int) -> float
 
 
 def batch_errors(tape: LinearMap, matrices: LinearMap, *, seed: int) -> tuple[float, float]:
-    """`cotangent_error`, and whether gradients cross from one sample to another, by the same reverse pass.
+    """`cotangent_error`, and whether samples have gradients at others, by the same reverse pass.
 
-    A seeded eighth of the samples, at least one, has a cotangent of zero: what arrives there comes from
-    others.  Where two of the other samples influence one another, ``u'J`` is off: their cotangents are
-    drawn independently, while a row of a method's matrices has the same cotangent in every sample.
+    A seeded eighth of the samples, at least one, gets a cotangent of zero: any gradient there comes from
+    other samples.  If two of the remaining samples influence one another, ``u'J`` is wrong, because their
+    cotangents are drawn independently, while a row of a method's matrices has the same cotangent in every
+    sample.
 
     Args:
         tape: Plain reverse passes at the batch the method was given, of at least two samples.
@@ -98,10 +103,10 @@ def batch_errors(tape: LinearMap, matrices: LinearMap, *, seed: int) -> tuple[fl
         seed: Of u and of the samples without a cotangent.
 
     Returns:
-        The error of ``u'J``, and the largest gradient where the cotangent is zero over the largest elsewhere;
-        NaN, which an infinite slope makes of zero, counts as zero there.
+        The error of ``u'J``; and the largest gradient where the cotangent is zero, relative to the largest
+        elsewhere.  There, NaN (zero times an infinite slope) counts as zero.
 
-    Cost: as `cotangent_error`.
+    Cost: that of `cotangent_error`.
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(matrices.batch, generator=generator).to(tape.device)
@@ -117,12 +122,12 @@ def batch_errors(tape: LinearMap, matrices: LinearMap, *, seed: int) -> tuple[fl
 def every_row_errors(
     pull: Callable[[Tensor], Tensor], matrices: Matrices, like: Tensor, *, seed: int
 ) -> Tensor:
-    """Relative error of all rows, row by row, for where rounding hides ``u'J``.
+    """Relative error of all rows, row by row, for cases in which rounding hides ``u'J``.
 
-    The pass of a confident softmax subtracts numbers of the size of the cotangents, and what it leaves of a
-    Gaussian one, or swallows, can be larger than the Jacobian (1e-7 against 1e-9); the rows themselves round
-    as they were computed.  In a pass, a seeded half of the samples has one row's unit vector and the others
-    the next row's, so that gradients which cross between samples show.
+    The reverse pass of a confident softmax subtracts numbers of the size of the cotangents.  For Gaussian
+    ones, the rounding error that remains can be larger than the Jacobian (1e-7 against 1e-9); the rows
+    themselves round as the method's rows did.  In each pass, a seeded half of the samples gets the unit
+    vector of one row and the others that of the next row, so that gradients at other samples show.
 
     Args:
         pull: A plain reverse pass, ``(samples, n_out) -> (samples, n_in)``.
@@ -131,8 +136,8 @@ def every_row_errors(
         seed: Of the halves.
 
     Returns:
-        ``(batch,)``, relative to the Frobenius norms; 0 where the difference is near the dtype's smallest
-        number, on whose way numbers have underflowed.
+        ``(batch,)``, relative to the Frobenius norms; 0 if the difference is near the smallest number of the
+        dtype, so that numbers have underflowed on the way.
 
     Cost: ``n_out`` reverse passes.
     """

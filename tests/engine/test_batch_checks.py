@@ -88,8 +88,8 @@ class Run:
 
 def never_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rationed checks are not due again in this test, however slow the machine."""
-    monkeypatch.setattr(batch_checks, "_WHOLE_SHARE", math.inf)
-    monkeypatch.setattr(batch_checks, "_FEW_SHARE", math.inf)
+    monkeypatch.setattr(batch_checks, "_WHOLE_CHECK_INTERVAL", math.inf)
+    monkeypatch.setattr(batch_checks, "_QUICK_CHECK_INTERVAL", math.inf)
 
 
 def test_every_batch_is_run_in_another_order_and_a_sample_alone(monkeypatch):
@@ -132,7 +132,7 @@ def test_a_model_that_reads_values_has_all_samples_run_alone(monkeypatch):
 
 
 def test_a_check_that_costs_little_is_made_as_often_as_the_time_allows(monkeypatch):
-    monkeypatch.setattr(batch_checks, "_WHOLE_SHARE", 0.0)
+    monkeypatch.setattr(batch_checks, "_WHOLE_CHECK_INTERVAL", 0.0)
     run = Run(Counted())
     for number in range(1, 8):
         run.batch(10 * number)
