@@ -116,7 +116,11 @@ def stable_rank(known: Statistics) -> Array | None:
 
 
 def effective_rank(known: Statistics) -> Array | None:
-    """``exp(-sum p log p)``, ``p = sigma / sum sigma``: as many equal values have the same entropy."""
+    """``exp(-sum p log p)``, ``p = sigma / sum sigma``: as many equal values have the same entropy.
+
+    >>> effective_rank(Statistics(singular_values=np.array([[2.0, 2.0, 0.0]]))).round(6)
+    array([2.])
+    """
     if known.singular_values is None:
         return None
     share = _ratio(known.singular_values, known.singular_values.sum(axis=1, keepdims=True))
@@ -125,7 +129,11 @@ def effective_rank(known: Statistics) -> Array | None:
 
 
 def condition_number(known: Statistics) -> Array | None:
-    """``sigma_1 / sigma_min``; infinite where sigma_min is within its error of zero."""
+    """``sigma_1 / sigma_min``; infinite where sigma_min is within its error of zero.
+
+    >>> condition_number(Statistics(singular_values=np.array([[6.0, 2.0], [6.0, 0.0]])))
+    array([ 3., inf])
+    """
     if known.singular_values is None or known.singular_values.shape[1] == 0:
         return None
     smallest = known.singular_values[:, -1]

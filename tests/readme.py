@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -145,22 +146,29 @@ def same_text(shown: str, real: str) -> bool:
     return _same(" ".join(shown.split()), " ".join(real.split()))
 
 
+def session_folder(block: str, folder: Path, result: Path) -> Path:
+    """A clone for one session, with the result of the README's first session if the block reads it."""
+    copy_samples(folder)
+    if "out.h5" in block and result.exists():
+        shutil.copy(result, folder)
+    return folder
+
+
 def refresh(text: str) -> str:
     """A page with the real output of the commands whose shown output is stale."""
     with tempfile.TemporaryDirectory() as name:
-        folder = copy_samples(Path(name))
-        made_by = [command.text for command in commands(blocks("console")[0])]
-        run_commands(made_by, folder)  # the result that other sessions look at
+        first = copy_samples(Path(name))
+        run_commands([command.text for command in commands(blocks("console")[0])], first)
         for block in blocks("console", text):
+            folder = session_folder(block, Path(tempfile.mkdtemp(dir=name)), first / "out.h5")
             shown = commands(block)
             printed = run_commands([command.text for command in shown], folder)
             fresh = ""
             for command, real in zip(shown, printed, strict=True):
                 stale = difference(command.text, command.output, real)
                 lines = "".join(f"{line.rstrip()}\n" for line in real.strip("\n").splitlines())
-                fresh += (
-                    f"$ {command.text}\n{lines.replace(name, '/home/you/jacli') if stale else command.output}"
-                )
+                output = lines.replace(str(folder), "/home/you/jacli") if stale else command.output
+                fresh += f"$ {command.text}\n{output}"
             text = text.replace(block, fresh)
     return text.replace(str(ROOT), "/home/you/jacli")
 

@@ -35,11 +35,6 @@ def test_widths_of_the_cuts(name: str, width: int) -> None:
     assert width in {network.width for network in NETWORKS}
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", PAGE):
-        assert (ROOT / "docs" / target).exists(), target
-
-
 def test_the_page_names_the_widths() -> None:
     widths = ", ".join(f"{network.width}" for network in NETWORKS if network.width)
     assert widths == "512, 768" and "512 of 1,000 for ResNet-18, 768 for ViT-B/16" in PAGE

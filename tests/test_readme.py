@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from tests.readme import (
     environment,
     run_commands,
     same_text,
+    session_folder,
 )
 
 CONSOLE = blocks("console")
@@ -43,10 +43,8 @@ def first_session(tmp_path_factory):
 @pytest.fixture
 def folder(request, tmp_path):
     """A folder of its own, with the result of the first block for `block` if that reads it."""
-    copy_samples(tmp_path)
-    if "out.h5" in request.getfixturevalue("block"):
-        shutil.copy(request.getfixturevalue("first_session")[0] / "out.h5", tmp_path)
-    return tmp_path
+    result = request.getfixturevalue("first_session")[0] / "out.h5"
+    return session_folder(request.getfixturevalue("block"), tmp_path, result)
 
 
 def check_block(block, printed):

@@ -58,6 +58,11 @@ def compute(
     ``log_every`` seconds; with ``quiet=True`` neither.  Results that are not right (not finite, or different
     in the recheck) are a warning there, whatever ``quiet`` is.
 
+    >>> files = "sample_models/digits_cnn.pt", "sample_models/digits.npy"
+    >>> outcome = compute(*files, out="out.h5", classes="top:2")
+    >>> outcome.samples
+    64
+
     Args:
         model: As the command's MODEL: a file, or an architecture's name.
         inputs: As the command's INPUTS: a file, a folder, or ``random:64x3x224x224``.

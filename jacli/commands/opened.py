@@ -49,6 +49,18 @@ def open_with_columns(path: str | os.PathLike[str]) -> OpenResults:
 
     Use it as a context manager, or close it.  ``repr`` shows what is there.
 
+    Large datasets are read as they are indexed; a column of `jacli summarize` is an attribute:
+
+    >>> from jacli import compute
+    >>> outcome = compute("sample_models/digits_cnn.pt", "sample_models/digits.npy", "columns.h5")
+    >>> with open_with_columns("columns.h5") as results:
+    ...     len(results), results.complete, "jacobian" in results
+    ...     results.jacobian[:2].shape, results.jacobian[3, ..., 7].shape
+    ...     results.stable_rank.shape
+    (64, True, True)
+    ((2, 1, 8, 8, 10), (1, 8, 8))
+    (64,)
+
     Raises:
         ResultsError: No such file, damaged, not a jacli result, or of a schema that this version cannot read.
     """

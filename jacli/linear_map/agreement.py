@@ -20,6 +20,9 @@ def gaps(found: Tensor, reference: Tensor) -> Tensor:
     reverse pass gives NaN where a forward pass gives infinity.  A finite number and one that is not are
     infinitely far apart.
 
+    >>> gaps(torch.tensor([1.5, torch.nan, torch.nan]), torch.tensor([1.0, torch.inf, 2.0])).tolist()
+    [0.5, 0.0, inf]
+
     Args:
         found: Any shape.
         reference: The same shape.
@@ -57,6 +60,10 @@ def ratios(gap: Tensor, size: Tensor) -> Tensor:
 
 def relative_errors(found: Tensor, reference: Tensor, *, scale: Tensor | None = None) -> Tensor:
     """2-norm of the difference per sample, relative to the reference's or to ``scale`` where that is larger.
+
+    >>> reference = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    >>> relative_errors(torch.tensor([[3.0, 4.5], [1.0, torch.nan]]), reference).tolist()
+    [0.1, inf]
 
     Args:
         found: ``(batch, ...)``.

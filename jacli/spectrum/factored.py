@@ -58,6 +58,12 @@ class Core:
 def core_of_factors(left: Tensor, right: Tensor) -> Core:
     """The core of each sample's ``left @ right``.
 
+    A column times a row has one singular value that is not zero, the product of their lengths:
+
+    >>> left, right = torch.tensor([[[3.0], [4.0]]]), torch.tensor([[[0.0, 2.0, 0.0]]])
+    >>> factored_singular_values(core_of_factors(left, right), n_in=3).values.round(decimals=6).tolist()
+    [[10.0, 0.0]]
+
     Args:
         left: ``(batch, n_out, r)``, any floating dtype, on any device with float64.
         right: ``(batch, r, n_in)``, likewise.

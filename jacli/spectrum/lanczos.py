@@ -54,6 +54,11 @@ def largest_singular_values(
     smaller side (the values are then complete), or at ``max_matvecs``.  In every case `errors` bounds the
     error of each value.
 
+    >>> from jacli.linear_map import DenseMap
+    >>> diagonal = DenseMap(torch.diag(torch.tensor([1.0, 5.0, 2.0, 3.0]))[None])
+    >>> [round(value, 4) for value in largest_singular_values(diagonal, 2).values[0].tolist()]
+    [5.0, 3.0]
+
     Args:
         linear_map: The maps; called with one vector per sample at a time, so that no batching rule of
             ``vmap`` is involved.
