@@ -1,4 +1,4 @@
-"""Where the time of the adjoint program goes: building it, and one chunk of vectors map by map.
+"""Where the time of a linear program goes: building it, and one chunk of vectors map by map.
 
     python -m benchmarks.adjoint                        # all networks of the comparison; a few minutes
     python -m benchmarks.adjoint --only resnet18 --top 20
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks import report
 from benchmarks.compare import LARGE, device_asked, matrix_product_rate
-from benchmarks.watch import Step, clock, count, steps_of, timed, watching
+from benchmarks.profile_maps import Step, clock, count, steps_of, timed, watching
 from benchmarks.workloads import WORKLOADS, Sizes, Workload, sizes_of
 from jacli.device.allocator import reused_memory
 from jacli.device.precision import precisions_of
@@ -32,15 +32,15 @@ _LONG_RUN = 120.0
 """Seconds of the run of which building the program may take 5 %."""
 
 _MOST_SAMPLES, _MOST_VECTORS, _MOST_BYTES = 32, 32, 32 << 20
-"""Of a block, of a chunk, and of the largest tensor: larger ones are bound by page faults."""
+"""Limits on a batch, a chunk and the largest tensor: beyond them page faults dominate."""
 
 HEADER = """\
-The program of each network, not cut, at one block of samples. `build`: seconds of tracing and of what the
+The linear program of each network, not cut, at one batch. `build`: seconds of tracing and of what the
 first linearisation and the first chunk prepare for all later ones, and their share of a run of two minutes.
 `linearise`: seconds of a later linearisation; `forward`: of the model's own forward pass. `chunk`: of one
-pass of so many vectors a sample; `GFLOP/s`: of its products. `maps`: seconds of the chunk inside the local
+pass of so many vectors per sample; `GFLOP/s`: of its products. `maps`: seconds of the chunk inside the local
 maps, each timed by itself, over its seconds; the rest are sums where branches meet. `as traced`: operators
-that have no rule. Each time is the least of several runs.
+without a rule. Each time is the least of several runs.
 """
 
 LAYERS = """\
@@ -54,12 +54,12 @@ class Profile:
     """A network's program in one precision.
 
     Attributes:
-        title: Network, samples of the block, vectors of the chunk, and which way they go.
+        title: Network, samples of the batch, vectors of the chunk, and their direction.
         precision: Of the passes.
         build: Seconds of tracing, and of the first linearisation and chunk beyond those of later ones.
         linearise: Seconds of a later one.
         forward: Seconds of the model's own forward pass.
-        chunk: Seconds of a chunk, nothing watched.
+        chunk: Seconds of a chunk, without profiling.
         steps: Of the chunk.
         as_traced: Operators without a rule, with their number.
     """

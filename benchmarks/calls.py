@@ -19,9 +19,8 @@ from torch import Tensor, nn
 import jacli
 from jacli.choice.memory_limit import MemoryLimit
 from jacli.engine import module_cache as kept
-from jacli.engine.same_module import alike
+from jacli.engine.same_module import equals_copy
 from jacli.network import frozen_twin
-from jacli.options.config import from_options
 
 REPEATS = 7
 
@@ -47,12 +46,11 @@ def main() -> None:
     jacli.jacobian(tiny, x)
     (twin,) = (entry.twin or frozen_twin(tiny) for entry in kept._ENTRIES[tiny].values())
     print("beside the work of a call on the tiny MLP:")
-    config = from_options({"model": "-", "inputs": "-"})
     for name, function in {
-        "comparing the module": lambda: alike(tiny, twin),
-        "looking up the plan": lambda: kept.Kept.of(tiny, x, config, {}, {}),
+        "comparing the module": lambda: equals_copy(tiny, twin),
+        "looking up the plan": lambda: kept.CachedPlan.of(tiny, x, (), {}, {}),
         "copying the module (before)": lambda: frozen_twin(tiny),
-        "reading the memory's state (before)": lambda: MemoryLimit.of_run(config, x.device),
+        "reading the memory's state (before)": lambda: MemoryLimit.of_run(None, x.device),
     }.items():
         (seconds,) = least(partial(_often, function))
         print(f"  {name:<42}{seconds * 10:>9.3f} ms")

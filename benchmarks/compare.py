@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import report
-from benchmarks.contest import Contest
 from benchmarks.peers import TORCH_PEERS, Peer, flat
+from benchmarks.timing import Contest
 from benchmarks.workloads import WORKLOADS, Workload, sizes_of
 from jacli.device.precision import precisions_of
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks.contest import EXACT, KINK, Contestant
+from benchmarks.timing import EXACT, KINK, Contestant
+from jacli.device.hardware import device_name, is_gpu
 
 HEADER = f"""\
 Seconds for all Jacobians of a batch, the fastest of several interleaved runs; float32 (no TF32), frozen
@@ -152,14 +152,10 @@ def geometric_means(rows: list[Row]) -> dict[str, float]:
 
 def machine(device: torch.device) -> str:
     """The GPU's name, or the CPU's with its cores and torch's threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+    if is_gpu(device):
+        return device_name(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores, {torch.get_num_threads()} threads"
+    return f"{device_name(device)}, {cores} cores, {torch.get_num_threads()} threads"
 
 
 def bfloat16_support(device: torch.device) -> str:

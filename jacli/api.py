@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor, nn
 
-from jacli.choice.choose import Choice
+from jacli.choice.choose import choose
 from jacli.choice.memory_limit import MemoryLimit, memory_errors
-from jacli.choice.problem import Points, Task
+from jacli.choice.problem import Points, Problem
 from jacli.device.allocator import reused_memory
 from jacli.device.precision import check_precision
 from jacli.engine.batch_checks import BatchChecks
 from jacli.engine.engine import Engine
-from jacli.engine.module_cache import Kept
+from jacli.engine.module_cache import CachedPlan
 from jacli.engine.probed import padded, probed_network
 from jacli.engine.whole_result import WholeResult
 from jacli.errors import InputsError, ModelError, means_out_of_memory
 from jacli.models import LoadedModel
 from jacli.models.dtypes import as_dtype, real_dtypes
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
-from jacli.options.config import RunConfig, from_options
+from jacli.options.config import parsed_options
+from jacli.options.values import Classes
 from jacli.plans.plan import Shapes
+from jacli.plans.request import Request
 from jacli.run.call_arguments import (
     check_count,
     check_model,
@@ -40,14 +43,26 @@ from jacli.spectrum import largest_singular_values
 from jacli.spectrum import singular_values as all_singular_values
 from jacli.verify import BATCH_SIZES, Probed
 
-_NO_FILES = {"model": "-", "inputs": "-"}
-"""Options are checked as the command's; model and inputs are in memory here."""
-
 _VECTORS_PER_VALUE = 400
 """Rows or columns of a matrix that take as long as one of its largest singular values without it."""
 
 _CONVERGED = 1e-4
 """Relative error up to which matrix-free singular values are given out; beyond, J is formed."""
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """Which outputs are differentiated.
+
+    Attributes:
+        select: Path to the output where the model returns several.
+        of: ``logits``, ``probs`` or ``log-probs``.
+        classes: Which of its numbers.
+    """
+
+    select: str | None = None
+    of: str = "logits"
+    classes: Classes = field(default_factory=Classes)
 
 
 class _Function(nn.Module):
@@ -137,14 +152,14 @@ def jacobian(
 
     What a run would tell as a note goes to the logger ``jacli`` at level INFO; nothing is printed.
     """
-    config = from_options(
-        {**_NO_FILES, "select": select, "of": of, "method": method, "seed": seed}
-        | {"batch_size": batch_size, "chunk_size": chunk_size, "memory": memory}
-        | {"precision": precision, "singular_values": "none", "classes": _plain(classes)}
-        | ({} if labels is None else {"labels": "-"})
+    request, which = _asked(
+        labels=labels,
+        **{"select": select, "of": of, "classes": classes, "method": method, "precision": precision},
+        **{"batch_size": batch_size, "chunk_size": chunk_size, "memory": memory, "seed": seed},
     )
     with exact_arithmetic(), reused_memory():
-        return _Work(model, x, config, arguments, per_sample, dtype=dtype, labels=labels).dense()
+        run = InMemoryRun(model, x, request, which, arguments, per_sample, dtype=dtype, labels=labels)
+        return run.dense()
 
 
 def singular_values(
@@ -196,21 +211,35 @@ def singular_values(
         JacliError: As `jacobian`.
     """
     k = check_count(k)
-    config = from_options(
-        {**_NO_FILES, "select": select, "of": of, "seed": seed, "precision": precision}
-        | {"classes": _plain(classes)}
-        | ({} if labels is None else {"labels": "-"})
+    request, which = _asked(
+        labels=labels, select=select, of=of, classes=classes, precision=precision, seed=seed
     )
     with exact_arithmetic(), reused_memory():
-        work = _Work(model, x, config, arguments, per_sample, dtype=dtype, labels=labels)
+        run = InMemoryRun(model, x, request, which, arguments, per_sample, dtype=dtype, labels=labels)
         # Reduced products with J and J' are not transposes of one another: there J is formed, once.
-        if k is not None and precision == "ieee" and work.pays_without_matrix(k):
-            values = work.largest(k)
+        if k is not None and request.is_exact and run.pays_without_matrix(k):
+            values = run.largest(k)
             if values is not None:
                 return values
-        dense = work.dense()
-        matrices = dense.reshape(len(x), work.shapes.n_in, work.shapes.n_selected).mT
+        dense = run.dense()
+        matrices = dense.reshape(len(x), run.shapes.n_in, run.shapes.n_selected).mT
         return all_singular_values(matrices).values[:, :k]
+
+
+def _asked(*, labels: Tensor | None, classes: object, **options: object) -> tuple[Request, _Outputs]:
+    """The options of a call, checked as the command's are.
+
+    Raises:
+        UsageError: Naming every one that is wrong.
+    """
+    given = {**options, "classes": _plain(classes)}
+    given |= {} if labels is None else {"labels": "given"}
+    parsed = parsed_options(given)
+    of_request, of_outputs = ({f.name for f in fields(kind)} for kind in (Request, _Outputs))
+    return (
+        Request(**{name: value for name, value in parsed.items() if name in of_request}),
+        _Outputs(**{name: value for name, value in parsed.items() if name in of_outputs}),
+    )
 
 
 def _plain(classes: object) -> object:
@@ -220,14 +249,15 @@ def _plain(classes: object) -> object:
     return list(classes) if isinstance(classes, (tuple, range)) else classes
 
 
-class _Work:
-    """A model and points in memory, probed, ready to be linearised block by block."""
+class InMemoryRun:
+    """A model and points in memory, probed, ready to be linearised batch by batch."""
 
     def __init__(
         self,
         model: Callable[..., object],
         x: Tensor,
-        config: RunConfig,
+        request: Request,
+        outputs: _Outputs,
         arguments: dict[str, object],
         per_sample: Sequence[str],
         *,
@@ -237,25 +267,29 @@ class _Work:
         check_model(model, x)
         points, asked = check_points(x, model), dtype_of(dtype)
         self.x = points if asked is None else points.to(asked)
-        check_precision(config.precision, x.device, self.x.dtype)
+        check_precision(request.precision, x.device, self.x.dtype)
         self.extra = rows_of(arguments, per_sample, len(x))
         self.constant = {name: value for name, value in arguments.items() if name not in self.extra}
         if asked is not None:
             self.extra = {name: as_dtype(rows, asked) for name, rows in self.extra.items()}
         self.labels = None if labels is None else labels_of(labels, x)
-        self.config = config
         converted = asked is not None and isinstance(model, nn.Module) and real_dtypes(model) != {asked}
-        self._kept = Kept.of(model, self.x, config, arguments, self.extra, keep=not converted)
-        self._memory = self._kept.memory or MemoryLimit.of_run(config, x.device)
+        self._outputs = outputs
+        what = replace(request, seed=0), outputs
+        self._kept = CachedPlan.of(model, self.x, what, arguments, self.extra, keep=not converted)
+        # Where its plan is kept, it is the first call of many.
+        self._request = replace(request, search_share=10.0) if self._kept.is_kept else request
+        self._memory = self._kept.memory or MemoryLimit.of_run(request.memory, x.device)
         with memory_errors("running the model on the first samples"):
             self.network, self.probed = self._kept.network or self._probed(model, converted=converted)
         n_out = math.prod(self.probed.output_shape)
-        check_classes(config.classes, None if self.labels is None else self.labels.cpu().numpy(), n_out)
+        check_classes(outputs.classes, None if self.labels is None else self.labels.cpu().numpy(), n_out)
 
     def _probed(self, model: Callable[..., object], *, converted: bool) -> tuple[TensorNetwork, Probed]:
         module = frozen_twin(model if isinstance(model, nn.Module) else _Function(model))
-        hints = [size for size in (self.config.batch_size, *BATCH_SIZES, len(self.x)) if size]
-        select, of, alone = self.config.select, self.config.of, self.config.batch_size == 1
+        batch_size = self._request.batch_size
+        hints = [size for size in (batch_size, *BATCH_SIZES, len(self.x)) if size]
+        select, of, alone = self._outputs.select, self._outputs.of, batch_size == 1
         x, rows = self.x[:4], self._rows(0, 4)
         if converted:
             placed = place(
@@ -297,7 +331,7 @@ class _Work:
             n_samples=len(self.x),
             input_shape=tuple(self.x.shape[1:]),
             output_shape=self.probed.output_shape,
-            n_selected=self.config.classes.count(math.prod(self.probed.output_shape)),
+            n_selected=self._outputs.classes.count(math.prod(self.probed.output_shape)),
             fixed_batch=self.probed.fixed_batch,
             itemsize=self.x.element_size(),
         )
@@ -312,36 +346,28 @@ class _Work:
         if self.probed.fixed_batch:
             x, extra = padded(x, size), {name: padded(rows, size) for name, rows in extra.items()}
         labels = None if self.labels is None else padded(self.labels[start:stop], len(x))
-        return x, extra, selected_outputs(self.network, x, extra, self.config.classes, labels)
+        return x, extra, selected_outputs(self.network, x, extra, self._outputs.classes, labels)
 
     @property
-    def task(self) -> Task:
+    def problem(self) -> Problem:
         """The work as the engine sees it."""
-        return Task(
-            self.network,
-            self.shapes,
-            self.config,
-            self._points,
-            self._memory,
-            keeps_dense=True,
-            share=10.0 if self._kept.is_kept else 0.25,  # it is the first call of many
-        )
+        return Problem(self.network, self.shapes, self._points, self._memory)
 
     def dense(self) -> Tensor:
         """All Jacobians, ``(batch, *input, *output)``; in memory the rows of a sample are contiguous."""
-        task = self.task
+        request, problem = self._request, self.problem
         with memory_errors("trying the model on the first samples"):
-            choice = Choice(task, kept=self._kept.choice)
-        result = WholeResult(task)
-        engine = Engine(task, choice, result.place, history=self._kept.history)
+            choice = choose(request, problem, kept=self._kept.choice)
+        result = WholeResult(request, problem)
+        engine = Engine(request, problem, choice, result.out_buffer, history=self._kept.history)
         with memory_errors("putting the Jacobian together"):
-            for block in engine.blocks():
-                result.take(block)
-                del block
+            for batch in engine.batches():
+                result.take(batch)
+                del batch
         assert engine.accepted is not None  # there is a sample at least
         self._kept.keep(self.network, self.probed, engine.accepted, self._memory, held=engine.held)
         _tell((*choice.notes, *engine.notes))
-        return result.matrices.mT.reshape(len(self.x), *jacobian_shape(self.shapes, self.config.classes))
+        return result.matrices.mT.reshape(len(self.x), *jacobian_shape(self.shapes, self._outputs.classes))
 
     def pays_without_matrix(self, k: int) -> bool:
         """Whether k singular values take less by products with vectors than by the matrices.
@@ -360,24 +386,21 @@ class _Work:
         So too where a primitive has no rule for this model or is wrong on it: the matrix has to be formed.
         """
         size = self.probed.fixed_batch or len(self.x)
-        task, parts = self.task, []
-        checks = BatchChecks(task)
+        problem, parts = self.problem, []
+        checks = BatchChecks(self._request, problem)
         for start in range(0, len(self.x), size):
-            linearization = task.linearize(self._points(start, size))
-            try:
-                if not checks.products_serve(linearization, start=start):
+            with problem.linearize(self._points(start, size)) as linearization:
+                try:
+                    if not checks.products_serve(linearization, start=start):
+                        return None
+                    spectrum = largest_singular_values(linearization.batched(), k, seed=self._request.seed)
+                except (RuntimeError, NotImplementedError) as error:
+                    if means_out_of_memory(error):
+                        raise
                     return None
-                spectrum = largest_singular_values(
-                    linearization, k, seed=self.config.seed, dtype=self.x.dtype, device=self.x.device
-                )
-            except (RuntimeError, NotImplementedError) as error:
-                if means_out_of_memory(error):
-                    raise
-                return None
             if not bool((spectrum.errors <= _CONVERGED * spectrum.values[:, :1]).all()):
                 return None
             parts.append(spectrum.values[: min(size, len(self.x) - start)])
-            linearization.close()
         self._kept.keep(self.network, self.probed, None, self._memory, held=self._memory.limit)
         return torch.cat(parts)
 

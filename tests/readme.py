@@ -1,4 +1,4 @@
-"""The README as data: its fenced blocks, run for real, and the comparison of shown and real output."""
+"""README and manual as data: fenced blocks, run for real, and shown output compared with real output."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from jacli.options.config import METHOD_NAMES
+from jacli.options.methods import METHOD_NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+"""The front page and the manual."""
+
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 
 _END = "=== end of this output ==="
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
@@ -29,9 +32,9 @@ class Command:
     output: str
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.M | re.S)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    """The fenced blocks of a language, in order, the front page's first."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.M | re.S)
 
 
 def commands(block: str) -> list[Command]:
@@ -104,19 +107,19 @@ def _stable_lines(command: str, text: str) -> list[str]:
     if command.startswith("jacli submit"):  # the folder, and where Python is
         text = re.sub(r"^cd -- .*", "cd", text, flags=re.M)
         text = re.sub(r"(?<![\w.])/(?:[^\s/]+/)+", "", text)
-    text = re.sub(r"\b\d+(?= finished samples kept| samples done before)", "N", text)
+    text = re.sub(r"\b\d+(?= finished samples kept| finished samples)", "N", text)
     text = re.sub(r"\d+\.\d s$", "S s", text, flags=re.M)
     text = re.sub(r"^(free there).*", r"\1", text, flags=re.M)
     text = re.sub(r"(?<![\w/])/(?:[^\s/]+/)*(?=sample_models/)", "", text)
     return [re.sub(r"─+", "─", " ".join(line.split())) for line in text.splitlines()]
 
 
-_CHOSEN = ("method", "cut at", "in this order", "next in line", "blocks", "passes", "time", "memory")
+_CHOSEN = ("method", "cut at", "in this order", "next in line", "batches", "passes", "time", "memory")
 
 
 def _without_choice(text: str) -> str:
     """Without what is chosen by measurement, on this machine and at this moment."""
-    text = re.sub(r"method \w+ \((?!asked for).*?\)(?=, \d)", "method M", text)
+    text = re.sub(r"method: \w+ \((?!asked for).*?\)(?=, \d)", "method: M", text)
     text = re.sub(r"relative error \S+(?=,)", "relative error E", text)
     text = re.sub(r"^note: (not cut|not traced|passed over).*\n?", "", text, flags=re.M)
     text = re.sub(rf"^({'|'.join(_CHOSEN)})  .*\n?", "", text, flags=re.M)
@@ -142,12 +145,13 @@ def same_text(shown: str, real: str) -> bool:
     return _same(" ".join(shown.split()), " ".join(real.split()))
 
 
-def refresh() -> str:
-    """The README with the real output of the commands whose shown output is stale."""
-    text = README
+def refresh(text: str) -> str:
+    """A page with the real output of the commands whose shown output is stale."""
     with tempfile.TemporaryDirectory() as name:
         folder = copy_samples(Path(name))
-        for block in blocks("console"):
+        made_by = [command.text for command in commands(blocks("console")[0])]
+        run_commands(made_by, folder)  # the result that other sessions look at
+        for block in blocks("console", text):
             shown = commands(block)
             printed = run_commands([command.text for command in shown], folder)
             fresh = ""
@@ -162,4 +166,5 @@ def refresh() -> str:
 
 
 if __name__ == "__main__":  # python -m tests.readme, then read the difference
-    (ROOT / "README.md").write_text(refresh(), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(refresh(page.read_text(encoding="utf-8")), encoding="utf-8")

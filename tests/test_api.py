@@ -172,7 +172,7 @@ def test_few_singular_values_without_the_matrix(monkeypatch: pytest.MonkeyPatch)
     def fail(*arguments: object, **options: object) -> Tensor:
         raise AssertionError("J was formed")
 
-    monkeypatch.setattr(api._Work, "dense", fail)
+    monkeypatch.setattr(api.InMemoryRun, "dense", fail)
     torch.testing.assert_close(jacli.singular_values(model, points, k=2), exact[:, :2], rtol=1e-5, atol=0)
     with pytest.raises(AssertionError, match="J was formed"):
         jacli.singular_values(model, points, k=40)
@@ -250,13 +250,13 @@ def test_few_singular_values_in_a_reduced_precision_are_those_of_the_matrix(
 ) -> None:
     """Its products with J and with J' round differently: they are not the products of one matrix."""
     asked: list[int] = []
-    largest = api._Work.largest
+    largest = api.InMemoryRun.largest
 
-    def noting(work: api._Work, k: int) -> torch.Tensor | None:
+    def noting(work: api.InMemoryRun, k: int) -> torch.Tensor | None:
         asked.append(k)
         return largest(work, k)
 
-    monkeypatch.setattr(api._Work, "largest", noting)
+    monkeypatch.setattr(api.InMemoryRun, "largest", noting)
     model, points = nn.Linear(800, 800).double(), torch.randn(2, 800, dtype=torch.float64)
     sigma = jacli.singular_values(model, points, k=2, precision=precision)
     exact = torch.linalg.svdvals(model.weight.detach())[:2]
@@ -273,7 +273,7 @@ def test_few_singular_values_are_never_slower_than_all(
     def fail(*arguments: object) -> Tensor:
         raise AssertionError("products with vectors")
 
-    monkeypatch.setattr(api._Work, "largest", fail)
+    monkeypatch.setattr(api.InMemoryRun, "largest", fail)
     model, points = nn.Linear(outputs + 5, outputs).double(), torch.randn(2, outputs + 5).double()
     exact = torch.linalg.svdvals(model.weight.detach())[:k]
     torch.testing.assert_close(jacli.singular_values(model, points, k=k), exact.expand(2, -1))
@@ -285,7 +285,7 @@ def test_few_singular_values_of_what_does_not_fit_in_memory(monkeypatch: pytest.
     monkeypatch.setattr(
         MemoryLimit, "of_run", lambda config, device: dataclasses.replace(real(config, device), limit=50_000)
     )
-    monkeypatch.setattr(api._Work, "dense", lambda work: pytest.fail("the matrix was formed"))
+    monkeypatch.setattr(api.InMemoryRun, "dense", lambda work: pytest.fail("the matrix was formed"))
     sigma = jacli.singular_values(model, points, k=2)
     exact = torch.linalg.svdvals(model.weight.detach())[:2]
     torch.testing.assert_close(sigma, exact.expand(3, -1), rtol=1e-5, atol=0)

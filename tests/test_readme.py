@@ -1,4 +1,4 @@
-"""The README says what is: every command and option, and every session with its real output."""
+"""README and manual say what is: every command and option, and every session with its real output."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typer.main import get_command
 from jacli.cli import app
 from jacli.store.schema import ResultLayout
 from tests.readme import (
-    README,
+    PAGES,
     ROOT,
+    TEXT,
     blocks,
     commands,
     copy_samples,
@@ -85,14 +86,14 @@ def test_python_blocks_print_what_their_comments_say(block, folder):
     assert all(map(same_text, expected, printed)), f"{expected}\n{printed}"
 
 
-@pytest.mark.parametrize("language", sorted(set(re.findall(r"^```(\w+)$", README, flags=re.M))))
+@pytest.mark.parametrize("language", sorted(set(re.findall(r"^```(\w+)$", TEXT, flags=re.M))))
 def test_every_block_is_of_a_kind_that_is_checked(language):
     assert language in ("console", "python", "sh")
 
 
 def test_make_targets_exist():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.M))
-    named = set(re.findall(r"(?:^|`)make ([\w-]+)", README, flags=re.M))
+    named = set(re.findall(r"(?:^|`)make ([\w-]+)", TEXT, flags=re.M))
     assert {"demo", "test"} <= named
     assert named <= targets
 
@@ -107,7 +108,7 @@ def test_make_demo_is_the_first_session():
 def test_sh_blocks_name_extras_and_files_that_exist():
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     shell = "\n".join(blocks("sh"))
-    for extras in re.findall(r"\.\[([\w,]+)\]", README):
+    for extras in re.findall(r"\.\[([\w,]+)\]", TEXT):
         assert all(re.search(rf"^{name} = \[", pyproject, flags=re.M) for name in extras.split(","))
     for name in re.findall(r"-c (\S+)", shell):
         assert (ROOT / name).is_file()
@@ -115,12 +116,12 @@ def test_sh_blocks_name_extras_and_files_that_exist():
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_its_section_and_a_session(name):
-    assert re.search(rf"^## jacli {name}\b", README, flags=re.M)
+    assert re.search(rf"^## jacli {name}\b", TEXT, flags=re.M)
     assert any(command.text.startswith(f"jacli {name}") for block in CONSOLE for command in commands(block))
 
 
 def test_no_command_is_shown_that_is_not_there():
-    assert set(re.findall(r"\bjacli ([a-z]+) [-A-Z\[]", README)) <= set(COMMANDS)
+    assert set(re.findall(r"\bjacli ([a-z]+) [-A-Z\[]", TEXT)) <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
@@ -133,12 +134,13 @@ def test_every_option_is_in_the_readme(name):
 
 def test_no_option_is_named_that_is_not_there():
     known = {o for c in COMMANDS.values() for p in c.params for o in (*p.opts, *p.secondary_opts)}
-    prose = re.sub(r"^(```sh|#!/bin/bash)\n.*?^```$", "", README, flags=re.M | re.S)  # others' programs
+    known.add("--help")  # of every command
+    prose = re.sub(r"^(```sh|#!/bin/bash)\n.*?^```$", "", TEXT, flags=re.M | re.S)  # others' programs
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", prose)) <= known
 
 
 def is_named(option: str) -> bool:
-    return re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", README) is not None
+    return re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", TEXT) is not None
 
 
 def test_the_dataset_table_is_the_schema():
@@ -153,19 +155,34 @@ def test_the_dataset_table_is_the_schema():
     schema = {name for layout in layouts for name in layout.datasets()}
     checksums = {name for name in schema if name.startswith("checksums/")}
     schema = schema - checksums | {"checksums/NAME"}
-    table = README.split("| dataset | shape |")[1].split("\n\n")[0]
+    table = TEXT.split("| dataset | shape |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `([\w/]+)` \|", table, flags=re.M)) == schema
 
 
-def test_links_lead_somewhere():
-    headings = {
-        re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-")
-        for h in re.findall(r"^#+ (.*)", README, flags=re.M)
-    }
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target[1:] in headings if target.startswith("#") else (ROOT / target).exists(), target
+def headings(page: Path) -> set[str]:
+    """Anchors of a page, as they are linked to."""
+    found = re.findall(r"^#+ (.*)", page.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target), link
+
+
+def test_the_front_page_is_short_and_leads_to_every_page():
+    front = PAGES[0].read_text(encoding="utf-8")
+    assert len(front.splitlines()) <= 150
+    for page in PAGES[1:]:
+        assert f"docs/{page.name}" in front
 
 
 def test_security_is_said_once():
-    assert README.count("## Security") == 1
+    assert TEXT.count("# Security\n") == 1
     assert Path(ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT")

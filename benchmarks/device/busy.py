@@ -11,7 +11,7 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from jacli.choice.measure import now
+from jacli.device.clock import now
 
 
 @dataclass(frozen=True)

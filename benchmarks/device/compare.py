@@ -29,8 +29,8 @@ from benchmarks.device.record import Record, parser
 from benchmarks.peers import TORCH_PEERS, Peer, as_matrices, flat, part_of
 from benchmarks.report import machine
 from benchmarks.workloads import LARGE_WORKLOADS, WORKLOADS, Sizes, Workload, sizes_of
-from jacli.choice.measure import now
-from jacli.choice.memory_limit import free_memory
+from jacli.device.clock import now
+from jacli.device.memory import free_memory
 from jacli.device.precision import precisions_of
 from jacli.engine import module_cache as kept
 

@@ -20,16 +20,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import jacli
 from benchmarks.peers import reference
 from benchmarks.workloads import WORKLOADS
-from jacli.choice.memory_limit import free_memory
+from jacli.device.hardware import pick_device
+from jacli.device.memory import free_memory
 from jacli.device.precision import precisions_of
 from jacli.device.torch_switches import reduced_precision
-from jacli.device.transfer import HostCopies, beside
+from jacli.device.transfer import HostCopies, background_work
 from jacli.engine.batch_graph import _GRAPHS
 from jacli.errors import JacliError, ModelError, OutOfMemoryError
 from jacli.linear_map import FactoredMap
 from jacli.network import exact_arithmetic
 from jacli.run.factored_array import FactoredArray
-from jacli.run.prepare import pick_device
 from jacli.spectrum import singular_values
 
 Path_ = Callable[[torch.device], Mapping[str, object] | None]
@@ -154,7 +154,7 @@ def products_of_factors(device: torch.device) -> Mapping[str, object]:
         left = left * 1.0000001
     array = FactoredArray.of(FactoredMap(left, right_), (3, 50, 50), (40,))
     expected = (left.double() @ right_.double()).mT.reshape(3, 3, 50, 50, 40).cpu().numpy()
-    with beside(device):
+    with background_work(device):
         for start in range(0, 50, 10):
             box = (slice(0, 2), slice(0, 3), slice(start, start + 10), slice(0, 50), slice(0, 40))
             np.testing.assert_allclose(array[box], expected[box], rtol=2e-4, atol=2e-3)

@@ -21,11 +21,12 @@ from benchmarks.device.busy import activity_of
 from benchmarks.device.record import Record, parser
 from benchmarks.report import machine
 from benchmarks.workloads import WORKLOADS
-from jacli.choice.measure import now
+from jacli.device.clock import now
 from jacli.device.precision import precisions_of
 from jacli.device.torch_switches import reduced_precision
-from jacli.linear_program.prepared import Passes
-from jacli.linear_program.rules.convolution import Geometry, _transposed_way
+from jacli.linear_program.convolution_kernels import Geometry, rewrite_transposed
+from jacli.linear_program.pass_settings import PassSettings
+from jacli.linear_program.weight_cache import WeightCache
 from jacli.network import Program, TensorNetwork, exact_arithmetic, trace_network
 
 
@@ -160,24 +161,24 @@ LAYERS = (
 
 
 def _convolutions(device: torch.device, *, small: bool) -> dict[str, object]:
-    """Milliseconds of each layer's adjoint, transposed and as `_transposed_way` has it, by memory order."""
+    """Milliseconds of each layer's adjoint, transposed and as `rewrite_transposed` has it, per order."""
     found: dict[str, object] = {}
     for c_in, c_out, size, stride, padding, pixels, images in LAYERS:
         count = 2 if small else images
         geometry = Geometry((stride, stride), (padding, padding), (1, 1), 1)
         kernel = torch.randn(c_out, c_in, size, size, device=device)
-        way = _transposed_way(kernel, geometry, (pixels, pixels))
+        way = rewrite_transposed(kernel, geometry, (pixels, pixels))
         after = (pixels + 2 * padding - size) // stride + 1
         times: dict[str, str] = {}
         for precision in precisions_of(device, torch.float32):
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             for last in (False, True):
-                passes = Passes(dtype, device, last, {})
-                g = passes.images(torch.randn(count, c_out, after, after, device=device).to(dtype))
+                settings = PassSettings(dtype, device, last, WeightCache())
+                g = settings.images(torch.randn(count, c_out, after, after, device=device).to(dtype))
                 ways: dict[str, Callable[[Tensor], Tensor]] = {}
-                ways |= {"transposed": partial(_transpose, geometry, passes, kernel, (pixels, pixels))}
+                ways |= {"transposed": partial(_transpose, geometry, settings, kernel, (pixels, pixels))}
                 if way is not None:
-                    ways["rewritten"] = way.laid_out(passes)
+                    ways["rewritten"] = way.laid_out(settings)
                 with reduced_precision(precision):
                     for name, run in ways.items():
                         run(g)
@@ -188,9 +189,9 @@ def _convolutions(device: torch.device, *, small: bool) -> dict[str, object]:
 
 
 def _transpose(
-    geometry: Geometry, passes: Passes, kernel: Tensor, shape: tuple[int, int], g: Tensor
+    geometry: Geometry, settings: PassSettings, kernel: Tensor, shape: tuple[int, int], g: Tensor
 ) -> Tensor:
-    return geometry.transpose(g, passes.images(kernel.to(passes.dtype)), shape)
+    return geometry.transpose(g, settings.images(kernel.to(settings.dtype)), shape)
 
 
 def _quick(work: Callable[[], Tensor], device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""What of a traced network has no rule of its own, and runs as torch differentiates it: said in the plan."""
+"""Notes for the plan: operators without a rule, which a linear program leaves to autograd."""
 
 from __future__ import annotations
 
@@ -7,36 +7,42 @@ from collections.abc import Iterator
 
 from jacli.choice.problem import Graph
 from jacli.network import CutNetwork, Program
-from jacli.options.config import PROGRAM_METHODS
 from jacli.plans.bracketing import Bracketing, Product, Pull, Push, Seed
-from jacli.plans.plan import FactoredPlan, Plan
+from jacli.plans.factorization import Factorization
+from jacli.plans.plan import ChainPlan, Plan, WholePlan
 
 
-def as_traced(plan: Plan, graph: Graph) -> tuple[str, ...]:
+def fallback_notes(plan: Plan, graph: Graph) -> tuple[str, ...]:
     """Operators without a rule in the programs that a plan runs, in words; empty if there are none.
 
-    A program knows them once it was linearised: in a first block, or as it was measured.
+    A program knows them once it was linearised: in a first batch, or as it was measured.
     """
-    if isinstance(graph, CutNetwork) and plan.factored:
-        programs = [graph.span(*ends).program for ends in sorted(_spans(plan.factored.tree, plan.factored))]
-    else:
-        programs = [graph] if isinstance(graph, Program) and plan.method in PROGRAM_METHODS else []
-    found = sum((Counter(program.without_rule) for program in programs), Counter[str]())
-    listed = ", ".join(f"{name} ({count})" for name, count in sorted(found.items()))
+    programs: list[Program] = []
+    match plan, graph:
+        case ChainPlan(factorization=factorization), CutNetwork():
+            spans = sorted(_spans(factorization.tree, factorization))
+            programs = [graph.span(first, last).program for first, last in spans]
+        case WholePlan(filled_by=method), Program() if method.runs_program:
+            programs = [graph]
+    counts = sum((Counter(program.without_rule) for program in programs), Counter[str]())
+    listed = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
     return (f"differentiated by torch within the program: {listed}",) if listed else ()
 
 
-def _spans(tree: Bracketing, plan: FactoredPlan) -> Iterator[tuple[int, int]]:
+def _spans(tree: Bracketing, factorization: Factorization) -> Iterator[tuple[int, int]]:
     """First and last link of the spans that programs fill in, or pull or push through."""
-    if isinstance(tree, Product):
-        yield from _spans(tree.upper, plan)
-        yield from _spans(tree.lower, plan)
-        return
-    if isinstance(tree, Seed):
-        first, last, reverse = tree.first, tree.last, tree.direction == "reverse"
-    else:
-        first, last, reverse = tree.through_first, tree.through_last, isinstance(tree, Pull)
-        yield from _spans(tree.lower if isinstance(tree, Push) else tree.upper, plan)
-    how = plan.links[first]
-    if (how.reverse_method if reverse else how.forward_method) in PROGRAM_METHODS:
+    match tree:
+        case Product(upper=upper, lower=lower):
+            yield from _spans(upper, factorization)
+            yield from _spans(lower, factorization)
+            return
+        case Seed(first=first, last=last, direction=direction):
+            by_columns = direction == "forward"
+        case Pull(upper=carried, through_first=first, through_last=last):
+            by_columns = False
+            yield from _spans(carried, factorization)
+        case Push(lower=carried, through_first=first, through_last=last):
+            by_columns = True
+            yield from _spans(carried, factorization)
+    if factorization.links[first].method(by_columns=by_columns).runs_program:
         yield first, last

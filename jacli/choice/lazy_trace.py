@@ -1,80 +1,76 @@
-"""The traced network that programs and cuts run: taken where that pays, at most once a choice."""
+"""The traced network that programs and cuts run: taken where that pays, at most once per choice."""
 
 from __future__ import annotations
 
-from time import monotonic
-
-from jacli.choice.problem import Graph, Task, cut_network, program_of
+from jacli.choice.problem import Graph, Problem, cut_network, program_of
 from jacli.errors import MethodError
 from jacli.network import CutNetwork, NotTraceableError, Program, TracedNetwork
-from jacli.options.config import PROGRAM_METHODS
-from jacli.plans.plan import Plan
+from jacli.options.methods import METHODS, Method
+from jacli.plans.request import Request
 from jacli.plans.search import Budget
 
-FEW = 2
+MAX_PLAIN_VECTORS = 2
 """Outputs (or inputs) up to which a few plain passes are all there is to do."""
 
-_MODULE_SECONDS = 0.005
-"""Of the two traces a network, a module without modules inside: 0.1 to 1 s in all."""
+_TRACE_SECONDS = 0.05
+_TRACE_SECONDS_PER_LAYER = 0.005
+"""Expected of the two traces of a network, and of each module without modules inside: 0.1 to 1 s in all."""
 
 
-class Graphs:
+class LazyTrace:
     """The network as a graph: whole as a program, or cut.
 
     Args:
-        task: Whose network.
-        budget: Of the choice; what tracing takes is no part of it, whether it pays being asked before.
+        request: What is asked.
+        problem: Whose network.
+        budget: Time budget of the search.  Tracing is not charged to it: `worth_tracing` decides beforehand.
 
     Attributes:
         not_traced: Why no graph was taken; None if one was, or was not to be.
     """
 
-    def __init__(self, task: Task, budget: Budget) -> None:
-        self._task = task
+    def __init__(self, request: Request, problem: Problem, budget: Budget) -> None:
+        self._request = request
+        self._problem = problem
         self._budget = budget
         self._traced: TracedNetwork | None = None
-        self._program: Program | None = None
-        self._cut: CutNetwork | None = None
+        self.program: Program | None = None
+        self.cut_network: CutNetwork | None = None
         self.not_traced: str | None = None
 
     def take_over(self, graph: Graph) -> None:
         """That of an earlier call."""
-        self._cut = graph if isinstance(graph, CutNetwork) else None
-        self._program = graph if isinstance(graph, Program) else None
+        self.cut_network = graph if isinstance(graph, CutNetwork) else None
+        self.program = graph if isinstance(graph, Program) else None
 
-    def of_plan(self, plan: Plan) -> Graph:
-        """What a plan's method runs; None for plain methods."""
-        return self._cut if plan.factored else self.of_method(plan.method)
-
-    def of_method(self, method: str) -> Program | None:
+    def of_method(self, method: Method) -> Program | None:
         """The program, for the methods that run one."""
-        return self._program if method in PROGRAM_METHODS else None
+        return self.program if method.runs_program else None
 
     def trace(self) -> TracedNetwork:
         """The traced network.
 
         Raises:
-            NotTraceableError: No graph can be had.
+            NotTraceableError: It cannot be traced.
         """
         if self._traced is None:
-            began = monotonic()
-            self._traced = self._task.trace()
-            self._program = program_of(self._traced)
-            self._budget.started += monotonic() - began
+            with self._budget.not_charged():
+                self._traced = self._problem.trace()
+                self.program = program_of(self._traced)
         return self._traced
 
     def cut(self) -> CutNetwork:
         """The network cut where it is narrow.
 
         Raises:
-            NotTraceableError: No graph can be had, or it is nowhere narrow.
+            NotTraceableError: It cannot be traced, or is nowhere narrow.
         """
-        if self._cut is None:
-            self._cut = cut_network(self._task, self.trace())
-        return self._cut
+        if self.cut_network is None:
+            self.cut_network = cut_network(self._request, self._problem, self.trace())
+        return self.cut_network
 
     def try_to_trace(self) -> bool:
-        """Whether a graph can be had; `not_traced` says why not."""
+        """Whether the network can be traced; `not_traced` says why not."""
         try:
             self.trace()
         except NotTraceableError as failure:
@@ -93,23 +89,24 @@ class Graphs:
         if refusal is None and self.try_to_trace():
             return
         why = refusal or f"of its operators no graph can be had: {self.not_traced}"
-        config = self._task.config
-        asked = f"--method {config.method}" if config.method in PROGRAM_METHODS else "--precision"
+        method = METHODS.get(self._request.method)
+        asked = f"--method {method.name}" if method is not None and method.runs_program else "--precision"
         raise MethodError(
             "The network does not run as a program.",
             why=f"{why[0].upper()}{why[1:]}.",
             todo=f"Leave {asked} out: plain methods serve it.",
         )
 
-    def worth_it(self) -> bool:
+    def worth_tracing(self) -> bool:
         """Whether tracing takes little of what a program or a cut may save."""
-        task, budget = self._task, self._budget
-        if task.shapes.fixed_batch is not None or min(task.shapes.n_in, task.shapes.n_selected) <= FEW:
+        shapes, budget = self._problem.shapes, self._budget
+        if shapes.fixed_batch is not None or min(shapes.n_in, shapes.n_selected) <= MAX_PLAIN_VECTORS:
             return False
-        leaves = sum(1 for part in task.network.module.modules() if not list(part.children()))
-        seconds = 0.05 + _MODULE_SECONDS * leaves
+        layers = sum(1 for part in self._problem.network.module.modules() if not list(part.children()))
+        seconds = _TRACE_SECONDS + _TRACE_SECONDS_PER_LAYER * layers
         most = max(2.0, 0.05 * budget.run_seconds)
-        if seconds < 2 * task.share * budget.run_seconds and budget.spent + seconds < most:
+        share = self._request.search_share
+        if seconds < 2 * share * budget.run_seconds and budget.spent + seconds < most:
             return True
         self.not_traced = "the run is too short to pay for it"
         return False

@@ -6,52 +6,64 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from time import perf_counter
+from typing import Protocol
 
 import torch
 
 from jacli.choice.memory_limit import MemoryLimit
 from jacli.device.allocator import give_back
+from jacli.device.clock import now
 from jacli.device.matrix_product import product
 from jacli.errors import MethodError, means_out_of_memory
-from jacli.linear_map import ClosableLinearization
-from jacli.methods import Method, checked_blocks, load_method
-from jacli.options.config import COLUMN_METHODS
+from jacli.linear_map import Linearization
+from jacli.methods import checked_slabs
 from jacli.plans.plan import Measured
 from jacli.plans.search import Candidate
 
-_LONG = 1.0
+ALWAYS_WARMED_SECONDS = 1.0
 """A first pass of fewer seconds is followed by others in any case: the first one fills caches."""
 
-_MIDDLING = 0.3
-"""A first pass of more seconds, half of which the vectors took, tells well enough what linearising takes."""
+SETUP_FROM_FIRST_PASS_SECONDS = 0.3
+"""If the first pass took longer and at least half of it was vector work, setup = first pass - vector time."""
 
-_ENOUGH = 0.03
-"""Seconds of passes after the first that are enough to believe the fastest of them, """
-
-_MOST_PASSES = 5
-"""and so many passes."""
+ENOUGH_WARM_SECONDS = 0.03
+MAX_WARM_PASSES = 5
+"""Passes after the first that are timed: until they add up to so many seconds, and no more than so many."""
 
 OUT_OF_MEMORY = "out of memory"
 """The failure of a candidate of which a smaller one may fit."""
 
 
+class Measuring(Protocol):
+    """Times a candidate, as `measure` does."""
+
+    def __call__(
+        self,
+        candidate: Candidate,
+        linearize: Callable[[int], Linearization],
+        memory: MemoryLimit,
+        *,
+        patience: float,
+        link: int | None = None,
+    ) -> Measured: ...
+
+
 def measure(
     candidate: Candidate,
-    linearize: Callable[[int], ClosableLinearization],
+    linearize: Callable[[int], Linearization],
     memory: MemoryLimit,
     *,
     patience: float,
-    name: str = "",
+    link: int | None = None,
 ) -> Measured:
-    """Time a block's linearisation and its first vectors under a candidate.
+    """Time a batch's linearisation and its first vectors under a candidate.
 
     Args:
         candidate: Method and sizes.
         linearize: The network at the first ``batch_size`` samples.
         memory: What may be held.
         patience: A first pass that took longer than this many seconds is believed.
-        name: How it is called in the plan, if not as the method.
+        link: Number of the link that it fills in; None for the whole network.
 
     Returns:
         With ``failure`` where the method has no rule for the network, or memory ran out.
@@ -59,16 +71,16 @@ def measure(
     Cost: one linearisation and two passes; one pass where it takes long, two linearisations and up to seven
     passes where these are short.
     """
-    method, device = load_method(candidate.method), memory.device
-    named = Measured(name or candidate.method, candidate.batch_size, candidate.chunk_size)
-    if candidate.method in ("vmap", "forward"):
+    method, device = candidate.method, memory.device
+    named = Measured(method.name, candidate.batch_size, candidate.chunk_size, link=link)
+    if method.needs_batching_rules:
         load_rules()
     try:
         give_back()
         with memory.peak() as held:
-            setup, vector = _Stopwatch(method, linearize, candidate, device).seconds(patience)
+            setup, vector = _Stopwatch(linearize, candidate, device).seconds(patience)
     except MethodError as failure:
-        return _failed(named, f"{failure.what} {failure.why}")
+        return _failed(named, failure.summary)
     except Exception as error:
         if not means_out_of_memory(error):
             raise
@@ -81,35 +93,33 @@ class _Stopwatch:
 
     def __init__(
         self,
-        method: Method,
-        linearize: Callable[[int], ClosableLinearization],
+        linearize: Callable[[int], Linearization],
         candidate: Candidate,
         device: torch.device,
     ) -> None:
-        self._method = method
         self._linearize = linearize
         self._candidate = candidate
         self._device = device
 
     def seconds(self, patience: float) -> tuple[float, float]:
-        """Of a block before its first vector, and of a vector.
+        """Of a batch before its first vector, and of a vector.
 
         The first pass fills caches; a second one is timed unless the first took long, and more of them where
-        they are so short that a single one tells little.  Then a second block tells what linearising takes.
+        they are so short that a single one tells little.  Then a second batch tells what linearising takes.
         """
-        block = self._passes()
+        passes = self._passes()
         try:
-            first, n_first = next(block)
-            if first > max(_LONG, patience):
+            first, n_first = next(passes)
+            if first > max(ALWAYS_WARMED_SECONDS, patience):
                 return 0.0, first / n_first
             times: list[float] = []
-            for seconds, n_vectors in block:
+            for seconds, n_vectors in passes:
                 times.append(seconds / n_vectors)
-                if len(times) == _MOST_PASSES or sum(times) * n_vectors > _ENOUGH:
+                if len(times) == MAX_WARM_PASSES or sum(times) * n_vectors > ENOUGH_WARM_SECONDS:
                     break
         finally:
-            block.close()
-        if times and first > _MIDDLING and n_first * min(times) > first / 2:
+            passes.close()
+        if times and first > SETUP_FROM_FIRST_PASS_SECONDS and n_first * min(times) > first / 2:
             return max(0.0, first - n_first * min(times)), min(times)
         second = self._passes()
         again, n_again = next(second)
@@ -119,16 +129,16 @@ class _Stopwatch:
         return max(0.0, again - n_again * min(times)), min(times)
 
     def _passes(self) -> Generator[tuple[float, int]]:
-        """Seconds and vectors of a block's passes; the first one's with the linearisation."""
+        """Seconds and vectors of a batch's passes; the first one's with the linearisation."""
         began = now(self._device)
         linearization = self._linearize(self._candidate.batch_size)
-        columns = self._candidate.method in COLUMN_METHODS
+        method = self._candidate.method
         try:
-            for block in checked_blocks(self._method, linearization, chunk_size=self._candidate.chunk_size):
+            for slab in checked_slabs(method, linearization, chunk_size=self._candidate.chunk_size):
                 ended = now(self._device)
-                n_vectors = len(block.inputs) if columns else len(block.outputs)
+                n_vectors = len(slab.inputs) if method.by_columns else len(slab.outputs)
                 yield ended - began, n_vectors
-                del block
+                del slab
                 began = now(self._device)
         finally:
             with suppress(Exception):
@@ -147,14 +157,7 @@ def load_rules() -> None:
 
 
 def _failed(named: Measured, why: str) -> Measured:
-    return Measured(named.method, named.batch_size, named.chunk_size, failure=why)
-
-
-def now(device: torch.device) -> float:
-    """Seconds of a clock, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return perf_counter()
+    return replace(named, failure=why)
 
 
 def seconds_per_multiply(dtype: torch.dtype, device: torch.device) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jacli.plans.plan import FactoredPlan, Measured
+from jacli.plans.factorization import Factorization
+from jacli.plans.plan import Measured
 from jacli.store.attributes import Attributes
 
 
@@ -30,7 +31,7 @@ def _is_reasons(value: Any) -> bool:
 
 
 def _are_measured(value: Any) -> bool:
-    tried = [Measured(**entry) for entry in value] if isinstance(value, list) else None
+    tried = [Measured.from_dict(entry) for entry in value] if isinstance(value, list) else None
     return tried is not None and all(
         _is_text(one.method)
         and _is_count(one.batch_size)
@@ -42,7 +43,7 @@ def _are_measured(value: Any) -> bool:
 
 
 def _is_factored(value: Any) -> bool:
-    plan = FactoredPlan.from_dict(value)
+    plan = Factorization.from_dict(value)
     return all(
         _is_text(link.reverse_method)
         and _is_text(link.forward_method)

@@ -156,7 +156,7 @@ def _table(found: BenchResult) -> Table:
 
 
 def _cells(row: BenchRow) -> tuple[str | int | None, ...]:
-    from jacli.cli.render import format_size
+    from jacli.errors.numbers import format_size
 
     if row.plan is None or row.seconds is None or row.seconds_a_sample is None or row.relative is None:
         return (row.method, row.precision, *[None] * (len(_COLUMNS) - 3), f"refused: {row.refused}")

@@ -262,10 +262,10 @@ def _tell(outcome: Outcome, notes: Sequence[str], precision: str, seconds: float
         say(f"note: passed over {name}: {why}")
     shape = " x ".join(str(n) for n in outcome.shape)
     if outcome.continued:
-        say(f"went on after {count_of(outcome.continued, 'sample')} done before")
+        say(f"resumed after {count_of(outcome.continued, 'finished sample')}")
     say(
-        f"wrote {outcome.out}: {count_of(outcome.samples, 'sample')}, Jacobian {shape} a sample, "
-        f"method {plan.method} ({plan.why}), {_in_passes(precision)}{seconds:.1f} s"
+        f"wrote {outcome.out}: {count_of(outcome.samples, 'sample')}, Jacobian {shape} per sample; "
+        f"method: {plan.method} ({plan.why}), {_in_passes(precision)}{seconds:.1f} s"
     )
     say(_recheck_line(outcome.rechecked))
     say(f"look at it: jacli summarize {quote_path(outcome.out)}")
@@ -336,33 +336,38 @@ def _print_plan(settings: RunConfig, plan: DryRun) -> None:
 
 
 def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
-    from jacli.cli.render import format_size
+    from jacli.errors.numbers import format_size
+    from jacli.plans.plan import ChainPlan, WholePlan
 
     chosen = plan.plan
-    batched = f"{chosen.passes}, {count_of(chosen.chunk_size, 'vector')} each"
     rows = [
         ("samples", str(plan.shapes["samples"])),
         ("input", _shape(plan.shapes["input"])),
         ("output", _shape(plan.shapes["output"])),
-        ("Jacobian", f"{_shape(plan.shapes['jacobian_of_a_sample'])} a sample"),
+        ("Jacobian", f"{_shape(plan.shapes['jacobian_of_a_sample'])} per sample"),
         ("method", f"{chosen.method} ({chosen.why})"),
         (
             "arithmetic",
             f"{plan.dtype}, linear passes in {plan.precision}".removesuffix(", linear passes in ieee"),
         ),
     ]
-    if chosen.factored:
-        cuts = zip(chosen.factored.cuts, chosen.factored.widths[1:-1], strict=True)
-        rows += [
-            ("cut at", ", ".join(f"{name} ({width} wide)" for name, width in cuts)),
-            ("in this order", chosen.factored.order),
-        ]
+    match chosen:
+        case ChainPlan(factorization=factorization):
+            cuts = zip(factorization.cuts, factorization.widths[1:-1], strict=True)
+            rows += [
+                ("cut at", ", ".join(f"{name} ({width} wide)" for name, width in cuts)),
+                ("in this order", factorization.order),
+            ]
+            passes = str(chosen.passes)
+        case WholePlan(filled_by=method):
+            each = "" if method.single_vector else f", {count_of(chosen.chunk_size, 'vector')} each"
+            passes = f"{chosen.passes}{each}"
     others = [f"{name} {_duration(seconds)}" for name, seconds in plan.alternatives]
     rows += [
         ("next in line", ", ".join(others) or "none"),
-        ("blocks", f"{chosen.n_blocks} of {count_of(chosen.batch_size, 'sample')}"),
-        ("passes", str(chosen.passes) if chosen.method in ("loop", "factored") else batched),
-        ("singular values", f"{chosen.singular_values} a sample"),
+        ("batches", f"{chosen.n_batches} of {count_of(chosen.batch_size, 'sample')}"),
+        ("passes", passes),
+        ("singular values", f"{chosen.singular_values} per sample"),
         ("time", "unknown" if chosen.seconds is None else f"about {_duration(chosen.seconds)}"),
         ("memory", f"up to {format_size(plan.memory)}"),
         ("on disk", f"{format_size(total)} ({total} bytes, uncompressed)"),
@@ -371,7 +376,7 @@ def _plan_rows(plan: DryRun, total: int) -> list[tuple[str, str]]:
     ]
     for tried in chosen.measured:
         took = tried.failure or f"{tried.vector_seconds:>12.2e} {format_size(tried.bytes_held):>10}"
-        rows.append((f"  {tried.method}", f"{tried.batch_size:>9} {tried.chunk_size:>9} {took}"))
+        rows.append((f"  {tried.name}", f"{tried.batch_size:>9} {tried.chunk_size:>9} {took}"))
     return rows
 
 

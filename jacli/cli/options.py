@@ -137,7 +137,12 @@ BatchSize = Annotated[
 ]
 ChunkSize = Annotated[
     str | None,
-    option("--chunk-size", panel=METHOD, help="Outputs (or tangents) a pass [auto].", metavar="N|auto"),
+    option(
+        "--chunk-size",
+        panel=METHOD,
+        help="Outputs (or inputs) per pass [auto].",
+        metavar="N|auto",
+    ),
 ]
 Memory = Annotated[
     str | None,

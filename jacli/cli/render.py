@@ -12,12 +12,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import sys
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from jacli.cli.streams import say, trusted
+from jacli.errors.numbers import json_ready
 from jacli.errors.printable import escape
 
 if TYPE_CHECKING:
@@ -89,15 +89,6 @@ def format_cell(cell: Cell) -> str:
     if cell is None:
         return "-"
     return f"{cell:.5g}" if isinstance(cell, float) else escape(str(cell))
-
-
-def format_size(count: int) -> str:
-    """Bytes for the eye."""
-    number, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while number >= 1024 and len(units) > 1:
-        number /= 1024
-        units.pop(0)
-    return f"{number:.1f} {units[0]}" if units[0] != "B" else f"{count} B"
 
 
 def _rich_table(
@@ -196,14 +187,8 @@ def _csv(table: Table) -> str:
 
 
 def _json_row(table: Table, row: tuple[Cell, ...]) -> str:
-    cells = {name: _json_cell(cell) for name, cell in zip(table.columns, row, strict=True)}
+    cells = json_ready(dict(zip(table.columns, row, strict=True)))
     return json.dumps(cells, allow_nan=False).replace("\x7f", r"\u007f")  # which terminals act on
-
-
-def _json_cell(cell: Cell) -> Cell:
-    if isinstance(cell, float) and not math.isfinite(cell):
-        return "NaN" if math.isnan(cell) else "Infinity" if cell > 0 else "-Infinity"
-    return cell
 
 
 def _markdown(table: Table) -> str:

@@ -12,13 +12,13 @@ import codecs
 import errno
 import io
 import json
-import math
 import os
 import select
 import sys
 import threading
 from typing import Any, TextIO, cast
 
+from jacli.errors.numbers import json_ready
 from jacli.errors.printable import escape, escape_lines
 
 _PLAIN = str.maketrans(
@@ -190,18 +190,8 @@ def show(line: str = "") -> None:
 def show_json(value: Any) -> None:
     """Data to stdout as JSON, which escapes by itself; numbers that are not finite as text."""
     # JSON lets DEL pass, which terminals act on.
-    text = json.dumps(_without_nan(value), indent=2, default=str, allow_nan=False).replace("\x7f", r"\u007f")
+    text = json.dumps(json_ready(value), indent=2, default=str, allow_nan=False).replace("\x7f", r"\u007f")
     print(text)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_nan(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value
 
 
 def _put(stream: TextIO, text: str) -> None:

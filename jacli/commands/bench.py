@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jacli.choice.choose import Choice
-from jacli.choice.measure import now
+from jacli.choice.choose import Choice, choose
+from jacli.choice.halving import halving
 from jacli.choice.memory_limit import MemoryLimit, memory_errors
-from jacli.choice.problem import Graph, Task
-from jacli.commands.timed_batch import RowsInFloat64, TimedBlock, dense_block, factored_block
-from jacli.device.allocator import reused_memory
+from jacli.commands.timed_batch import RowsInFloat64, TimedBatch, chain_batch, dense_batch
+from jacli.device.allocator import give_back, reused_memory
+from jacli.device.clock import now
+from jacli.device.memory import release_cached_memory
 from jacli.device.precision import precisions_of
-from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
-from jacli.methods import METHODS, load_method
+from jacli.engine.batch_checks import plan_is_reference
+from jacli.errors import JacliError, MethodError, OutOfMemoryError
+from jacli.errors.numbers import json_ready
 from jacli.network import exact_arithmetic
-from jacli.options.config import AUTOGRAD_METHODS, RunConfig
-from jacli.plans.plan import FactoredPlan, Plan, Shapes
+from jacli.options.config import RunConfig
+from jacli.options.methods import AUTOGRAD_METHODS, METHOD_NAMES, METHODS, REFERENCE
+from jacli.plans.factorization import Factorization
+from jacli.plans.plan import ChainPlan, Plan, Shapes, WholePlan
+from jacli.plans.request import Request
 from jacli.plans.search import FEW_SAMPLES
 from jacli.run.batches import Run
 from jacli.run.prepare import Prepared, prepare
@@ -96,8 +99,8 @@ class BenchRow:
             "relative": self.relative,
             "estimated": self.estimated,
             "peak_bytes": self.peak_bytes,
-            "error_median": _json_number(self.error_median),
-            "error_worst": _json_number(self.error_worst),
+            "error_median": json_ready(self.error_median),
+            "error_worst": json_ready(self.error_worst),
             "notes": list(self.notes),
             "refused": self.refused,
         }
@@ -147,11 +150,6 @@ class BenchResult:
         }
 
 
-def _json_number(value: float | None) -> float | str | None:
-    """Of an error, which is infinite where one of two numbers is not finite."""
-    return value if value is None or math.isfinite(value) else "Infinity"
-
-
 def bench(
     config: RunConfig, *, limit: float = LIMIT, progress: Callable[[str], None] = lambda method: None
 ) -> BenchResult:
@@ -172,10 +170,10 @@ def bench(
     with exact_arithmetic(), reused_memory():
         prepared = prepare(config)
         with prepared.source:
-            tried = _Bench(Run(config, prepared).task(), prepared, limit)
+            tried = _Bench(Run(config, prepared), limit)
             auto, auto_seconds = tried.choose_auto()
             rows: list[BenchRow] = []
-            for name in METHODS:
+            for name in METHOD_NAMES:
                 progress(name)
                 rows.append(tried.row(name, rows))
                 for precision in _reduced(name, prepared) if rows[-1].refused is None else ():
@@ -223,13 +221,15 @@ def _in_order(rows: Sequence[BenchRow], auto: Plan | None) -> tuple[BenchRow, ..
 
 
 class _Bench:
-    """A task, and the methods tried on its first block."""
+    """A run, and the methods tried on its first batch."""
 
-    def __init__(self, task: Task, prepared: Prepared, limit: float) -> None:
-        self._task = task
-        self._device = prepared.device
+    def __init__(self, run: Run, limit: float) -> None:
+        self._config = run.config
+        self._request = run.request
+        self._problem = run.problem
+        self._device = run.prepared.device
         self._limit = limit
-        self.reference = RowsInFloat64(task, prepared)
+        self.reference = RowsInFloat64(run.request, run.problem, run.prepared)
         self.failure: JacliError | None = None
 
     def choose_auto(self) -> tuple[Plan | None, float]:
@@ -237,7 +237,7 @@ class _Bench:
         began = now(self._device)
         try:
             with memory_errors(_TRYING):
-                plan: Plan | None = Choice(self._task).plans[0]
+                plan: Plan | None = choose(self._request, self._problem).plans[0]
         except (MethodError, OutOfMemoryError) as failure:
             plan, self.failure = None, failure
         return plan, now(self._device) - began
@@ -245,17 +245,16 @@ class _Bench:
     def row(self, name: str, before: Sequence[BenchRow], precision: str = "ieee") -> BenchRow:
         """One method: its best sizes, its first block, its error; or why not."""
         notes: list[str] = []
-        config = replace(self._task.config, method=name, precision=precision)
-        if name == "replicate" and config.chunk_size is None:
-            config = replace(config, chunk_size=self._copies(before))
-            if config.chunk_size:
+        request = replace(self._request, method=name, precision=precision, search_share=_SHARE)
+        if name in METHODS and METHODS[name].known_as_one_call and request.chunk_size is None:
+            request = replace(request, chunk_size=self._copies(before))
+            if request.chunk_size:
                 notes.append("in several calls: a single one would take too much")
-        task = replace(self._task, config=config, share=_SHARE)
         _release(self._device)
         try:
             with memory_errors(_TRYING):
-                choice = Choice(task, timed=True)
-            return replace(self._served(task, choice, notes), precision=precision)
+                choice = choose(request, self._problem, timed=True)
+            return replace(self._served(request, choice, notes), precision=precision)
         except (MethodError, OutOfMemoryError) as failure:
             return BenchRow(name, precision, refused=failure.why or failure.what)
 
@@ -264,37 +263,38 @@ class _Bench:
 
         ``replicate`` is known as a single call, so its search begins with that, however large.
         """
-        loop = next((row for row in before if row.method == "loop"), BenchRow("loop"))
+        loop = next((row for row in before if row.method == REFERENCE.name), BenchRow(REFERENCE.name))
         if loop.plan is None or loop.peak_bytes is None or loop.seconds_a_sample is None:
             return None
-        shapes, size = self._task.shapes, loop.plan.batch_size
+        shapes, size = self._problem.shapes, loop.plan.batch_size
         held = max(0, loop.peak_bytes - size * shapes.sample_bytes) / size + shapes.n_in * shapes.itemsize
         seconds = loop.seconds_a_sample / shapes.n_selected
-        rows = min(0.5 * self._task.memory.limit / held, self._limit / seconds)
-        samples = min(shapes.n_samples, self._task.config.batch_size or FEW_SAMPLES)
+        rows = min(0.5 * self._problem.memory.limit / held, self._limit / seconds)
+        samples = min(shapes.n_samples, self._request.batch_size or FEW_SAMPLES)
         copies = max(1, int(rows / samples))
         return copies if copies < shapes.n_selected else None
 
-    def _served(self, task: Task, choice: Choice, notes: list[str]) -> BenchRow:
-        plan = choice.plans[0]
+    def _served(self, request: Request, choice: Choice, notes: list[str]) -> BenchRow:
+        plan, shapes = choice.plans[0], self._problem.shapes
         count = plan.batch_size
-        if plan.factored:
-            notes.append(_narrowest(plan.factored, task.shapes))
+        if isinstance(plan, ChainPlan):
+            notes.append(_narrowest(plan.factorization, shapes))
             # Its factors come all at once, and cannot be stopped halfway: fewer samples it is.
-            expected = (plan.seconds or 0.0) / plan.n_blocks
+            expected = (plan.seconds or 0.0) / plan.n_batches
             count = min(count, int(count * self._limit / max(expected, 1e-9)))
             if count == 0:
                 notes.append("not computed: a sample would take longer than --limit")
-                return _row(plan, task.shapes, expected, notes, estimated=True)
-        with MemoryLimit.of_run(task.config, self._device).peak() as held:
-            plan, computed = self._fitting(task, plan, choice.graph_of(plan), count)
+                return _row(plan, shapes, expected, notes, estimated=True)
+        with MemoryLimit.of_run(request.memory, self._device).peak() as held:
+            plan, computed = self._fitting(request, choice, plan, count)
         try:
             with memory_errors("comparing rows with float64"):
                 errors = self.reference.errors(computed)
-                notes += _doubts(plan, computed, errors, task.config, self.reference.reduced)
+                config = replace(self._config, precision=request.precision)
+                notes += _doubts(plan, computed, errors, config, self.reference.reduced)
         finally:
             computed.linearization.close()
-        row = _row(plan, task.shapes, computed.seconds, notes, estimated=computed.estimated)
+        row = _row(plan, shapes, computed.seconds, notes, estimated=computed.estimated)
         return replace(
             row,
             peak_bytes=max(held[0], computed.matrices.nbytes),
@@ -302,44 +302,46 @@ class _Bench:
             error_worst=float(errors.max()),
         )
 
-    def _fitting(self, task: Task, plan: Plan, graph: Graph, count: int) -> tuple[Plan, TimedBlock]:
+    def _fitting(self, request: Request, choice: Choice, plan: Plan, count: int) -> tuple[Plan, TimedBatch]:
         """The block by the plan, or by one with half the sizes, and so on, if memory runs out."""
-        while True:
-            try:
-                return plan, self._fastest(task, plan, graph, min(count, plan.batch_size))
-            except Exception as error:
-                if not means_out_of_memory(error) or isinstance(error, JacliError):
-                    raise
-            smaller = plan.smaller(task.shapes, load_method(plan.method).passes)
-            _release(self._device)
-            if smaller is None:
-                raise OutOfMemoryError("", why="Out of memory with one sample and one vector a pass.")
-            plan = smaller
+        return halving(
+            plan,
+            lambda plan: self._fastest(request, choice, plan, min(count, plan.batch_size)),
+            smaller=lambda plan: plan.smaller(self._problem.shapes),
+            release=lambda: _release(self._device),
+            give_up=lambda plan, said: OutOfMemoryError(
+                f"The method {plan.method} does not fit in memory.",
+                why="Out of memory with one sample and one vector per pass.",
+            ),
+        )
 
-    def _fastest(self, task: Task, plan: Plan, graph: Graph, count: int) -> TimedBlock:
+    def _fastest(self, request: Request, choice: Choice, plan: Plan, count: int) -> TimedBatch:
         """The block, computed a few times if that is short."""
-        computed = self._once(task, plan, graph, count)
+        computed = self._once(request, choice, plan, count)
         best = spent = computed.seconds
         for _ in range(_TIMES - 1):
             if computed.estimated or spent + best > min(self._limit, _REPEATED_SECONDS):
                 break
             computed.linearization.close()
             del computed  # before the next one takes its place in memory
-            computed = self._once(task, plan, graph, count)
+            computed = self._once(request, choice, plan, count)
             best, spent = min(best, computed.seconds), spent + computed.seconds
         return replace(computed, seconds=best)
 
-    def _once(self, task: Task, plan: Plan, graph: Graph, count: int) -> TimedBlock:
-        if plan.factored:
-            return factored_block(task, plan, plan.factored, graph, count)
-        return dense_block(task, plan, graph, self._limit)
+    def _once(self, request: Request, choice: Choice, plan: Plan, count: int) -> TimedBatch:
+        graph = choice.graph_of(plan)
+        match plan:
+            case ChainPlan():
+                return chain_batch(request, self._problem, plan, graph, count)
+            case WholePlan():
+                return dense_batch(request, self._problem, plan, graph, self._limit)
 
 
 def _row(
     plan: Plan, shapes: Shapes, block_seconds: float, notes: Sequence[str], *, estimated: bool
 ) -> BenchRow:
     """A row from the seconds of a whole block; the last block is as long as the others only if padded."""
-    blocks = plan.n_blocks if shapes.fixed_batch else shapes.n_samples / plan.batch_size
+    blocks = plan.n_batches if shapes.fixed_batch else shapes.n_samples / plan.batch_size
     seconds = blocks * block_seconds
     return BenchRow(
         plan.method,
@@ -351,21 +353,21 @@ def _row(
     )
 
 
-def _narrowest(plan: FactoredPlan, shapes: Shapes) -> str:
+def _narrowest(factorization: Factorization, shapes: Shapes) -> str:
     """Where the network is cut, and whether that is of use."""
-    width, name = min(zip(plan.widths[1:-1], plan.cuts, strict=True))
+    width, name = min(zip(factorization.widths[1:-1], factorization.cuts, strict=True))
     useful = width < min(shapes.n_in, shapes.n_selected)
     return f"{'' if useful else 'no useful cut: '}{width} wide at {name}"
 
 
 def _doubts(
-    plan: Plan, computed: TimedBlock, errors: Tensor, config: RunConfig, reduced: str | None
+    plan: Plan, computed: TimedBatch, errors: Tensor, config: RunConfig, reduced: str | None
 ) -> Iterator[str]:
     """What is wrong with the results, in the run's own arithmetic or against the reference alone."""
     linearization, matrices = computed.linearization, computed.matrices
     complete = (computed.n_rows, computed.n_columns) == (matrices.n_out, matrices.n_in)
-    if complete and plan.method != "loop":  # which consists of the passes of the check
-        own = row_error(linearization, matrices, seed=config.seed)
+    if complete and not plan_is_reference(plan):  # which consists of the passes of the check
+        own = row_error(linearization.tape(), matrices, seed=config.seed)
         if not own <= row_tolerance(linearization.dtype, config.precision, reduced):
             yield f"wrong on this model: off by {own:.1e} from plain reverse passes in {config.dtype}"
             return
@@ -380,7 +382,5 @@ def _doubts(
 def _release(device: torch.device) -> None:
     """Give back what was freed, so that the next method's peak counts it anew."""
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # glibc alone keeps what was freed, and has this call
-        ctypes.CDLL(None).malloc_trim(0)
+    release_cached_memory(device)
+    give_back()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jacli.choice.choose import Choice, check_asked
+from jacli.choice.choose import check_asked, choose
 from jacli.choice.memory_limit import memory_errors
 from jacli.device.allocator import reused_memory
 from jacli.engine.engine import Chosen, Engine
@@ -25,7 +25,7 @@ from jacli.run.finished import Finished
 from jacli.run.labelled import accuracy_notes
 from jacli.run.option_signature import with_options
 from jacli.run.outcome import Outcome, Recheck
-from jacli.run.pipeline import Pipeline, WrittenBlock
+from jacli.run.pipeline import Pipeline, WrittenBatch
 from jacli.run.prepare import Prepared, prepare
 from jacli.run.provenance import provenance
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
@@ -144,12 +144,13 @@ def run_compute(
         if unfinished is not None:
             unfinished.check_model(prepared)
             config = replace(config, repeated_plan=unfinished.plan)
-        check_asked(prepared.shapes, config)
+        run = Run(config, prepared, must_follow=unfinished is not None)
+        check_asked(run.request, prepared.shapes)
         for text in prepared.notes:
             note(text)
         report.begin(prepared.shapes.n_samples)
-        work = _Work(Run(config, prepared), out, command, unfinished, report, lock)
-        return work.do(stack, published)
+        job = ComputeJob(run, out, command, unfinished, report, lock)
+        return job.do(stack, published)
 
 
 def _look_at_place(out: Path, config: RunConfig) -> tuple[Finished | None, OutputError | None]:
@@ -176,8 +177,8 @@ def _prepare_beside(refusal: OutputError | None, config: RunConfig) -> Prepared:
         raise
 
 
-class _Work:
-    """One run: its blocks, the file they go to, and what is told in the end."""
+class ComputeJob:
+    """One run: its batches, the file they go to, and what is reported in the end."""
 
     def __init__(
         self,
@@ -195,9 +196,9 @@ class _Work:
         self._lock = lock
         self._unfinished = unfinished
         self._writer = unfinished.writer if unfinished else None
-        report.busy("choosing a method" if run.config.method == "auto" else "choosing batch sizes")
+        report.busy("choosing a method" if run.request.is_free else "choosing batch sizes")
         with memory_errors("trying the model on the first samples"):
-            self._choice = Choice(run.task(), continued=unfinished is not None)
+            self._choice = choose(run.request, run.problem)
         self._engine = self._engine_at_start()
         report.computing()
 
@@ -206,7 +207,7 @@ class _Work:
         run, choice, earlier = self._run, self._choice, self._unfinished
         check_room(self._out, run.layout(choice.plans[0]))
         if earlier is None:
-            return Engine(run.task(), choice)
+            return Engine(run.request, run.problem, choice)
         earlier.writer.expect(run.layout(choice.plans[0]))
         earlier.check_checksums()
         run.go_on(earlier.rows_hash(run.prepared), earlier.not_finite(run.prepared))
@@ -215,30 +216,30 @@ class _Work:
         now = provenance(run.config, run.prepared, chosen, self._command)
         earlier.writer.set_attributes(earlier.note_what_changed(now))
         proven = chosen if earlier.done else None
-        return Engine(run.task(), choice, start=earlier.done, proven=proven)
+        return Engine(run.request, run.problem, choice, start=earlier.done, proven=proven)
 
     def do(self, stack: ExitStack, published: Callable[[], None]) -> Outcome:
         """Compute what is missing, recheck, and give the file its name."""
         run, engine = self._run, self._engine
         pipeline: Pipeline | None = None
         told: tuple[Chosen, list[str]] | None = None
-        for block in engine.blocks():
+        for batch in engine.batches():
             chosen = engine.chosen
-            assert chosen is not None  # a block was computed
+            assert chosen is not None  # a batch was computed
             if self._writer is None:
                 with uninterrupted():
                     self._writer = stack.enter_context(self._created(chosen))
             if pipeline is None:
                 self._write_classes(self._writer)
                 pipeline = stack.enter_context(self._pipeline(self._writer))
-            with memory_errors(f"storing samples {block.start} to {block.start + block.count - 1}"):
-                arrays = run.arrays(block, chosen.plan)
+            with memory_errors(f"storing samples {batch.start} to {batch.start + batch.count - 1}"):
+                arrays = run.arrays(batch, chosen.plan)
             known = (chosen, self._notes())
             changed = {} if known == told else {"plan": chosen.to_dict(), "notes": known[1]}
             told = known
-            ready = WrittenBlock(block.start, arrays, run.inputs_sha256.hexdigest(), changed)
-            alone = not run.memory.holds(engine.held, run.result_bytes(block.count, chosen.plan))
-            del block, arrays  # or they would be held while the next one is computed
+            ready = WrittenBatch(batch.start, arrays, run.inputs_sha256.hexdigest(), changed)
+            alone = not run.memory.holds(engine.held, run.result_bytes(batch.count, chosen.plan))
+            del batch, arrays  # or they would be held while the next one is computed
             pipeline.put(ready, wait=alone)
             del ready
         if pipeline is not None:

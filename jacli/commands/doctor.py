@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import jacli
+from jacli.errors.numbers import format_size
 from jacli.errors.printable import count_of
 
 FOLDER = "output folder"
@@ -43,13 +44,13 @@ _IMPORT_SECONDS = 120
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination.
+    """One line of the report.
 
     Attributes:
-        name: What was looked at.
+        name: What was examined.
         value: What was found.
         ok: Whether jacli works with it.
-        todo: The remedy where it does not, or a hint; empty when there is nothing to say.
+        todo: The remedy if it does not, or a hint; empty if there is nothing to say.
     """
 
     name: str
@@ -65,7 +66,7 @@ def diagnose(folder: Path) -> list[Finding]:
     file) and writes one small temporary file into ``folder``, which it removes.
 
     Returns:
-        Findings in the order in which to read them.
+        Findings, in reading order.
     """
     packages = [_find_package(name) for name in _PACKAGES]
     return [
@@ -156,46 +157,33 @@ def _find_torchvision_import() -> Finding:
 
 
 def _find_processors() -> list[Finding]:
-    """CPU threads, CUDA devices with their memory, and the settings that round float32 products."""
+    """CPU threads, GPUs with their memory, and the settings that round float32 products."""
     import torch
+
+    from jacli.device.hardware import GPU_KIND, gpus, why_no_gpu
+    from jacli.device.torch_switches import process_precision
 
     threads = count_of(torch.get_num_threads(), "thread")
     findings = [Finding("CPU", f"{count_of(os.cpu_count() or 1, 'core')}, torch uses {threads}")]
-    if not torch.cuda.is_available():
-        reason = "none seen" if torch.version.cuda else "this torch is built without CUDA"
-        return [*findings, Finding("CUDA", reason)]
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        value = f"{torch.cuda.get_device_name(index)}, {_size(free)} free of {_size(total)}"
-        findings.append(Finding(f"CUDA device {index}", value))
-    matmul = "TF32" if torch.get_float32_matmul_precision() != "highest" else "IEEE"
-    convolution = "TF32" if torch.backends.cudnn.allow_tf32 else "IEEE"
+    found = gpus()
+    if not found:
+        return [*findings, Finding(GPU_KIND, why_no_gpu())]
+    for index, gpu in enumerate(found):
+        value = f"{gpu.name}, {format_size(gpu.free)} free of {format_size(gpu.total)}"
+        findings.append(Finding(f"{GPU_KIND} device {index}", value))
+    matmul, convolution = process_precision()
     return [*findings, Finding("float32 defaults", f"matrix products {matmul}, convolutions {convolution}")]
 
 
 def _find_memory() -> Finding:
-    available, total = _memory_bytes()
-    value = f"{_size(available)} available of {_size(total)}"
-    if available < _LOW_MEMORY_BYTES:
+    """Memory of the host, exactly as a run determines it (a run may hold a share of what is available)."""
+    from jacli.device.memory import host_memory
+
+    memory = host_memory()
+    value = f"{format_size(memory.free)} available of {format_size(memory.total)}"
+    if memory.free < _LOW_MEMORY_BYTES:
         return Finding("memory", value, ok=False, todo="Close other programs, or use a smaller --batch-size.")
     return Finding("memory", value)
-
-
-def _memory_bytes() -> tuple[int, int]:
-    """Available and total memory in bytes; without ``/proc`` all of it counts as available."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    available = total
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        available = int(lines["MemAvailable"].split()[0]) * 1024
-    # A container or batch job may be allowed less than the machine has.
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        used = int(limit.with_name("memory.current").read_text())
-        total = min(total, int(text))
-        available = min(available, max(0, int(text) - used))
-    return available, total
 
 
 def _find_folder(folder: Path) -> list[Finding]:
@@ -207,10 +195,10 @@ def _find_folder(folder: Path) -> list[Finding]:
         todo = "Name an existing folder that you may write to and that has space left."
         return [Finding(FOLDER, f"{folder}: cannot be written ({reason})", ok=False, todo=todo)]
     free = shutil.disk_usage(folder).free
-    space = Finding("free space", _size(free))
+    space = Finding("free space", format_size(free))
     if free < _LOW_DISK_BYTES:
         todo = "jacli compute --dry-run says what a run needs; --save none writes no Jacobian."
-        space = Finding("free space", _size(free), ok=False, todo=todo)
+        space = Finding("free space", format_size(free), ok=False, todo=todo)
     return [Finding(FOLDER, f"{folder.resolve()}: can be written"), space, locking]
 
 
@@ -257,7 +245,3 @@ def _find_locking(folder: Path) -> Finding:
             else "network file systems often ignore locks: a local disk is safe."
         ),
     )
-
-
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 2**30:.1f} GiB"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jacli.choice.choose import Choice
+from jacli.choice.choose import choose
 from jacli.choice.memory_limit import memory_errors
 from jacli.errors.printable import count_of
 from jacli.network import exact_arithmetic
@@ -74,9 +74,8 @@ def dry_run(config: RunConfig) -> DryRun:
         prepared = prepare(config)
         stack.enter_context(prepared.source)
         run = Run(config, prepared)
-        task = run.task()
         with memory_errors("trying the model on the first samples"):
-            choice = Choice(task, timed=True)
+            choice = choose(run.request, run.problem, timed=True)
         plan = choice.plans[0]
         shapes = {
             "samples": prepared.shapes.n_samples,
@@ -94,7 +93,7 @@ def dry_run(config: RunConfig) -> DryRun:
             ),
             disk=bytes_on_disk(run.layout(plan)),
             free=free_bytes(out),
-            memory=task.memory.limit,
+            memory=run.memory.limit,
             notes=(*_unfinished(out), *prepared.notes, *choice.notes, *plan.notes, *run.notes(plan)),
         )
 

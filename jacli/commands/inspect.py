@@ -14,7 +14,7 @@ from jacli.options.config import from_options
 from jacli.untrusted.content import WHAT_TO_DO, Content, recognise_content, why_unseen
 
 if TYPE_CHECKING:
-    from jacli.choice.problem import Task
+    from jacli.run.batches import Run
 
 _MODELS = (
     Content.TORCHSCRIPT,
@@ -160,7 +160,8 @@ def _probed(options: dict[str, Any]) -> dict[str, Any]:
         prepared = prepare(config)
         shapes, loaded = prepared.shapes, prepared.loaded
         refused = refusals(shapes.fixed_batch)
-        cuts, why_not = _cuts(Run(config, prepared).task())
+        run = Run(config, prepared)
+        cuts, why_not = _cuts(run)
         prepared.source.close()
     return {
         "kind": "model on inputs",
@@ -175,29 +176,30 @@ def _probed(options: dict[str, Any]) -> dict[str, Any]:
         "batch_sizes": f"{shapes.fixed_batch} only" if shapes.fixed_batch else "any",
         "keeps_state": prepared.network.fresh,
         "methods": {name: why or "serves" for name, why in refused.items()},
-        "tried_in_this_order": methods_in_order(shapes, config, refused),
+        "tried_in_this_order": [method.name for method in methods_in_order(shapes, run.request, refused)],
         "cuts": cuts,
         "not_cut": why_not,
         "notes": list(prepared.notes),
     }
 
 
-def _cuts(task: Task) -> tuple[list[dict[str, Any]], str | None]:
+def _cuts(run: Run) -> tuple[list[dict[str, Any]], str | None]:
     """Where the network is narrower than its output, what that saves; or why it is not cut."""
     from jacli.choice.problem import cut_network
     from jacli.network import NotTraceableError
 
     try:
-        cut = cut_network(task, task.trace())
+        cut = cut_network(run.request, run.problem, run.problem.trace())
     except NotTraceableError as failure:
         return [], str(failure)
-    n_out, n_in = task.shapes.n_selected, task.shapes.n_in
+    shapes = run.problem.shapes
+    n_out, n_in = shapes.n_selected, shapes.n_in
     found = []
     for place in cut.cuts:
         passes = min(n_out, n_in)
         saves = f"{place.width} passes in place of {passes}" if place.width < passes else "nothing by itself"
-        factor_bytes = place.width * (n_out + n_in) * task.shapes.itemsize
-        sizes = f"{factor_bytes:,} bytes a sample as factors, {task.shapes.sample_bytes:,} as a Jacobian"
+        factor_bytes = place.width * (n_out + n_in) * shapes.itemsize
+        sizes = f"{factor_bytes:,} bytes a sample as factors, {shapes.sample_bytes:,} as a Jacobian"
         found.append(
             {
                 "where": place.name,

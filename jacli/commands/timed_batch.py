@@ -1,4 +1,4 @@
-"""The first block of a run by one method: timed, stopped at a limit, and compared with float64."""
+"""The first batch of a run by one method: timed, stopped at a limit, and compared with float64."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jacli.choice.measure import now
-from jacli.choice.problem import Graph, Task
+from jacli.choice.problem import Graph, Problem
+from jacli.device.clock import now
 from jacli.device.matrix_product import product
-from jacli.linear_map import Block, DenseMap, Matrices
+from jacli.linear_map import DenseMap, Matrices, Slab
 from jacli.linear_map.agreement import relative_errors
-from jacli.methods import checked_blocks, factors_of, load_method
-from jacli.methods.assemble import assemble
-from jacli.network import CutLinearized, Linearized
-from jacli.plans.plan import FactoredPlan, Plan
+from jacli.methods import checked_slabs, factors_of
+from jacli.methods.filling import assemble
+from jacli.network import CutNetwork, Linearized
+from jacli.plans.plan import ChainPlan, WholePlan
+from jacli.plans.request import Request
 from jacli.run.prepare import Prepared
 from jacli.run.reference import References
 
@@ -29,8 +30,8 @@ _PRODUCT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
-class TimedBlock:
-    """The first block, as far as it was computed.
+class TimedBatch:
+    """The first batch, as far as it was computed.
 
     Attributes:
         linearization: The network there.
@@ -38,7 +39,7 @@ class TimedBlock:
         count: Samples, without those that pad the batch.
         n_rows: The first so many rows are computed.
         n_columns: Of them, the first so many columns.
-        seconds: Of a block of the plan's size.
+        seconds: Of a batch of the plan's size.
         estimated: Whether they are extrapolated.
     """
 
@@ -51,21 +52,23 @@ class TimedBlock:
     estimated: bool
 
 
-def dense_block(task: Task, plan: Plan, graph: Graph, limit: float) -> TimedBlock:
+def dense_batch(
+    request: Request, problem: Problem, plan: WholePlan, graph: Graph, limit: float
+) -> TimedBatch:
     """Chunk by chunk, until the limit."""
-    device = task.memory.device
+    device = problem.memory.device
     began = now(device)
-    linearization = task.linearize(task.points(0, plan.batch_size), graph)
+    points = problem.points(0, plan.batch_size)
+    linearization = problem.linearize(points, graph, precision=request.precision)
     n_out, n_in = linearization.n_out, linearization.n_in
     chunks: list[tuple[float, int]] = []  # entries of a sample that are in place, and when they were
     done = (0, 0)
 
-    def until_limit() -> Iterator[Block]:
+    def until_limit() -> Iterator[Slab]:
         nonlocal done
-        method = load_method(plan.method)
-        for block in checked_blocks(method, linearization, chunk_size=plan.chunk_size):
-            done = (block.outputs.stop, block.inputs.stop)
-            yield block
+        for slab in checked_slabs(plan.filled_by, linearization, chunk_size=plan.vectors_per_pass):
+            done = (slab.outputs.stop, slab.inputs.stop)
+            yield slab
             chunks.append((now(device) - began, done[0] * done[1]))
             if chunks[-1][0] > limit:
                 return
@@ -73,8 +76,8 @@ def dense_block(task: Task, plan: Plan, graph: Graph, limit: float) -> TimedBloc
     dense = assemble(until_limit(), linearization)
     complete = done == (n_out, n_in)
     seconds = now(device) - began if complete else _extrapolated(chunks, n_out * n_in)
-    count = min(plan.batch_size, task.shapes.n_samples)
-    return TimedBlock(linearization, DenseMap(dense), count, *done, seconds, estimated=not complete)
+    count = min(plan.batch_size, problem.shapes.n_samples)
+    return TimedBatch(linearization, DenseMap(dense), count, *done, seconds, estimated=not complete)
 
 
 def _extrapolated(chunks: Sequence[tuple[float, int]], entries: int) -> float:
@@ -85,30 +88,30 @@ def _extrapolated(chunks: Sequence[tuple[float, int]], entries: int) -> float:
     return last + (entries - n_last) * (last - first) / (n_last - n_first)
 
 
-def factored_block(task: Task, plan: Plan, factored: FactoredPlan, graph: Graph, count: int) -> TimedBlock:
+def chain_batch(request: Request, problem: Problem, plan: ChainPlan, graph: Graph, count: int) -> TimedBatch:
     """Some samples, and their product multiplied out in pieces as a run writes it."""
-    device = task.memory.device
+    device = problem.memory.device
     began = now(device)
-    linearization = task.linearize(task.points(0, count), graph)
-    assert isinstance(linearization, CutLinearized)  # the choice has cut it
-    factors = factors_of(linearization, factored)
-    if task.keeps_dense:
-        step = max(1, _PRODUCT_BYTES // (count * factors.n_in * task.shapes.itemsize))
+    assert isinstance(graph, CutNetwork)  # what the choice has for a chain
+    linearization = problem.cut(problem.points(0, count), graph, precision=request.precision)
+    factors = factors_of(linearization, plan.factorization)
+    if request.keep == "dense":
+        step = max(1, _PRODUCT_BYTES // (count * factors.n_in * problem.shapes.itemsize))
         for start in range(0, factors.n_out, step):
             product(factors.left[:, start : start + step], factors.right)
     seconds = (now(device) - began) * plan.batch_size / count
     size = (factors.n_out, factors.n_in)
-    return TimedBlock(linearization, factors, count, *size, seconds, estimated=count < plan.batch_size)
+    return TimedBatch(linearization, factors, count, *size, seconds, estimated=count < plan.batch_size)
 
 
 class RowsInFloat64:
     """Rows of the first samples' Jacobians by plain reverse passes in float64, each computed once."""
 
-    def __init__(self, task: Task, prepared: Prepared) -> None:
+    def __init__(self, request: Request, problem: Problem, prepared: Prepared) -> None:
         self._references = References(prepared)
-        self._count = min(_COMPARED_SAMPLES, task.shapes.n_samples)
-        self._seed = task.config.seed
-        self._selected = task.points(0, task.shapes.fixed_batch or self._count)[2]
+        self._count = min(_COMPARED_SAMPLES, problem.shapes.n_samples)
+        self._seed = request.seed
+        self._selected = problem.points(0, problem.shapes.fixed_batch or self._count)[2]
         self._rows: dict[int, Tensor] = {}
         self.dtype: torch.dtype | None = None
 
@@ -122,12 +125,12 @@ class RowsInFloat64:
         """The dtype below the run's that the model computes in inside, see `References`."""
         return self._references.reduced
 
-    def errors(self, computed: TimedBlock) -> Tensor:
+    def errors(self, computed: TimedBatch) -> Tensor:
         """Relative error of each sample compared: Frobenius norms, over some of the rows there are."""
         generator = torch.Generator().manual_seed(self._seed)
         index = torch.randperm(computed.n_rows, generator=generator)[:_COMPARED_ROWS]
         count = min(self._count, computed.count)
-        matrices = computed.matrices.samples(0, count)
+        matrices = computed.matrices.take(slice(count))
         found = matrices.rows(index.to(computed.linearization.device))[..., : computed.n_columns].double()
         expected = self._expected(index.tolist())[:count, :, : computed.n_columns]
         return relative_errors(found, expected)
@@ -139,10 +142,12 @@ class RowsInFloat64:
             selected = None if self._selected is None else self._selected[sample]
             exact, position = self._references.at(sample, selected)
             self.dtype = exact.dtype
-            for i in missing:
-                cotangents = torch.zeros(exact.batch, exact.n_out, dtype=exact.dtype, device=exact.device)
-                cotangents[:, i] = 1
-                row = exact.pull(cotangents)[position].double()
-                self._rows.setdefault(i, row.new_empty(self._count, exact.n_in))[sample] = row
-            exact.close()
+            with exact:
+                tape = exact.tape()
+                for i in missing:
+                    shape = (1, exact.batch, exact.n_out)
+                    cotangents = torch.zeros(shape, dtype=exact.dtype, device=exact.device)
+                    cotangents[..., i] = 1
+                    row = tape.vjp(cotangents)[0, position].double()
+                    self._rows.setdefault(i, row.new_empty(self._count, exact.n_in))[sample] = row
         return torch.stack([self._rows[i] for i in index], dim=1)

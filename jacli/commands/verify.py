@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 from jacli.choice.memory_limit import memory_errors
 from jacli.choice.recorded_plan import recorded_plan
 from jacli.errors import InputsError, JacliError, ModelError, ResultsError
+from jacli.errors.numbers import json_ready
 from jacli.errors.printable import count_of
 from jacli.inputs import RANDOM_PREFIX
 from jacli.models.loaded import sha256_of
@@ -107,16 +107,16 @@ class Verification:
             "path": self.path,
             "tolerance": self.tolerance,
             "verified_dtype": self.dtype,
-            "worst_error": _json_number(self.worst_error),
+            "worst_error": json_ready(self.worst_error),
             "at_kinks": list(self.at_kinks),
-            "worst_error_at_kinks": _json_number(self.worst_at_kinks),
+            "worst_error_at_kinks": json_ready(self.worst_at_kinks),
             "failed": list(self.failed),
             "samples": [
                 {
                     "sample_index": sample.sample_index,
-                    "error": _json_number(sample.found.error),
+                    "error": json_ready(sample.found.error),
                     "near_kink": sample.found.near_kink,
-                    "cross_sample": _json_number(sample.found.cross_sample),
+                    "cross_sample": json_ready(sample.found.cross_sample),
                     "verdict": sample.verdict,
                 }
                 for sample in self.samples
@@ -124,10 +124,6 @@ class Verification:
             "damaged": list(self.damaged),
             "notes": list(self.notes),
         }
-
-
-def _json_number(value: float | None) -> float | str | None:
-    return value if value is None or math.isfinite(value) else "Infinity"
 
 
 def verify(

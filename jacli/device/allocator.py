@@ -1,8 +1,8 @@
-"""Freed memory that the process keeps for the next tensor, for the time of a run.
+"""Thresholds of the host's allocator (``mallopt``), raised during a run so that freed memory is reused.
 
-The GNU C library gives large blocks back to the system as soon as they are freed, and every page of the next
-one is then zeroed and mapped anew: on networks whose vectors take megabytes that is a fifth of a program's
-time (`benchmarks/NOTES.md`).  Kept, the same pages are written again.
+The GNU C library returns a large piece of memory to the system as soon as it is freed.  The system then has
+to zero and map every page of the next piece: a fifth of the time of a linear program where the vectors take
+megabytes (`benchmarks/NOTES.md`).  With higher thresholds the process writes to the same pages again.
 """
 
 from __future__ import annotations
@@ -15,36 +15,38 @@ from functools import cache
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of the parameters in ``malloc.h``."""
 
-_KEPT = 512 * 2**20
-"""Bytes at the end of the heap that may stay with the process."""
+_MAX_KEPT_BYTES = 512 * 2**20
+"""Freed memory at the end of the heap that the process may keep."""
 
-_LARGEST_BY_ITSELF = 32 * 2**20
-"""Up to blocks of this size the library raises the thresholds by itself, when such a block is freed."""
+_MAX_AUTOMATIC_THRESHOLD_BYTES = 32 * 2**20
+"""The library itself raises its thresholds to the size of a piece that is freed, up to this size."""
 
 
 @contextmanager
 def reused_memory() -> Iterator[None]:
-    """Keep freed memory inside; where the C library is another one, nothing changes.
+    """Keep freed memory inside the ``with`` block; does nothing with other C libraries than GNU's.
 
-    Afterwards the thresholds are what they become by themselves where large blocks have been freed; what
-    was kept stays for the next call, and goes back to the system as memory is freed again.
+    Afterwards the thresholds are those that the library itself comes to once large pieces have been freed.
+    The memory kept until then stays with the process until it frees memory again, or `give_back` is called.
     """
     library = _gnu_library()
     if library is None:
         yield
         return
-    # Older versions take no more than they come to by themselves.
-    library.mallopt(_MMAP_THRESHOLD, 2**30) or library.mallopt(_MMAP_THRESHOLD, _LARGEST_BY_ITSELF)
-    library.mallopt(_TRIM_THRESHOLD, _KEPT)
+    # Older versions accept no more than the threshold that they set themselves.
+    library.mallopt(_MMAP_THRESHOLD, 2**30) or library.mallopt(
+        _MMAP_THRESHOLD, _MAX_AUTOMATIC_THRESHOLD_BYTES
+    )
+    library.mallopt(_TRIM_THRESHOLD, _MAX_KEPT_BYTES)
     try:
         yield
     finally:
-        library.mallopt(_MMAP_THRESHOLD, _LARGEST_BY_ITSELF)
-        library.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_BY_ITSELF)
+        library.mallopt(_MMAP_THRESHOLD, _MAX_AUTOMATIC_THRESHOLD_BYTES)
+        library.mallopt(_TRIM_THRESHOLD, 2 * _MAX_AUTOMATIC_THRESHOLD_BYTES)
 
 
 def give_back() -> None:
-    """Return what is free to the system now: before it is looked at how much is held."""
+    """Return freed memory to the system now, so that it does not count as held by the process."""
     library = _gnu_library()
     if library is not None:
         library.malloc_trim(0)

@@ -1,7 +1,7 @@
-"""Products of matrices by the faster kernel of this machine.
+"""Matrix products by whichever kernel is faster on this machine: GEMM, or a convolution of one pixel.
 
-On AMD's processors MKL's float32 matrix product takes a slow path; oneDNN's convolution with a kernel of one
-pixel is the same product at more than twice the speed.  Which one it is on this machine is measured once.
+On AMD processors, MKL's float32 matrix product (GEMM) takes a slow path.  oneDNN's convolution with a kernel
+of 1 x 1 pixels computes the same product at more than twice the speed.  Once per process, both are timed.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_FEW_ROWS = 16
+_MIN_ROWS = 16
+"""With fewer rows on the left, `Matrix` uses the plain product."""
 
-_LARGE = 64
-"""Rows of a matrix below which nothing is gained."""
+_MIN_SIDE = 64
+"""With fewer rows or columns on the left, `product` uses the plain product: nothing is gained."""
 
-_COLUMNS = 2048
-"""Of the right operand at once: what is made of them stays in the cache until it is put into place."""
+_COLUMNS_PER_CONVOLUTION = 2048
+"""Columns of the right operand at a time: few enough for their results to stay in the cache until copied."""
 
-_CLEARLY = 0.8
-"""A convolution must take less than this part of a matrix product's time to be taken in its place."""
+_MAX_SHARE_OF_PRODUCT_TIME = 0.8
+"""The convolution replaces the matrix product if it takes less than this share of its time."""
 
 
 class Matrix:
-    """Right operand of many products ``rows @ matrix``, laid out for the kernel that is fastest.
+    """Right operand of many products ``rows @ matrix``, laid out once for the faster kernel.
 
     Args:
         matrix: ``(p, n)``.
@@ -39,13 +40,13 @@ class Matrix:
         if min(matrix.shape) >= 8 and _by_convolution(matrix):
             kernel = matrix.t().contiguous()[:, :, None, None]
             self._as_kernel = kernel.contiguous(memory_format=torch.channels_last)
-            self._matrix = self._as_kernel[:, :, 0, 0].t()  # held once
+            self._matrix = self._as_kernel[:, :, 0, 0].t()  # a view: the numbers are in memory once
 
     def rows_times(self, rows: Tensor) -> Tensor:
-        """``(..., p) @ (p, n)``, one product whatever the number of axes in front."""
+        """``(..., p) @ (p, n)``, as one product over all leading axes."""
         flat = rows.reshape(-1, rows.shape[-1])
         n = self._matrix.shape[1]
-        if self._as_kernel is None or len(flat) < _FEW_ROWS:
+        if self._as_kernel is None or len(flat) < _MIN_ROWS:
             product = torch.mm(flat, self._matrix)
         else:
             pixels = flat.view(1, len(flat), 1, -1).permute(0, 3, 1, 2)
@@ -54,24 +55,29 @@ class Matrix:
 
 
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """``left @ right`` for each of a batch.
+    """``left @ right``, sample by sample.
 
     Args:
         left: ``(batch, m, n)``.
         right: ``(batch, n, p)``.
-        out: Where to write, ``(batch, m, p)``.
+        out: Where to write, ``(batch, m, p)``; new memory if None.
     """
-    if min(left.shape[1:]) < _LARGE or right.shape[2] < _COLUMNS or not _by_convolution(right):
+    if (
+        min(left.shape[1:]) < _MIN_SIDE
+        or right.shape[2] < _COLUMNS_PER_CONVOLUTION
+        or not _by_convolution(right)
+    ):
         return torch.bmm(left, right) if out is None else torch.bmm(left, right, out=out)
     if out is None:
         out = left.new_empty(len(left), left.shape[1], right.shape[2])
     with torch.no_grad():
         for sample in range(len(left)):
             kernel = left[sample, :, :, None, None].contiguous()
-            for start in range(0, right.shape[2], _COLUMNS):
+            for start in range(0, right.shape[2], _COLUMNS_PER_CONVOLUTION):
+                columns = slice(start, start + _COLUMNS_PER_CONVOLUTION)
                 # The columns of the right matrix are pixels, its rows channels.
-                pixels = right[sample, :, start : start + _COLUMNS].reshape(1, right.shape[1], 1, -1)
-                out[sample, :, start : start + _COLUMNS] = F.conv2d(pixels, kernel)[0, :, 0]
+                pixels = right[sample, :, columns].reshape(1, right.shape[1], 1, -1)
+                out[sample, :, columns] = F.conv2d(pixels, kernel)[0, :, 0]
     return out
 
 
@@ -82,16 +88,17 @@ def _by_convolution(matrix: Tensor) -> bool:
 
 @cache
 def convolution_pays() -> bool:
-    """Whether a convolution with one pixel beats the matrix product that it is; measured once a process."""
+    """Is a convolution of one pixel clearly faster than the same matrix product?  Timed once a process."""
     rows, matrix = torch.ones(1024, 256), torch.ones(256, 256)
     pixels = rows.view(1, 1024, 1, 256).permute(0, 3, 1, 2)
     kernel = matrix[:, :, None, None].contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         product = _seconds(lambda: torch.mm(rows, matrix))
-        return _seconds(lambda: F.conv2d(pixels, kernel)) < _CLEARLY * product
+        return _seconds(lambda: F.conv2d(pixels, kernel)) < _MAX_SHARE_OF_PRODUCT_TIME * product
 
 
 def _seconds(work: Callable[[], object]) -> float:
+    """The shortest of eight runs."""
     best = float("inf")
     for _ in range(8):
         began = perf_counter()

@@ -1,37 +1,38 @@
-"""Is the precision asked for one that this device and dtype have?"""
+"""Reduced precisions of the linear passes: which of them a device has for a dtype."""
 
 from __future__ import annotations
 
 import torch
 
+from jacli.device.hardware import is_gpu
 from jacli.errors import UsageError
 from jacli.options.config import PRECISIONS
 
 
 def precisions_of(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
-    """The precisions that passes can have there, ``ieee`` first."""
+    """The precisions available for linear passes there, ``ieee`` first."""
 
-    def serves(precision: str) -> bool:
+    def available(precision: str) -> bool:
         try:
             check_precision(precision, device, dtype)
         except UsageError:
             return False
         return True
 
-    return tuple(filter(serves, PRECISIONS))
+    return tuple(filter(available, PRECISIONS))
 
 
 def check_precision(precision: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse a precision that would be asked for in vain.
+    """Refuse a precision that the device does not have, or that does not reduce anything for this dtype.
 
     Args:
         precision: ``ieee``, ``tf32`` or ``bf16``.
-        device: Where the run computes.
-        dtype: Of its point of linearisation.
+        device: The run's.
+        dtype: Of the points at which the network is linearised.
 
     Raises:
-        UsageError: ``tf32`` without a GPU that has it, or with another dtype than float32; ``bf16`` where
-            the point itself is of half precision.
+        UsageError: ``tf32`` without a GPU that has it, or with another dtype than float32; ``bf16`` if the
+            points themselves are in half precision.
     """
     name = str(dtype).removeprefix("torch.")
     if precision == "tf32" and not _has_tf32(device):
@@ -40,8 +41,8 @@ def check_precision(precision: str, device: torch.device, dtype: torch.dtype) ->
             why="TF32 is arithmetic of NVIDIA GPUs since Ampere.",
             todo="Choose bf16, or ieee.",
         )
-    served = {"tf32": (torch.float32,), "bf16": (torch.float32, torch.float64)}
-    if dtype not in served.get(precision, (dtype,)):
+    dtypes = {"tf32": (torch.float32,), "bf16": (torch.float32, torch.float64)}
+    if dtype not in dtypes.get(precision, (dtype,)):
         raise UsageError(
             f"The precision {precision} does not go with {name}.",
             why="The passes are reduced from what the network itself computes in, and that is not above it."
@@ -52,4 +53,4 @@ def check_precision(precision: str, device: torch.device, dtype: torch.dtype) ->
 
 
 def _has_tf32(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return is_gpu(device) and torch.cuda.get_device_capability(device) >= (8, 0)

@@ -1,6 +1,6 @@
 """Process-wide switches of torch that decide whether a derivative exists and how exact it is.
 
-Each is set for the duration of a ``with`` block and put back afterwards.
+Each context manager here sets some of them and restores them at the end of the ``with`` block.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import checkpoint
 from torch.utils.checkpoint import CheckpointFunction
 
+from jacli.device.hardware import is_gpu
+
 
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """IEEE arithmetic, gradients on, and only kernels that have a derivative.
 
-    Reduced precision is switched off, whatever the process had set: cuDNN convolutions use TF32
-    unless told otherwise since Ampere, which moves Jacobians by 2e-4
-    (https://github.com/jax-ml/jax/issues/11628).  The inference fast path of
-    ``nn.MultiheadAttention`` is switched off: ``aten::_native_multi_head_attention`` has no
-    derivative, and a frozen model takes it.
+    Reduced precision is switched off, whatever the process had set: since Ampere, cuDNN convolutions use TF32
+    by default, which moves Jacobians by 2e-4 (https://github.com/jax-ml/jax/issues/11628).  The inference
+    fast path of ``nn.MultiheadAttention`` is switched off, too: a frozen model would take it, and its
+    operator ``aten::_native_multi_head_attention`` has no derivative.
     """
     precisions = [(holder, name, getattr(holder, name)) for holder, name, _ in _precision_switches()]
     matmul = torch.get_float32_matmul_precision()
@@ -46,9 +47,11 @@ def exact_arithmetic() -> Iterator[None]:
 def _precision_switches(*, of_cpu: bool = True) -> list[tuple[Any, str, Any]]:
     """Where torch keeps the precision of float32 products: holder, attribute, exact value.
 
-    Those of CUDA, and ``of_cpu``.  Since torch 2.9 it is ``fp32_precision``, an operator and a library each;
-    mixing it with the older ``allow_tf32`` raises, so the older ones are touched only where there is nothing
-    else.
+    Since torch 2.9 these are attributes ``fp32_precision``, one per library and operator.  Setting the older
+    ``allow_tf32`` as well would raise, so it is used only in releases that have nothing else.
+
+    Args:
+        of_cpu: Include those of oneDNN on the CPU, beside those of CUDA.
     """
     backends: Any = torch.backends  # its stubs know neither of the two ways in full
     cuda, cudnn, mkldnn = backends.cuda, backends.cudnn, backends.mkldnn
@@ -59,9 +62,15 @@ def _precision_switches(*, of_cpu: bool = True) -> list[tuple[Any, str, Any]]:
     return [(cuda.matmul, "allow_tf32", False), (cudnn, "allow_tf32", False)]
 
 
+def process_precision() -> tuple[str, str]:
+    """How this process rounds float32 matrix products and convolutions outside of jacli: IEEE or TF32."""
+    matmul = "TF32" if torch.get_float32_matmul_precision() != "highest" else "IEEE"
+    return matmul, "TF32" if torch.backends.cudnn.allow_tf32 else "IEEE"
+
+
 @contextmanager
 def reduced_precision(precision: str) -> Iterator[None]:
-    """Around linear passes: float32 products in TF32 where ``tf32`` was asked for."""
+    """For linear passes: float32 products in TF32 if the precision is ``tf32``."""
     if precision != "tf32":
         yield
         return
@@ -78,16 +87,20 @@ def reduced_precision(precision: str) -> Iterator[None]:
 
 @contextmanager
 def forward_pass(*, recurrent: bool, device: torch.device) -> Iterator[None]:
-    """Around every forward pass.
+    """For every forward pass of a network.
 
-    TorchScript's profiling executor specialises a graph on its second call and then fails under
-    torch.func transforms from the third on (https://github.com/pytorch/pytorch/issues/170680);
-    without its optimisations it does not.  cuDNN's recurrent layers have no backward in eval mode;
-    the plain kernels do.  Grad mode and default dtype are given back, should a forward pass change them.
+    TorchScript's profiling executor is switched off: it specialises a graph on its second call, and from the
+    third call on it fails under torch.func transforms (https://github.com/pytorch/pytorch/issues/170680).
+    cuDNN's recurrent layers are switched off: in eval mode they have no backward, torch's own kernels do.
+    Grad mode and default dtype are restored, in case the forward pass changes them.
+
+    Args:
+        recurrent: The network has recurrent layers.
+        device: Where it runs.
     """
     grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     cudnn: Any = torch.backends.cudnn
-    without_cudnn = recurrent and device.type == "cuda" and cudnn.enabled
+    without_cudnn = recurrent and is_gpu(device) and cudnn.enabled
     if without_cudnn:
         cudnn.enabled = False  # `flags()` would read `allow_tf32`, which the newer switches forbid
     try:
@@ -104,11 +117,14 @@ def forward_pass(*, recurrent: bool, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def batched_pass(*, recurrent: bool = False) -> Iterator[None]:
-    """Around passes with batched vectors.
+    """For passes with batched vectors: only kernels that have batching and forward-mode rules.
 
-    Flash attention has no forward-mode rule, and no batching rule for its backward (it would loop);
-    the plain kernels have both.  oneDNN's recurrent layers (``recurrent``) have no forward-mode rule.
-    Checkpoints have none of these, and are run as what they hold.
+    Flash attention has no forward-mode rule, and no batching rule for its backward, which would fall back to
+    a loop; torch's plain attention has both.  oneDNN's recurrent layers have no forward-mode rule.
+    Checkpoints have no rules at all, so their functions are called directly.
+
+    Args:
+        recurrent: Switch oneDNN off, for the recurrent layers of the network.
     """
     before = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     if recurrent and before:
@@ -123,13 +139,13 @@ def batched_pass(*, recurrent: bool = False) -> Iterator[None]:
 
 @contextmanager
 def without_checkpoints() -> Iterator[None]:
-    """``torch.utils.checkpoint`` just calls the function that it is given, which keeps its activations.
+    """Activation checkpointing off: ``torch.utils.checkpoint`` only calls the function that it is given.
 
-    A checkpoint runs its part of the forward pass again when the gradient is asked for.  By then a module
-    that keeps state has changed it, and the gradient is that of another function.  Under torch.func's
-    transforms checkpoints of either kind fail.
+    A checkpoint runs its part of the forward pass again during the backward pass.  A module that keeps state
+    may have changed it by then, and the gradient would be that of another function.  Under torch.func's
+    transforms, checkpoints of either kind fail.
     """
-    function: Any = CheckpointFunction  # of ``use_reentrant=True``
+    function: Any = CheckpointFunction  # what ``use_reentrant=True`` applies
     nested = "apply" in vars(function)
     generator = getattr(checkpoint, _NOT_REENTRANT, None)
     function.apply = staticmethod(lambda run, preserve_rng_state, *arguments: run(*arguments))
@@ -145,7 +161,7 @@ def without_checkpoints() -> Iterator[None]:
 
 
 _NOT_REENTRANT = "_checkpoint_without_reentrant_generator"
-"""What torch does before and after the function of a checkpoint with ``use_reentrant=False``."""
+"""Generator that torch runs around the function of a checkpoint with ``use_reentrant=False``."""
 
 
 def _nothing_around(*arguments: object, **options: object) -> Iterator[None]:
@@ -154,10 +170,10 @@ def _nothing_around(*arguments: object, **options: object) -> Iterator[None]:
 
 @contextmanager
 def thawed(module: nn.Module) -> Iterator[None]:
-    """Parameters that require a gradient, although none is taken.
+    """Let frozen parameters require gradients, although none is computed.
 
-    A scripted attention layer asks for it at run time: with frozen weights it takes an inference
-    path (`exact_arithmetic` reaches Python's layers only) that has no forward-mode rule.
+    A scripted attention layer looks at this flag when it runs: with frozen weights it takes an inference path
+    that has no forward-mode rule, and the switch in `exact_arithmetic` reaches layers in Python only.
     """
     parameters = list(module.parameters())
     with torch.enable_grad():

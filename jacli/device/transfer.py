@@ -1,4 +1,4 @@
-"""Large arrays on their way from the device to the host, while the device goes on."""
+"""Asynchronous copies of large arrays from a GPU to the host, through pinned memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jacli.device.hardware import is_gpu
+
 
 class ArrivingArray:
-    """An array that a GPU is still sending: whoever takes a piece of it waits.
+    """An array that a GPU is still copying to the host; reading a piece waits for the whole copy.
 
     Args:
-        values: Pinned memory that it arrives in.
-        arrived: Happens when it is all there.
+        values: The pinned memory that it is copied to.
+        arrived: Recorded on the stream of the copy, after it.
     """
 
     def __init__(self, values: Tensor, arrived: torch.cuda.Event) -> None:
@@ -35,25 +37,25 @@ class ArrivingArray:
 
 
 class HostCopies:
-    """Copies from a GPU on a stream of their own, into pinned memory; on a CPU the tensors themselves.
+    """Copies to the host on a stream of their own, double-buffered; on a CPU, the tensors themselves.
 
-    Each name has two buffers in turn: a copy may be read until the one after the next is begun.
+    Each name has two pinned buffers that take turns: a copy is valid until the second copy after it begins.
 
     Args:
         device: Where the tensors are.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if is_gpu(device) else None
         self._buffers: dict[str, list[Tensor]] = {}
 
     def copy(self, name: str, tensor: Tensor) -> np.ndarray | ArrivingArray:
-        """``tensor`` on the host, in the order of its axes on a GPU and with any strides on a CPU."""
+        """``tensor`` on the host: contiguous if it comes from a GPU, with its own strides on a CPU."""
         tensor = tensor.detach()
         if self._stream is None:
             values: np.ndarray = tensor.cpu().numpy()
             return values
-        tensor = tensor.contiguous()  # the class axis becomes the last one where memory is fastest
+        tensor = tensor.contiguous()  # the GPU is faster at moving the class axis to the end
         buffer = self._buffer(name, tensor)
         self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
         with torch.cuda.stream(self._stream):
@@ -64,7 +66,7 @@ class HostCopies:
         return ArrivingArray(buffer, arrived)
 
     def _buffer(self, name: str, tensor: Tensor) -> Tensor:
-        """Pinned memory for ``tensor``: the older of the two of that name."""
+        """Pinned memory for ``tensor``: the buffer of that name that was used less recently."""
         pair = self._buffers.setdefault(name, [])
         held = pair.pop(0) if len(pair) == 2 else None
         if held is None or held.numel() < tensor.numel() or held.dtype != tensor.dtype:
@@ -73,8 +75,42 @@ class HostCopies:
         return held[: tensor.numel()].view(tensor.shape)
 
 
+class QueuedWork:
+    """The work that is queued on a GPU's current stream when this is made; other streams can wait for it.
+
+    Args:
+        device: The GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._done = torch.cuda.Event()
+        self._done.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> None:
+        """Let the stream that is current now go on only after that work; the host does not wait."""
+        self._done.wait(torch.cuda.current_stream(self._device))
+
+
+class StagingBuffer:
+    """Pinned memory in which tensors arrive from a GPU one after the other."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def copy(self, tensor: Tensor) -> np.ndarray:
+        """``tensor`` on the host, once all work on the current stream is done; valid until the next copy."""
+        if self._memory is None or self._memory.numel() < tensor.numel():
+            self._memory = pinned(tensor.numel(), tensor.dtype)
+        arrived = self._memory[: tensor.numel()].view(tensor.shape)
+        arrived.copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream(tensor.device).synchronize()
+        values: np.ndarray = arrived.numpy()
+        return values
+
+
 def pinned(count: int, dtype: torch.dtype) -> Tensor:
-    """Memory that a GPU writes to by itself; ordinary memory where the system grants no such pages."""
+    """Page-locked memory, to which a GPU copies asynchronously; ordinary memory if there is none."""
     try:
         return torch.empty(count, dtype=dtype, pin_memory=True)
     except RuntimeError:
@@ -82,14 +118,14 @@ def pinned(count: int, dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
-def beside(device: torch.device) -> Iterator[None]:
-    """For a thread that works beside the computation: one core, and on a GPU a stream of its own.
+def background_work(device: torch.device) -> Iterator[None]:
+    """For a thread that works while others compute: one core, and on a GPU a stream of its own.
 
-    On the stream of the computation every piece would wait for all passes that are queued there.
+    On the stream of the computation, each of its operations would wait for all passes queued there.
     """
     cores = torch.get_num_threads()
-    torch.set_num_threads(1)  # of this thread; of the others once they begin, so it is set back
-    stream = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
+    torch.set_num_threads(1)  # for this thread, and for threads that begin later: hence restored
+    stream = torch.cuda.stream(torch.cuda.Stream(device)) if is_gpu(device) else nullcontext()
     try:
         with torch.inference_mode(), stream:
             yield

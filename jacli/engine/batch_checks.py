@@ -1,4 +1,4 @@
-"""What is checked of every batch before its results count, rationed by what it costs."""
+"""Checks of every batch before its results count; expensive ones are rationed to a share of the run time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from time import monotonic
 
 import torch
 
-from jacli.choice.problem import ComputedBlock, Task
+from jacli.choice.problem import Problem
+from jacli.engine.computed_batch import ComputedBatch
 from jacli.engine.replicated_passes import as_run
 from jacli.errors import JacliError, MethodError, ModelError, translating
 from jacli.linear_map import LinearMap, Matrices
+from jacli.linear_map.agreement import same_outputs
 from jacli.network import Linearized, Watched, watch
-from jacli.network.linearize import same_outputs
-from jacli.options.config import PROGRAM_METHODS
-from jacli.plans.plan import Plan
+from jacli.plans.plan import ChainPlan, Plan, WholePlan
+from jacli.plans.request import Request
 from jacli.verify import (
     CROSS_SAMPLE_LIMIT,
     MOST_ROWS,
@@ -32,32 +33,31 @@ from jacli.verify import (
     row_tolerance,
     transpose_error,
 )
-from jacli.verify.passes import ReversePasses
 
 _FEW_SAMPLES = 2
-"""Of a batch that are checked under a method that has proved itself on all samples of an earlier one."""
+"""Samples in a quick check of a batch, once the method has proved right on all samples of an earlier one."""
 
-_FEW_SHARE = 30
-"""Few samples are checked again after this many times the seconds that their last check took."""
+_QUICK_CHECK_INTERVAL = 30
+"""A quick check is due again after 30 times the duration of the last: they take at most 3 % of the time."""
 
-_WHOLE_SHARE = 100
-"""As many times for the check of a whole batch: it takes at most 1 % of the time."""
+_WHOLE_CHECK_INTERVAL = 100
+"""The same for checks of a whole batch: they take at most 1 % of the time."""
 
 _ALONE = 8
-"""Samples run alone where a whole batch is checked; all of them where the model reads values."""
+"""Samples run alone in the check of a whole batch; all of them if the model reads values."""
 
 
 class _Ration:
-    """A check that is due again once ``share`` times the seconds have passed that the last one took."""
+    """A check that is due again once ``interval`` times the duration of the last one has passed."""
 
-    def __init__(self, share: float) -> None:
-        self._share = share
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
         self._seconds = 0.0
         self._since = self._began = monotonic()
 
     @property
     def due(self) -> bool:
-        return monotonic() - self._since > self._share * self._seconds
+        return monotonic() - self._since > self._interval * self._seconds
 
     def begin(self) -> None:
         self._began = monotonic()
@@ -69,65 +69,68 @@ class _Ration:
 
 @dataclass
 class CheckHistory:
-    """What was checked so far, for the next batch: of the same run, or of a later call.
+    """What was checked so far, in this run or in earlier calls.
 
-    A later call may go on with it only where module, graph and plan are the same: then its batches are
-    more of the same run.
+    A later call may continue a history only if module, graph and plan are the same: its batches then count as
+    further batches of the same run.
 
     Attributes:
         batches: How many were checked in one way or the other.
-        sizes: Batch sizes of which one was checked as a whole.
+        sizes: Sizes of the batches that were checked as a whole.
         whole: When the next check of a whole batch is due.
-        few: When the next check of a few samples is due.
-        watched: How the model computes, as seen in one forward pass of a few samples.
+        few: When the next quick check is due.
+        watched: How the model computes, as observed in a forward pass of a few samples.
     """
 
     batches: int = 0
     sizes: set[int] = field(default_factory=set)
-    whole: _Ration = field(default_factory=lambda: _Ration(_WHOLE_SHARE))
-    few: _Ration = field(default_factory=lambda: _Ration(_FEW_SHARE))
+    whole: _Ration = field(default_factory=lambda: _Ration(_WHOLE_CHECK_INTERVAL))
+    few: _Ration = field(default_factory=lambda: _Ration(_QUICK_CHECK_INTERVAL))
     watched: Watched | None = None
 
 
 class BatchChecks:
     """Checks the batches of a run.
 
-    In every batch, each sample must give the same outputs in another order, and one sample (eight, where the
-    model reads values) must give the same on its own (`check_batch`): at most two forward passes.
+    *Every batch.*  The samples are run in another order, and one of them alone (eight if the model reads
+    values); their outputs must stay the same (`check_batch`).  Cost: at most two forward passes.
 
-    The first samples of the run must give the same outputs after the last batch, and after each that is
-    checked as a whole, as they gave before the first (`check_state`).
+    *Whole checks.*  A batch is checked as a whole if it is the first, second, fourth, eighth, ..., if it is
+    the first of its size, or if 100 times the duration of the last such check has passed.  More samples are
+    run alone; a reverse pass over the batch shows whether samples influence one another's gradients and
+    whether the matrices are right in all rows (`batch_errors`); a reverse pass over two halves of the batch
+    shows whether gradients depend on position or on the other samples (`check_gradients`).  In the first
+    batch, some rows are compared as well (`row_error`).  Afterwards, and after the last batch, the first
+    samples of the run must give the same outputs as before the run (`check_state`).
 
-    A batch is checked as a whole if it is the first, the second, the fourth, the eighth, ..., or the first of
-    its size, or if a hundred times the seconds have passed that the last such check took.  Then more
-    samples are run alone, one reverse pass over the batch shows whether gradients cross between
-    samples and whether the matrices are right in all rows (`batch_errors`), and one in two halves whether
-    gradients depend on place or company (`check_gradients`).  The first batch's rows are
-    compared besides (`row_error`).  In between, two samples are checked (`cotangent_error`), rationed
-    to 3 % of the time where a batch takes few passes; of a factored Jacobian, in every batch.
+    *Quick checks.*  In between, two samples are checked (`cotangent_error`), rationed to 3 % of the run time;
+    of a factored Jacobian, in every batch.
 
-    What escapes: a fault of the outputs that another order shows is found in every batch.  A fault of
-    the derivatives alone, in one batch of k that are alike, escapes with probability ``1 - p``, where
-    ``p = min(1, batch seconds / (100 * check seconds))`` is the share of batches checked as a whole: such a
-    check costs about ten passes, so that p is about 1/10 where a batch takes 100 passes and 1 from 1000 on.
-    A branch on the whole batch that gives half of the samples another output, and that no operation of torch
-    shows to read values, escapes with probability 1/2 in one batch, ``2 ** -8`` in one checked as a whole.
+    *What escapes.*  A fault of the outputs that shows in another order is found in every batch.  A fault of
+    the derivatives alone, in one of many equal batches, escapes with probability ``1 - p``, where
+    ``p = min(1, batch seconds / (100 * check seconds))`` is the share of batches that are checked as a whole.
+    Such a check costs about ten passes, so that p is about 1/10 if a batch takes 100 passes, and 1 from 1000
+    passes on.  A branch on the whole batch that gives half of the samples another output, and in which no
+    operation of torch is seen to read values, escapes with probability 1/2 in a batch, and ``2 ** -8`` in one
+    that is checked as a whole.
 
     Args:
-        task: What is computed.
+        request: What is asked.
+        problem: What is computed.
         history: That of an earlier call with the same module, graph and plan; none if this is the first.
     """
 
-    def __init__(self, task: Task, history: CheckHistory | None = None) -> None:
-        self._task = task
+    def __init__(self, request: Request, problem: Problem, history: CheckHistory | None = None) -> None:
+        self._request = request
+        self._problem = problem
         self._history = CheckHistory() if history is None else history
         self._doubted = False
 
     def doubt(self) -> None:
-        """Check every batch to come as a whole: the method was wrong in one."""
+        """Check every further batch as a whole: the method was wrong in one."""
         self._doubted = True
 
-    def error(self, plan: Plan, block: ComputedBlock, *, taken_over: bool) -> float:
+    def error(self, plan: Plan, block: ComputedBatch, *, taken_over: bool) -> float:
         """Check a batch.
 
         Args:
@@ -136,10 +139,10 @@ class BatchChecks:
             taken_over: Whether the method has proved itself in an earlier run.
 
         Returns:
-            The worst relative error that was found; 0 where nothing but the outputs was compared.
+            The worst relative error that was found; 0 if only outputs were compared.
 
         Raises:
-            ModelError: Samples are not independent of one another and of their places.
+            ModelError: Samples are not independent of one another and of their positions.
             MethodError: The method is wrong.
             MemoryError: An allocation failed.
         """
@@ -150,7 +153,9 @@ class BatchChecks:
         try:
             self._check_outputs(block.linearization, self._seed(block), whole=whole)
         except ModelError:
-            if plan.method in PROGRAM_METHODS:  # the graph may be wrong, not the model
+            if (
+                isinstance(plan, WholePlan) and plan.filled_by.runs_program
+            ):  # the graph may be wrong, not the model
                 _check_graph_outputs(block)
             raise
         error = self._derivatives(plan, block) if whole else 0.0
@@ -158,24 +163,24 @@ class BatchChecks:
             self._check_company(plan, block)
             history.sizes.add(size)
             history.whole.end()
-        if whole or block.start + block.count == self._task.shapes.n_samples:
+        if whole or block.start + block.count == self._problem.shapes.n_samples:
             self._check_state()
-        if plan.method == "loop":
-            return 0.0  # it consists of the passes that it is checked with
+        if plan_is_reference(plan):
+            return 0.0  # it is the reference of the checks itself
         if block.start == 0 and not taken_over:
             return max(error, self._checked(plan, block, row_error))
-        if not whole and (plan.factored or history.few.due):
+        if not whole and (isinstance(plan, ChainPlan) or history.few.due):
             error = self._error_of_few(plan, block)
         return error
 
     @property
     def _now_and_then(self) -> bool:
-        """The first batch, the second, the fourth, the eighth ..."""
+        """Is this the first batch, the second, the fourth, the eighth ...?"""
         number = self._history.batches
         return number & (number - 1) == 0
 
     def products_serve(self, linearization: Linearized, *, start: int) -> bool:
-        """Check a batch of which no matrices are formed, only products with J and its transpose.
+        """Check a batch for which no matrices are formed, only products with J and its transpose.
 
         Args:
             linearization: The network at the batch.
@@ -185,107 +190,113 @@ class BatchChecks:
             Whether ``vjp`` and ``jvp`` agree with a plain reverse pass.
 
         Raises:
-            ModelError: Samples are not independent of one another and of their places.
+            ModelError: Samples are not independent of one another and of their positions.
             MemoryError: An allocation failed.
 
-        Cost: as of a batch checked as a whole; a batched pass of five cotangents and one of one tangent.
+        Cost: that of a whole check, a batched pass of five cotangents and one of one tangent.
         """
-        seed = self._task.config.seed + start
+        seed = self._request.seed + start
         self._check_outputs(linearization, seed, whole=True)
         self._check_state()
-        errors = [transpose_error(linearization, seed=seed)]
+        tape, products = linearization.tape(), linearization.batched()
+        errors = [transpose_error(tape, products, seed=seed)]
         if linearization.batch > 1:
-            errors.append(self._batch_error(linearization, linearization, seed=seed))
+            errors.append(self._batch_error(tape, products, seed=seed))
         else:
-            errors.append(cotangent_error(linearization, linearization, seed=seed))
+            errors.append(cotangent_error(tape, products, seed=seed))
         if not max(errors) <= self._tolerance(linearization):
             return False
         try:
-            self._check_gradients(linearization, linearization, seed)
+            self._check_gradients(linearization, products, seed)
         except ModelError:  # perhaps rounding alone, which rows would tell
             return False
         return True
 
-    def _seed(self, block: ComputedBlock) -> int:
-        return self._task.config.seed + block.start
+    def _seed(self, block: ComputedBatch) -> int:
+        return self._request.seed + block.start
 
     def _check_outputs(self, linearization: Linearized, seed: int, *, whole: bool) -> None:
-        """Run the batch in another order, and samples alone."""
+        """Run the batch in another order, and some samples alone."""
         reads = self._seen(linearization).reads_values
         most = linearization.batch if reads else _ALONE
         check_batch(
             linearization,
-            self._task.network.module,
+            self._problem.network.module,
             seed=seed,
             alone=most if whole else (_ALONE if reads else 1),
             rounding=self._rounding(linearization),
-            fixed_batch=self._task.shapes.fixed_batch is not None,
+            fixed_batch=self._problem.shapes.fixed_batch is not None,
         )
 
     def _check_state(self) -> None:
-        """Run the first samples again: the model must give what it gave before the run."""
-        network = self._task.network
+        """Run the first samples again: their outputs must be the same as before the run."""
+        network = self._problem.network
         if network.fresh or network.anchor is None:
             return
         x, extra, before = network.anchor
         with torch.no_grad(), translating(lambda error: batch_failure(len(x), error)):
             check_state(before, network(x, extra), network.module)
 
-    def _check_company(self, plan: Plan, block: ComputedBlock) -> None:
-        """Whether a batch's gradients depend on place or company; or whether the method is wrong there."""
+    def _check_company(self, plan: Plan, block: ComputedBatch) -> None:
+        """Raise if gradients depend on position or other samples; or if it is the method that is wrong."""
         matrices = block.matrices
         try:
             self._check_gradients(block.linearization, matrices, self._seed(block), rows=matrices)
         except ModelError:
-            if plan.method != "loop":
+            if not plan_is_reference(plan):
                 self._checked(plan, block, cotangent_error)
             raise
 
     def _check_gradients(
         self, linearization: Linearized, matrices: LinearMap, seed: int, *, rows: Matrices | None = None
     ) -> None:
-        """Pull cotangents back through each sample in another place and in other company."""
+        """Compare the gradients of each sample with those in another position and among other samples."""
         check_gradients(
             linearization,
             matrices,
-            self._task.network.module,
+            self._problem.network.module,
             rows=rows,
             seed=seed,
             tolerance=self._tolerance(linearization),
             rounding=self._rounding(linearization),
-            fixed_batch=self._task.shapes.fixed_batch is not None,
+            fixed_batch=self._problem.shapes.fixed_batch is not None,
         )
 
     def _seen(self, linearization: Linearized) -> Watched:
         if self._history.watched is None:
-            few = linearization.batch if self._task.shapes.fixed_batch else _FEW_SAMPLES
+            few = linearization.batch if self._problem.shapes.fixed_batch else _FEW_SAMPLES
             index = torch.arange(min(few, linearization.batch), device=linearization.device)
             with translating(lambda error: batch_failure(len(index), error)):
                 self._history.watched = watch(lambda: linearization.at(index).outputs)
         return self._history.watched
 
-    def _derivatives(self, plan: Plan, block: ComputedBlock) -> float:
-        """Whether gradients stay within their samples, and the error of a random combination of all rows."""
+    def _derivatives(self, plan: Plan, block: ComputedBatch) -> float:
+        """Raise if samples have gradients at others; the error of a random combination of all rows."""
         if block.linearization.batch == 1:
-            return 0.0 if plan.method == "loop" else self._checked(plan, block, cotangent_error)
+            return 0.0 if plan_is_reference(plan) else self._checked(plan, block, cotangent_error)
         return self._checked(plan, block, self._batch_error)
 
     def _every_row(self, linearization: Linearized, matrices: Matrices, seed: int) -> float:
+        tape = linearization.tape()
         like = torch.empty(linearization.batch, dtype=linearization.dtype, device=linearization.device)
-        return float(every_row_errors(linearization.pull, matrices, like, seed=seed).max())
+        return float(
+            every_row_errors(
+                lambda cotangents: tape.vjp(cotangents[None])[0], matrices, like, seed=seed
+            ).max()
+        )
 
-    def _batch_error(self, passes: ReversePasses, matrices: LinearMap, *, seed: int) -> float:
+    def _batch_error(self, passes: LinearMap, matrices: LinearMap, *, seed: int) -> float:
         error, crossed = batch_errors(passes, matrices, seed=seed)
         if not crossed <= CROSS_SAMPLE_LIMIT:
             how = f"in a batch of {passes.batch}, the outputs of some samples have a gradient at others"
-            raise mixing_error(self._task.network.module, how)
+            raise mixing_error(self._problem.network.module, how)
         return error
 
-    def _checked(self, plan: Plan, block: ComputedBlock, check: Callable[..., float]) -> float:
-        """The error by a check, if it is that of a right method.
+    def _checked(self, plan: Plan, block: ComputedBatch, check: Callable[..., float]) -> float:
+        """The error found by a check; raises if it is too large for a correct method.
 
-        The run's forward pass may have seen other kernels or a larger batch, where a ReLU may have fallen to
-        the other side: where the error is too large, passes that round alike are tried.
+        The run's forward pass may have used other kernels or a larger batch, so that a ReLU fell to the other
+        side: if the error is too large, the check is repeated with passes that round as the run did.
         """
         linearization, seed, tolerance = (
             block.linearization,
@@ -293,11 +304,11 @@ class BatchChecks:
             self._tolerance(block.linearization),
         )
         with translating(lambda error: batch_failure(linearization.batch, error)):
-            error = check(linearization, block.matrices, seed=seed)
+            error = check(linearization.tape(), block.matrices, seed=seed)
             if error <= tolerance:
                 return error
-            for passes in as_run(linearization, plan.to_dict(), recurrent=self._task.network.recurrent):
-                error = min(error, check(passes, block.matrices, seed=seed))
+            for passes in as_run(linearization, plan.to_dict(), recurrent=self._problem.network.recurrent):
+                error = min(error, check(passes.map, block.matrices, seed=seed))
                 if error <= tolerance:
                     return error
             if block.matrices.n_out <= MOST_ROWS:
@@ -308,7 +319,7 @@ class BatchChecks:
 
     def _tolerance(self, linearization: Linearized) -> float:
         reduced = self._seen(linearization).reduced(linearization.dtype)
-        return row_tolerance(linearization.dtype, self._task.config.precision, reduced)
+        return row_tolerance(linearization.dtype, self._request.precision, reduced)
 
     def _rounding(self, linearization: Linearized) -> torch.dtype:
         """The coarsest dtype that the model computes in."""
@@ -316,9 +327,9 @@ class BatchChecks:
         return linearization.dtype if reduced is None else getattr(torch, reduced)
 
     def _wrong(self, plan: Plan, error: float) -> JacliError:
-        if plan.method == "loop":
+        if plan_is_reference(plan):
             return mixing_error(
-                self._task.network.module,
+                self._problem.network.module,
                 "the gradients of samples are others where the rest of the batch has other cotangents",
             )
         apart = (
@@ -330,17 +341,17 @@ class BatchChecks:
             f"The method {plan.method} is wrong on this model.",
             why=apart,
             todo="Leave --method out, or choose --method loop."
-            if self._task.config.precision == "ieee"
+            if self._request.is_exact
             else "Leave --precision out.",
         )
 
-    def _error_of_few(self, plan: Plan, block: ComputedBlock) -> float:
-        """The error at few samples, by a pass over these alone; of the batch where that finds it wrong.
+    def _error_of_few(self, plan: Plan, block: ComputedBatch) -> float:
+        """The error at a few samples, by a pass over these alone; if that is too large, of the whole batch.
 
-        In company the few may have fallen to another side of a kink; and where their outputs differ from
-        those in the batch, these tell more in bf16.
+        Among the other samples, these few may have fallen to the other side of a kink: then their outputs
+        differ, too, and only a pass over the whole batch can tell.
         """
-        if self._task.shapes.fixed_batch is not None:
+        if self._problem.shapes.fixed_batch is not None:
             return self._checked(plan, block, cotangent_error)
         self._history.few.begin()
         seed = self._seed(block)
@@ -349,7 +360,7 @@ class BatchChecks:
         index = torch.arange(start, start + count, device=block.linearization.device)
         with translating(lambda error: batch_failure(count, error)):
             some = block.linearization.at(index)
-            error = cotangent_error(some, block.matrices.samples(start, start + count), seed=seed)
+            error = cotangent_error(some.tape(), block.matrices.take(slice(start, start + count)), seed=seed)
             same = same_outputs(some.outputs, block.linearization.outputs[index])
         self._history.few.end()
         if same and error <= self._tolerance(block.linearization):
@@ -359,8 +370,17 @@ class BatchChecks:
         return error
 
 
-def _check_graph_outputs(block: ComputedBlock) -> None:
-    """Hold the outputs that a program gave at a batch against the model's own there."""
+def plan_is_reference(plan: Plan) -> bool:
+    """Whether a plan consists of the plain reverse passes that all others are checked with."""
+    match plan:
+        case WholePlan(filled_by=method):
+            return method.is_reference
+        case ChainPlan():
+            return False
+
+
+def _check_graph_outputs(block: ComputedBatch) -> None:
+    """Compare the outputs of the linear program at a batch with those of the model itself."""
     linearization = block.linearization
     itself = linearization.at(torch.arange(linearization.batch, device=linearization.device))
     with translating(lambda error: batch_failure(linearization.batch, error)):

@@ -1,10 +1,7 @@
-"""A whole batch as one CUDA graph: linearisation and every pass, launched at once.
+"""A whole batch as one compute graph (`jacli.device.compute_graph`): linearisation and every pass.
 
-The kernels of a small network take less time than Python needs to launch them: the device waits.  A CUDA
-graph (NVIDIA, *CUDA Programming Guide*, "CUDA Graphs") records the launches of a batch once and replays them
-with other numbers in the same memory.  A batch is recorded where launching took most of its time, at its
-third run with the same program, shapes and sizes; what a graph cannot hold, such as a flag that the host
-reads from the device, runs as before.
+A batch is recorded at its third run with the same program, shapes and sizes, if launching kernels took most
+of the time.  What a graph cannot hold, such as a flag that the host reads from the device, runs as before.
 """
 
 from __future__ import annotations
@@ -14,16 +11,17 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor
 
 from jacli.choice.problem import Points
-from jacli.errors import JacliError, means_out_of_memory
-from jacli.methods import Method, fill
+from jacli.device.clock import now
+from jacli.device.compute_graph import ComputeGraph, record
+from jacli.methods import fill
 from jacli.network import Linearized, Program
+from jacli.options.methods import Method
 
 LAUNCH_BOUND_SHARE = 0.6
-"""A batch is recorded where the host was busy launching for at least this part of its time."""
+"""A batch is recorded if the host was busy launching kernels for at least this share of its time."""
 
 MAX_RECORDED_PER_PROGRAM = 2
 """Each holds the memory of a batch: masks, cotangents and results."""
@@ -31,17 +29,15 @@ MAX_RECORDED_PER_PROGRAM = 2
 
 @dataclass
 class _Recorded:
-    """A graph, the memory it reads the points from, and that it leaves outputs and matrices in."""
+    """A graph, whose result is outputs and matrices, and the memory that it reads the points from."""
 
-    graph: torch.cuda.CUDAGraph
+    graph: ComputeGraph[tuple[Tensor, Tensor]]
     points: Points
-    outputs: Tensor
-    matrices: Tensor
 
 
 @dataclass
 class _Seen:
-    """What is known of batches of one kind."""
+    """Batches of one kind: same method, shapes and sizes."""
 
     runs: int = 0
     launch_bound: bool = False
@@ -62,17 +58,17 @@ class BatchGraphs:
         chunk_size: int,
         out: Tensor | None,
     ) -> tuple[Linearized, Tensor]:
-        """The network at a batch, and its Jacobians ``(batch, n_out, n_in)``.
+        """Linearise the network at a batch, and compute its Jacobians ``(batch, n_out, n_in)``.
 
         Args:
-            linearize: Points, and the outputs there where they are known, to the network linearised there.
+            linearize: Linearises the network at points, given its outputs there if they are known.
             points: Of the batch.
             method: One that runs the program.
             chunk_size: Vectors per pass.
-            out: Where the Jacobians go; memory of their own if None.
+            out: Where the Jacobians are written; new memory if None.
 
         Raises:
-            JacliError: As `jacli.methods.fill`.
+            JacliError: As `jacli.methods.filling`.
         """
         seen = self._seen.setdefault(_kind(points, method, chunk_size), _Seen())
         seen.runs += 1
@@ -81,16 +77,16 @@ class BatchGraphs:
         if seen.recorded is None:
             linearization = linearize(points, None)
             timed = seen.runs == 2
-            began = _synchronized(points[0].device) if timed else 0.0
+            began = now(points[0].device) if timed else 0.0
             matrices = fill(method, linearization, chunk_size=chunk_size, out=out)
             if timed:
                 launched = perf_counter() - began
-                seen.launch_bound = launched >= LAUNCH_BOUND_SHARE * (_synchronized(points[0].device) - began)
+                seen.launch_bound = launched >= LAUNCH_BOUND_SHARE * (now(points[0].device) - began)
             return linearization, matrices
         return self._replayed(seen.recorded, linearize, points, out)
 
     def clear(self) -> None:
-        """Give the graphs' memory back."""
+        """Forget all graphs, which frees their memory."""
         self._seen.clear()
 
     def _record(
@@ -101,7 +97,7 @@ class BatchGraphs:
         method: Method,
         chunk_size: int,
     ) -> bool:
-        """Record a batch; False where a graph cannot hold it."""
+        """Record a batch; False if a graph cannot hold it."""
         recorded = [one for one in self._seen.values() if one.recorded is not None]
         if len(recorded) >= MAX_RECORDED_PER_PROGRAM:
             recorded[0].recorded = None
@@ -113,31 +109,14 @@ class BatchGraphs:
         )
 
         def run() -> tuple[Tensor, Tensor]:
-            linearization = linearize(own, None)
-            try:
+            with linearize(own, None) as linearization:
                 matrices = fill(method, linearization, chunk_size=chunk_size)
                 return linearization.outputs, matrices
-            finally:
-                linearization.close()
 
-        device = x.device
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.device(device):
-                side = torch.cuda.Stream(device)
-                side.wait_stream(torch.cuda.current_stream(device))
-                with torch.cuda.stream(side):
-                    run()  # kernels and workspaces of the stream that records
-                torch.cuda.current_stream(device).wait_stream(side)
-                # Another thread copies and writes meanwhile: its calls are none of the graph's business.
-                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
-                    outputs, matrices = run()
-        except Exception as error:
-            if isinstance(error, (RuntimeError, JacliError)) or means_out_of_memory(error):
-                torch.cuda.synchronize(device)
-                return False
-            raise
-        seen.recorded = _Recorded(graph, own, outputs, matrices)
+        graph = record(run, x.device)
+        if graph is None:
+            return False
+        seen.recorded = _Recorded(graph, own)
         return True
 
     @staticmethod
@@ -154,28 +133,24 @@ class BatchGraphs:
         if selected is not None and points[2] is not None:
             selected.copy_(points[2])
         recorded.graph.replay()
-        linearization = linearize(points, recorded.outputs.clone())
+        outputs, matrices = recorded.graph.result
+        linearization = linearize(points, outputs.clone())
         if out is None:
-            return linearization, recorded.matrices.clone()
-        return linearization, out.copy_(recorded.matrices[: len(out)])
+            return linearization, matrices.clone()
+        return linearization, out.copy_(matrices[: len(out)])
 
 
 _GRAPHS: WeakKeyDictionary[Program, BatchGraphs] = WeakKeyDictionary()
 
 
 def batch_graphs(program: Program) -> BatchGraphs:
-    """The graphs of a program, which live as long as it does."""
+    """The graphs of a linear program, which live as long as it does."""
     return _GRAPHS.setdefault(program, BatchGraphs())
 
 
 def _kind(points: Points, method: Method, chunk_size: int) -> Hashable:
-    """What must be the same for a graph to serve another batch."""
+    """Everything that must be the same for a graph to be replayed for another batch."""
     x, extra, selected = points
     tensors = [x, *(extra[name] for name in sorted(extra)), *([] if selected is None else [selected])]
     shapes = tuple((tuple(t.shape), t.stride(), t.dtype, t.device) for t in tensors)
     return method.name, chunk_size, tuple(sorted(extra)), shapes
-
-
-def _synchronized(device: torch.device) -> float:
-    torch.cuda.synchronize(device)
-    return perf_counter()

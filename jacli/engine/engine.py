@@ -1,4 +1,4 @@
-"""From a network and its points to Jacobians, block by block: what files and the Python API share."""
+"""From a network and its points to Jacobians, batch by batch: what files and the Python API share."""
 
 from __future__ import annotations
 
@@ -7,35 +7,38 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
-import torch
 from torch import Tensor
 
-from jacli.choice.choose import Choice
-from jacli.choice.fallback_notes import as_traced
-from jacli.choice.problem import ComputedBlock, Graph, Task
-from jacli.engine.batch_checks import BatchChecks, CheckHistory
+from jacli.choice.choose import Choice, choose
+from jacli.choice.fallback_notes import fallback_notes
+from jacli.choice.halving import halving
+from jacli.choice.problem import Graph, Points, Problem
+from jacli.device.hardware import is_gpu
+from jacli.device.memory import release_cached_memory
+from jacli.engine.batch_checks import BatchChecks, CheckHistory, plan_is_reference
 from jacli.engine.batch_graph import batch_graphs
-from jacli.errors import JacliError, MethodError, OutOfMemoryError, means_out_of_memory
+from jacli.engine.computed_batch import ComputedBatch
+from jacli.errors import MethodError, OutOfMemoryError
 from jacli.errors.printable import count_of
 from jacli.linear_map import DenseMap
-from jacli.methods import Method, factors_of, fill, load_method
-from jacli.network import CutLinearized, Program
-from jacli.plans.plan import Plan, with_counts
+from jacli.methods import factors_of, fill
+from jacli.network import CutNetwork, Linearized, Program
+from jacli.options.methods import REFERENCE, Method
+from jacli.plans.plan import ChainPlan, Plan, WholePlan, whole_plan
+from jacli.plans.request import Request
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A method that has proved itself on the first block.
+    """A plan that has proved itself on the first batch.
 
     Attributes:
-        method: The method.
-        plan: Its plan.
+        plan: The plan.
         row_error: Worst relative error of its checked rows; 0 for plain passes, which they are checked with.
         passed_over: Methods tried before, with what was wrong with each.
         graph: The traced network, where the method runs it.
     """
 
-    method: Method
     plan: Plan
     row_error: float = 0.0
     passed_over: Mapping[str, str] = field(default_factory=dict)
@@ -50,223 +53,246 @@ class Chosen:
         }
 
 
-Place = Callable[[Plan, int, int], Tensor | None]
+OutBuffer = Callable[[Plan, int, int], Tensor | None]
 """Where the dense matrices of some samples go, ``(count, n_out, n_in)``: plan, first sample, count."""
 
 
 class Engine:
-    """Computes the blocks of a task under the plans of a choice.
+    """Computes the batches of a problem under the plans of a choice.
 
     Args:
-        task: What is to be computed.
-        choice: Its plans.
-        place: Memory that dense matrices are written into; a block has its own where it is None.
+        request: What is asked.
+        problem: What is to be computed.
+        choice: Plans for it.
+        out_buffer: Memory that dense matrices are written into; a batch has its own where it is None.
         start: First sample; those before it are done.
-        proven: The method and plan they were done with, which is gone on with.
+        proven: The plan they were done with, which is continued.
         history: What an earlier call with the same module, graph and plan has checked.
 
     Attributes:
         notes: What happened that the user must be told.
-        held: Most that was held by the first block, in bytes, beside results that are kept.
-        chosen: The method and plan in force, once the first block is done.
-        accepted: Those that the first block was computed with.
+        held: Most that was held by the first batch, in bytes, beside results that are kept.
+        chosen: The plan in force, once the first batch is done.
+        accepted: The one that the first batch was computed with.
     """
 
     def __init__(
         self,
-        task: Task,
+        request: Request,
+        problem: Problem,
         choice: Choice,
-        place: Place | None = None,
+        out_buffer: OutBuffer | None = None,
         *,
         start: int = 0,
         proven: Chosen | None = None,
         history: CheckHistory | None = None,
     ) -> None:
-        self._task = task
+        self._request = request
+        self._problem = problem
         self._choice = choice
-        self._place = place
+        self._out_buffer = out_buffer
         self._start = start
         self._number = 0
-        self._checks = BatchChecks(task, history)
+        self._checks = BatchChecks(request, problem, history)
         self.notes: list[str] = []
         self.held = 0
         self.chosen = self.accepted = proven
 
-    def blocks(self) -> Iterator[ComputedBlock]:
-        """All blocks, in order; what does not fit in memory is tried again in halves.
+    def batches(self) -> Iterator[ComputedBatch]:
+        """All batches, in order; what does not fit in memory is tried again in halves.
 
-        A block is to be let go before the next one is asked for, or both are held.
+        A batch is to be let go before the next one is asked for, or both are held.
 
         Raises:
-            MethodError: No plan serves the first block, or none serves a later one.
+            MethodError: No plan serves the first batch, or none serves a later one.
             ModelError: Samples are not independent of one another, or of their place in the batch.
-            OutOfMemoryError: One sample with one vector a pass does not fit.
+            OutOfMemoryError: One sample with one vector per pass does not fit.
         """
-        n_samples = self._task.shapes.n_samples
+        n_samples = self._problem.shapes.n_samples
         start = self._start
         while start < n_samples:
-            # What a block holds does not change from one to the next: it is looked at now and then.
+            # What a batch holds does not change from one to the next: it is measured now and then.
             self._number += 1
-            watch = self._task.memory.peak() if self._now_and_then else nullcontext([0])
+            watch = self._problem.memory.peak() if self._now_and_then else nullcontext([0])
             with watch as held:
-                block = self._first() if self.chosen is None else self._next(start)
-            block.linearization.close()
-            start += block.count
-            beside = held[0] - self._placed(start)
-            self.held = self.held or beside  # of the first block, when none waits to be written yet
-            yield block
-            del block
+                batch = self._first() if self.chosen is None else self._next(start)
+            batch.linearization.close()
+            start += batch.count
+            beside = held[0] - self._kept_bytes(start)
+            self.held = self.held or beside  # of the first batch, when none waits to be written yet
+            yield batch
+            del batch
             self._stay_within(beside, start < n_samples)
 
     @property
     def _now_and_then(self) -> bool:
-        """At the first block, the second, the fourth, the eighth ..."""
+        """At the first batch, the second, the fourth, the eighth ..."""
         return self._number & (self._number - 1) == 0
 
-    def _placed(self, count: int) -> int:
+    def _kept_bytes(self, count: int) -> int:
         """Bytes of the result of the first samples, where it is kept: it does not count as held."""
-        return count * self._task.shapes.sample_bytes if self._place else 0
+        return count * self._problem.shapes.sample_bytes if self._out_buffer else 0
 
-    def _first(self) -> ComputedBlock:
-        """The first block by the first plan that serves it and whose rows are those of plain passes."""
+    @property
+    def _free(self) -> bool:
+        """Whether plain passes may take the place of what was chosen."""
+        request = self._request
+        return request.is_free and request.is_exact and request.keep != "factors"
+
+    def _first(self) -> ComputedBatch:
+        """The first batch by the first plan that serves it and whose rows are those of plain passes."""
         passed_over: dict[str, str] = {}
         last: MethodError | None = None
         for plan in self._choice.plans:
             try:
-                plan, block, error = self._fitting(plan, 0)
+                plan, batch, error = self._fitting(plan, 0)
             except MethodError as failure:
-                passed_over[plan.method] = f"{failure.what} {failure.why}"
+                passed_over[plan.method] = failure.summary
                 last = failure
                 continue
             graph = self._choice.graph_of(plan)
-            notes = dict.fromkeys((*plan.notes, *as_traced(plan, graph)))
-            plan = replace(plan, notes=tuple(notes))
-            self.chosen = Chosen(load_method(plan.method), plan, error, passed_over, graph)
+            notes = dict.fromkeys((*plan.notes, *fallback_notes(plan, graph)))
+            self.chosen = Chosen(replace(plan, notes=tuple(notes)), error, passed_over, graph)
             self.accepted = self.chosen
-            return block
+            return batch
         if self._choice.taken_over:
             # The plan of an earlier run or call no longer serves: choose as if there had been none.
             self.notes += [f"an earlier plan did not serve: {why}" for why in passed_over.values()]
-            self._choice = Choice(replace(self._task, config=replace(self._task.config, repeated_plan=None)))
+            self._choice = choose(replace(self._request, earlier_plan=None), self._problem)
             return self._first()
         assert last is not None  # there is a plan at least
-        config = self._task.config
-        free = config.method == "auto" and config.precision == "ieee" and config.save != "factors"
-        if not free or "loop" in passed_over:
+        if not self._free or REFERENCE.name in passed_over:
             raise last
-        return self._first_by_loop(passed_over)
+        return self._first_by_plain_passes(passed_over)
 
-    def _first_by_loop(self, passed_over: dict[str, str]) -> ComputedBlock:
-        """The first block by plain passes, where the choice is free and all that was chosen is wrong."""
-        loop = load_method("loop")
-        plan = replace(
-            self._choice.plans[0], method="loop", chunk_size=1, factored=None, notes=(), seconds=None
+    def _plain(self, plan: Plan, why: str) -> WholePlan:
+        """Plain passes in batches of a plan's size."""
+        return whole_plan(
+            REFERENCE,
+            why,
+            self._problem.shapes,
+            self._request,
+            batch_size=plan.batch_size,
+            chunk_size=1,
         )
-        plan = replace(with_counts(plan, self._task.shapes, loop.passes), why="all others tried were wrong")
-        plan, block, error = self._fitting(plan, 0)
-        self.chosen = self.accepted = Chosen(loop, plan, error, passed_over, None)
-        return block
 
-    def _next(self, start: int) -> ComputedBlock:
-        """A later block; by another plan where the one in force does not serve there."""
+    def _first_by_plain_passes(self, passed_over: dict[str, str]) -> ComputedBatch:
+        """The first batch by plain passes, where the choice is free and all that was chosen is wrong."""
+        wrong = self._choice.plans[0]
+        plain = replace(self._plain(wrong, "all others tried were wrong"), measured=wrong.measured)
+        plan, batch, error = self._fitting(plain, 0)
+        self.chosen = self.accepted = Chosen(plan, error, passed_over, None)
+        return batch
+
+    def _next(self, start: int) -> ComputedBatch:
+        """A later batch; by another plan where the one in force does not serve there."""
         assert self.chosen is not None
         try:
-            plan, block, _ = self._fitting(self.chosen.plan, start)
+            plan, batch, _ = self._fitting(self.chosen.plan, start)
         except MethodError as failure:
-            return self._instead(start, failure)
+            return self._instead(self.chosen.plan, start, failure)
         self._continue_with(plan)
-        return block
+        return batch
 
-    def _instead(self, start: int, failure: MethodError) -> ComputedBlock:
-        """One block by plain passes, which are right wherever the network has a derivative."""
-        assert self.chosen is not None
-        config, method = self._task.config, self.chosen.plan.method
-        if method == "loop" or config.method not in ("auto", "loop") or config.save == "factors":
-            raise self._stopped(start, failure)
+    def _instead(self, plan: Plan, start: int, failure: MethodError) -> ComputedBatch:
+        """One batch by plain passes, which are right wherever the network has a derivative."""
+        request = self._request
+        asked_for = not request.is_free and request.method != REFERENCE.name
+        if plan_is_reference(plan) or asked_for or request.keep == "factors":
+            raise self._stopped(plan, start, failure)
         self._checks.doubt()
-        plan = self.chosen.plan
-        loop = replace(plan, method="loop", chunk_size=1, factored=None)
-        _, block, _ = self._fitting(loop, start)
-        stop = start + block.count - 1
+        _, batch, _ = self._fitting(self._plain(plan, plan.why), start)
+        stop = start + batch.count - 1
         self.notes.append(f"samples {start} to {stop} by loop, not {plan.method}: {failure.why}")
-        return block
+        return batch
 
-    def _stopped(self, start: int, failure: MethodError) -> MethodError:
+    def _stopped(self, plan: Plan, start: int, failure: MethodError) -> MethodError:
         """The method in force fails at a later batch, and no other may take its place."""
-        assert self.chosen is not None
-        method, config = self.chosen.plan.method, self._task.config
-        if not self._task.written:
+        if not self._request.written:
             todo = "Leave method out: what it cannot do is then computed by loop."
-        elif config.save == "factors":
+        elif self._request.keep == "factors":
             todo = "Start anew with --no-resume, and with --save full or none: other methods give no factors."
-        elif method == "loop":
+        elif plan_is_reference(plan):
             todo = "Leave those samples out with --samples; what is done cannot be finished with them."
         else:
             todo = (
                 "Run the same command with --method auto: it keeps what is done, and computes by loop what "
+                f"{plan.method} cannot."
             )
-            todo += f"{method} cannot."
         return MethodError(
-            f"The method {method} serves up to sample {start - 1}, and not from there on.",
-            why=f"{failure.what} {failure.why}",
+            f"The method {plan.method} serves up to sample {start - 1}, and not from there on.",
+            why=failure.summary,
             todo=todo,
         )
 
     def _continue_with(self, plan: Plan) -> None:
         assert self.chosen is not None
         if plan is not self.chosen.plan:
-            chosen = self.chosen
-            self.chosen = Chosen(chosen.method, plan, chosen.row_error, chosen.passed_over, chosen.graph)
+            self.chosen = replace(self.chosen, plan=plan)
 
-    def _fitting(self, plan: Plan, start: int) -> tuple[Plan, ComputedBlock, float]:
-        """The block by the plan, or by one with half the sizes, and so on, if memory runs out.
+    def _fitting(self, plan: Plan, start: int) -> tuple[Plan, ComputedBatch, float]:
+        """The batch by the plan, or by one with half the sizes, and so on, if memory runs out.
 
         And the worst error that its checks found (`BatchChecks`).
         """
-        while True:
-            try:
-                block = self._block(plan, start)
-                return plan, block, self._checks.error(plan, block, taken_over=self._choice.taken_over)
-            except Exception as error:
-                if not means_out_of_memory(error) or isinstance(error, JacliError):
-                    raise
-                said = str(error).strip().splitlines()[0] if str(error).strip() else "the allocation failed"
-            smaller = plan.smaller(self._task.shapes, load_method(plan.method).passes)
-            self._release()
-            if smaller is None:
-                raise self._out_of_memory(plan, said)
-            self.notes.append(f"out of memory: {_sizes(plan)} did not fit, going on with {_sizes(smaller)}")
-            plan = smaller
 
-    def _block(self, plan: Plan, start: int) -> ComputedBlock:
-        count = min(plan.batch_size, self._task.shapes.n_samples - start)
-        points, graph = self._task.points(start, plan.batch_size), self._choice.graph_of(plan)
-        if plan.factored:
-            cut = self._task.linearize(points, graph)
-            assert isinstance(cut, CutLinearized)
-            return ComputedBlock(start, count, cut, factors_of(cut, plan.factored))
-        method = load_method(plan.method)
-        out = self._place(plan, start, count) if self._place else None
-        if isinstance(graph, Program) and points[0].is_cuda:
-            linearization, dense = batch_graphs(graph).fill(
-                lambda points, outputs: self._task.linearize(points, graph, outputs),
+        def checked(plan: Plan) -> tuple[ComputedBatch, float]:
+            batch = self._batch(plan, start)
+            return batch, self._checks.error(plan, batch, taken_over=self._choice.taken_over)
+
+        def note(plan: Plan, smaller: Plan) -> None:
+            self.notes.append(f"out of memory: {_sizes(plan)} did not fit, going on with {_sizes(smaller)}")
+
+        plan, (batch, error) = halving(
+            plan,
+            checked,
+            smaller=self._smaller,
+            release=self._release,
+            give_up=self._out_of_memory,
+            note=note,
+        )
+        return plan, batch, error
+
+    def _smaller(self, plan: Plan) -> Plan | None:
+        return plan.smaller(self._problem.shapes)
+
+    def _batch(self, plan: Plan, start: int) -> ComputedBatch:
+        problem, precision = self._problem, self._request.precision
+        count = min(plan.batch_size, problem.shapes.n_samples - start)
+        points, graph = problem.points(start, plan.batch_size), self._choice.graph_of(plan)
+        match plan:
+            case ChainPlan(factorization=factorization):
+                assert isinstance(graph, CutNetwork)  # what the choice has for a chain
+                cut = problem.cut(points, graph, precision=precision)
+                return ComputedBatch(start, count, cut, factors_of(cut, factorization))
+            case WholePlan(filled_by=method, vectors_per_pass=chunk_size):
+                out = self._out_buffer(plan, start, count) if self._out_buffer else None
+                linearization, dense = self._filled(method, chunk_size, points, graph, out)
+                return ComputedBatch(start, count, linearization, DenseMap(dense))
+
+    def _filled(
+        self, method: Method, chunk_size: int, points: Points, graph: Graph, out: Tensor | None
+    ) -> tuple[Linearized, Tensor]:
+        """The network at a batch, and its dense Jacobians."""
+        problem, precision = self._problem, self._request.precision
+        if isinstance(graph, Program) and is_gpu(points[0].device):
+            return batch_graphs(graph).fill(
+                lambda points, outputs: problem.linearize(points, graph, outputs, precision=precision),
                 points,
                 method,
-                plan.chunk_size,
+                chunk_size,
                 out,
             )
-        else:
-            linearization = self._task.linearize(points, graph)
-            dense = fill(method, linearization, chunk_size=plan.chunk_size, out=out)
-        return ComputedBlock(start, count, linearization, DenseMap(dense))
+        linearization = problem.linearize(points, graph, precision=precision)
+        return linearization, fill(method, linearization, chunk_size=chunk_size, out=out)
 
     def _stay_within(self, held: int, more: bool) -> None:
-        """Halve the blocks to come if this one held more than it may."""
-        chosen, memory = self.chosen, self._task.memory
+        """Halve the batches to come if this one held more than it may."""
+        chosen, memory = self.chosen, self._problem.memory
         assert chosen is not None
         if not more or held <= memory.limit:
             return
-        smaller = chosen.plan.smaller(self._task.shapes, chosen.method.passes)
+        smaller = self._smaller(chosen.plan)
         self._release()
         if smaller is not None:
             self.notes.append(
@@ -278,11 +304,10 @@ class Engine:
         if self.chosen is not None and isinstance(self.chosen.graph, Program):
             batch_graphs(self.chosen.graph).clear()
         gc.collect()
-        if self._task.memory.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release_cached_memory(self._problem.memory.device)
 
     def _out_of_memory(self, plan: Plan, said: str) -> OutOfMemoryError:
-        shapes, memory = self._task.shapes, self._task.memory
+        shapes, memory = self._problem.shapes, self._problem.memory
         return OutOfMemoryError(
             f"Out of memory with {_sizes(plan)}: not even that fits.",
             why=f"The Jacobian of a sample takes {shapes.sample_bytes:,} bytes, "
@@ -292,8 +317,7 @@ class Engine:
 
 
 def _sizes(plan: Plan) -> str:
-    samples = count_of(plan.batch_size, "sample")
-    if plan.factored:
-        chunk = max(max(link.reverse_chunk, link.forward_chunk) for link in plan.factored.links)
-        return f"{samples} a block and {count_of(chunk, 'vector')} a pass"
-    return f"{samples} a block and {count_of(plan.chunk_size, 'vector')} a pass"
+    match plan:
+        case WholePlan(vectors_per_pass=vectors) | ChainPlan(largest_chunk=vectors):
+            samples = count_of(plan.batch_size, "sample")
+            return f"{samples} per batch and {count_of(vectors, 'vector')} per pass"

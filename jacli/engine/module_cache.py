@@ -1,11 +1,11 @@
-"""What `jacli.jacobian` keeps of a call for the next one with the same model and shape.
+"""Cache of plans and traced graphs, per module, shape and options, for repeated calls of `jacli.jacobian`.
 
-Choosing costs a part of a run; a second call with the same module, shape and options takes the plan
-over, on a copy of the module as it is now.  A traced network is a graph of what the module was: it is
-taken over only where everything in the module still is the same, and is looked at as in any run: by plain
+Choosing a plan costs a part of a run.  A second call with the same module, shape and options takes over the
+plan of the first, on a copy of the module as it is now.  A traced graph belongs to the module as it was: it
+is taken over only if everything in the module is still the same, and it is checked as in any run, by plain
 passes through that copy.
 
-A call with fewer samples, such as the last batch of an epoch, takes over the plan of the larger one.
+A call with fewer samples, such as the last batch of an epoch, takes over the plan of a call with more.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from jacli.choice.memory_limit import MemoryLimit
 from jacli.choice.problem import Graph
 from jacli.engine.batch_checks import CheckHistory
 from jacli.engine.engine import Chosen
-from jacli.engine.same_module import alike
+from jacli.engine.same_module import equals_copy
+from jacli.models.tensors import bytes_of, module_tensors
 from jacli.network import TensorNetwork, frozen_twin
-from jacli.options.config import RunConfig
 from jacli.plans.plan import Plan
 from jacli.verify import Probed
 
@@ -34,14 +34,14 @@ class _Entry:
     """What one call found out.
 
     Attributes:
-        plan: Method and sizes; None where no matrix was formed.
-        graph: The traced network, where the plan's method runs it.
-        twin: The copy that was probed; None where it is large and nothing else holds its parameters.
+        plan: Method and sizes; None if no matrix was formed.
+        graph: The traced network, if the plan's method runs it.
+        twin: The copy that was probed; None if it is large and no graph holds its parameters anyway.
         network: That of the call, without its module.
         probed: What the probe learnt.
-        memory: What may be held, where the call held far less; None where it has to be looked at anew.
+        memory: What may be held, if the call held far less; None if it has to be found out anew.
         history: What was checked of the batches so far.
-        borrowed: How often the entry served a call with so many fewer samples.
+        borrowed: Numbers of samples, each with how many calls of that size used this entry.
     """
 
     plan: Plan | None
@@ -55,30 +55,30 @@ class _Entry:
 
 
 _ENTRIES: WeakKeyDictionary[Callable[..., object], dict[tuple[int, Hashable], _Entry]] = WeakKeyDictionary()
-"""Module to what is kept for each number of samples and everything else that a plan depends on."""
+"""Module -> (number of samples, everything else that a plan depends on) -> entry."""
 
-_MOST = 4
-"""Entries per module: each that is cut holds a copy of its parameters."""
+_MAX_ENTRIES_PER_MODULE = 4
+"""The oldest entry goes first; each that is cut holds a copy of the module's parameters."""
 
-_SMALL_TWIN_BYTES = 64 * 2**20
-"""Up to so many bytes of parameters the copy is kept also where no graph holds them."""
+_MAX_TWIN_BYTES = 64 * 2**20
+"""The copy is kept although no graph holds its parameters, if they take at most so many bytes."""
 
-_MANY_BORROWED = 4
-"""Calls with at most half of the samples, after which these get a plan of their own."""
+_MAX_BORROWED_CALLS = 4
+"""After so many calls with at most half of the samples, that number of samples gets a plan of its own."""
 
-_SMALL_SHARE = 64
-"""Memory is not looked at again where a call held at most this part of what it might."""
+_MIN_LIMIT_OVER_HELD = 64
+"""Memory is not measured again if a call may hold at least this many times what it held."""
 
 
-class Kept:
-    """The entry of one model, number of samples and set of options; or that of more samples.
+class CachedPlan:
+    """The cache entry for a model, a number of samples and a set of options; or that for more samples.
 
     Attributes:
-        choice: Plan and traced network to go on with, or None.
-        network: A copy of the module, with what the probe learnt of the earlier one, or None.
-        memory: What may be held, where it need not be looked at; or None.
-        history: What was checked of the batches of earlier calls, where module, graph and plan are the same;
-            or one that begins.
+        choice: Plan and traced network to take over, or None.
+        network: A copy of the module, with what the probe learnt from an earlier one, or None.
+        memory: What may be held, if it need not be measured again, or None.
+        history: What was checked of the batches of earlier calls, if module, graph and plan are the same;
+            else an empty one.
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class Kept:
         self.network: tuple[TensorNetwork, Probed] | None = None
         self.memory: MemoryLimit | None = None
         self.history = CheckHistory()
-        entry, own = self._found()
+        entry, own = self._entry()
         if entry is None or not isinstance(model, nn.Module):
             return
         self.memory = entry.memory
-        same = entry.twin is not None and alike(model, entry.twin)
-        # A module that keeps no state between calls: the earlier copy is as good as a fresh one.
-        # Not so of TorchScript, whose attributes are not seen: there plain passes show what changed.
+        same = entry.twin is not None and equals_copy(model, entry.twin)
+        # The module keeps no state between calls, so the earlier copy is as good as a fresh one.  Not so for
+        # TorchScript, whose attributes are not compared: there plain passes show what has changed.
         scripted = any(isinstance(part, torch.jit.ScriptModule) for part in model.modules())
         module = entry.twin if same and not scripted and entry.twin is not None else frozen_twin(model)
         self.network = replace(entry.network, module=module), entry.probed
@@ -105,8 +105,8 @@ class Kept:
             if same and not scripted:
                 self.history = entry.history
 
-    def _found(self) -> tuple[_Entry | None, bool]:
-        """The entry of as many samples, else of the next larger number; and whether its plan serves."""
+    def _entry(self) -> tuple[_Entry | None, bool]:
+        """The entry for as many samples, else for the next larger number; whether its plan may be used."""
         entries = _ENTRIES.get(self._model, {}) if self._model is not None else {}
         if self._key in entries:
             return entries[self._key], True
@@ -117,11 +117,11 @@ class Kept:
         most = min(larger)
         entry = entries[most, options]
         entry.borrowed[n_samples] += 1
-        return entry, 2 * n_samples > most or entry.borrowed[n_samples] <= _MANY_BORROWED
+        return entry, 2 * n_samples > most or entry.borrowed[n_samples] <= _MAX_BORROWED_CALLS
 
     @property
     def is_kept(self) -> bool:
-        """Whether what is found out serves later calls."""
+        """Whether `keep` stores anything."""
         return self._model is not None
 
     @classmethod
@@ -129,33 +129,23 @@ class Kept:
         cls,
         model: Callable[..., object],
         x: Tensor,
-        config: RunConfig,
+        asked: Hashable,
         arguments: Mapping[str, object],
         extra: Mapping[str, Tensor],
         *,
         keep: bool = True,
-    ) -> Kept:
-        """What is kept for this call; nothing for functions, which may close over anything.
+    ) -> CachedPlan:
+        """What the cache has for this call; never anything for functions, which may close over anything.
 
-        Nor where an argument is not a plain value: the copy that was probed has it filled in; nor without
-        ``keep``.
+        Nor if an argument is the same for all samples: the copy that was probed has it filled in; nor without
+        ``keep``.  ``asked`` is all that a plan depends on beside the model and the points.
         """
         if not keep or not isinstance(model, nn.Module) or set(arguments) - set(extra):
             return cls(None)
-        options = (
-            config.method,
-            config.precision,
-            config.batch_size,
-            config.chunk_size,
-            config.memory,
-            config.select,
-            config.of,
-            config.classes,
-        )
         rows = tuple((name, extra[name].shape[1:], extra[name].dtype) for name in sorted(extra))
         autocast = torch.is_autocast_enabled(x.device.type)  # then the probe refuses, whatever is kept
         settings = (torch.get_num_threads(), autocast, rows, _plain_attributes(model))
-        return cls(model, len(x), (tuple(x.shape[1:]), x.dtype, x.device, options, settings))
+        return cls(model, len(x), (tuple(x.shape[1:]), x.dtype, x.device, asked, settings))
 
     def keep(
         self,
@@ -166,40 +156,40 @@ class Kept:
         *,
         held: int,
     ) -> None:
-        """Remember what a call began with; not of a module with state, which may have brought it anywhere.
+        """Store what a call found out; nothing of a module with state, which may have changed meanwhile.
 
         Args:
             network: Of the call.
             probed: What the probe learnt.
-            chosen: Method and plan; None where no matrix was formed.
+            chosen: Method and plan; None if no matrix was formed.
             memory: What might be held.
-            held: Bytes that were.
+            held: Bytes that were held.
         """
         if self._model is None or network.fresh:
             return
         entries = _ENTRIES.setdefault(self._model, {})
-        if self._key not in entries and self._serves(chosen):
-            return  # the entry of more samples does
+        if self._key not in entries and self._unchanged(chosen):
+            return  # the entry for more samples has the same
         before = entries.pop(self._key, None)
         plan, graph = (chosen.plan, chosen.graph) if chosen is not None else (None, None)
-        # A graph holds the parameters of its own copy: with another copy it would be stale.
+        # A graph holds the parameters of the copy it was made from: with another copy it would be stale.
         if plan is None and before is not None and (before.graph is None or network.module is before.twin):
             plan, graph = before.plan, before.graph
-        while len(entries) >= _MOST:
+        while len(entries) >= _MAX_ENTRIES_PER_MODULE:
             entries.pop(next(iter(entries)))
-        small = _bytes(network.module) <= _SMALL_TWIN_BYTES
+        small = bytes_of(module_tensors(network.module)) <= _MAX_TWIN_BYTES
         entries[self._key] = _Entry(
             plan,
             graph,
             network.module if graph is not None or small else None,
             replace(network, module=nn.Identity(), anchor=None),  # weights may change until the next call
             probed,
-            replace(memory, watched=False) if held * _SMALL_SHARE <= memory.limit else None,
+            replace(memory, watched=False) if held * _MIN_LIMIT_OVER_HELD <= memory.limit else None,
             self.history,
         )
 
-    def _serves(self, chosen: Chosen | None) -> bool:
-        """Whether what this call ended with is what it took over."""
+    def _unchanged(self, chosen: Chosen | None) -> bool:
+        """Did this call end with the plan and graph that it took over?"""
         if self.network is None:
             return False
         if chosen is None:
@@ -208,18 +198,12 @@ class Kept:
             return False
         (plan, graph), now = self.choice, chosen.plan
         sizes = plan.batch_size, plan.chunk_size
-        return (
-            graph is chosen.graph and plan.method == now.method and sizes == (now.batch_size, now.chunk_size)
-        )
-
-
-def _bytes(module: nn.Module) -> int:
-    tensors = (*module.parameters(), *module.buffers())
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        same = (plan.method, *sizes) == (now.method, now.batch_size, now.chunk_size)
+        return graph is chosen.graph and same
 
 
 def _plain_attributes(model: nn.Module) -> Hashable:
-    """What makes up the function beside its tensors: types, hooks, numbers, texts, flags, other objects."""
+    """What defines the function beside tensors: types, hooks, numbers, texts, flags, other objects."""
     return tuple(
         (name, type(module), key, _identity(value))
         for name, module in model.named_modules()

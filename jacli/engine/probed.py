@@ -1,4 +1,4 @@
-"""A frozen module as a probed network; rows padded to the batch size it needs."""
+"""Wrap a frozen module as a network and probe it; pad rows to the batch size that it needs."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def probed_network(
         x: The first rows.
         extra: Further arguments of those rows.
         arguments: Further arguments of ``forward``, the same for every sample.
-        input_arg: The argument that is given the inputs; found by its signature if None.
-        signature: What has that signature; the module's ``forward`` if None.
+        input_arg: The argument that takes the inputs; found from the signature if None.
+        signature: A callable with the signature of ``forward``; the module itself if None.
         select: See `TensorNetwork`.
         of: See `TensorNetwork`.
         batch_hints: See `probe`.
@@ -65,14 +65,14 @@ def probed_network(
 
 
 def _anchor(network: TensorNetwork, x: Tensor, extra: Extra, size: int) -> tuple[Tensor, Extra, Tensor]:
-    """Points and what the network gives there, on a copy that has not run before."""
+    """Points, their further arguments, and the outputs there of a copy of the network that is new."""
     points, rest = repeated_rows(x, extra, size)
     with torch.no_grad():
         return points, rest, network.copied()(points, rest)
 
 
 def padded(rows: Tensor, size: int) -> Tensor:
-    """``rows`` with its last row repeated up to ``size`` rows; as they are where they suffice."""
+    """``rows``, the last one repeated to make ``size`` rows in all if they are fewer."""
     if len(rows) >= size:
         return rows
     return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])

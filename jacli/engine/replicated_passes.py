@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,69 +12,100 @@ import torch
 from torch import Tensor
 
 from jacli.device.torch_switches import batched_pass
+from jacli.linear_map import LinearMap, Samples
 from jacli.network import Linearized
+from jacli.options.methods import METHODS
+from jacli.verify import PlainPasses
 
-PLAIN_METHODS = ("loop", "replicate")
-"""Their forward pass takes every kernel; the others' only those with batching rules."""
+Kernels = Callable[[], AbstractContextManager[None]]
 
 
-def as_run(block: Linearized, plan: Mapping[str, Any], *, recurrent: bool) -> Iterator[AsRun]:
+def as_run(batch: Linearized, plan: Mapping[str, Any], *, recurrent: bool) -> Iterator[PlainPasses]:
     """Plain passes over a batch, once for each way in which a run's forward pass may have rounded.
 
     Args:
-        block: The network at the batch.
+        batch: The network at the batch; it may be closed.
         plan: How the run computed, as `Plan.to_dict` gives it.
         recurrent: Whether the network holds recurrent layers.
     """
+    everyone = torch.arange(batch.batch, device=batch.device)
+    method = METHODS.get(plan["method"])
+    plain_cells = recurrent and method is not None and method.reruns_network
     for batched, copies in ways(plan):
-        yield AsRun(
-            block, batched=batched, copies=copies, recurrent=recurrent and plan["method"] == "forward"
-        )
+        copies = min(copies, batch.n_out)
+        kernels: Kernels = partial(batched_pass, recurrent=plain_cells) if batched else nullcontext
+        with batch.at(everyone.repeat(copies)) as repeated:
+            yield PlainPasses(SpreadOverCopies(repeated.tape(), copies, kernels), repeated)
 
 
 def ways(plan: Mapping[str, Any]) -> list[tuple[bool, int]]:
     """Whether only kernels with batching rules serve, and how many copies of the batch; likeliest first."""
     links = (plan.get("factored") or {}).get("links", ())
-    copies = [link["reverse_chunk"] for link in links if link["reverse_method"] == "replicate"]
-    if plan["method"] == "replicate":
+    copies = [link["reverse_chunk"] for link in links if METHODS[link["reverse_method"]].repeats_batch]
+    method = METHODS.get(plan["method"])
+    if method is not None and method.repeats_batch:
         copies = [plan["chunk_size"]]
-    batched = [] if plan["method"] in PLAIN_METHODS else [(True, 1)]
+    batched = [] if method is not None and method.is_plain else [(True, 1)]
     return list(dict.fromkeys([*((False, int(n)) for n in copies), *batched, (False, 1)]))
 
 
-class AsRun:
-    """Plain reverse passes whose forward pass rounds as the method's own did.
+@dataclass(frozen=True)
+class SpreadOverCopies:
+    """The Jacobians of a batch, whose row ``o`` comes from copy ``o % copies`` of it, as with ``replicate``.
 
-    ``replicate`` runs the model on ``copies`` copies of every sample, and row i comes from copy
-    ``i % copies``: a cotangent u pulls back as the sum over the copies c of the parts of u at c,
-    ``c + copies``, ...  Batched methods (``batched``) take the kernels that have batching rules.
+    A cotangent u pulls back as the sum over the copies c of the parts of u at c, ``c + copies``, ...
+
+    Attributes:
+        of_copies: The map of the copies, one after another: ``(copies b)`` samples.
+        copies: How many.
+        kernels: Around each pass: which kernels may serve.
     """
 
-    def __init__(self, block: Linearized, *, batched: bool, copies: int, recurrent: bool) -> None:
-        self.batch, self.n_out, self.n_in = block.batch, block.n_out, block.n_in
-        self.dtype, self.device = block.dtype, block.device
-        self._copies = min(copies, self.n_out)
-        self._passes: Callable[[], AbstractContextManager[None]] = nullcontext
-        if batched:
-            self._passes = partial(batched_pass, recurrent=recurrent)
-        repeated = torch.arange(self.batch, device=self.device).repeat(self._copies)
-        plain = self._copies == 1 and not batched
-        self._block = block if plain else block.at(repeated)
+    of_copies: LinearMap
+    copies: int
+    kernels: Kernels
 
     @property
-    def outputs(self) -> Tensor:
-        """Of the first copy."""
-        return self._block.outputs[: self.batch]
+    def batch(self) -> int:
+        return self.of_copies.batch // self.copies
 
-    def pull(self, cotangents: Tensor) -> Tensor:
-        """``(batch, n_out) -> (batch, n_in)``."""
-        copy_of = torch.arange(self.n_out, device=self.device) % self._copies
-        mine = copy_of == torch.arange(self._copies, device=self.device)[:, None]  # (copies, n_out)
-        spread = (cotangents * mine[:, None, :]).reshape(-1, self.n_out)
-        with self._passes():
-            gradients = self._block.pull(spread)
-        return gradients.reshape(self._copies, self.batch, self.n_in).sum(0)
+    @property
+    def n_out(self) -> int:
+        return self.of_copies.n_out
 
-    def close(self) -> None:
-        """Free the tape."""
-        self._block.close()
+    @property
+    def n_in(self) -> int:
+        return self.of_copies.n_in
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.of_copies.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.of_copies.device
+
+    def vjp(self, cotangents: Tensor) -> Tensor:
+        k = len(cotangents)
+        spread = (cotangents[:, None] * self._own_rows).reshape(k, -1, self.n_out)  # k (c b) o
+        with self.kernels():
+            rows = self.of_copies.vjp(spread)
+        return rows.reshape(k, self.copies, self.batch, self.n_in).sum(1)
+
+    def jvp(self, tangents: Tensor) -> Tensor:
+        k = len(tangents)
+        with self.kernels():
+            columns = self.of_copies.jvp(tangents.repeat(1, self.copies, 1))
+        return (columns.reshape(k, self.copies, self.batch, self.n_out) * self._own_rows).sum(1)
+
+    def take(self, samples: Samples) -> SpreadOverCopies:
+        everyone = torch.arange(self.of_copies.batch, device=self.device).reshape(self.copies, -1)
+        return SpreadOverCopies(
+            self.of_copies.take(everyone[:, samples].flatten()), self.copies, self.kernels
+        )
+
+    @property
+    def _own_rows(self) -> Tensor:
+        """1 where a row comes from a copy, ``(c, 1, o)``."""
+        copy_of = torch.arange(self.n_out, device=self.device) % self.copies
+        return (copy_of == torch.arange(self.copies, device=self.device)[:, None])[:, None, :]

@@ -37,6 +37,11 @@ class JacliError(Exception):
         self.todo = todo
         super().__init__("\n".join(part for part in (what, why, todo) if part))
 
+    @property
+    def summary(self) -> str:
+        """What is wrong and why, on one line, for an error or a note that this one is the cause of."""
+        return f"{self.what} {self.why}"
+
 
 class UsageError(JacliError):
     """Wrong options or arguments; all of them are reported at once, each among ``problems``."""
@@ -112,15 +117,24 @@ class InterruptedRunError(JacliError):
 
 
 def means_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that an allocation failed, on the host or on a device.
+    """Does an exception of Python or torch say that an allocation failed, on the host or on a device?
 
-    By name, since torch is not imported here; its CPU allocator raises a plain RuntimeError.
+    Decided by name, since torch is not imported here; its CPU allocator raises a plain RuntimeError.  What
+    jacli itself says (`OutOfMemoryError`) does not count: its remedy has been tried.
     """
+    if isinstance(error, JacliError):
+        return False
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or "allocate memory" in str(error)
     )
+
+
+def allocation_failure(error: BaseException) -> str:
+    """The first line of what an allocator said."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "The allocation failed."
 
 
 def telling_line(error: BaseException) -> str:

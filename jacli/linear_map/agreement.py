@@ -72,5 +72,20 @@ def relative_errors(found: Tensor, reference: Tensor, *, scale: Tensor | None = 
     return ratios(norms(gaps(found, reference)), size)
 
 
+OUTPUTS_AGREE = 1e-4
+"""Largest relative difference between the outputs of a graph and of the model on a batch: other kernels
+of attention round otherwise (1e-6); a graph that lost a write or a branch is off by its size."""
+
+
+def same_outputs(own: Tensor, traced: Tensor) -> bool:
+    """Whether two batches of outputs are the same, each sample by its own scale."""
+    if own.shape != traced.shape:
+        return False
+    own, traced = own.reshape(len(own), -1), traced.reshape(len(own), -1)
+    gap = torch.linalg.vector_norm(gaps(traced, own), ord=torch.inf, dim=1)
+    scale = torch.linalg.vector_norm(finite(own), ord=torch.inf, dim=1)
+    return bool((gap <= OUTPUTS_AGREE * scale + 1e-30).all())
+
+
 def _as_real(values: Tensor) -> Tensor:
     return torch.view_as_real(values.resolve_conj()) if values.is_complex() else values

@@ -31,10 +31,10 @@ class Tape:
     outputs: Tensor
     _has_reentrant: bool = False
 
-    def pull(
+    def backward(
         self, cotangents: Tensor, *, batched: bool = False, may_be_unused: bool = False
     ) -> Tensor | None:
-        """The gradient at the points, of their shape: the cotangents times the Jacobian.  The tape is kept.
+        """The gradient at the points, of their shape: the vjp ``u @ J``.  The tape is kept.
 
         Args:
             cotangents: Of the outputs' shape; ``(k, *outputs.shape)`` if ``batched``.
@@ -67,6 +67,37 @@ class Tape:
                     raise
                 self._has_reentrant = True
         return self._accumulated(may_be_unused=may_be_unused)
+
+    def double_backward(self, tangents: Tensor) -> Tensor:
+        """The jvp ``J v``, of the outputs' shape: the vjp is linear in its cotangents u, with derivative J'.
+
+        ``J v = d/du <u @ J, v>`` at any u (Townsend, "A new trick for calculating Jacobian vector products",
+        2017).  For this the reverse pass is recorded, once, and pulled back.
+
+        Args:
+            tangents: Of the points' shape.
+
+        Raises:
+            RuntimeError: An operation has no derivative, or none of its derivative.
+        """
+        image, cotangents = self._recorded_backward
+        columns = None
+        if image.requires_grad:
+            columns = torch.autograd.grad(image, cotangents, tangents, retain_graph=True, allow_unused=True)[
+                0
+            ]
+        if columns is not None:
+            return columns
+        if bool(image.any()):  # it is u @ J, and still no path leads back to u
+            raise RuntimeError("an operation on the way is differentiable only once")
+        return torch.zeros_like(cotangents)
+
+    @cached_property
+    def _recorded_backward(self) -> tuple[Tensor, Tensor]:
+        """The vjp at some cotangents, with its own tape; and these cotangents."""
+        cotangents = torch.ones_like(self.outputs, requires_grad=True)
+        (image,) = torch.autograd.grad(self.outputs, self.points, cotangents, create_graph=True)
+        return image, cotangents
 
     @cached_property
     def _cotangents(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""A traced network as a program of linear maps, linearised once a block and run for any number of vectors."""
+"""The linear program of a traced network: local Jacobians, recorded once per batch, for any vectors."""
 
 from jacli.linear_program.program import Program, ProgramMap
 

@@ -1,4 +1,4 @@
-"""An operator without a rule: its derivative as torch makes it, vector by vector."""
+"""Operators without a rule: autograd differentiates the single operator, one vector after the other."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from jacli.linear_program.graph import NotTraceableError, operator_name
 from jacli.linear_program.local_map import is_dense
 
 
-class AsTraced:
-    """The derivative of an operator at a point, as torch differentiates it, one vector after the other.
+class AutogradMap:
+    """Local Jacobian of an operator by autograd, one vector after the other.
 
-    No batching rule has a part in it: of some operators torch's are silently wrong (``cdist``).
+    It uses no batching rules: torch's are silently wrong for some operators (``cdist``).
 
     Args:
         function: From the operand to the result.
         point: The operand's value.
-        dtype: Of the vectors outside; inside they have the point's.
-        recurrent: Whether it is a recurrent layer.
+        dtype: Of the vectors; they are cast to the operand's dtype inside.
+        recurrent: Whether the operator is a recurrent layer.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class AsTraced:
         self._recurrent = recurrent
         self._tape: tuple[Tensor, Tensor] | None = None
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
         with torch.enable_grad(), self._kernels():
             if self._tape is None:
                 x = self._point.clone().requires_grad_(True)
@@ -52,10 +52,10 @@ class AsTraced:
         return torch.stack(rows).to(self._dtype)
 
     def _kernels(self) -> AbstractContextManager[None]:
-        """Those that have a derivative: cuDNN's recurrent layers have none when evaluating."""
+        """Choose kernels that have a derivative: cuDNN's recurrent layers have none in eval mode."""
         return forward_pass(recurrent=self._recurrent, device=self._point.device)
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
         with torch.enable_grad(), self._kernels(), batched_pass(recurrent=self._recurrent):
             columns = [
                 jvp(self._function, (self._point,), (tangent,))[1] for tangent in t.to(self._point.dtype)
@@ -63,8 +63,12 @@ class AsTraced:
         return torch.stack(columns).detach().to(self._dtype)
 
 
-def as_traced(call: Call) -> None:
-    """An edge from every operand that moves with the points."""
+def differentiate_by_autograd(call: Call) -> None:
+    """Record the local Jacobian of every operand that depends on the input.
+
+    Raises:
+        NotTraceableError: Such an operand is a tuple of tensors.
+    """
     flat: list[Any] = []
     nodes: list[Any] = []
 
@@ -86,12 +90,15 @@ def as_traced(call: Call) -> None:
         value = flat[nodes.index(source)]
         if not isinstance(value, Tensor):
             raise NotTraceableError(f"{source} is passed on as several tensors at once")
-        value = value if is_dense(value) else value.contiguous()  # a dual number wants memory of its own
-        call.edge(source, AsTraced(_of_one(call, source), value, call.passes.dtype, recurrent=recurrent))
+        value = value if is_dense(value) else value.contiguous()  # dual numbers need memory of their own
+        call.edge(
+            source,
+            AutogradMap(_as_function_of(call, source), value, call.settings.dtype, recurrent=recurrent),
+        )
 
 
-def _of_one(call: Call, source: fx.Node) -> Callable[[Tensor], Tensor]:
-    """The operator as a function of one operand, the others as they were."""
+def _as_function_of(call: Call, source: fx.Node) -> Callable[[Tensor], Tensor]:
+    """The operator as a function of one operand, with the others fixed."""
 
     def function(x: Tensor) -> Tensor:
         def value(given: Any, node: Any) -> Any:
@@ -105,7 +112,7 @@ def _of_one(call: Call, source: fx.Node) -> Callable[[Tensor], Tensor]:
 
         args: Sequence[Any] = value(call.args, call.node.args)
         result: Any = call.node.target(*args, **value(call.kwargs, call.node.kwargs))  # type: ignore[operator]
-        found: Tensor = result if call.item is None else result[call.item]
-        return found
+        picked: Tensor = result if call.item is None else result[call.item]
+        return picked
 
     return function

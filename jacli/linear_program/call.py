@@ -1,4 +1,4 @@
-"""What a rule sees: one operator of the graph with the values it was called with, and what it gives back."""
+"""What a rule sees: one operator of the graph with its operands, and the local Jacobians that it records."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, fx
 
-from jacli.linear_program.local_map import Key, LocalMap, Scale
-from jacli.linear_program.prepared import Passes
+from jacli.linear_program.local_map import LocalMap, Scale
+from jacli.linear_program.pass_settings import PassSettings
+from jacli.linear_program.weight_cache import Key
 
 
 @dataclass
 class Edge:
-    """A chain of local maps from one value to another, the first nearest the input.
+    """An edge of the linearised graph: a chain of local maps from one value to another.
 
     Attributes:
         source: The value whose tangents go in: a node of the graph, or an inner value of a rule.
         target: The value whose tangents come out.
-        maps: Their product is the derivative of the one with respect to the other along this way.
+        maps: In the order of the forward pass; their product is ``d target / d source`` along this edge.
     """
 
     source: Hashable
@@ -29,35 +30,36 @@ class Edge:
 
 
 class Inner:
-    """A value inside an operator, such as the scores of attention, that several operands meet in."""
+    """A value inside an operator where edges of several operands meet, such as the scores of attention."""
 
 
 class NoRule(Exception):
-    """The operator is called in a way that its rule does not cover: it runs as traced."""
+    """The rule does not cover this call of its operator; autograd differentiates the call."""
 
 
-class WithWinners(NamedTuple):
-    """What a max-pool gives, and the flat pixel of each window's winner."""
+class MaxPoolResult(NamedTuple):
+    """Results of a max-pool: the maxima, and the flat pixel of the argmax of each window."""
 
     values: Tensor
-    winners: Tensor
+    argmax: Tensor
 
 
 @dataclass
 class Call:
-    """One operator at a block of samples.
+    """One call of an operator, at a batch of samples.
 
     Attributes:
         node: The operator's node.
-        target: The node of the result that is differentiated: of several, the one that takes it out.
-        args: Its positional arguments, values in place of nodes.
-        kwargs: Its keyword arguments, likewise.
-        out: Its result; of several results the one that is differentiated.
-        results: All of them.
-        item: Number of that result, where there are several.
-        live: Nodes whose value moves with the points.
-        constant: Nodes that are the same at every block.
-        passes: How vectors are carried.
+        target: The node of the result to differentiate: of several results, the node that picks it.
+        args: Positional arguments, with values in place of nodes.
+        kwargs: Keyword arguments, likewise.
+        out: The result to differentiate.
+        results: All results.
+        item: Number of ``out`` among the results, where there are several.
+        live: Nodes whose value depends on the input.
+        constant: Nodes whose value is the same in every batch.
+        settings: Of the passes.
+        edges: The local Jacobians recorded so far.
     """
 
     node: fx.Node
@@ -69,7 +71,7 @@ class Call:
     item: int | None
     live: frozenset[fx.Node] | set[fx.Node]
     constant: frozenset[fx.Node] | set[fx.Node]
-    passes: Passes
+    settings: PassSettings
     edges: list[Edge] = field(default_factory=list)
 
     @cached_property
@@ -78,7 +80,7 @@ class Call:
         return {argument.name: i for i, argument in enumerate(schema.arguments)}
 
     def __getitem__(self, name: str) -> Any:
-        """The value of an argument by its name in the operator's schema."""
+        """Value of an argument, by its name in the operator's schema."""
         return self._argument(name, self.args, self.kwargs)
 
     def _argument(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -89,42 +91,52 @@ class Call:
             return kwargs[name]
         return self.node.target._schema.arguments[at].default_value  # type: ignore[union-attr]
 
+    @property
+    def first(self) -> str:
+        """Name of the first operand: ``self`` or ``input``."""
+        return next(iter(self._positions))
+
     def has(self, name: str) -> bool:
-        """Whether the operator has an argument of that name."""
+        """Whether the operator's schema has an argument of that name."""
         return name in self._positions
 
     def node_of(self, name: str) -> Any:
-        """What the graph says at an argument: a node, a list of nodes, or a plain value."""
+        """An argument as the graph has it: a node, a list of nodes, or a plain value."""
         return self._argument(name, self.node.args, self.node.kwargs)
 
     def is_live(self, name: str) -> bool:
-        """Whether an argument moves with the points."""
+        """Whether an argument depends on the input."""
         return self._is_live(self.node_of(name))
 
     def _is_live(self, node: object) -> bool:
         return isinstance(node, fx.Node) and node in self.live
 
     def key(self, name: str) -> Key | None:
-        """A name of an argument that is the same at every block; None where it may change."""
+        """Key of an argument for the cache of weights; None if it may change from batch to batch."""
         node = self.node_of(name)
         if isinstance(node, fx.Node):
             return (node.name,) if node in self.constant else None
         return (repr(node),)
 
     def only(self, *names: str) -> None:
-        """Refuse a call in which anything else than these arguments moves with the points.
+        """Require that nothing but these arguments depends on the input.
 
         Raises:
-            NoRule: Something else does.
+            NoRule: Another argument does.
         """
         allowed = {self.node_of(name) for name in names if isinstance(self.node_of(name), fx.Node)}
         if any(node in self.live and node not in allowed for node in self.node.all_input_nodes):
             raise NoRule
 
     def edge(self, source: object, *maps: LocalMap, into: Hashable = None) -> None:
-        """Say how a value moves the result: ``source`` is an argument's name, a node, or an `Inner`.
+        """Record the local Jacobian from an operand to the result; the identity if there are no maps.
 
-        Nothing is said of what does not move with the points.
+        A no-op for operands that do not depend on the input.
+
+        Args:
+            source: Name of the operand, its node, or an `Inner`.
+            maps: In the order of the forward pass.
+            into: An `Inner` in place of the result.
         """
         if isinstance(source, str):
             source = self.node_of(source)
@@ -132,7 +144,7 @@ class Call:
             self.edges.append(Edge(source, self.target if into is None else into, list(maps)))
 
     def scale(self, factors: Tensor, *, axis: int, keys: Iterable[Key | None]) -> Scale:
-        """A factor for each index of an axis (negative); ``keys`` names the constants that they come from."""
-        found = tuple(keys)
-        known = None if None in found else (self.node.name, *found)
-        return Scale(factors, factors.to(self.passes.dtype), axis, known)
+        """A factor for each index of an axis (negative); ``keys`` names the constants it is computed from."""
+        names = tuple(keys)
+        key = None if None in names else (self.node.name, *names)
+        return Scale(factors, factors.to(self.settings.dtype), axis, key)

@@ -1,10 +1,11 @@
-"""Vectors through chains of local maps: pulled backwards, pushed forwards, in place where nobody else reads.
+"""Reverse and forward accumulation over the linearised graph, in place where nobody else reads the memory.
 
-The program is a graph: values are its nodes, chains of maps its edges.  A tangent of a value is the sum of
-what its incoming edges push into it; a cotangent the sum of what its outgoing edges pull.
+Values are the vertices of the graph, chains of local maps its edges.  The tangent of a value is the sum of
+what its incoming edges push forward; the cotangent of a value is the sum of what its outgoing edges pull
+back (Griewank & Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008, ch. 3; 10.1137/1.9780898717761).
 
-Whether a map may write into the vectors that it is given is known as they come: they were made here, and
-no other value holds the same memory at the time.  On a network of convolutions that halves the time.
+Whether a map may overwrite its argument is known only while the pass runs: the memory was allocated in this
+pass, and no other value holds it at that moment.  On convolutional networks this halves the time.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from jacli.linear_program.local_map import LocalMap, is_dense
 
 
 class Chains:
-    """The linear program, ready to be run.
+    """The linearised graph, ready for passes.
 
     Args:
-        edges: In the order of the forward pass: every edge into a value comes before those out of it.
-        source: The value tangents start from and cotangents arrive at.
-        target: The other end.
+        edges: Topologically sorted: every edge into a value comes before those out of it.
+        source: The value where tangents start and cotangents arrive: the input.
+        target: The other end: the output.
+
+    Attributes:
+        edges: The same, edges with the same target side by side.
     """
 
     def __init__(self, edges: Iterable[Edge], source: Hashable, target: Hashable) -> None:
@@ -33,15 +37,16 @@ class Chains:
         self._into: dict[Hashable, list[Edge]] = defaultdict(list)
         for edge in edges:
             self._into[edge.target].append(edge)
+        self.edges = tuple(edge for entering in self._into.values() for edge in entering)
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor | None:
-        """Cotangents of the target to cotangents of the source; None where no way leads there.
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor | None:
+        """Cotangents of the target to cotangents of the source; None if no path connects them.
 
         Args:
             g: ``(k, *shape of the target)``.
-            mine: Whether ``g`` may be written to.
+            may_overwrite: Whether the pass may reuse the memory of ``g``.
         """
-        vectors = _Vectors(g, mine=mine)
+        vectors = _Vectors(g, may_overwrite=may_overwrite)
         vectors.add(self._target, g)
         for value in reversed(self._into):
             arrived = vectors.take(value)
@@ -50,18 +55,18 @@ class Chains:
             edges = self._into[value]
             for i, edge in enumerate(edges):
                 vectors.hold(arrived, more=len(edges) - 1 - i)
-                _run(vectors, edge.source, edge.maps[::-1], arrived, pulled=True)
+                _propagate(vectors, edge.source, edge.maps[::-1], arrived, reverse=True)
             vectors.hold(arrived, more=0)
         return vectors.take(self._source)
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor | None:
-        """Tangents of the source to tangents of the target; None where no way leads there.
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor | None:
+        """Tangents of the source to tangents of the target; None if no path connects them.
 
         Args:
             t: ``(k, *shape of the source)``.
-            mine: Whether ``t`` may be written to.
+            may_overwrite: Whether the pass may reuse the memory of ``t``.
         """
-        vectors = _Vectors(t, mine=mine)
+        vectors = _Vectors(t, may_overwrite=may_overwrite)
         vectors.add(self._source, t)
         waiting = Counter(edge.source for edges in self._into.values() for edge in edges)
         for value, edges in self._into.items():
@@ -70,70 +75,72 @@ class Chains:
                 last = waiting[edge.source] == 0 and edge.source != self._target
                 given = vectors.take(edge.source) if last else vectors.see(edge.source)
                 if given is not None:
-                    _run(vectors, value, edge.maps, given, pulled=False)
+                    _propagate(vectors, value, edge.maps, given, reverse=False)
         return vectors.take(self._target)
 
 
-def _run(vectors: _Vectors, into: Hashable, maps: Sequence[LocalMap], v: Tensor, *, pulled: bool) -> None:
-    """One chain, its result added to what is held at a value."""
+def _propagate(
+    vectors: _Vectors, into: Hashable, maps: Sequence[LocalMap], v: Tensor, *, reverse: bool
+) -> None:
+    """Apply the maps of one edge and add the result to the vectors of a value."""
     for i, local_map in enumerate(maps):
-        if i == len(maps) - 1 and vectors.placed(into, local_map, v, pulled=pulled):
+        if i == len(maps) - 1 and vectors.added_in_place(into, local_map, v, reverse=reverse):
             return
-        mine = vectors.may_write(v)
-        v = local_map.pull(v, mine=mine) if pulled else local_map.push(v, mine=mine)
+        free = vectors.may_overwrite(v)
+        v = local_map.vjp(v, may_overwrite=free) if reverse else local_map.jvp(v, may_overwrite=free)
     vectors.add(into, v)
 
 
 class _Vectors:
-    """The vectors of each value, and who holds which memory."""
+    """The vectors accumulated at each value, with a reference count for each piece of memory."""
 
-    def __init__(self, given: Tensor, *, mine: bool) -> None:
+    def __init__(self, given: Tensor, *, may_overwrite: bool) -> None:
         self._at: dict[Hashable, Tensor] = {}
         self._holders: Counter[int] = Counter()
         self._held_now: tuple[int, int] | None = None
-        if not mine:
+        if not may_overwrite:
             self._holders[_memory(given)] += 1  # the caller
 
     def see(self, value: Hashable) -> Tensor | None:
         return self._at.get(value)
 
     def take(self, value: Hashable) -> Tensor | None:
-        """The vectors of a value, held there no more."""
-        found = self._at.pop(value, None)
-        if found is not None:
-            self._holders[_memory(found)] -= 1
-        return found
+        """Remove and return the vectors of a value."""
+        taken = self._at.pop(value, None)
+        if taken is not None:
+            self._holders[_memory(taken)] -= 1
+        return taken
 
     def hold(self, vectors: Tensor, *, more: int) -> None:
-        """Vectors taken that are still needed by so many more edges."""
+        """Count ``more`` edges that still read the vectors taken; forget those of the call before."""
         if self._held_now is not None:
             memory, count = self._held_now
             self._holders[memory] -= count
         self._held_now = (_memory(vectors), more)
         self._holders[_memory(vectors)] += more
 
-    def may_write(self, vectors: Tensor) -> bool:
+    def may_overwrite(self, vectors: Tensor) -> bool:
         return self._holders[_memory(vectors)] == 0 and is_dense(vectors)
 
     def add(self, value: Hashable, vectors: Tensor) -> None:
-        """Add to what is held at a value."""
+        """Add to the vectors of a value."""
         before = self.take(value)
         if before is None:
             total = vectors
         elif _memory(before) == _memory(vectors):  # the same numbers, perhaps in another order
             total = before + vectors
-        elif self.may_write(before):
+        elif self.may_overwrite(before):
             total = before.add_(vectors)
-        elif self.may_write(vectors):
+        elif self.may_overwrite(vectors):
             total = vectors.add_(before)
         else:
             total = before + vectors
         self._at[value] = total
         self._holders[_memory(total)] += 1
 
-    def placed(self, value: Hashable, local_map: LocalMap, vectors: Tensor, *, pulled: bool) -> bool:
-        """Whether a map that only puts numbers into place could add them to what is held at a value."""
-        add_into = getattr(local_map, "pull_into" if pulled else "push_into", None)
+    def added_in_place(self, value: Hashable, local_map: LocalMap, vectors: Tensor, *, reverse: bool) -> bool:
+        """Let a map add its result to the vectors of a value, if it can; returns whether it did."""
+        add_into = getattr(local_map, "add_vjp_to" if reverse else "add_jvp_to", None)
         before = self._at.get(value)
         if add_into is None or before is None:
             return False

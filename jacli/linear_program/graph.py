@@ -1,4 +1,4 @@
-"""The nodes of a traced graph: names of operators, values, and what no derivative flows through."""
+"""Nodes of a traced graph: their operators, their values, and the operators without a derivative."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ NO_DERIVATIVE = frozenset(
         *("new_zeros", "new_ones", "new_full", "new_empty", "sign", "round", "floor", "ceil", "trunc"),
     )
 )
-"""Operators through which no derivative flows, or zeros only, although their result is floating."""
+"""Operators whose result is floating but whose derivative is zero everywhere."""
 
 
 class NotTraceableError(Exception):
-    """A network of which no graph can be had; the text says why, for the plan."""
+    """The network cannot be traced; the text says why, for the notes of the plan."""
 
 
 def operator_name(node: fx.Node) -> str:
@@ -29,5 +29,5 @@ def operator_name(node: fx.Node) -> str:
 
 
 def value_of(node: fx.Node) -> Any:
-    """What a node is at the first trace's batch size: a fake tensor, a tuple of them, or a number."""
+    """Value of a node at the batch size of the trace: a fake tensor, a tuple of them, or a number."""
     return node.meta.get("val")

@@ -1,63 +1,66 @@
-"""Local linear maps: the derivative of one operator with respect to one operand, at a block of samples.
+"""Local Jacobians: derivatives of one operator's result with respect to one operand, at a batch of samples.
 
-A vector is a cotangent or a tangent of a value of the network.  For a value of shape ``S`` (batch axis
-included) k vectors are one tensor ``(k, *S)``.  A map from a value of shape ``I`` to one of shape ``O`` has
+A *vector* is a cotangent or a tangent of a value of the network.  One pass carries k vectors at once: for a
+value of shape ``S`` (batch axis included) they are one tensor ``(k, *S)``.  A local map from ``x`` of shape
+``I`` to ``y`` of shape ``O``, with the Jacobian J, computes
 
-``pull``: ``(k, *O) -> (k, *I)``, cotangents from the operator's result to its operand (the transposed map);
-``push``: ``(k, *I) -> (k, *O)``, tangents from the operand to the result.
+* ``vjp``: ``(k, *O) -> (k, *I)``, the cotangents ``x̄ = Jᵀ ȳ``;
+* ``jvp``: ``(k, *I) -> (k, *O)``, the tangents ``dy = J dx``.
 
-``mine`` says that nobody else reads the vectors given: a map may then write its result into them.  A map
-that only puts numbers into their place, zeros elsewhere, may besides have ``pull_into`` or ``push_into``,
-which add to vectors that are there already: then no zeros are made, and no second tensor.
+``may_overwrite`` says that the map may reuse the memory of its argument: nobody else reads it.  A map whose
+result is zero but for a part (a slice's vjp, an embedding's jvp) may also have ``add_vjp_to`` or
+``add_jvp_to``.  They add to vectors that exist already, so that the zeros are never written.
+
+Axes: k vectors, n samples, c channels, h rows and w columns of an image, i in, o out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-Key = tuple[object, ...]
-"""Names what a constant was made from, over all blocks: what is prepared from it can be kept."""
+from jacli.linear_program.pass_settings import PassSettings
+from jacli.linear_program.weight_cache import Key, WeightCache
 
 
 class LocalMap(Protocol):
-    """One linear map, shared by all k vectors."""
+    """One linear map, applied to k vectors at once."""
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor: ...
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor: ...
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor: ...
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Reshaped:
-    """The same numbers in the same order, of another shape."""
+    """The same numbers in the same order, in another shape."""
 
     shape_in: torch.Size
     shape_out: torch.Size
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
         return g.reshape(len(g), *self.shape_in)
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
         return t.reshape(len(t), *self.shape_out)
 
 
 @dataclass(frozen=True)
 class FlattenedImage:
-    """Images ``(batch, c, h, w)`` to rows in the order ``(h, w, c)``, as convolutions hold them in memory."""
+    """Images ``(n, c, h, w)`` flattened to ``(n, h w c)``, the order in which convolutions store them."""
 
     shape_in: torch.Size
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        batch, c, h, w = self.shape_in
-        return g.reshape(len(g), batch, h, w, c).permute(0, 1, 4, 2, 3)
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
+        n, c, h, w = self.shape_in
+        return g.reshape(len(g), n, h, w, c).permute(0, 1, 4, 2, 3)  # k n h w c -> k n c h w
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        return t.permute(0, 1, 3, 4, 2).flatten(2)
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
+        return t.permute(0, 1, 3, 4, 2).flatten(2)  # k n c h w -> k n (h w c)
 
 
 @dataclass(frozen=True)
@@ -66,29 +69,29 @@ class Permuted:
 
     dims: tuple[int, ...]
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
         inverse = sorted(range(len(self.dims)), key=self.dims.__getitem__)
         return g.permute(0, *(1 + i for i in inverse))
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
         return t.permute(0, *(1 + i for i in self.dims))
 
 
 @dataclass(frozen=True)
 class Broadcast:
-    """The operand repeated along axes of size one, and new axes in front: pulled, they are summed over."""
+    """The operand repeated along axes of size one and along new leading axes; the vjp sums over them."""
 
     shape_in: torch.Size
     shape_out: torch.Size
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
         new = len(self.shape_out) - len(self.shape_in)
         old = [i for i, n in enumerate(self.shape_in) if n == 1 and self.shape_out[new + i] != 1]
         axes = [*range(1, new + 1), *(1 + new + i for i in old)]
         summed = g.sum(axes) if axes else g
         return summed.reshape(len(g), *self.shape_in)
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
         new = len(self.shape_out) - len(self.shape_in)
         aligned = t.reshape(len(t), *(1,) * new, *self.shape_in)
         return aligned.expand(len(t), *self.shape_out)
@@ -112,59 +115,59 @@ class Sliced:
         index = [slice(None)] * (1 + self.axis) + [slice(self.start, stop, self.step)]
         return of[tuple(index)]
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
         whole = empty_laid_out((len(g), *self.shape_in), g.stride(), g).zero_()
         self._part(whole).copy_(g)
         return whole
 
-    def pull_into(self, g: Tensor, into: Tensor) -> None:
+    def add_vjp_to(self, g: Tensor, into: Tensor) -> None:
         self._part(into).add_(g)
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
         return self._part(t)
 
 
 @dataclass(frozen=True)
 class Transposed:
-    """What pulls as another map pushes, and pushes as it pulls: sums of `Broadcast`, for one."""
+    """The transposed of another map, ``Jᵀ``: a sum, for example, is a transposed `Broadcast`."""
 
-    inverse: LocalMap
+    of: LocalMap
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        return self.inverse.push(g, mine=mine)
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
+        return self.of.jvp(g, may_overwrite=may_overwrite)
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        return self.inverse.pull(t, mine=mine)
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
+        return self.of.vjp(t, may_overwrite=may_overwrite)
 
 
 @dataclass(frozen=True)
-class Placed(Transposed):
-    """The operand as a part of the result, zeros elsewhere: the transposed of `Sliced`."""
+class Embedded(Transposed):
+    """The operand as a part of the result, zeros elsewhere: a transposed `Sliced`."""
 
-    inverse: Sliced
+    of: Sliced
 
-    def push_into(self, t: Tensor, into: Tensor) -> None:
-        self.inverse.pull_into(t, into)
+    def add_jvp_to(self, t: Tensor, into: Tensor) -> None:
+        self.of.add_vjp_to(t, into)
 
 
 class Diagonal:
-    """Every number times a factor of its own: the derivative of whatever acts number by number.
+    """``dy = d * dx``, number by number: the local Jacobian of every elementwise operator.
 
     Args:
-        factors: Of the shape of the value, or broadcast over it; of any dtype, masks too.
+        factors: d, in the shape of the value or broadcast to it; of any dtype, also a mask.
     """
 
     def __init__(self, factors: Tensor) -> None:
         self.factors = factors
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
         self._lay_out_as(g)
-        return g.mul_(self.factors) if mine else g * self.factors
+        return g.mul_(self.factors) if may_overwrite else g * self.factors
 
-    push = pull
+    jvp = vjp
 
     def _lay_out_as(self, vectors: Tensor) -> None:
-        """In the vectors' dtype and order of memory: any other makes a product several times as slow."""
+        """Store the factors in the vectors' dtype and memory order: any other is several times as slow."""
         factors, strides = self.factors, vectors.stride()[1:]
         ordered = factors.stride() == strides or factors.shape != vectors.shape[1:] or not is_dense(vectors)
         if factors.dtype == vectors.dtype and ordered:
@@ -177,13 +180,13 @@ class Diagonal:
 
 @dataclass(frozen=True)
 class Scale:
-    """A factor for each index of one axis (a channel), the same at every sample: foldable into weights.
+    """A factor for each index of one axis (a channel), the same for every sample: it folds into weights.
 
     Attributes:
-        factors: ``(n,)``, exact.
+        factors: ``(c,)``, in the model's dtype.
         carried: The same in the passes' dtype.
-        axis: Which axis of the value; negative, from the end.
-        key: What the factors were made from, if from constants alone.
+        axis: The axis of the value; negative, counted from the end.
+        key: Names the constants that the factors were computed from; None if they change with the batch.
     """
 
     factors: Tensor
@@ -191,32 +194,54 @@ class Scale:
     axis: int
     key: Key | None
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
         factors = self.carried.reshape(-1, *(1,) * (-self.axis - 1))
-        return g.mul_(factors) if mine else g * factors
+        return g.mul_(factors) if may_overwrite else g * factors
 
-    push = pull
+    jvp = vjp
 
 
 @dataclass(frozen=True)
 class Multiple:
-    """One number times everything."""
+    """``dy = a dx`` with one number a."""
 
     factor: float
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        return g.mul_(self.factor) if mine else g * self.factor
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
+        return g.mul_(self.factor) if may_overwrite else g * self.factor
 
-    push = pull
+    jvp = vjp
+
+
+class WeightedMap:
+    """Base of the maps with weights: each stores its weights in the layout that a direction and kernel want.
+
+    Args:
+        settings: Of the passes.
+        key: Names the constants that the weights were computed from.  With a key the layouts serve all
+            batches; without one (None) they serve the chunks of this batch.
+    """
+
+    def __init__(self, settings: PassSettings, key: Key | None) -> None:
+        self.settings, self.key = settings, key
+        self._weights = WeightCache() if key is None else settings.weights
+
+    def laid_out(self, layout: object, make: Callable[[], Any]) -> Any:
+        """The weights in a layout; ``make`` computes them the first time."""
+        return self._weights.get(self.key, layout, make)
+
+    def folded_key(self, side: str, scale: Scale) -> Key | None:
+        """Key of these weights with a scale folded in on one side (``in`` or ``out``)."""
+        return None if self.key is None or scale.key is None else (*self.key, side, *scale.key)
 
 
 def empty_laid_out(shape: Sequence[int], strides: Sequence[int], like: Tensor) -> Tensor:
-    """Memory of a shape whose axes follow one another as those of the strides do; else as ``like``."""
+    """An uninitialised tensor whose axes are ordered in memory as the strides say; else as ``like``."""
     order = sorted(range(len(shape)), key=lambda i: (-strides[i], -shape[i]))
     back = sorted(range(len(shape)), key=order.__getitem__)
     return like.new_empty([shape[i] for i in order]).permute(back)
 
 
 def is_dense(t: Tensor) -> bool:
-    """Whether no two of its numbers share memory (as in an expanded tensor): it may be written to."""
+    """Whether no two numbers share memory (as in an expanded tensor), so that it may be overwritten."""
     return all(stride != 0 or size == 1 for size, stride in zip(t.shape, t.stride(), strict=True))

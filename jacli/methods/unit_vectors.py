@@ -1,51 +1,51 @@
-"""Rows and columns of Jacobians: a linear map applied to unit vectors, some at a time."""
+"""Rows and columns of Jacobians: a linear map applied to unit vectors, a chunk at a time.
+
+Indices: ``k`` vectors, ``b`` samples of the batch, ``o`` outputs, ``i`` inputs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from jacli.linear_map import Block, Linearization
+from jacli.linear_map import LinearMap, Slab
 
 
-def rows(
-    linearization: Linearization, vjp: Callable[[Tensor], Tensor], *, chunk_size: int
-) -> Iterator[Block]:
-    """``chunk_size`` rows of every sample at a time.
+def rows(linear_map: LinearMap, *, chunk_size: int) -> Iterator[Slab]:
+    """``chunk_size`` rows of every sample at a time: ``e_o @ J``.
+
+    >>> from jacli.linear_map import DenseMap
+    >>> J = DenseMap(torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]))
+    >>> [slab.values.tolist() for slab in rows(J, chunk_size=1)]
+    [[[[1.0, 2.0, 3.0]]], [[[4.0, 5.0, 6.0]]]]
 
     Args:
-        linearization: What they are of.
-        vjp: ``(k, batch, n_out) -> (k, batch, n_in)``.
+        linear_map: The map; only its ``vjp`` is used.
         chunk_size: Most cotangents at once.
     """
-    n_in = linearization.n_in
-    for units, chosen in _units(linearization, linearization.n_out, chunk_size):
-        yield Block(chosen, range(n_in), vjp(units).transpose(0, 1))
+    for units, chosen in _units(linear_map, linear_map.n_out, chunk_size):
+        yield Slab(chosen, range(linear_map.n_in), linear_map.vjp(units).transpose(0, 1))  # kbi -> bki
 
 
-def columns(
-    linearization: Linearization, jvp: Callable[[Tensor], Tensor], *, chunk_size: int
-) -> Iterator[Block]:
-    """``chunk_size`` columns of every sample at a time.
+def columns(linear_map: LinearMap, *, chunk_size: int) -> Iterator[Slab]:
+    """``chunk_size`` columns of every sample at a time: ``J e_i``.
 
     Args:
-        linearization: What they are of.
-        jvp: ``(k, batch, n_in) -> (k, batch, n_out)``.
+        linear_map: The map; only its ``jvp`` is used.
         chunk_size: Most tangents at once.
     """
-    n_out = linearization.n_out
-    for units, chosen in _units(linearization, linearization.n_in, chunk_size):
-        yield Block(range(n_out), chosen, jvp(units).permute(1, 2, 0))
+    for units, chosen in _units(linear_map, linear_map.n_in, chunk_size):
+        yield Slab(range(linear_map.n_out), chosen, linear_map.jvp(units).permute(1, 2, 0))  # kbo -> bok
 
 
-def _units(linearization: Linearization, n: int, chunk_size: int) -> Iterator[tuple[Tensor, range]]:
-    """The unit vectors of n numbers, the same for every sample: ``(k, batch, n)`` and which."""
+def _units(linear_map: LinearMap, n: int, chunk_size: int) -> Iterator[tuple[Tensor, range]]:
+    """The unit vectors of n numbers, the same for every sample: ``(k, b, n)`` and which."""
     for start in range(0, n, chunk_size):
         chosen = range(start, min(start + chunk_size, n))
         units = torch.zeros(
-            len(chosen), linearization.batch, n, dtype=linearization.dtype, device=linearization.device
+            len(chosen), linear_map.batch, n, dtype=linear_map.dtype, device=linear_map.device
         )
         units.diagonal(offset=start, dim1=0, dim2=2).fill_(1)
         yield units, chosen

@@ -8,6 +8,7 @@ import torch
 
 from jacli.models.prefixes import common_prefix
 from jacli.models.registry import matching_architectures
+from jacli.models.tensors import describe_tensors
 from jacli.models.weights import Selection
 
 _SHOWN = 3
@@ -22,12 +23,10 @@ def describe_weights(selection: Selection) -> dict[str, Any]:
     tensors = {name: t for name, t in selection.weights.items() if isinstance(t, torch.Tensor)}
     listed = [{"name": name, "shape": list(t.shape)} for name, t in tensors.items()]
     statistics = ("running_mean", "running_var", "num_batches_tracked")
+    parameters = [t for name, t in tensors.items() if not name.endswith(statistics)]
     return {
         "weights_key": selection.key or None,
-        "num_tensors": len(tensors),
-        "num_parameters": sum(t.numel() for name, t in tensors.items() if not name.endswith(statistics)),
-        "num_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
-        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
+        **describe_tensors(tensors.values(), parameters=parameters),
         "common_prefix": common_prefix(tensors),
         "first_tensors": listed[:_SHOWN],
         "last_tensors": listed[_SHOWN:][-_SHOWN:],

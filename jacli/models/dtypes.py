@@ -14,6 +14,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from jacli.models.tensors import module_tensors
+
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -55,7 +57,7 @@ def real_dtype(tensor: Tensor) -> torch.dtype | None:
 
 def real_dtypes(module: nn.Module) -> frozenset[torch.dtype]:
     """The real dtypes of a module's floating and complex parameters and buffers."""
-    kinds = map(real_dtype, (*module.parameters(), *module.buffers()))
+    kinds = map(real_dtype, module_tensors(module))
     return frozenset(kind for kind in kinds if kind is not None)
 
 

@@ -29,6 +29,7 @@ import torch
 from jacli.errors import ModelError
 from jacli.models.damage import check_zip, last_line, reading
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
+from jacli.models.tensors import describe_tensors
 from jacli.untrusted.exported_program import examine_program
 from jacli.untrusted.torch_archive import scan_torch_save
 from jacli.untrusted.torchscript_source import problem_of_classes
@@ -99,13 +100,9 @@ def _by_name(program: Any) -> Any:
 def describe_exported(path: Path) -> dict[str, Any]:
     """Parameters and input shapes; an axis of free length is given by its symbol's name."""
     program = _read(path, allow_pickle=False)
-    tensors = list(program.state_dict.values())
     return {
         "format": "torch_export",
-        "num_tensors": len(tensors),
-        "num_parameters": sum(p.numel() for p in program.parameters()),
-        "num_bytes": sum(t.numel() * t.element_size() for t in tensors),
-        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors}),
+        **describe_tensors(program.state_dict.values(), parameters=program.parameters()),
         "input_shapes": {
             name: [n if isinstance(n, int) else str(n) for n in tensor.shape]
             for name, tensor in _user_inputs(program).items()

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
-_AUTOCAST_DEVICES = ("cpu", "cuda")
+from jacli.device.hardware import AUTOCAST_DEVICES
+from jacli.device.random_state import fork_every_random_state
 
 _never_left: list[Any] = []
 """Guards that take back an inference mode which user code entered and never left."""
@@ -33,7 +34,7 @@ def settings_kept() -> Iterator[None]:
     """
     before = [(write, read()) for read, write in _SETTINGS]
     inference = torch.is_inference_mode_enabled()
-    with _no_errors_of_warnings(), torch.random.fork_rng(range(torch.cuda.device_count())):
+    with _no_errors_of_warnings(), fork_every_random_state():
         try:
             yield
         finally:
@@ -91,11 +92,11 @@ def _set_anomaly(value: tuple[bool, bool]) -> None:
 
 
 def _autocast() -> tuple[bool, ...]:
-    return tuple(map(torch.is_autocast_enabled, _AUTOCAST_DEVICES))
+    return tuple(map(torch.is_autocast_enabled, AUTOCAST_DEVICES))
 
 
 def _set_autocast(value: tuple[bool, ...]) -> None:
-    for device, enabled in zip(_AUTOCAST_DEVICES, value, strict=True):
+    for device, enabled in zip(AUTOCAST_DEVICES, value, strict=True):
         torch.set_autocast_enabled(device, enabled)
 
 

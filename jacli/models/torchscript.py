@@ -18,6 +18,7 @@ from jacli.errors import ModelError
 from jacli.errors.printable import escape
 from jacli.models.damage import COPY_AGAIN, reading
 from jacli.models.loaded import LoadedModel, ModelRequest, freeze, refuse_weight_options, sha256_of
+from jacli.models.tensors import describe_tensors, module_tensors
 from jacli.models.torchvision_import import import_torchvision
 from jacli.untrusted.content import path_as_text
 from jacli.untrusted.torch_archive import check_torchscript
@@ -60,13 +61,9 @@ def _no_forward(path: Path, module: Any) -> ModelError:
 def describe_torchscript(path: Path) -> dict[str, Any]:
     """Parameters, types and forward's signature."""
     module = _read(path)
-    tensors = [*module.parameters(), *module.buffers()]
     return {
         "format": "torchscript",
-        "num_tensors": len(tensors),
-        "num_parameters": sum(p.numel() for p in module.parameters()),
-        "num_bytes": sum(t.numel() * t.element_size() for t in tensors),
-        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors}),
+        **describe_tensors(module_tensors(module), parameters=module.parameters()),
         "forward": str(module.forward.schema) if hasattr(module, "forward") else None,
     }
 

@@ -1,10 +1,11 @@
-"""Where a network is narrow: minimum vertex cuts of its graph.
+"""Minimum vertex cuts of a network's graph: the places where the network is narrow.
 
-If every path from the input to the output passes through r numbers a sample, the Jacobian is a product
-``J = (d output / d cut) (d cut / d input)`` of an ``(n_out, r)`` and an ``(r, n_in)`` matrix: r reverse
-passes through the part below the cut in place of n_out through the whole.  The narrowest such place is
-a minimum vertex cut with capacities of elements a sample, found by max-flow (Ford & Fulkerson, 1956;
-Menger's theorem gives the split of every node into an entrance and an exit).
+If every path from the input to the output passes through r numbers per sample, the Jacobian is a product
+``J = (d output / d cut) (d cut / d input)`` of an ``(n_out, r)`` and an ``(r, n_in)`` matrix.  It takes r
+reverse passes through the part between input and cut, where the whole network takes n_out.  The narrowest
+such place is a minimum vertex cut whose capacities are elements per sample.  Max-flow finds it (Ford &
+Fulkerson, 1956; 10.4153/CJM-1956-045-5) once every node is split into an entrance and an exit (Menger's
+theorem).
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from jacli.linear_program.graph import NO_DERIVATIVE, operator_name, value_of
 from jacli.network.trace import TracedNetwork
 
 WORTH_WIDTH = 2
-"""A further cut may be this many times as wide as the narrowest.  With r vectors through everything, a wider
-cut saves something only where one direction costs more than the other, and forward costs about twice."""
+"""A second cut may be at most this many times as wide as the narrowest.  A wider cut pays only where one
+direction costs more than the other, and a forward pass costs about twice a reverse pass."""
 
 _HEAVY = ("conv", "linear", "mm", "matmul", "einsum", "attention", "lstm", "gru", "rnn", "bilinear", "cdist")
-"""Words in the names of operators that are worth cutting between; the rest is one pass over memory."""
+"""Words in the names of operators with real work; all others are one pass over memory."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Tensors through which every differentiable path goes.
+    """A vertex cut: tensors through which every differentiable path passes.
 
     Attributes:
         nodes: In the graph's order; one, or several where branches are cut side by side.
-        width: Elements a sample of all of them together, the r of ``J = (n_out, r)(r, n_in)``.
-        name: Where it is, in words: layer and operator.
+        width: Elements per sample of all tensors together, the r of ``J = (n_out, r)(r, n_in)``.
+        name: Its place in words: layer and operator.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -42,7 +43,7 @@ class Cut:
 
 
 def differentiable_nodes(traced: TracedNetwork) -> set[fx.Node]:
-    """Nodes whose value moves with the points and has a derivative; the others cross a cut as constants."""
+    """Nodes that depend on the input and have a derivative; all others cross a cut as constants."""
     live = {traced.source}
     for node in traced.graph.graph.nodes:
         if node.op != "call_function" or not any(before in live for before in node.all_input_nodes):
@@ -54,7 +55,7 @@ def differentiable_nodes(traced: TracedNetwork) -> set[fx.Node]:
 
 
 def any_cut(traced: TracedNetwork) -> list[Cut]:
-    """The narrowest cut with work below it, however wide; none in a network of one layer."""
+    """The narrowest cut, however wide, with work between it and the input; none in a network of one layer."""
     flow = _FlowGraph(traced, math.inf)
     found = flow.narrowest(after=(traced.source,), before=(traced.output,), latest=True, above_work=True)
     return [found] if found is not None else []
@@ -63,23 +64,23 @@ def any_cut(traced: TracedNetwork) -> list[Cut]:
 def useful_cuts(traced: TracedNetwork, *, n_out: int) -> list[Cut]:
     """Cuts narrower than the output and no wider than the input, in order, the narrowest among them.
 
-    Where a network is narrow at several places with work between them, each of these is a cut; the
-    links between them are then bracketed by cost (`jacli.plans.bracketing`).
+    Where a network is narrow at several places with work between them, each place is a cut.  Cost decides in
+    which order the links between them are multiplied (`jacli.plans.bracketing`).
 
     Args:
         traced: The network.
-        n_out: Flattened (selected) outputs: a cut of that width saves nothing.
+        n_out: Flattened (selected) outputs per sample: a cut of that width saves nothing.
 
     Returns:
-        At most four; empty where the network is nowhere narrower.
+        At most four cuts; none if the network is nowhere narrower.
 
-    Cost: some max-flows on a graph of one node an operator, 0.01 to 0.4 s.
+    Cost: a few max-flows on a graph with one node per operator, 0.01 to 0.4 s.
     """
     n_in = value_of(traced.source)[0].numel()
     flow = _FlowGraph(traced, min(n_out, n_in + 1))
     source, output = (traced.source,), (traced.output,)
     latest = flow.narrowest(after=source, before=output, latest=True)
-    # As wide as the input it is of use only where there is work below it: not as a copy of the input.
+    # A cut as wide as the input saves nothing unless there is work between the input and it.
     above_work = latest is not None and latest.width == n_in
     if above_work:
         latest = flow.narrowest(after=source, before=output, latest=True, above_work=True)
@@ -89,7 +90,7 @@ def useful_cuts(traced: TracedNetwork, *, n_out: int) -> list[Cut]:
     earliest = flow.narrowest(after=source, before=output, latest=False, above_work=above_work)
     if earliest is not None and flow.work_between(earliest.nodes, latest.nodes):
         found.insert(0, earliest)
-    # Then the narrowest place of what lies on either side, as long as it is narrower than the output.
+    # Then the narrowest place on either side, if it is narrower than the output.
     below = flow.narrowest(after=(traced.source,), before=found[0].nodes, latest=True, apart=True)
     above = flow.narrowest(after=found[-1].nodes, before=(traced.output,), latest=True, apart=True)
     sides = [cut if cut and cut.width <= WORTH_WIDTH * latest.width else None for cut in (below, above)]
@@ -97,12 +98,12 @@ def useful_cuts(traced: TracedNetwork, *, n_out: int) -> list[Cut]:
 
 
 def narrowest_of(cuts: Iterable[Cut]) -> Cut | None:
-    """The narrowest; of several equally narrow ones the last, whose upper part is the cheapest."""
+    """The narrowest cut; of equally narrow ones the last, above which the least work remains."""
     return min(reversed(list(cuts)), key=lambda cut: cut.width, default=None)
 
 
 class _FlowGraph:
-    """The differentiable part of a network, with what a cut may and may not go through."""
+    """The flow network of a graph's differentiable part; capacity is infinite where no cut may go."""
 
     def __init__(self, traced: TracedNetwork, limit: float) -> None:
         self._traced = traced
@@ -112,7 +113,7 @@ class _FlowGraph:
         self._widths = {node: self._width(node) for node in self._live}
 
     def _width(self, node: fx.Node) -> float:
-        """Elements a sample; infinite where a cut may not go."""
+        """Elements per sample; infinite if no cut may contain the node."""
         value, axis = value_of(node), self._traced.batch_axis.get(node)
         if axis is None or value.is_complex() or node in (self._traced.source, self._traced.output):
             return math.inf
@@ -130,13 +131,13 @@ class _FlowGraph:
         """The minimum cut between two sets of nodes, if it is narrower than the limit.
 
         Args:
-            after: Nodes it lies above.
-            before: Nodes it lies below.
-            latest: Of several equally narrow ones the one nearest to ``before``, else to ``after``.
-            apart: Only where there is work between it and either end.
-            above_work: Only where there is work between ``after`` and it.
+            after: Nodes between the input and the cut.
+            before: Nodes between the cut and the output.
+            latest: Of equally narrow cuts take the one nearest to ``before``, else to ``after``.
+            apart: Require work between the cut and both ends.
+            above_work: Require work between ``after`` and the cut.
         """
-        import networkx  # here, since most small runs search no cut and the import takes a tenth of a second
+        import networkx  # here: most small runs search no cut, and the import takes 0.1 s
         from networkx.algorithms.flow import preflow_push
 
         network = networkx.DiGraph()
@@ -156,7 +157,7 @@ class _FlowGraph:
             network.add_edge((node, "out"), sink, capacity=math.inf)
         if sink not in network or source not in network or not networkx.has_path(network, source, sink):
             return None
-        # networkx puts all that cannot reach the sink on the source's side: the cut nearest to the sink.
+        # networkx puts nodes that cannot reach the sink on the source's side: the cut nearest to the sink.
         if not latest:
             network, source, sink = network.reverse(copy=False), sink, source
         try:
@@ -168,14 +169,14 @@ class _FlowGraph:
         if not nodes or width >= self._limit or not self._constants_have_batch_axes(nodes):
             return None
         ordered = tuple(sorted(nodes, key=self._order.__getitem__))
-        return Cut(ordered, int(width), " + ".join(map(self._place, ordered)))
+        return Cut(ordered, int(width), " + ".join(map(self._describe_node, ordered)))
 
     def work_between(self, lower: tuple[fx.Node, ...], upper: tuple[fx.Node, ...]) -> bool:
-        """Whether an operator that costs something lies between two cuts."""
+        """Whether an operator with real work lies between two cuts."""
         return any(_is_heavy(node) for node in self._between(lower, upper) if node not in lower)
 
     def _between(self, after: tuple[fx.Node, ...], before: tuple[fx.Node, ...]) -> list[fx.Node]:
-        """Live nodes on a path from one set to the other, both included, in the graph's order."""
+        """Differentiable nodes on a path from one set to the other, both included, in the graph's order."""
         nodes = [node for node in self._traced.graph.graph.nodes if node in self._live]
         reached, needed = set(after), set(before)
         for node in nodes:
@@ -187,7 +188,7 @@ class _FlowGraph:
         return [node for node in nodes if node in reached and node in needed]
 
     def _near(self, ends: tuple[fx.Node, ...], *, up: bool) -> set[fx.Node]:
-        """Nodes with nothing heavy between them and one of the ends."""
+        """Nodes without heavy operators between them and one of the ends."""
         near, waiting = set(ends), list(ends)
         while waiting:
             node = waiting.pop()
@@ -199,13 +200,13 @@ class _FlowGraph:
         return near
 
     def _constants_have_batch_axes(self, nodes: list[fx.Node]) -> bool:
-        """Whether whatever else crosses the cut (masks, indices) has one row a sample too."""
+        """Whether everything else that crosses the cut (masks, indices) has one row per sample too."""
         return all(
             node in self._traced.batch_axis
             for node in crossing_constants(self._traced, self._live, nodes, (self._traced.output,))
         )
 
-    def _place(self, node: fx.Node) -> str:
+    def _describe_node(self, node: fx.Node) -> str:
         layer = self._traced.layers.get(node)
         own = any(before.op == "get_attr" for before in node.all_input_nodes)
         name = operator_name(node)
@@ -215,9 +216,9 @@ class _FlowGraph:
 def crossing_constants(
     traced: TracedNetwork, live: set[fx.Node], lower: Iterable[fx.Node], upper: Iterable[fx.Node]
 ) -> list[fx.Node]:
-    """Tensors without a derivative that the part from ``lower`` to ``upper`` needs of the points.
+    """Tensors without a derivative, computed from the input, that the part from ``lower`` to ``upper`` reads.
 
-    They are computed beforehand and go in as constants.
+    They are computed beforehand and passed as constants.
     """
     moving = _depend_on(traced)
     stop, seen, waiting = set(lower), set(), list(upper)

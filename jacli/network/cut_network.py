@@ -19,10 +19,11 @@ from torch import Tensor, fx
 from jacli.device.torch_switches import batched_pass, forward_pass
 from jacli.errors import MethodError, telling_line, translating
 from jacli.linear_map import Extra
+from jacli.linear_map.agreement import same_outputs
 from jacli.linear_program import Program
 from jacli.linear_program.graph import NotTraceableError, value_of
 from jacli.network.cut import Cut, crossing_constants, differentiable_nodes, narrowest_of
-from jacli.network.linearize import Linearized, same_outputs
+from jacli.network.linearize import Linearized
 from jacli.network.network import TensorNetwork, twice
 from jacli.network.trace import TracedNetwork
 
@@ -296,7 +297,7 @@ class CutLinearized(Linearized):
         def failure(error: Exception) -> MethodError:
             return MethodError(
                 "The network cannot be cut.",
-                why=f"Its traced graph fails on this block: {telling_line(error)}",
+                why=f"Its traced graph fails on this batch: {telling_line(error)}",
                 todo="Leave --method out, or choose --method loop.",
             )
 
@@ -306,7 +307,7 @@ class CutLinearized(Linearized):
             return values
         raise MethodError(
             "The network cannot be cut.",
-            why="The outputs of its traced graph are not those of the model on this block.",
+            why="The outputs of its traced graph are not those of the model on this batch.",
             todo="Leave --method out, or choose --method loop.",
         )
 

@@ -1,23 +1,24 @@
-"""The linearisation of a network at a batch of points, by each primitive that autograd offers."""
+"""The linearisation of a network at a batch of points, by each primitive that torch offers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor, nn
-from torch.func import jvp, vjp, vmap
+from torch import Tensor, func, nn
 
 from jacli.device.torch_switches import batched_pass, forward_pass, thawed
 from jacli.errors import MethodError, telling_line, translating
-from jacli.linear_map import Extra
-from jacli.linear_map.agreement import finite, gaps
+from jacli.linear_map import Extra, LinearMap, Samples, SelectedOutputs
+from jacli.linear_map.agreement import same_outputs
 from jacli.linear_map.tape import Tape
 from jacli.linear_program import Program, ProgramMap
 from jacli.network.network import twice
+from jacli.network.primitives import Passes, PrimitiveMap, naming, on_copies, on_first_samples, one_by_one
 
 
 class Function(Protocol):
@@ -44,17 +45,15 @@ class Function(Protocol):
 
 
 class Linearized:
-    """``J[b] = df(x)[b] / dx[b]`` for every sample of a batch, as linear maps.
+    """``J[b] = df(x)[b] / dx[b]`` for every sample of a batch, by three primitives.
 
     Samples must be independent of one another (the probe sees to that): then one reverse pass with
     a cotangent in every sample gives a row of every sample's Jacobian at once.
 
-    With ``selected``, the map is of the selected outputs only: selecting is linear, so it is simply
-    composed with the network, and every method serves it unchanged.
-
-    What a primitive needs is made at its first use and kept until `close`: a tape for `pull`, a
-    pullback for `vjp`, a linear program for `adjoint` and `tangent`; each holds the activations of one
-    forward pass over the batch.
+    `tape`, `batched` and `program` give the map as a `jacli.linear_map.LinearMap`, composed with the
+    selection of outputs where there is one.  What a primitive needs is made at its first use and kept until
+    `close`: a tape, a pullback, a linear program; each holds the activations of one forward pass over the
+    batch.  A context manager; a map that is used after the end raises ``ValueError``.
 
     Args:
         network: The network.
@@ -62,8 +61,8 @@ class Linearized:
         extra: Further arguments of this batch.
         selected: Flat output indices of each sample, ``(batch, k)``; all outputs if None.
         outputs: The outputs at the points, where they are known.
-        n_out: Flattened outputs a sample, where that is known: else a forward pass finds it out.
-        program: The network as a program, where it was traced.
+        n_out: Flattened outputs per sample, where that is known: else a forward pass finds it out.
+        program: The network as a linear program, where it was traced.
         precision: Of the program's passes: ``ieee``, ``tf32`` or ``bf16``.
     """
 
@@ -83,14 +82,37 @@ class Linearized:
         self._transformed = network  # what runs under torch.func's transforms
         self._program = program
         self._precision = precision
-        self._program_map: ProgramMap | None = None
         self._x = x.detach()
         self._extra = extra
         self._selected = selected
         self._outputs = outputs
-        self._n_out = n_out
+        self._n_all = n_out
+        self._open = True
         self._tape: Tape | None = None
         self._pullback: Callable[[Tensor], Tensor] | None = None
+        self._program_map: ProgramMap | None = None
+        self._parts: list[Linearized] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the tape, the pullback and the linear program; its maps are then of no use."""
+        self._open = False
+        self._tape = self._pullback = self._program_map = None
+        for part in self._parts:
+            part.close()
+        self._parts.clear()
+
+    def require_open(self) -> None:
+        """Raise ``ValueError`` if this is closed."""
+        if not self._open:
+            raise ValueError("the linearisation that this map belongs to was closed")
 
     @property
     def batch(self) -> int:
@@ -99,17 +121,20 @@ class Linearized:
 
     @property
     def n_in(self) -> int:
-        """Flattened inputs a sample."""
+        """Flattened inputs per sample."""
         return self._x[0].numel()
 
     @property
+    def n_all(self) -> int:
+        """Flattened outputs per sample, selected or not."""
+        if self._n_all is None:
+            self._n_all = self.outputs[0].numel()
+        return self._n_all
+
+    @property
     def n_out(self) -> int:
-        """Flattened (selected) outputs a sample."""
-        if self._selected is not None:
-            return self._selected.shape[1]
-        if self._n_out is None:
-            self._n_out = self.outputs[0].numel()
-        return self._n_out
+        """Flattened (selected) outputs per sample."""
+        return self.n_all if self._selected is None else self._selected.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -136,35 +161,130 @@ class Linearized:
                 self._outputs = self._network(self._x, self._extra).clone()
         return self._outputs
 
+    def tape(self, *, copies: int = 1) -> LinearMap:
+        """Plain reverse passes over one recorded forward pass; no batching rule is involved.
+
+        ``vjp`` pulls one vector after another back, or with ``copies`` as many at a time, over copies of the
+        batch.  ``jvp`` is double backward: the reverse pass, linear in its cotangents, is differentiated by
+        them (see `Tape.double_backward`); `MethodError` where an operation has no second derivative.
+
+        Memory: the activations of ``copies`` batches.
+        """
+        return self._selecting(self._whole_tape(copies))
+
+    def batched(self) -> LinearMap:
+        """torch.func's ``vjp`` and ``jvp`` under ``vmap``: a chunk of vectors in one pass.
+
+        Only the vectors are batched, never the samples: ``vmap(jacrev)`` over samples is silently wrong for
+        PReLU where the batch size equals n_out.  Each ``jvp`` runs the network anew.
+        """
+        return self._selecting(self._whole_batched())
+
+    def program(self) -> LinearMap:
+        """The linear program at these points: a chunk of vectors in one pass, in the precision asked for.
+
+        Its outputs become the `outputs` where these are not known yet: they are the model's own, of the same
+        kernels; where the model runs here by itself, they are compared with what it gives.
+
+        Raises:
+            MethodError: There is no program, it fails here, or its outputs are not the network's.
+        """
+        return self._selecting(self._whole_program())
+
+    def at(self, index: Tensor, *, noise: float = 0.0, seed: int = 0) -> Linearized:
+        """The same network at other samples of this batch: fewer, reordered, repeated or moved by noise."""
+        extra = {
+            name: value[index.to(value.device)] if isinstance(value, Tensor) else value
+            for name, value in self._extra.items()
+        }
+        selected = None if self._selected is None else self._selected[index]
+        x = self._x[index]
+        if noise:
+            x = x + noise * _sizes(x) * _gaussian_like(x, seed)
+        return Linearized(
+            self._network,
+            x,
+            extra,
+            selected,
+            n_out=self._n_all,
+            program=self._program,
+            precision=self._precision,
+        )
+
+    def part(self, samples: Samples) -> Linearized:
+        """The same network at some samples, closed together with this linearisation."""
+        self.require_open()
+        part = self.at(torch.arange(self.batch, device=self.device)[samples])
+        self._parts.append(part)
+        return part
+
+    def _selecting(self, whole: LinearMap) -> LinearMap:
+        return whole if self._selected is None else SelectedOutputs(whole, self._selected)
+
+    def _whole_tape(self, copies: int = 1) -> LinearMap:
+        if copies == 1:
+            reverse = one_by_one(self._backward)
+            forward = one_by_one(self._double_backward)
+        else:
+            repeated = self.part(torch.arange(self.batch, device=self.device).repeat(copies))
+            reverse = on_copies(repeated._backward, copies)
+            forward = on_copies(repeated._double_backward, copies)
+        return PrimitiveMap(
+            self,
+            vjp=reverse,
+            jvp=naming("jvp on a tape", forward),
+            again=lambda part: part._whole_tape(copies),
+        )
+
+    def _whole_batched(self) -> LinearMap:
+        return PrimitiveMap(
+            self,
+            vjp=self._batched_vjp,
+            jvp=self._batched_jvp,
+            again=lambda part: part._whole_batched(),
+        )
+
+    def _whole_program(self) -> LinearMap:
+        program = self._linearized_program()
+        vjp: Passes = program.vjp
+        jvp: Passes = program.jvp
+        if program.batch != self.batch:  # a single sample, duplicated
+            vjp, jvp = (on_first_samples(passes, program.batch) for passes in (vjp, jvp))
+        return PrimitiveMap(self, vjp=vjp, jvp=jvp, again=lambda part: part._whole_program())
+
     def _function(self, x: Tensor, network: Function | None = None) -> tuple[Tensor, Tensor]:
         outputs = (network or self._network)(x, self._extra)
-        flat = outputs.reshape(outputs.shape[0], -1)
-        return (flat if self._selected is None else flat.gather(1, self._selected)), outputs.detach().clone()
-
-    def pull(self, cotangents: Tensor) -> Tensor:
-        """One plain reverse pass on a kept tape: ``(batch, n_out) -> (batch, n_in)``."""
-        if self._tape is None:
-            self._tape = self._recorded()
-            assert self._outputs is not None  # recorded along
-            self._hold_against(self._outputs)
-        # Checkpoints run parts of the forward pass again.
-        with forward_pass(recurrent=self._network.recurrent, device=self.device):
-            gradient = self._tape.pull(cotangents)
-        assert gradient is not None  # else it has raised
-        return gradient.reshape(self.batch, self.n_in)
+        return outputs.reshape(outputs.shape[0], -1), outputs.detach().clone()
 
     def _recorded(self) -> Tape:
         x = self._x.clone().requires_grad_(True)
         flat, self._outputs = self._function(x)
         return Tape(x, flat)
 
-    def vjp(self, cotangents: Tensor) -> Tensor:
-        """Batched reverse passes: ``(k, batch, n_out) -> (k, batch, n_in)``.
+    def _own_tape(self) -> Tape:
+        if self._tape is None:
+            self.require_open()
+            self._tape = self._recorded()
+            assert self._outputs is not None  # recorded along
+            self._hold_against(self._outputs)
+        return self._tape
 
-        As ``torch.func.vmap`` over the pullback of ``torch.func.vjp``.  Only the cotangents are
-        batched, never the samples: ``vmap(jacrev)`` over samples is silently wrong for PReLU where
-        the batch size equals n_out.
-        """
+    def _backward(self, cotangents: Tensor) -> Tensor:
+        """One reverse pass: ``(b, o) -> (b, i)``."""
+        tape = self._own_tape()
+        # Checkpoints run parts of the forward pass again.
+        with forward_pass(recurrent=self._network.recurrent, device=self.device):
+            gradient = tape.backward(cotangents)
+        assert gradient is not None  # else it has raised
+        return gradient.reshape(self.batch, self.n_in)
+
+    def _double_backward(self, tangents: Tensor) -> Tensor:
+        """One pass of the reverse pass's own reverse: ``(b, i) -> (b, o)``."""
+        tape = self._own_tape()
+        with forward_pass(recurrent=self._network.recurrent, device=self.device):
+            return tape.double_backward(tangents.reshape(self._x.shape)).detach()
+
+    def _batched_vjp(self, cotangents: Tensor) -> Tensor:
         with batched_pass():
             if self._pullback is None:
                 self._pullback = self._batched_pullback()
@@ -172,7 +292,7 @@ class Linearized:
         return rows.detach().reshape(len(cotangents), self.batch, self.n_in)
 
     def _batched_pullback(self) -> Callable[[Tensor], Tensor]:
-        """``(k, batch, n_out) -> (k, batch, *input)``.
+        """``(k, b, o) -> (k, b, *input)``.
 
         torch.func's transforms forbid hooks on saved tensors, by which copies are saved and checkpoints
         (``use_reentrant=False``) are made: then a plain tape is pulled back by the same batching rules.
@@ -180,29 +300,25 @@ class Linearized:
         if not self._network.saves_copies:
             try:
                 _, pullback, self._outputs = self._in_transform(
-                    lambda function: vjp(function, self._x, has_aux=True)
+                    lambda function: func.vjp(function, self._x, has_aux=True)
                 )
             except RuntimeError as error:
                 if "saved tensor hooks" not in str(error):
                     raise
             else:
-                return lambda cotangents: vmap(pullback)(cotangents)[0]
-        return partial(self._recorded().pull, batched=True)  # type: ignore[return-value]
+                return lambda cotangents: func.vmap(pullback)(cotangents)[0]
+        return partial(self._recorded().backward, batched=True)  # type: ignore[return-value]
 
-    def jvp(self, tangents: Tensor) -> Tensor:
-        """Batched forward-mode passes: ``(k, batch, n_in) -> (k, batch, n_out)``.
-
-        As ``torch.func.vmap`` over ``torch.func.jvp``.
-        """
+    def _batched_jvp(self, tangents: Tensor) -> Tensor:
         x = self._x
         shaped = tangents.reshape(len(tangents), *x.shape)
 
         def columns(function: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
             def directional(tangent: Tensor) -> Tensor:
-                result: Tensor = jvp(function, (x,), (tangent,), has_aux=True)[1]
+                result: Tensor = func.jvp(function, (x,), (tangent,), has_aux=True)[1]
                 return result
 
-            return vmap(directional)(shaped).detach()
+            return func.vmap(directional)(shaped).detach()
 
         with ExitStack() as stack:
             stack.enter_context(batched_pass(recurrent=self._network.recurrent))
@@ -225,46 +341,9 @@ class Linearized:
         self._transformed = self._network.renewing()
         return run(partial(self._function, network=self._transformed))
 
-    def adjoint(self, cotangents: Tensor) -> Tensor:
-        """Adjoint passes of the program: ``(k, batch, n_out) -> (k, batch, n_in)``.
-
-        Raises:
-            MethodError: There is no program, or its outputs are not the network's.
-        """
-        program, k = self.program_map, len(cotangents)
-        if self._selected is not None:
-            index = self._selected.expand(k, -1, -1)
-            every = cotangents.new_zeros(k, self.batch, program.n_out)
-            cotangents = every.scatter_add_(2, index, cotangents)
-        if program.batch != self.batch:
-            cotangents = torch.cat([cotangents, torch.zeros_like(cotangents)], dim=1)
-        return program.vjp(cotangents)[:, : self.batch]
-
-    def tangent(self, tangents: Tensor) -> Tensor:
-        """Tangent passes of the program: ``(k, batch, n_in) -> (k, batch, n_out)``.
-
-        Raises:
-            MethodError: There is no program, or its outputs are not the network's.
-        """
-        program = self.program_map
-        if program.batch != self.batch:
-            tangents = torch.cat([tangents, torch.zeros_like(tangents)], dim=1)
-        columns = program.jvp(tangents)[:, : self.batch]
-        if self._selected is None:
-            return columns
-        return columns.gather(2, self._selected.expand(len(columns), -1, -1))
-
-    @property
-    def program_map(self) -> ProgramMap:
-        """The program linearised at these points.
-
-        Its outputs become the `outputs` where these are not known yet: they are the model's own, of the same
-        kernels; where the model runs here by itself, for `pull`, they are compared with what it gives.
-
-        Raises:
-            MethodError: There is no program, it fails here, or its outputs are not the network's.
-        """
+    def _linearized_program(self) -> ProgramMap:
         if self._program_map is None:
+            self.require_open()
             if self._program is None:
                 raise _no_program("it was not traced")
             program = self._program
@@ -272,13 +351,13 @@ class Linearized:
             if self._network.lone and self.batch == 1:
                 arguments = list(map(twice, arguments))
             with (
-                translating(lambda error: _no_program(f"it fails on this block: {telling_line(error)}")),
+                translating(lambda error: _no_program(f"it fails on this batch: {telling_line(error)}")),
                 forward_pass(recurrent=self._network.recurrent, device=self.device),
             ):
-                found = program.linearize(arguments[0], arguments[1:], precision=self._precision)
-            self._program_map = found
+                made = program.linearize(arguments[0], arguments[1:], precision=self._precision)
+            self._program_map = made
             if self._outputs is None:
-                self._outputs = found.outputs[: self.batch]
+                self._outputs = made.outputs[: self.batch]
             else:
                 self._hold_against(self._outputs)
         return self._program_map
@@ -286,23 +365,7 @@ class Linearized:
     def _hold_against(self, own: Tensor) -> None:
         """Compare the program's outputs, where there is a program, with the network's own."""
         if self._program_map is not None and not same_outputs(own, self._program_map.outputs[: self.batch]):
-            raise _no_program("its outputs are not those of the model on this block")
-
-    def at(self, index: Tensor, *, noise: float = 0.0, seed: int = 0) -> Linearized:
-        """The same network at other samples of this batch: fewer, reordered, repeated or moved by noise."""
-        extra = {
-            name: value[index.to(value.device)] if isinstance(value, Tensor) else value
-            for name, value in self._extra.items()
-        }
-        selected = None if self._selected is None else self._selected[index]
-        x = self._x[index]
-        if noise:
-            x = x + noise * _sizes(x) * _gaussian_like(x, seed)
-        return Linearized(self._network, x, extra, selected, n_out=self._n_out)
-
-    def close(self) -> None:
-        """Free the tape, the pullback and the linear program."""
-        self._tape = self._pullback = self._program_map = None
+            raise _no_program("its outputs are not those of the model on this batch")
 
 
 def _sizes(x: Tensor) -> Tensor:
@@ -315,21 +378,6 @@ def _sizes(x: Tensor) -> Tensor:
 def _gaussian_like(x: Tensor, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
-
-
-OUTPUTS_AGREE = 1e-4
-"""Largest relative difference between the outputs of a graph and of the model on a block: other kernels
-of attention round otherwise (1e-6); a graph that lost a write or a branch is off by its size."""
-
-
-def same_outputs(own: Tensor, traced: Tensor) -> bool:
-    """Whether two batches of outputs are the same, each sample by its own scale."""
-    if own.shape != traced.shape:
-        return False
-    own, traced = own.reshape(len(own), -1), traced.reshape(len(own), -1)
-    gap = torch.linalg.vector_norm(gaps(traced, own), ord=torch.inf, dim=1)
-    scale = torch.linalg.vector_norm(finite(own), ord=torch.inf, dim=1)
-    return bool((gap <= OUTPUTS_AGREE * scale + 1e-30).all())
 
 
 def _no_program(why: str) -> MethodError:

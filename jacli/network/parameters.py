@@ -1,4 +1,4 @@
-"""The parameters of a module's ``forward``: which of them the inputs are, and what nests in the others."""
+"""Parameters of a module's ``forward``: which one takes the inputs, and how dotted names nest."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Parameter:
 
     Attributes:
         name: Its name.
-        takes_tensor: Whether TorchScript declares it as a tensor, for which no number passes.
-        takes_list: Whether TorchScript declares it as a list, for which no tuple passes.
+        takes_tensor: Whether TorchScript declares it as a tensor and rejects numbers.
+        takes_list: Whether TorchScript declares it as a list and rejects tuples.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Parameter:
 
 
 def parameters_of(model: Callable[..., object]) -> tuple[Parameter, ...]:
-    """Those that can be given by name, in order; none where the signature does not tell."""
+    """The parameters of ``forward`` that can be given by name, in order; none if the signature is unknown."""
     if isinstance(model, torch.jit.ScriptModule):
         schema = getattr(getattr(model, "forward", None), "schema", None)
         return tuple(
@@ -44,7 +44,7 @@ def parameters_of(model: Callable[..., object]) -> tuple[Parameter, ...]:
         return ()
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     found = list(signature.parameters.values())
-    # Of `(x, /, ...)` and `(*args, ...)` the inputs are the first, which has no name to be given by.
+    # In `(x, /, ...)` and `(*args, ...)` the inputs come first and cannot be given by name.
     if not found or found[0].kind not in by_name:
         return ()
     return tuple(Parameter(one.name) for one in found if one.kind in by_name)
@@ -53,15 +53,15 @@ def parameters_of(model: Callable[..., object]) -> tuple[Parameter, ...]:
 def input_parameter(
     model: Callable[..., object], given: Collection[str], asked: str | None = None
 ) -> str | None:
-    """The parameter of ``forward`` that the inputs are given to; None for the first one, by position.
+    """Name of the parameter of ``forward`` that takes the inputs; None for the first one, by position.
 
     Args:
         model: A module or a function.
-        given: Names of the other arguments, nested ones with dots.
-        asked: ``--input-arg``; left out, the first parameter that is not among ``given``.
+        given: Names of the other arguments; dotted if nested.
+        asked: ``--input-arg``; None picks the first parameter that is not in ``given``.
 
     Raises:
-        UsageError: There is no such parameter, or none that is not given otherwise.
+        UsageError: There is no such parameter, or every parameter is given otherwise.
     """
     parameters = [parameter.name for parameter in parameters_of(model)]
     taken = {name.partition(".")[0] for name in given}
@@ -99,16 +99,16 @@ def _takes_any_name(model: Callable[..., object]) -> bool:
 
 
 def nested(flat: Mapping[str, Any], lists: Collection[str] = ()) -> dict[str, Any]:
-    """Arguments by dotted names as nested tuples and dicts.
+    """Nest arguments with dotted names in tuples and dicts.
 
     ``{"state.0": h, "state.1": c, "t": 1}`` becomes ``{"state": (h, c), "t": 1}``.
 
     Args:
         flat: Dotted name -> value.
-        lists: Names of arguments that are lists in place of tuples.
+        lists: Names of the arguments to nest in lists, not tuples.
 
     Raises:
-        UsageError: A name has a value of its own and parts, or positions are left out.
+        UsageError: A name has both a value and parts, or positions are missing.
     """
     tree: dict[str, Any] = {}
     for name, value in flat.items():
@@ -125,7 +125,7 @@ def nested(flat: Mapping[str, Any], lists: Collection[str] = ()) -> dict[str, An
 
 
 class _Parts(dict[str, Any]):
-    """What stands below a dotted name, which a value that is a dict itself is not."""
+    """The parts below a dotted name; a type of its own, since a value may be a dict."""
 
 
 def _both(name: str) -> UsageError:
@@ -155,7 +155,7 @@ def _assembled(name: str, value: Any, *, as_list: bool = False) -> Any:
 
 
 def as_declared(model: Callable[..., object], given: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Numbers as tensors where TorchScript declares a tensor, whose calls convert nothing."""
+    """Convert numbers to tensors where TorchScript declares a tensor: its calls convert nothing."""
     tensors = {parameter.name for parameter in parameters_of(model) if parameter.takes_tensor}
     return {
         name: torch.tensor(value, dtype=dtype if isinstance(value, float) else None)

@@ -1,13 +1,13 @@
-"""From a callable to one graph of ATen operators, valid at every batch size.
+"""Tracing: one graph of ATen operators for a network, valid at every batch size.
 
-The graph is taken with ``make_fx`` on fake tensors (shapes only: no arithmetic, whatever the network's
-size), from any format: a Python module, TorchScript and an exported program all end in the same
-operators.  It is taken at two batch sizes, which tells three things at once: that the network does the
-same at both, which axis of every tensor is the batch's, and which of the numbers baked into the graph
-(the ``2`` of ``view(2, -1)``) are the batch size; these are put back as such.
+``make_fx`` traces the network on fake tensors, which have shapes but no numbers, so that tracing does no
+arithmetic.  It works for every format: a Python module, TorchScript and an exported program all consist of
+the same operators.  Two traces at two batch sizes tell three things: whether the network runs the same
+operators at both, which axis of each tensor is the batch axis, and which of the numbers baked into the graph
+(the ``2`` of ``view(2, -1)``) are multiples of the batch size.  The graph then computes these from its input.
 
-A graph that this goes wrong for does not go unnoticed: its outputs are compared with the network's own in
-every batch, and its derivatives in some (`jacli.engine.batch_checks`).
+A wrong graph does not go unnoticed: for every batch its outputs are compared with the network's own, and for
+some batches its derivatives (`jacli.engine.batch_checks`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from jacli.linear_program.graph import NotTraceableError, value_of
 from jacli.network.network import TensorNetwork
 
 _SIZES = (2, 3)
-"""Batch sizes of the two traces; networks treat a lone sample specially (``squeeze()``) more often."""
+"""Batch sizes of the two traces.  Not 1: some networks treat a single sample specially (``squeeze()``)."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class TracedNetwork:
     Attributes:
         graph: Inputs ``x`` and then the arguments ``extra``; one output, ``(batch, *output)``.
         extra: Names of the further arguments, in order.
-        batch_axis: Node to the axis of its tensor that counts samples; nodes without one, or whose
-            batch axis was merged with another, are not in it.
-        layers: Node to the name of the layer whose parameter it used, or that was used last before it.
+        batch_axis: Node to the batch axis of its tensor; without the nodes that have none, or whose batch
+            axis was merged with another.
+        layers: Node to the name of the layer whose parameter it uses, or else of the latest such layer
+            before it.
     """
 
     graph: fx.GraphModule
@@ -55,7 +56,7 @@ class TracedNetwork:
 
     @property
     def source(self) -> fx.Node:
-        """The placeholder of the points."""
+        """The placeholder of the input."""
         first: fx.Node = next(iter(self.graph.graph.nodes))
         return first
 
@@ -63,23 +64,23 @@ class TracedNetwork:
     def output(self) -> fx.Node:
         """The node whose value is the output."""
         (returned,) = self.graph.graph.output_node().args
-        assert isinstance(returned, fx.Node)  # `_trace_once` sees to it
+        assert isinstance(returned, fx.Node)  # `_trace_once` ensures it
         return returned
 
 
 def trace_network(network: TensorNetwork, x: Tensor, extra: Extra) -> TracedNetwork:
-    """The graph of a network.
+    """Trace a network.
 
     Args:
-        network: The network; only its structure and its parameters matter, it is not run.
-        x: Points ``(batch, *input)``, at least one; only shape, dtype and device matter.
-        extra: Further arguments of these points, one row a sample.
+        network: The network; its structure and parameters matter, it is not run on numbers.
+        x: Input ``(batch, *input)`` of at least one sample; only shape, dtype and device matter.
+        extra: Further arguments of these samples, one row per sample.
 
     Raises:
-        NotTraceableError: Control flow that depends on values, state, operators unknown to tracing,
-            or a graph that changes with the batch size.
+        NotTraceableError: The network has control flow that depends on values, keeps state, uses operators
+            unknown to tracing, or runs other operators at another batch size.
 
-    Cost: two traces, 0.1 to 1 s each for networks of a hundred layers; no memory to speak of.
+    Cost: two traces, 0.1 to 1 s each for a network of a hundred layers; negligible memory.
     """
     if network.fresh:
         raise NotTraceableError("the model keeps state between calls")
@@ -99,20 +100,20 @@ def trace_network(network: TensorNetwork, x: Tensor, extra: Extra) -> TracedNetw
 
 
 def _resized(rows: object, size: int) -> Any:
-    """``size`` rows like the given ones (their first, repeated): shapes are all that counts."""
+    """``size`` copies of the first row: only shapes matter."""
     if not isinstance(rows, Tensor):
         return rows
     return rows[:1].expand(size, *rows.shape[1:]).contiguous()
 
 
 def _trace_once(network: TensorNetwork, *arguments: Any, names: Sequence[str]) -> fx.GraphModule:
-    """The functional graph at one batch size; every node's ``meta["val"]`` has its shape."""
-    network = network.sharing()  # a model may store what it computes, of which a trace has only shapes
+    """The functional graph at one batch size; ``meta["val"]`` of each node is a fake tensor of its shape."""
+    network = network.sharing()  # the model may store fake tensors in its attributes
 
     def run(x: Tensor, *extra: Any) -> Tensor:
         return network(x, dict(zip(names, extra, strict=True)))
 
-    # A scripted attention layer would take its inference path, which has no derivative.
+    # In eval mode a scripted attention layer takes a fast path that has no derivative.
     unfrozen = thawed(network.module) if network.scripted_attention else nullcontext()
     try:
         with unfrozen, _no_custom_derivatives():
@@ -122,7 +123,7 @@ def _trace_once(network: TensorNetwork, *arguments: Any, names: Sequence[str]) -
         if any(_mutates(node) for node in graph.graph.nodes):
             graph = _functional(graph, arguments)
         graph.graph.eliminate_dead_code()
-    except Exception as error:  # whatever a model's code does with tensors that have no values
+    except Exception as error:  # the model's code may fail in any way on fake tensors
         if means_out_of_memory(error) or isinstance(error, NotTraceableError):
             raise
         raise NotTraceableError(f"it cannot be traced: {telling_line(error).rstrip('.')}") from error
@@ -140,16 +141,16 @@ def _make_graph(
     # Parameters that require no gradient raise in fake mode unless real tensors are let in.
     make = make_fx(run, pre_dispatch=pre_dispatch, tracing_mode="fake", _allow_non_fake_inputs=True)
     with batched_pass(), _quiet(), _without_collection(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of code that looks at values while it is traced
+        warnings.simplefilter("ignore")  # about code that reads values while it is traced
         return make(*arguments)
 
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Leave garbage alone for a while.
+    """Pause the garbage collector.
 
-    What an abandoned context manager does when it is collected (put a dispatch mode back, for one) would
-    happen in the middle of an operator of the trace, which then fails once in thousands of times.
+    Collecting an abandoned context manager runs its exit (which restores a dispatch mode, for example) in the
+    middle of a traced operator; the trace then fails, once in thousands of times.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -162,7 +163,7 @@ def _without_collection() -> Iterator[None]:
 
 @contextmanager
 def _no_custom_derivatives() -> Iterator[None]:
-    """A graph keeps what an ``autograd.Function`` computes and loses the derivative that it defines."""
+    """Refuse ``autograd.Function``: a graph keeps its result but loses the derivative that it defines."""
     before = torch.autograd.Function.__dict__["apply"]
 
     def refuse(cls: type, *arguments: Any, **options: Any) -> Any:
@@ -178,7 +179,7 @@ def _no_custom_derivatives() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Torch logs a whole traceback when a shape does not fit; here that is an answer, not an error."""
+    """Silence torch's tracebacks about shapes that do not fit: here they are an answer, not an error."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before = logger.disabled
     logger.disabled = True
@@ -194,12 +195,12 @@ def _mutates(node: fx.Node) -> bool:
 
 
 def _functional(graph: fx.GraphModule, arguments: Sequence[Any]) -> fx.GraphModule:
-    """The same graph without in-place writes.
+    """The same graph without in-place writes (functionalisation).
 
-    A graph does not show these: ``y[:, 0] = 0`` is a node that nobody uses.
+    In the traced graph an in-place write such as ``y[:, 0] = 0`` is a node that no other node reads.
 
-    ``functionalize`` loses constants, so these become arguments for the while; and it knows the
-    operators below autograd only (``addmm`` for ``linear``), which run the same kernels.
+    ``functionalize`` drops constants, so they are passed as arguments and put back afterwards.  It knows only
+    the operators below autograd (``addmm`` in place of ``linear``), which run the same kernels.
     """
     names = [str(node.target) for node in graph.graph.nodes if node.op == "get_attr"]
     unique = list(dict.fromkeys(names))
@@ -218,7 +219,7 @@ def _functional(graph: fx.GraphModule, arguments: Sequence[Any]) -> fx.GraphModu
         node.replace_all_uses_with(constant)
         made.graph.erase_node(node)
     for node in made.graph.find_nodes(op="call_function", target=torch.ops.aten.as_strided_.default):
-        # Average pooling of a channels-last tensor ends in it: other strides, the same numbers.
+        # Average pooling of a channels-last tensor ends with it: other strides, the same numbers.
         if list(node.args[1]) == list(value_of(node.args[0]).shape):
             node.replace_all_uses_with(node.args[0])
             made.graph.erase_node(node)
@@ -229,7 +230,7 @@ def _functional(graph: fx.GraphModule, arguments: Sequence[Any]) -> fx.GraphModu
 
 
 def _replace_copy(graph: fx.Graph, node: fx.Node) -> None:
-    """``copy(into, values)``, what ``into[...] = values`` leaves, has no derivative; its parts do."""
+    """Replace ``copy(into, values)``, the trace of ``into[...] = values``, by operators with a derivative."""
     into, values = node.args[:2]
     with graph.inserting_before(node):
         cast = graph.call_function(torch.ops.aten.type_as.default, (values, into))
@@ -248,7 +249,7 @@ def _keep_constant(graph: fx.GraphModule, name: str, value: Any) -> None:
 
 
 class _Bound(fx.Interpreter):
-    """Runs a graph with other values for its constants."""
+    """Runs a graph with other values of its constants."""
 
     def __init__(self, graph: fx.GraphModule, constants: Mapping[str, Any]) -> None:
         super().__init__(graph)
@@ -275,7 +276,7 @@ def _check_same(first: fx.GraphModule, second: fx.GraphModule) -> None:
 
 
 def _batch_axes(first: fx.GraphModule, second: fx.GraphModule) -> dict[fx.Node, int]:
-    """The batch axis of every tensor that has just one: the one whose size went from 2 to 3."""
+    """The batch axis of each tensor that has exactly one: the axis whose size grew from 2 to 3."""
     axes: dict[fx.Node, int] = {}
     for a, b in zip(first.graph.nodes, second.graph.nodes, strict=True):
         one, two = value_of(a), value_of(b)
@@ -287,7 +288,7 @@ def _batch_axes(first: fx.GraphModule, second: fx.GraphModule) -> dict[fx.Node, 
 
 
 def _put_batch_size_back(first: fx.GraphModule, second: fx.GraphModule) -> None:
-    """Numbers that differ between the two graphs are multiples of the batch size: compute them from it."""
+    """Replace numbers that differ between the two graphs by multiples of the batch size of the input."""
     graph = first.graph
     pairs = list(zip(graph.nodes, second.graph.nodes, strict=True))
     source = pairs[0][0]
@@ -324,7 +325,7 @@ def _put_batch_size_back(first: fx.GraphModule, second: fx.GraphModule) -> None:
 
 
 def _layer_names(graph: fx.GraphModule, network: TensorNetwork) -> dict[fx.Node, str]:
-    """For each node the layer that came last on the way to it, by whose parameter a node uses."""
+    """Node to the name of the latest layer on the way to it; layers are known by their parameters."""
     owners = {
         tensor.data_ptr(): name.rpartition(".")[0] or name
         for name, tensor in (*network.module.named_parameters(), *network.module.named_buffers())

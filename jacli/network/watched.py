@@ -1,4 +1,4 @@
-"""What a forward pass does beside its result: does it read values, does it compute in half precision?"""
+"""Observe a forward pass: does it read values of tensors, does it compute in a lower precision?"""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Watched:
-    """What was seen.
+    """What a forward pass did.
 
     Attributes:
-        reads_values: A tensor became a Python number, on which control flow may depend (``if x.sum() > 0``).
-        halves: Of ``float16`` and ``bfloat16`` those in which an operation gave its result (autocast).
-        singles: An operation turned float64 into float32 (a ``float()`` inside).
+        reads_values: It turned a tensor into a Python number, which control flow may depend on
+            (``if x.sum() > 0``).
+        halves: Which of ``float16`` and ``bfloat16`` occurred as the dtype of a result (autocast).
+        singles: An operation turned float64 into float32 (a ``float()`` in the model).
     """
 
     reads_values: bool
@@ -33,7 +34,7 @@ class Watched:
     singles: bool
 
     def reduced(self, dtype: torch.dtype) -> str | None:
-        """The coarsest dtype below the run's ``dtype`` that the model computes in, in spite of it."""
+        """The coarsest dtype below the run's ``dtype`` in which the model computed; None if there is none."""
         met: list[str] = [name for name in ("bfloat16", "float16") if name in self.halves]
         if self.singles and dtype == torch.float64:
             met.append("float32")
@@ -43,10 +44,10 @@ class Watched:
 def watch(run: Callable[[], object]) -> Watched:
     """Run something and report which operations it used.
 
-    An ``item()`` of TorchScript and of an exported program is seen as well; a value that leaves torch by
-    a pointer is not.
+    It also observes ``item()`` inside TorchScript and exported programs, but not values that leave torch by a
+    pointer.
 
-    Cost: the run, and some microseconds per operation.
+    Cost: the run itself and a few microseconds per operation.
     """
     operations = _Operations()
     with operations, _Leaving(operations):
@@ -57,7 +58,7 @@ def watch(run: Callable[[], object]) -> Watched:
 class _Operations(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Whether torch wraps the method below for its compiler, whose import takes over half a second."""
+        """Tell torch not to wrap the method below for its compiler, whose import takes half a second."""
         return False  # frames under a dispatch mode are not compiled anyway
 
     def __init__(self) -> None:
@@ -81,7 +82,7 @@ class _Operations(TorchDispatchMode):
 
 
 class _Leaving(TorchFunctionMode):
-    """Notices calls that hand values to Python or NumPy without an operation."""
+    """Observes calls that hand values to Python or NumPy without an operation."""
 
     def __init__(self, operations: _Operations) -> None:
         super().__init__()

@@ -7,11 +7,12 @@ result.  All three go through the same table, `OPTIONS`, and all wrong ones are 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from jacli.errors import JacliError, UsageError
+from jacli.options.methods import AUTOGRAD_METHODS, CHAIN, METHOD_NAMES, METHODS, PROGRAM_METHODS
 from jacli.options.values import (
     Classes,
     Shard,
@@ -34,17 +35,6 @@ from jacli.options.values import (
     parse_whole_or_auto,
     whole,
 )
-
-METHOD_NAMES = ("loop", "replicate", "vmap", "forward", "adjoint", "tangent", "factored")
-
-COLUMN_METHODS = ("forward", "tangent")
-"""Those that fill in columns of the Jacobian, not rows."""
-
-PROGRAM_METHODS = ("adjoint", "tangent")
-"""Those that run the traced network as a program of linear maps."""
-
-AUTOGRAD_METHODS = ("loop", "replicate", "vmap", "forward")
-"""Those that compute as autograd does, wholly in ``--dtype``."""
 
 PRECISIONS = ("ieee", "tf32", "bf16")
 """Arithmetic of the linear passes: that of ``--dtype``, or a reduced one."""
@@ -142,10 +132,16 @@ CHANGES_NO_NUMBER = (*NOT_REPEATED, "verify", "tolerance", "memory")
 
 
 def from_options(options: Mapping[str, Any]) -> RunConfig:
+    """The options of a run; see `parsed_options`."""
+    return RunConfig(**parsed_options(options, needed=("model", "inputs")))
+
+
+def parsed_options(options: Mapping[str, Any], *, needed: Sequence[str] = ()) -> dict[str, Any]:
     """Parse and check options of any origin; ``None`` values count as not given.
 
     Args:
         options: Option name (underscores) to text, or to a value as TOML and JSON have them.
+        needed: Options that must be given.
 
     Raises:
         UsageError: Naming every option that is unknown, missing or wrong.
@@ -172,7 +168,7 @@ def from_options(options: Mapping[str, Any]) -> RunConfig:
             problems.append(
                 UsageError(f"{flag} {_shown(value)} is wrong.", why=_sentence("It must be", str(error)))
             )
-    for name in ("model", "inputs"):
+    for name in needed:
         if not parsed.get(name) and not any(name in str(p) for p in problems):
             problems.append(
                 UsageError(
@@ -186,7 +182,7 @@ def from_options(options: Mapping[str, Any]) -> RunConfig:
         problems[0].todo = "Correct it; `jacli compute --help` lists every option."
     if problems:
         raise UsageError.from_problems(problems)
-    return RunConfig(**parsed)
+    return parsed
 
 
 def _contradictions(parsed: Mapping[str, Any]) -> list[JacliError]:
@@ -194,6 +190,8 @@ def _contradictions(parsed: Mapping[str, Any]) -> list[JacliError]:
         UsageError(what, why=why, todo=todo) for holds, what, why, todo in _CONTRADICTIONS if holds(parsed)
     ]
 
+
+_SINGLE_VECTOR = tuple(name for name, method in METHODS.items() if method.single_vector)
 
 _CONTRADICTIONS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str, str], ...] = (
     (
@@ -221,15 +219,15 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str, str]
         "Leave one of them out.",
     ),
     (
-        lambda o: o.get("save") == "factors" and o.get("method", "auto") not in ("auto", "factored"),
-        "--save factors goes with --method factored or auto.",
+        lambda o: o.get("save") == "factors" and o.get("method", "auto") not in ("auto", CHAIN),
+        f"--save factors goes with --method {CHAIN} or auto.",
         "The other methods never have the factors.",
         "Leave --method out.",
     ),
     (
-        lambda o: o.get("method") == "loop" and o.get("chunk_size") is not None,
-        "--chunk-size goes with any --method but loop.",
-        "loop has one pass size only.",
+        lambda o: o.get("method") in _SINGLE_VECTOR and o.get("chunk_size") is not None,
+        f"--chunk-size goes with any --method but {', '.join(_SINGLE_VECTOR)}.",
+        f"{', '.join(_SINGLE_VECTOR)} has one pass size only.",
         "Leave it out.",
     ),
     (
@@ -248,7 +246,7 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str, str]
         lambda o: o.get("precision", "ieee") != "ieee" and o.get("method") in AUTOGRAD_METHODS,
         f"--precision tf32 and bf16 do not go with --method {', '.join(AUTOGRAD_METHODS)}.",
         "These compute wholly in --dtype, as autograd does.",
-        f"Leave --method out, or give {', '.join(PROGRAM_METHODS)} or factored.",
+        f"Leave --method out, or give {', '.join(PROGRAM_METHODS)} or {CHAIN}.",
     ),
     (
         lambda o: o.get("tolerance") is not None and o.get("verify") == 0,

@@ -1,15 +1,15 @@
-"""In which order to multiply a chain of Jacobians: the cheapest by measured seconds.  No torch.
+"""Matrix chain ordering for Jacobians: the cheapest order of multiplication, by measured seconds.  No torch.
 
-A network cut at ``p - 1`` places is a chain of ``p`` linear maps, at a sample
-``J = L[p-1] ... L[1] L[0]``: link ``i`` takes width ``d[i]`` to width ``d[i+1]``, link 0 is nearest the
-input, cut ``k`` lies between links ``k - 1`` and ``k``.  The links are matrix-free: each can carry
-one vector forward or in reverse, at a known price.  The matrix of a part of the chain is had by
-seeding it with identity vectors, by carrying a matrix at hand on through further links, or by
-multiplying two matrices.  A way to ``J`` is a tree of these, a `Bracketing`; all yield the same matrix.
+A network cut at ``p - 1`` places is a chain of ``p`` linear maps per sample, ``J = L[p-1] ... L[1] L[0]``.
+Link ``i`` maps width ``d[i]`` to width ``d[i+1]``, link 0 is nearest the input, cut ``k`` lies between links
+``k - 1`` and ``k``.  The links are matrix-free: each maps one tangent forward or one cotangent in reverse at
+a measured price.  The Jacobian of a sub-chain can be obtained by pulling or pushing identity vectors
+(`Seed`), by propagating a known matrix through further links (`Pull`, `Push`), or as the product of two known
+matrices (`Product`).  A tree of these is a `Bracketing` of ``J``; all bracketings yield the same matrix.
 
-This is the Jacobian chain product problem with matrix-free, dense links (Naumann, 2024, arXiv
-2406.11862; Maertens & Naumann, 2025, arXiv 2505.06056), solved as the matrix chain problem is: by
-dynamic programming over spans of links.  Only seconds are counted, not memory.
+This is the Jacobian chain product problem with matrix-free, dense links (Naumann, 2024, arXiv:2406.11862;
+Maertens & Naumann, 2025, arXiv:2505.06056).  It is solved like the matrix chain problem, by dynamic
+programming over spans of links.  The cost is seconds alone, not memory.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from typing import Any, Literal
 Direction = Literal["reverse", "forward"]
 
 _Best = dict[tuple[int, int], tuple["Bracketing", float]]
-"""Span to its cheapest tree and the seconds of that."""
+"""Span to its cheapest tree and the seconds it takes."""
 
 _TIE = 1e-12
-"""A tree is cheaper only by more than this, relative: ``d (a + b)`` and ``d a + d b`` are a tie."""
+"""Relative difference in cost up to which two trees tie, such as ``d (a + b)`` and ``d a + d b``."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """A linear map between two cuts, and what it costs to apply to one vector a sample.
+    """A linear map between two cuts, and its cost for one vector per sample.
 
     Attributes:
-        width_in: Numbers a sample at the cut towards the input.
-        width_out: Numbers a sample at the cut towards the output.
-        reverse_seconds: Of one cotangent for the whole block of samples.
-        forward_seconds: Of one tangent for the whole block; infinite without a forward mode.
+        width_in: Numbers per sample at the cut nearer the input.
+        width_out: Numbers per sample at the cut nearer the output.
+        reverse_seconds: Of one cotangent per sample, for the whole batch.
+        forward_seconds: Of one tangent per sample, for the whole batch; infinite without a forward mode.
 
     Raises:
         ValueError: A width is not positive, or a cost is negative or NaN.
@@ -56,9 +56,10 @@ class Link:
 
 @dataclass(frozen=True)
 class Seed:
-    """The matrix of links ``[first, last)`` by identity vectors: rows in reverse, columns forward.
+    """The matrix of links ``[first, last)`` from identity vectors: rows in reverse, columns forward.
 
-    In reverse ``d[last]`` cotangents are pulled through the links, forward ``d[first]`` tangents pushed.
+    In reverse, ``d[last]`` cotangents are pulled through the links; forward, ``d[first]`` tangents are
+    pushed.
     """
 
     first: int
@@ -133,25 +134,30 @@ class Push:
 
 
 Bracketing = Seed | Product | Pull | Push
-"""A way to the matrix of links ``[tree.first, tree.last)``."""
+"""How to obtain the matrix of links ``[tree.first, tree.last)``."""
 
 
 def cheapest(links: Sequence[Link], *, seconds_per_multiply: float, split: int | None = None) -> Bracketing:
     """The bracketing of the whole chain that costs the fewest seconds.
 
-    Among equals the simpler one: a `Seed`, else a `Pull` or `Push`, else a `Product`; of one kind the
-    one with fewer parts.
+    Ties go to the simpler bracketing: a `Seed`, else a `Pull` or `Push`, else a `Product`; within one kind to
+    the one with fewer parts.
 
     Args:
         links: The chain, from the input to the output.
-        seconds_per_multiply: Of one multiply-add of a dense product, for the whole block of samples.
-        split: A cut in ``1..p-1`` whose two factors are wanted: the root is then the product of the
-            links above it and the links below it, each factor the cheapest of its own.
+        seconds_per_multiply: Of one multiply-add of a dense product, for the whole batch.
+        split: A cut in ``1..p-1`` whose two factors are wanted: the root is then their product, and each
+            factor is the cheapest for its own links.
 
     Raises:
-        ValueError: The chain is empty or its widths do not meet, or there is no such cut.
+        ValueError: The chain is empty or its widths do not match, or there is no such cut.
 
-    Tries ``O(p^3)`` trees in ``O(p^4)`` time: milliseconds for 10 links, half a second for 50.
+    Cost: ``O(p^3)`` trees in ``O(p^4)`` time: milliseconds for 10 links, half a second for 50.
+
+    Example:
+        >>> wide, narrow = Link(100, 2, 1.0, 1.0), Link(2, 100, 1.0, 1.0)
+        >>> describe(cheapest([wide, narrow], seconds_per_multiply=1e-6), ["fc1"])
+        '(forward fc1..output) x (reverse input..fc1)'
     """
     _check_chain(links, seconds_per_multiply)
     if split is not None and not 0 < split < len(links):
@@ -175,13 +181,13 @@ def cheapest(links: Sequence[Link], *, seconds_per_multiply: float, split: int |
 
 
 def cost(tree: Bracketing, links: Sequence[Link], *, seconds_per_multiply: float) -> float:
-    """Seconds for a block of samples: vectors times seconds a vector, and ``m k n`` multiplies a product.
+    """Seconds per batch: vectors times seconds per vector, and ``m k n`` multiply-adds per product.
 
-    The arguments are those of `cheapest`; the tree may span a part of the links.  Infinite where a
-    tangent is pushed through a link without a forward mode.
+    The arguments are those of `cheapest`; the tree may span a part of the links.  The cost is infinite where
+    a tangent is pushed through a link without a forward mode.
 
     Raises:
-        ValueError: The chain is empty or its widths do not meet, or the tree spans more links.
+        ValueError: The chain is empty or its widths do not match, or the tree spans more links.
     """
     _check_chain(links, seconds_per_multiply)
     if tree.last > len(links):
@@ -191,14 +197,14 @@ def cost(tree: Bracketing, links: Sequence[Link], *, seconds_per_multiply: float
 
 
 def describe(tree: Bracketing, names: Sequence[str]) -> str:
-    """One line, as ``(reverse conv2..output) x (reverse input..conv2)``.
+    """Describe a bracketing in one line: ``(reverse conv2..output) x (reverse input..conv2)``.
 
     Args:
         tree: A bracketing.
-        names: Of cuts ``1..p-1``; the ends of the chain are called input and output.
+        names: Of the cuts ``1..p-1``; the ends of the chain are called input and output.
 
     Raises:
-        ValueError: The tree spans more links than the names are for.
+        ValueError: The tree spans more links than there are names for.
     """
     ends = ["input", *names, "output"]
     if tree.last >= len(ends):
@@ -215,17 +221,17 @@ def describe(tree: Bracketing, names: Sequence[str]) -> str:
 
 
 def to_dict(tree: Bracketing) -> dict[str, Any]:
-    """As JSON: the fields of the root and its ``kind``, parts nested."""
+    """The bracketing as JSON values: the fields of the root and its ``kind``, with the parts nested."""
     fields = vars(tree).items()
     parts = {name: to_dict(value) if isinstance(value, Bracketing) else value for name, value in fields}
     return {"kind": type(tree).__name__.lower(), **parts}
 
 
 def from_dict(tree: object) -> Bracketing:
-    """What `to_dict` gave, after JSON.
+    """Inverse of `to_dict`, also after a round trip through JSON.
 
     Raises:
-        ValueError: It is something else, or parts do not meet.
+        ValueError: The value is something else, or its parts do not meet.
     """
     if isinstance(tree, dict):
         fields = dict(tree)
@@ -242,7 +248,7 @@ def from_dict(tree: object) -> Bracketing:
 
 
 def _alternatives(first: int, last: int, best: _Best) -> Iterator[Bracketing]:
-    """Every other root over the cheapest parts, the simple ones first."""
+    """All other roots over the cheapest parts, the simple ones first."""
     yield Seed(first, last, "forward")
     for cut in range(first + 1, last):
         yield Pull(best[cut, last][0], first, cut)
@@ -267,7 +273,7 @@ def _nodes(tree: Bracketing) -> int:
 
 
 def _root_cost(tree: Bracketing, links: Sequence[Link], seconds_per_multiply: float) -> float:
-    """Seconds of the root alone, its parts being at hand."""
+    """Seconds of the root alone, without its parts."""
     columns, rows = links[tree.first].width_in, links[tree.last - 1].width_out
     match tree:
         case Product(upper):

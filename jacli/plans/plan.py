@@ -7,14 +7,16 @@ by measurement is in `jacli.plans.search`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from jacli.errors import UsageError
-from jacli.options.config import RunConfig
-from jacli.plans import bracketing
-from jacli.plans.bracketing import Bracketing, Product
+from jacli.options.methods import CHAIN, Method
+from jacli.plans.factorization import Factorization
+from jacli.plans.request import Request
 
 SINGULAR_VALUES_LIMIT = 4096
 """``--singular-values auto`` computes all of them up to this min(n_out, n_in)."""
@@ -26,11 +28,13 @@ class Shapes:
 
     Attributes:
         n_samples: Samples of this file.
-        input_shape: Per sample, without the batch axis.
+        input_shape: Of a row of INPUTS, per sample, without the batch axis.
         output_shape: Per sample, without the batch axis.
         n_selected: Outputs differentiated (``--classes``), at most the number of outputs.
         fixed_batch: The only batch size the model accepts, or None.
         itemsize: Bytes of a number in the run's dtype.
+        domain_shape: Of what is differentiated with respect to, per sample: the columns of J; the inputs if
+            empty.
     """
 
     n_samples: int
@@ -39,15 +43,20 @@ class Shapes:
     n_selected: int
     fixed_batch: int | None
     itemsize: int
+    domain_shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.domain_shape:
+            object.__setattr__(self, "domain_shape", self.input_shape)
 
     @property
     def n_in(self) -> int:
-        """Flattened inputs a sample."""
-        return math.prod(self.input_shape)
+        """Columns of J."""
+        return math.prod(self.domain_shape)
 
     @property
     def n_out(self) -> int:
-        """Flattened outputs a sample."""
+        """Flattened outputs per sample."""
         return math.prod(self.output_shape)
 
     @property
@@ -55,72 +64,12 @@ class Shapes:
         """Bytes of one sample's Jacobian in the run's dtype."""
         return self.n_in * self.n_selected * self.itemsize
 
-
-@dataclass(frozen=True)
-class LinkPlan:
-    """How the matrix of a link is filled in.
-
-    Attributes:
-        reverse_method: ``adjoint``, ``loop``, ``vmap`` or ``replicate``.
-        reverse_chunk: Cotangents a pass.
-        forward_chunk: Tangents a pass.
-        forward_method: ``tangent`` or ``forward``.
-    """
-
-    reverse_method: str
-    reverse_chunk: int
-    forward_chunk: int
-    forward_method: str = "forward"
+    def vectors(self, method: Method) -> int:
+        """Unit vectors with which a method fills in a sample's Jacobian."""
+        return method.vectors(n_in=self.n_in, n_out=self.n_selected)
 
 
-@dataclass(frozen=True)
-class FactoredPlan:
-    """A network in links, and the order in which their Jacobians are multiplied.
-
-    Attributes:
-        cuts: Where, in words, from the input to the output.
-        widths: Numbers a sample at the input, at each cut and at the output.
-        split: Number of the cut, from 1, at which the two factors meet.
-        tree: A product whose upper part ends, and lower part begins, at that cut.
-        links: A plan each, from the input to the output.
-    """
-
-    cuts: tuple[str, ...]
-    widths: tuple[int, ...]
-    split: int
-    tree: Bracketing
-    links: tuple[LinkPlan, ...]
-
-    def __post_init__(self) -> None:
-        fits = len(self.widths) == len(self.links) + 1 == len(self.cuts) + 2
-        spans = (self.tree.first, self.tree.last) == (0, len(self.links))
-        if not (fits and spans and isinstance(self.tree, Product) and self.tree.upper.first == self.split):
-            raise ValueError("a factored plan is a product at one of its cuts")
-
-    @property
-    def order(self) -> str:
-        """The order of work in words: which part in which direction."""
-        return bracketing.describe(self.tree, self.cuts)
-
-    @property
-    def width(self) -> int:
-        """R of ``J = (n_out, r)(r, n_in)``."""
-        return self.widths[self.split]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
-        return {**asdict(self), "tree": bracketing.to_dict(self.tree)}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> FactoredPlan:
-        """Back from JSON; ``ValueError``, ``KeyError`` or ``TypeError`` if it is none."""
-        return cls(
-            cuts=tuple(map(str, values["cuts"])),
-            widths=tuple(map(int, values["widths"])),
-            split=int(values["split"]),
-            tree=bracketing.from_dict(values["tree"]),
-            links=tuple(LinkPlan(**link) for link in values["links"]),
-        )
+_LINK = re.compile(r"link (\d+): (\w+)")
 
 
 @dataclass(frozen=True)
@@ -128,13 +77,14 @@ class Measured:
     """One candidate tried on the first samples.
 
     Attributes:
-        method: Its method; for part of a cut network, ``link: method``.
-        batch_size: Samples a block.
-        chunk_size: Outputs (or tangents) a pass.
-        setup_seconds: Of a block, before its first vector: the linearisation.
-        vector_seconds: Of one row (or column) of every sample of a block.
+        method: Its method.
+        batch_size: Samples per batch.
+        chunk_size: Vectors per pass.
+        setup_seconds: Of a batch, before its first vector: the linearisation.
+        vector_seconds: Of one row (or column) of every sample of a batch.
         bytes_held: Most that the process (or the device) held meanwhile, beyond what it held before the run.
         failure: Why it cannot serve, or None.
+        link: Number of the link that it fills in, where the network is cut; None for the whole network.
     """
 
     method: str
@@ -144,149 +94,221 @@ class Measured:
     vector_seconds: float = math.inf
     bytes_held: int = 0
     failure: str | None = None
+    link: int | None = None
 
-    def block_seconds(self, n_vectors: int) -> float:
-        """Seconds of a block with that many rows (or columns)."""
+    def batch_seconds(self, n_vectors: int) -> float:
+        """Seconds of a batch with that many rows (or columns)."""
         return self.setup_seconds + n_vectors * self.vector_seconds
+
+    @property
+    def name(self) -> str:
+        """The method, and which link it is of."""
+        return self.method if self.link is None else f"link {self.link}: {self.method}"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, without the seconds of what failed."""
         values = {name: value for name, value in asdict(self).items() if value is not None}
-        return {n: v for n, v in values.items() if not (isinstance(v, float) and math.isinf(v))}
+        values = {n: v for n, v in values.items() if not (isinstance(v, float) and math.isinf(v))}
+        values.pop("link", None)
+        return values | {"method": self.name}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Back from JSON; ``TypeError`` or ``KeyError`` if it is none."""
+        named = _LINK.fullmatch(str(values["method"]))
+        own = {} if named is None else {"link": int(named[1]), "method": named[2]}
+        return cls(**{**values, **own})
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How a run is done.
+@dataclass(frozen=True, kw_only=True)
+class _Plan(ABC):
+    """What every plan says.
 
     Attributes:
-        method: Name in ``METHODS``.
         why: Why this method.
-        batch_size: Samples a block.
-        chunk_size: Outputs (or tangents) a pass.
-        n_blocks: Blocks in the run.
+        batch_size: Samples per batch.
+        n_batches: Batches in the run.
         passes: Forward or reverse passes in the whole run, batched ones counted once.
-        singular_values: How many a sample: all, the K largest, or 0.
+        singular_values: How many per sample: all, the K largest, or 0.
         all_singular_values: Whether that is all of them.
-        factored: For ``factored``: the cuts and what is done between them.
-        seconds: Of the whole run's Jacobians, as measured on the first block; None if nothing was measured.
+        seconds: Of the whole run's Jacobians, as measured on the first batch; None if nothing was measured.
         measured: What was tried.
         notes: What could not be tried, and why.
     """
 
-    method: str
     why: str
     batch_size: int
-    chunk_size: int
-    n_blocks: int
-    passes: int
-    singular_values: int
-    all_singular_values: bool
-    factored: FactoredPlan | None = None
+    n_batches: int = 0
+    passes: int = 0
+    singular_values: int = 0
+    all_singular_values: bool = False
     seconds: float | None = None
     measured: tuple[Measured, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    @abstractmethod
+    def method(self) -> str:
+        """As ``--method`` has it."""
+
+    @property
+    @abstractmethod
+    def chunk_size(self) -> int:
+        """Vectors per pass; the most of any link, where the network is cut."""
+
+    @abstractmethod
+    def _with_smaller_chunks(self) -> Self | None:
+        """The same with half the vectors per pass; None where that is one."""
+
+    @abstractmethod
+    def _passes_per_batch(self, shapes: Shapes) -> int: ...
+
+    def counted(self, shapes: Shapes) -> Self:
+        """The plan with batches and passes counted anew."""
+        n_batches = math.ceil(shapes.n_samples / self.batch_size)
+        return replace(self, n_batches=n_batches, passes=n_batches * self._passes_per_batch(shapes))
+
+    def smaller(self, shapes: Shapes) -> Self | None:
+        """The same with half the samples per batch, or half the vectors per pass; None where both are one."""
+        if self.batch_size > 1 and not shapes.fixed_batch:
+            return replace(self, batch_size=self.batch_size // 2).counted(shapes)
+        half = self._with_smaller_chunks()
+        return None if half is None else half.counted(shapes)
+
     def to_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """As JSON, in the words of the result file."""
         return {
-            **asdict(self),
-            "factored": self.factored and self.factored.to_dict(),
+            "method": self.method,
+            "why": self.why,
+            "batch_size": self.batch_size,
+            "chunk_size": self.chunk_size,
+            "n_blocks": self.n_batches,
+            "passes": self.passes,
+            "singular_values": self.singular_values,
+            "all_singular_values": self.all_singular_values,
+            "factored": None,
+            "seconds": self.seconds,
             "measured": [m.to_dict() for m in self.measured],
             "notes": list(self.notes),
         }
 
-    def smaller(self, shapes: Shapes, passes: Callable[..., int]) -> Plan | None:
-        """The same with half the samples a block, or half the vectors a pass; None where both are one."""
-        if self.batch_size > 1 and not shapes.fixed_batch:
-            half = replace(self, batch_size=self.batch_size // 2)
-        elif self.factored:
-            if max(_chunks(self.factored)) == 1:
-                return None
-            links = tuple(
-                replace(
-                    link,
-                    reverse_chunk=max(1, link.reverse_chunk // 2),
-                    forward_chunk=max(1, link.forward_chunk // 2),
-                )
-                for link in self.factored.links
-            )
-            half = replace(self, factored=replace(self.factored, links=links))
-        elif self.chunk_size > 1 and self.method != "loop":
-            half = replace(self, chunk_size=self.chunk_size // 2)
-        else:
+
+@dataclass(frozen=True, kw_only=True)
+class WholePlan(_Plan):
+    """One method fills in the matrix of the whole network.
+
+    Attributes:
+        filled_by: The method.
+        vectors_per_pass: Cotangents, or tangents.
+    """
+
+    filled_by: Method
+    vectors_per_pass: int
+
+    @property
+    def method(self) -> str:
+        return self.filled_by.name
+
+    @property
+    def chunk_size(self) -> int:
+        return self.vectors_per_pass
+
+    def _with_smaller_chunks(self) -> WholePlan | None:
+        if self.vectors_per_pass == 1 or self.filled_by.single_vector:
             return None
-        return with_counts(half, shapes, passes)
+        return replace(self, vectors_per_pass=self.vectors_per_pass // 2)
+
+    def _passes_per_batch(self, shapes: Shapes) -> int:
+        sizes = {"n_in": shapes.n_in, "n_out": shapes.n_selected}
+        return self.filled_by.passes(**sizes, chunk_size=self.vectors_per_pass)
 
 
-def _chunks(factored: FactoredPlan) -> list[int]:
-    return [chunk for link in factored.links for chunk in (link.reverse_chunk, link.forward_chunk)]
+@dataclass(frozen=True, kw_only=True)
+class ChainPlan(_Plan):
+    """The network is cut, and the Jacobians of its parts are multiplied in the cheapest order.
+
+    Attributes:
+        factorization: The cuts, and what is done between them.
+    """
+
+    factorization: Factorization
+
+    @property
+    def method(self) -> str:
+        return CHAIN
+
+    @property
+    def chunk_size(self) -> int:
+        return max(link.reverse_chunk for link in self.factorization.links)
+
+    @property
+    def largest_chunk(self) -> int:
+        """Vectors per pass of any link in any direction."""
+        return max(max(link.reverse_chunk, link.forward_chunk) for link in self.factorization.links)
+
+    def _with_smaller_chunks(self) -> ChainPlan | None:
+        if self.largest_chunk == 1:
+            return None
+        links = tuple(link.halved() for link in self.factorization.links)
+        return replace(self, factorization=replace(self.factorization, links=links))
+
+    def _passes_per_batch(self, shapes: Shapes) -> int:
+        return self.factorization.passes
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"factored": self.factorization.to_dict()}
 
 
-def make_plan(
-    method: str,
-    why: str,
-    shapes: Shapes,
-    config: RunConfig,
-    *,
-    batch_size: int,
-    chunk_size: int,
-    passes: Callable[..., int],
-    factored: FactoredPlan | None = None,
-) -> Plan:
-    """A plan from its sizes.
+Plan = WholePlan | ChainPlan
+
+
+def whole_plan(
+    method: Method, why: str, shapes: Shapes, request: Request, *, batch_size: int, chunk_size: int
+) -> WholePlan:
+    """A plan from a method and its sizes.
 
     Args:
-        method: Name of the method.
+        method: The method.
         why: Why it was chosen.
         shapes: The run's shapes.
-        config: What was asked.
-        batch_size: Samples a block.
-        chunk_size: Outputs (or tangents) a pass.
-        passes: The method's cost a block, ``passes(n_in=, n_out=, chunk_size=)``.
-        factored: For the method ``factored``.
+        request: What was asked.
+        batch_size: Samples per batch.
+        chunk_size: Vectors per pass.
     """
-    count, all_of_them = _singular_value_count(config.singular_values, min(shapes.n_in, shapes.n_selected))
-    plan = Plan(method, why, batch_size, chunk_size, 0, 0, count, all_of_them, factored)
-    return with_counts(plan, shapes, passes)
+    count, every = _singular_value_count(request.singular_values, min(shapes.n_in, shapes.n_selected))
+    return WholePlan(
+        filled_by=method,
+        vectors_per_pass=chunk_size,
+        why=why,
+        batch_size=batch_size,
+        singular_values=count,
+        all_singular_values=every,
+    ).counted(shapes)
 
 
-def with_counts(plan: Plan, shapes: Shapes, passes: Callable[..., int]) -> Plan:
-    """The plan with blocks and passes counted anew."""
-    n_blocks = math.ceil(shapes.n_samples / plan.batch_size)
-    if plan.factored:
-        a_block = sum(_seeds(plan.factored.tree, plan.factored))
-    else:
-        a_block = passes(n_in=shapes.n_in, n_out=shapes.n_selected, chunk_size=plan.chunk_size)
-    return replace(plan, n_blocks=n_blocks, passes=n_blocks * a_block)
+def chain_plan(
+    factorization: Factorization, why: str, shapes: Shapes, request: Request, *, batch_size: int
+) -> ChainPlan:
+    """A plan from a factorization and its batch size; the arguments are those of `whole_plan`."""
+    count, every = _singular_value_count(request.singular_values, min(shapes.n_in, shapes.n_selected))
+    return ChainPlan(
+        factorization=factorization,
+        why=why,
+        batch_size=batch_size,
+        singular_values=count,
+        all_singular_values=every,
+    ).counted(shapes)
 
 
-def _seeds(tree: Bracketing, plan: FactoredPlan) -> list[int]:
-    """Batched passes of each part of a bracketing, through one or more links at once."""
-    if isinstance(tree, bracketing.Seed):
-        link = plan.links[tree.first]
-        if tree.direction == "forward":
-            return [math.ceil(plan.widths[tree.first] / link.forward_chunk)]
-        chunk = 1 if link.reverse_method == "loop" else link.reverse_chunk
-        return [math.ceil(plan.widths[tree.last] / chunk)]
-    if isinstance(tree, bracketing.Product):
-        return _seeds(tree.upper, plan) + _seeds(tree.lower, plan)
-    if isinstance(tree, bracketing.Pull):
-        chunk = plan.links[tree.through_first].reverse_chunk
-        return [*_seeds(tree.upper, plan), math.ceil(plan.widths[tree.last] / chunk)]
-    chunk = plan.links[tree.through_first].forward_chunk
-    return [*_seeds(tree.lower, plan), math.ceil(plan.widths[tree.first] / chunk)]
-
-
-def check_batch_size(shapes: Shapes, config: RunConfig) -> None:
+def check_batch_size(shapes: Shapes, request: Request) -> None:
     """Refuse a batch size that the model does not accept.
 
     Raises:
         UsageError: Naming the one it does.
     """
-    if shapes.fixed_batch and config.batch_size not in (None, shapes.fixed_batch):
+    if shapes.fixed_batch and request.batch_size not in (None, shapes.fixed_batch):
         raise UsageError(
-            f"--batch-size {config.batch_size} is not possible with this model.",
+            f"--batch-size {request.batch_size} is not possible with this model.",
             why=f"The model accepts batches of {shapes.fixed_batch} only, the size it was saved with.",
             todo=f"Leave --batch-size out, or give {shapes.fixed_batch}.",
         )

@@ -1,44 +1,44 @@
-"""Which method, with how many samples a block and vectors a pass?  A search by measurement; no torch.
+"""Hill climbing by measurement: which method, with which batch and chunk size?  No torch.
 
-No method wins everywhere, and block size alone is worth a factor of 1.6, so candidates are timed on the
-first samples: for each method that applies the number of *rows in flight* (samples a block times
-vectors a pass) is raised in steps while that pays and fits in memory.  What all this may take is
-a small part of what the run itself takes, by the best estimate so far.
+No method is fastest everywhere, and the batch size alone is worth a factor of 1.6.  Candidates are therefore
+timed on the first samples.  For each method that applies, the number of *rows in flight* (samples per batch
+times vectors per pass) grows in steps, as long as that pays and fits in memory.  The time for all of this is
+limited to a small part of the run's own time, by the best estimate so far.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from time import monotonic
 
-from jacli.options.config import COLUMN_METHODS, PROGRAM_METHODS, RunConfig
+from jacli.options.methods import METHODS, Method
 from jacli.plans.plan import Measured, Shapes
+from jacli.plans.request import Request
 
 FEW_SAMPLES = 8
-"""Below this many samples a block, passes are filled with several vectors of each."""
+"""With fewer samples per batch than this, a pass carries several vectors per sample."""
 
 _MANY_SAMPLES = 32
 
 _STEP = 4
 _PAYS = 0.97
-"""A larger size must take less than this part of the time."""
+"""The climb goes on while a larger size takes less than this part of the time of the last one."""
 
 _NOISE = 1.2
-"""Between short passes a difference up to this factor may be noise: the climb goes on."""
+"""Between short passes a difference up to this factor may be noise; the climb goes on."""
 
 _SHORT = 0.01
-"""Seconds of a pass below which the calls cost more than the arithmetic."""
+"""Seconds of a pass below which the overhead of calls exceeds the arithmetic."""
 
 START_ROWS_ON_GPU = 256
-"""A GPU is idle with fewer rows in flight, and every size that is tried costs it seconds of loading kernels:
-on an H100 a search from 8 rows on spent its budget before it came to a good size."""
-
-_STARTS = {"loop": 32, "forward": 16}
+"""Rows in flight that a search on a GPU starts with.  Fewer leave it idle, and each size tried costs seconds
+of loading kernels: on an H100, a search from 8 rows spent its budget before it reached a good size."""
 
 Measure = Callable[["Candidate", float], Measured]
-"""Tries a candidate; of a first pass of more than so many seconds no second one is timed."""
+"""Measures a candidate; skips the second, warm pass if the first took longer than that many seconds."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Candidate:
     """A method and its sizes.
 
     Attributes:
-        method: Name in ``METHODS``.
-        batch_size: Samples a block.
-        chunk_size: Outputs (or tangents) a pass.
+        method: Fills in the matrix.
+        batch_size: Samples per batch.
+        chunk_size: Vectors per pass.
     """
 
-    method: str
+    method: Method
     batch_size: int
     chunk_size: int
 
@@ -63,86 +63,114 @@ class Candidate:
 
 @dataclass
 class Budget:
-    """Seconds that measuring may take, given what the run will take.
+    """Seconds that the search may take, given an estimate of the run.
 
-    A share of a short run but at most `most`, and 4 % of a long one.
+    These are a share of a short run, at most `most`, and 4 % of a long run.
 
     Attributes:
-        share: Of a short run.
+        share: Part of a short run.
         most: Seconds, for runs too short for the 4 % to be more.
         run_seconds: The best estimate of the run so far.
-        started: When the search began.
+        clock: Tells seconds.
     """
 
     share: float = 0.25
     most: float = 1.8
     run_seconds: float = math.inf
-    started: float = field(default_factory=monotonic)
+    clock: Callable[[], float] = monotonic
+    _started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._started = self.clock()
 
     @property
     def spent(self) -> float:
-        """Seconds since the search began."""
-        return monotonic() - self.started
+        """Seconds since the search began, without what is not charged."""
+        return self.clock() - self._started
+
+    @contextmanager
+    def not_charged(self) -> Iterator[None]:
+        """Around what is paid once, whatever is chosen: tracing, loading torch's batching rules."""
+        began = self.clock()
+        try:
+            yield
+        finally:
+            self._started += self.clock() - began
+
+    def learn(self, run_seconds: float) -> None:
+        """Take note of what the run would take by one more plan."""
+        self.run_seconds = min(self.run_seconds, run_seconds)
+
+    def for_a_part(self) -> Budget:
+        """The same for a part of the network, whose estimates are not those of the run."""
+        part = replace(self)
+        part._started = self._started
+        return part
 
     @property
     def allowed(self) -> float:
-        """Seconds in all, by the present estimate."""
+        """Seconds in all, by the current estimate of the run."""
         return max(0.04 * self.run_seconds, min(self.share * self.run_seconds, self.most))
 
     @property
     def patience(self) -> float:
-        """Seconds that a candidate may take for a second pass, which is timed more truly than the first."""
+        """Longest first pass, in seconds, after which a second, warm pass is timed too."""
         return max(0.0, self.allowed - self.spent) / 4 if math.isfinite(self.run_seconds) else 0.3
 
     def left_for(self, seconds: float) -> bool:
-        """Whether something that takes this long may still be tried."""
+        """Whether the budget has room for something that takes this long."""
         return self.spent + seconds <= self.allowed
 
 
-def methods_in_order(shapes: Shapes, config: RunConfig, refused: Mapping[str, str | None]) -> list[str]:
-    """Plain methods that apply, the likeliest first.
+def methods_in_order(shapes: Shapes, request: Request, refused: Mapping[str, str | None]) -> list[Method]:
+    """Methods that apply to the whole network, the likeliest first.
 
     Forward mode costs n_in passes and reverse n_out; a program, where there is one, runs them fastest.
     Batched cotangents, or copies of the input, fill a pass where there are few samples; else a plain
     reverse pass over many samples does.
     """
-    if config.method not in ("auto", "factored"):
-        return [config.method]
-    if config.precision != "ieee":
-        served = [name for name in PROGRAM_METHODS if refused.get(name) is None]
-        return served[::-1] if shapes.n_in < shapes.n_selected else served
+    if request.method in METHODS:
+        return [METHODS[request.method]]
     n_in, n_out = shapes.n_in, shapes.n_selected
-    samples = shapes.fixed_batch or min(shapes.n_samples, config.batch_size or FEW_SAMPLES)
-    order = ["tangent", "forward"] if n_in < n_out else []
+    served = [method for method in METHODS.values() if refused.get(method.name) is None]
+    if not request.is_exact:
+        served = [method for method in served if method.runs_program]
+        return sorted(served, key=lambda method: method.by_columns != (n_in < n_out))
+    samples = shapes.fixed_batch or min(shapes.n_samples, request.batch_size or FEW_SAMPLES)
     few = samples < FEW_SAMPLES and n_out > 1
-    order += ["adjoint", "vmap", "replicate", "loop"] if few else ["adjoint", "loop", "vmap"]
-    return [name for name in order if refused.get(name) is None]
+
+    def rank(method: Method) -> tuple[bool, int]:
+        by_primitive = ("program", "batched", "tape") if few else ("program", "tape", "batched")
+        return not method.by_columns, 2 * by_primitive.index(method.primitive) + method.is_reference
+
+    applies = [m for m in served if (n_in < n_out or not m.by_columns) and (few or not m.repeats_batch)]
+    return sorted(applies, key=rank)
 
 
 def ladder(
-    method: str,
+    method: Method,
     shapes: Shapes,
-    config: RunConfig,
+    request: Request,
     *,
     most_samples: int,
     rows: int | None = None,
     least_rows: int = 1,
 ) -> Iterator[Candidate]:
-    """A method's candidates from few rows in flight to all of them, each size once.
+    """Candidates of a method, from few rows in flight to all of them, each size once.
 
     Args:
-        method: Name in ``METHODS``.
+        method: The method.
         shapes: The run's shapes.
-        config: Sizes asked for are kept.
+        request: Sizes asked for are kept.
         most_samples: Samples whose results fit in memory.
-        rows: Where to start; decided by the method if None.
-        least_rows: Where to start at least: see `START_ROWS_ON_GPU`.
+        rows: Rows in flight to start with; None leaves it to the method.
+        least_rows: Lower limit on that start: see `START_ROWS_ON_GPU`.
     """
-    vectors = shapes.n_in if method in COLUMN_METHODS else shapes.n_selected
-    rows = max(rows or _STARTS.get(method, _few(method, vectors)), least_rows)
+    vectors = shapes.vectors(method)
+    rows = max(rows or method.first_rows or _few(method, vectors), least_rows)
     last, most = None, min(shapes.n_samples, max(most_samples, 1)) * vectors
     while True:
-        candidate = sized(method, rows, shapes, config, vectors=vectors, most_samples=most_samples)
+        candidate = with_rows(rows, method, shapes, request, most_samples=most_samples)
         if candidate != last:
             yield candidate
         if rows >= most:
@@ -150,30 +178,29 @@ def ladder(
         last, rows = candidate, rows * _STEP
 
 
-def sized(
-    method: str, rows: int, shapes: Shapes, config: RunConfig, *, vectors: int, most_samples: int
-) -> Candidate:
-    """The samples a block and vectors a pass that keep so many rows in flight."""
+def with_rows(rows: int, method: Method, shapes: Shapes, request: Request, *, most_samples: int) -> Candidate:
+    """Batch size and chunk size with about ``rows`` = batch_size * chunk_size vectors in flight."""
+    vectors = shapes.vectors(method)
     most = max(1, min(shapes.n_samples, most_samples))
-    fixed = shapes.fixed_batch or (config.batch_size and min(config.batch_size, shapes.n_samples))
-    if method == "loop":
+    fixed = shapes.fixed_batch or (request.batch_size and min(request.batch_size, shapes.n_samples))
+    if method.single_vector:
         return Candidate(method, fixed or min(most, rows), 1)
-    if method == "forward" and not fixed:
+    if method.reruns_network and not fixed:
         # Every forward pass runs the network anew: the more tangents share it the better.
-        samples = min(most, max(1, rows // min(config.chunk_size or vectors, vectors)))
-        return Candidate(method, samples, min(config.chunk_size or max(1, rows // samples), vectors))
+        samples = min(most, max(1, rows // min(request.chunk_size or vectors, vectors)))
+        return Candidate(method, samples, min(request.chunk_size or max(1, rows // samples), vectors))
     samples = fixed or min(most, _few(method, vectors), rows)
-    chunk = config.chunk_size or max(1, rows // samples)
-    if config.method == "replicate" and config.chunk_size is None:
-        chunk = vectors  # what is known by that name: one call
+    chunk = request.chunk_size or max(1, rows // samples)
+    if request.method == method.name and method.known_as_one_call and request.chunk_size is None:
+        chunk = vectors
     if not fixed and chunk >= vectors:
         samples = min(most, max(samples, rows // vectors))
     return Candidate(method, samples, min(chunk, vectors))
 
 
-def _few(method: str, vectors: int) -> int:
-    """Samples a block to begin with: a program that few vectors go through wants its linearisation shared."""
-    return max(FEW_SAMPLES, min(_MANY_SAMPLES, 320 // vectors)) if method in PROGRAM_METHODS else FEW_SAMPLES
+def _few(method: Method, vectors: int) -> int:
+    """Samples per batch to begin with: few vectors through a program should share its linearisation."""
+    return max(FEW_SAMPLES, min(_MANY_SAMPLES, 320 // vectors)) if method.runs_program else FEW_SAMPLES
 
 
 def climb(
@@ -186,17 +213,18 @@ def climb(
     best: float = math.inf,
     trifle: float = 0.0,
 ) -> list[Measured]:
-    """Measure larger and larger candidates of one method while that pays.
+    """Measure larger and larger candidates of one method, as long as that pays.
 
     Args:
         candidates: From small to large.
-        measure: Tries one.
-        seconds: What the run would take with one.
-        budget: Ends the climb; its estimate of the run is kept up to date.
-        fits: Whether one would fit in memory with so many times its rows.
-        best: Seconds of the run with the best of other methods: a method is left where it takes half as
-            long again, unless its passes are short: then it is calls that cost, and larger sizes save them.
-        trifle: Part of the run that a trial may take even where the budget is spent.
+        measure: Measures a candidate.
+        seconds: Seconds that the run would take with these measurements.
+        budget: Ends the climb; its estimate of the run is updated.
+        fits: Whether a candidate would fit in memory with this many times its rows.
+        best: Seconds of the run with the best other method.  A method that takes more than half as long again
+            is given up, unless its passes are short: then the overhead of calls dominates, and larger sizes
+            reduce it.
+        trifle: Part of the run that a trial may take even when the budget is spent.
     """
     tried: list[Measured] = []
     for candidate in candidates:
@@ -211,7 +239,7 @@ def climb(
                 break
         measured = measure(candidate, budget.patience)
         took = seconds(measured)
-        budget.run_seconds = min(budget.run_seconds, took)
+        budget.learn(took)
         tried.append(measured)
         short = measured.vector_seconds * measured.chunk_size < _SHORT
         if measured.failure or (took > 1.5 * best and not short):

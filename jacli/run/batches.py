@@ -1,4 +1,4 @@
-"""One run's blocks: from rows read to arrays written."""
+"""One run's batches: from rows read to arrays written."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 from jacli.choice.memory_limit import MemoryLimit
-from jacli.choice.problem import ComputedBlock, Points, Task
+from jacli.choice.problem import Points, Problem
 from jacli.device.transfer import ArrivingArray, HostCopies
+from jacli.engine.computed_batch import ComputedBatch
 from jacli.engine.probed import padded
 from jacli.linear_map import FactoredMap, Matrices
 from jacli.options.config import RunConfig
-from jacli.plans.plan import SINGULAR_VALUES_LIMIT, Plan
+from jacli.plans.plan import SINGULAR_VALUES_LIMIT, ChainPlan, Plan, WholePlan
+from jacli.plans.request import Request
 from jacli.run.factored_array import FactoredArray
 from jacli.run.prepare import Prepared
+from jacli.run.request import request_of
 from jacli.run.selection import jacobian_shape, selected_outputs
 from jacli.run.statistics import statistics_of
 from jacli.store import ResultLayout
@@ -25,20 +28,22 @@ StoredArray = np.ndarray | FactoredArray | ArrivingArray
 
 
 class Run:
-    """A prepared run: its task, its layout, and its blocks as the file stores them.
+    """A prepared run: its problem, its layout, and its batches as the file stores them.
 
     Attributes:
+        request: What is asked of the engine.
         inputs_sha256: Of the rows read so far.
         not_finite: Positions in INPUTS of the samples so far whose Jacobian or outputs are not finite.
         memory: What may be held.
     """
 
-    def __init__(self, config: RunConfig, prepared: Prepared) -> None:
+    def __init__(self, config: RunConfig, prepared: Prepared, *, must_follow: bool = False) -> None:
         self.config = config
+        self.request: Request = request_of(config, must_follow=must_follow)
         self.prepared = prepared
         self.inputs_sha256 = hashlib.sha256()
         self.not_finite: list[int] = []
-        self.memory = MemoryLimit.of_run(config, prepared.device)
+        self.memory = MemoryLimit.of_run(config.memory, prepared.device)
         self._host = HostCopies(prepared.device)
 
     def go_on(self, inputs_sha256: hashlib._Hash, not_finite: list[int]) -> None:
@@ -49,13 +54,13 @@ class Run:
     def result_bytes(self, count: int, plan: Plan) -> int:
         """Bytes of what waits to be written of so many samples: matrices, or their factors."""
         shapes = self.prepared.shapes
-        if plan.factored:
-            return count * plan.factored.width * (shapes.n_in + shapes.n_selected) * shapes.itemsize
+        if isinstance(plan, ChainPlan):
+            return count * plan.factorization.width * (shapes.n_in + shapes.n_selected) * shapes.itemsize
         return count * shapes.sample_bytes if self.config.save == "full" else 0
 
     @property
     def jacobian_shape(self) -> tuple[int, ...]:
-        """Of a sample as stored: ``(*input, *output)``, or ``(*input, k)`` with ``--classes``."""
+        """Of a sample as stored: ``(*domain, *output)``, or ``(*input, k)`` with ``--classes``."""
         return jacobian_shape(self.prepared.shapes, self.config.classes)
 
     def notes(self, plan: Plan) -> list[str]:
@@ -63,7 +68,7 @@ class Run:
         shapes = self.prepared.shapes
         smaller = min(shapes.n_in, shapes.n_selected)
         found = []
-        if self.config.chunk_size and plan.method == "loop":
+        if self.config.chunk_size and isinstance(plan, WholePlan) and plan.filled_by.single_vector:
             found.append(f"--chunk-size has no part in the method {plan.method}")
         if self.config.singular_values == "auto" and not plan.singular_values:
             found += [
@@ -75,9 +80,11 @@ class Run:
     def layout(self, plan: Plan) -> ResultLayout:
         """What the file will hold."""
         config, shapes = self.config, self.prepared.shapes
+        saves_factors = config.save == "factors"
         return ResultLayout(
             n_samples=shapes.n_samples,
             input_shape=shapes.input_shape,
+            domain_shape=shapes.domain_shape,
             output_shape=shapes.output_shape,
             selected=None if config.classes.kind == "all" else shapes.n_selected,
             per_sample_classes=config.classes.per_sample,
@@ -91,21 +98,13 @@ class Run:
             output_dtype=config.dtype,
             compress=config.compress,
             batch_size=plan.batch_size,
-            factor_width=plan.factored.width if config.save == "factors" and plan.factored else 0,
+            factor_width=plan.factorization.width if saves_factors and isinstance(plan, ChainPlan) else 0,
         )
 
-    def task(self) -> Task:
+    @property
+    def problem(self) -> Problem:
         """The run as the engine sees it."""
-        prepared = self.prepared
-        return Task(
-            network=prepared.network,
-            shapes=prepared.shapes,
-            config=self.config,
-            points=self._points,
-            memory=self.memory,
-            keeps_dense=self.config.save == "full",
-            written=True,
-        )
+        return Problem(self.prepared.network, self.prepared.shapes, self._points, self.memory)
 
     def _points(self, start: int, size: int) -> Points:
         prepared = self.prepared
@@ -118,17 +117,17 @@ class Run:
             labels = padded(torch.from_numpy(prepared.labels[start:stop]), len(x))
         return x, extra, selected_outputs(prepared.network, x, extra, self.config.classes, labels)
 
-    def arrays(self, block: ComputedBlock, plan: Plan) -> dict[str, StoredArray]:
-        """What the file stores of a block, in the datasets' shapes."""
-        count, shapes = block.count, self.prepared.shapes
-        raw = self.prepared.source.read(block.start, block.start + count)
-        index = self.prepared.source.index[block.start : block.start + count]
-        outputs, matrices = block.linearization.outputs[:count], block.matrices.samples(0, count)
+    def arrays(self, batch: ComputedBatch, plan: Plan) -> dict[str, StoredArray]:
+        """What the file stores of a batch, in the datasets' shapes."""
+        count, shapes = batch.count, self.prepared.shapes
+        raw = self.prepared.source.read(batch.start, batch.start + count)
+        index = self.prepared.source.index[batch.start : batch.start + count]
+        outputs, matrices = batch.linearization.outputs[:count], batch.matrices.take(slice(count))
         statistics = statistics_of(matrices, plan, seed=self.config.seed)
         finite = torch.isfinite(statistics.frobenius) & torch.isfinite(outputs.reshape(count, -1)).all(1)
         self.not_finite += index[~finite.cpu().numpy()].tolist()
         self.inputs_sha256.update(raw.tobytes())
-        output_shape = self.jacobian_shape[len(shapes.input_shape) :]
+        output_shape = self.jacobian_shape[len(shapes.domain_shape) :]
         arrays: dict[str, Tensor] = {
             "outputs": outputs,
             "frobenius_norm": statistics.frobenius,
@@ -141,14 +140,14 @@ class Run:
             if plan.all_singular_values:
                 arrays["nuclear_norm"] = values.sum(1)
         if self.config.classes.per_sample:
-            arrays["class_index"] = block.linearization.selected[:count]
+            arrays["class_index"] = batch.linearization.selected[:count]
         stored: dict[str, StoredArray] = {
             name: array.detach().cpu().numpy() for name, array in arrays.items()
         }
         stored |= self._large_arrays(matrices, count, output_shape)
         stored["sample_index"] = index
         if self.prepared.labels is not None:
-            stored["labels"] = self.prepared.labels[block.start : block.start + count]
+            stored["labels"] = self.prepared.labels[batch.start : batch.start + count]
         if self.config.save_inputs:
             stored["inputs"] = raw
         return stored
@@ -157,18 +156,18 @@ class Run:
         self, matrices: Matrices, count: int, output_shape: tuple[int, ...]
     ) -> dict[str, StoredArray]:
         """The Jacobian, or its factors; a product is multiplied out piece by piece as it is written."""
-        input_shape = self.prepared.shapes.input_shape
+        domain_shape = self.prepared.shapes.domain_shape
         if self.config.save == "factors":
             assert isinstance(matrices, FactoredMap)  # the choice sees to it
             left, right = matrices.left, matrices.right
             width = left.shape[2]
             return {
                 "factors/left": self._host.copy("left", left.reshape(count, *output_shape, width)),
-                "factors/right": self._host.copy("right", right.reshape(count, width, *input_shape)),
+                "factors/right": self._host.copy("right", right.reshape(count, width, *domain_shape)),
             }
         if self.config.save != "full":
             return {}
         if isinstance(matrices, FactoredMap):
-            return {"jacobian": FactoredArray.of(matrices, input_shape, output_shape)}
+            return {"jacobian": FactoredArray.of(matrices, domain_shape, output_shape)}
         dense = matrices.dense().mT.reshape(count, *self.jacobian_shape)
         return {"jacobian": self._host.copy("jacobian", dense)}

@@ -16,6 +16,7 @@ from jacli.errors import InputsError, JacliError, ModelError, UsageError
 from jacli.errors.printable import count_of
 from jacli.inputs.check import check_dtype
 from jacli.models.dtypes import real_dtypes
+from jacli.models.tensors import module_tensors
 from jacli.verify.explain import is_about_dtypes
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -146,7 +147,7 @@ def _check_device(x: Tensor, model: object) -> None:
         )
     if not isinstance(model, nn.Module):
         return
-    devices = sorted({str(tensor.device) for tensor in (*model.parameters(), *model.buffers())})
+    devices = sorted({str(tensor.device) for tensor in module_tensors(model)})
     if "meta" in devices:
         raise ModelError(
             "The model has parameters or buffers on the device meta.",

@@ -5,49 +5,47 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from jacli.device.transfer import pinned
+from jacli.device.hardware import is_gpu
+from jacli.device.transfer import QueuedWork, StagingBuffer
 from jacli.linear_map import FactoredMap
 
 
 @dataclass(frozen=True)
 class FactoredArray:
-    """``left @ right`` as an array ``(batch, *input, *output)`` of which pieces can be taken.
+    """``left @ right`` as an array ``(batch, *domain, *output)`` of which pieces can be taken.
 
     A piece of some pixels is one matrix product, and comes out with the classes last, as files have it:
     no transposition, and nothing the size of a sample in memory.
 
     Attributes:
-        factors: The factors of a block.
-        input_shape: Of a sample.
-        output_shape: Of a sample.
-        ready: On a GPU: when the factors are there.
-        staging: On a GPU: pinned memory that pieces arrive in, one after the other.
+        factors: The factors of a batch.
+        domain_shape: Of what is differentiated with respect to, per sample.
+        output_shape: Per sample.
+        ready: On a GPU: the work that computes the factors.
+        staging: On a GPU: the memory that pieces arrive in, one after the other.
     """
 
     factors: FactoredMap
-    input_shape: tuple[int, ...]
+    domain_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
-    ready: torch.cuda.Event | None = None
-    staging: list[Tensor] = field(default_factory=list)
+    ready: QueuedWork | None = None
+    staging: StagingBuffer = field(default_factory=StagingBuffer)
 
     @classmethod
     def of(
-        cls, factors: FactoredMap, input_shape: tuple[int, ...], output_shape: tuple[int, ...]
+        cls, factors: FactoredMap, domain_shape: tuple[int, ...], output_shape: tuple[int, ...]
     ) -> FactoredArray:
         """The product of factors that the current stream computes; pieces may be taken on another one."""
-        ready = None
-        if factors.left.is_cuda:
-            ready = torch.cuda.Event()
-            ready.record(torch.cuda.current_stream(factors.left.device))
-        return cls(factors, input_shape, output_shape, ready)
+        device = factors.left.device
+        ready = QueuedWork(device) if is_gpu(device) else None
+        return cls(factors, domain_shape, output_shape, ready)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """``(batch, *input, *output)``."""
-        return (self.factors.batch, *self.input_shape, *self.output_shape)
+        """``(batch, *domain, *output)``."""
+        return (self.factors.batch, *self.domain_shape, *self.output_shape)
 
     @property
     def dtype(self) -> np.dtype:
@@ -61,10 +59,10 @@ class FactoredArray:
     def __getitem__(self, piece: tuple[slice, ...]) -> np.ndarray:
         """The numbers in a box, a slice for every axis; from a GPU they hold until the next is asked for."""
         if self.ready is not None:
-            self.ready.wait(torch.cuda.current_stream(self.factors.left.device))
+            self.ready.wait()
         samples, inner = piece[0], piece[1:]
-        split = len(self.input_shape)
-        right = self.factors.right[samples].unflatten(2, self.input_shape or (1,))
+        split = len(self.domain_shape)
+        right = self.factors.right[samples].unflatten(2, self.domain_shape or (1,))
         right = right[(slice(None), slice(None), *inner[:split])]
         left = self.factors.left[samples].unflatten(1, self.output_shape or (1,))
         left = left[(slice(None), *inner[split:])]
@@ -79,10 +77,4 @@ class FactoredArray:
         if self.ready is None:
             numbers: np.ndarray = product.numpy()
             return numbers
-        if not self.staging or self.staging[0].numel() < product.numel():
-            self.staging[:] = [pinned(product.numel(), product.dtype)]
-        arrived = self.staging[0][: product.numel()].view(product.shape)
-        arrived.copy_(product, non_blocking=True)
-        torch.cuda.current_stream(product.device).synchronize()
-        numbers = arrived.numpy()
-        return numbers
+        return self.staging.copy(product)

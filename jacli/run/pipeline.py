@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from jacli.device.transfer import beside
-from jacli.store import BlockGivenUp, ResultWriter
+from jacli.device.transfer import background_work
+from jacli.store import ResultWriter, WriteCancelled
 
 PATIENCE = 3.0
 """Seconds that a run which is stopped waits for the block being written; then that is given up."""
 
 
 @dataclass(frozen=True)
-class WrittenBlock:
+class WrittenBatch:
     """A block for the file.
 
     Attributes:
@@ -66,7 +66,7 @@ class Pipeline:
         self._before_commit = before_commit
         self._written = written
         self._condition = threading.Condition()
-        self._block: WrittenBlock | None = None
+        self._block: WrittenBatch | None = None
         self._error: BaseException | None = None
         self._ending = False
         self._over = False  # Thread.is_alive is wrong after a signal has left a join (Python 3.11 and 3.12)
@@ -74,7 +74,7 @@ class Pipeline:
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
-    def put(self, block: WrittenBlock, *, wait: bool = False) -> None:
+    def put(self, block: WrittenBatch, *, wait: bool = False) -> None:
         """Have a block written, after the one before it; with ``wait``, return when it is.
 
         Raises:
@@ -120,7 +120,7 @@ class Pipeline:
             self._condition.notify_all()
 
     def _work(self) -> None:
-        with beside(self._device):
+        with background_work(self._device):
             while True:
                 with self._condition:
                     self._condition.wait_for(
@@ -138,7 +138,7 @@ class Pipeline:
                     self._block = None
                     self._condition.notify_all()
 
-    def _write(self, block: WrittenBlock) -> None:
+    def _write(self, block: WrittenBatch) -> None:
         writer = self._writer
         if block.start != writer.written:
             raise RuntimeError(f"the block of sample {block.start} came after {writer.written} samples")
@@ -168,6 +168,6 @@ class Pipeline:
         self._deadline = time.monotonic() + PATIENCE
         self._end()
         if error is not None and self._error is not None and self._error is not error:
-            if isinstance(self._error, BlockGivenUp):
+            if isinstance(self._error, WriteCancelled):
                 return
             raise self._error from error

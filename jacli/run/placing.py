@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from jacli.device.random_state import fork_random_state
 from jacli.engine.probed import probed_network
 from jacli.errors import InputsError, JacliError, ModelError, UsageError, means_out_of_memory, telling_line
+from jacli.linear_map.agreement import relative_errors
 from jacli.models import LoadedModel
 from jacli.models.dtypes import as_dtype, convert, holds, real_dtype, real_dtypes, widest
 from jacli.network import TensorNetwork, as_declared, frozen_twin
@@ -169,8 +171,7 @@ def _compare(
     points, rest = x[index], {name: rows[index] for name, rows in extra.items()}
     kinds = sorted(real_dtypes(before.module) or {x.dtype}, key=lambda kind: -torch.finfo(kind).bits)
     failure: Exception | None = None
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with fork_random_state(x.device), torch.no_grad():
         for kind in kinds:
             try:
                 before = replace(before, arguments=arguments_at(after.arguments, kind, "cpu"))
@@ -210,16 +211,11 @@ def _gap(own: Tensor, found: Tensor) -> float:
     """
     if own.shape != found.shape:
         return torch.inf
-    a, b = (t.double().reshape(len(t), -1) for t in (own, found))
     bits = torch.finfo(own.dtype).bits - torch.finfo(found.dtype).bits
-    lost_in_own = bool((~a.isfinite() & b.isfinite()).any()) and bits >= 0
-    lost_in_found = bool((a.isfinite() & ~b.isfinite()).any()) and bits <= 0
-    if lost_in_own or lost_in_found:
-        return torch.inf
-    neither = ~a.isfinite() | ~b.isfinite()
-    difference = torch.linalg.vector_norm((a - b).masked_fill(neither, 0), dim=1)
-    scale = torch.linalg.vector_norm(a.masked_fill(neither, 0), dim=1)
-    return float(torch.where(difference > 0, difference / scale, 0.0).max())
+    if bits:
+        overflowed = ~(found if bits > 0 else own).isfinite()
+        own, found = own.masked_fill(overflowed, 0), found.masked_fill(overflowed, 0)
+    return float(relative_errors(found, own).max())
 
 
 def _another_function(module: nn.Module, gap: float, own: torch.dtype, x: Tensor) -> ModelError:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from jacli.choice.memory_limit import memory_errors
 from jacli.cluster import local_rank, shard_rows
+from jacli.device.hardware import pick_device
 from jacli.device.precision import check_precision
-from jacli.errors import InputsError, UsageError
+from jacli.errors import InputsError
 from jacli.errors.printable import count_of
 from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs, scale_notes
 from jacli.models import LoadedModel, load_model
@@ -200,32 +201,6 @@ def _probe_notes(probed: Probed, network: TensorNetwork) -> Iterator[str]:
         yield "samples influence one another in larger batches: each is computed alone (--batch-size 1)"
     elif probed.fixed_batch:
         yield f"the model runs in batches of {probed.fixed_batch}, not of any size: the last block is padded"
-
-
-def pick_device(asked: str, rank: int = 0) -> torch.device:
-    """``auto`` is the GPU where there is one; of several, ``auto`` and ``cuda`` are this process's own.
-
-    Args:
-        asked: ``--device``.
-        rank: Which of the node's processes this is: where they see several GPUs, each takes its own.
-
-    Raises:
-        UsageError: A GPU was asked for that is not there.
-    """
-    if asked == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", rank % torch.cuda.device_count())
-    if asked == "cuda" and torch.cuda.is_available():
-        return torch.device("cuda", rank % torch.cuda.device_count())
-    device = torch.device(asked)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"--device {asked} is not there.",
-            why=f"torch {torch.__version__} sees {count_of(torch.cuda.device_count(), 'CUDA device')}.",
-            todo="Give --device cpu, or run `jacli doctor`.",
-        )
-    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def _read_labels(path: str, source: InputSource) -> np.ndarray:

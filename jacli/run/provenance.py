@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import platform
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 import jacli
+from jacli.device.hardware import device_name
 from jacli.engine.engine import Chosen
 from jacli.models.names import absolute_name
 from jacli.options.config import RunConfig
@@ -38,7 +38,6 @@ def provenance(config: RunConfig, prepared: Prepared, chosen: Chosen, command: s
         for k, v in resolved["arg"].items()
     }
     resolved["constant"] = {name: str(Path(path).resolve()) for name, path in config.constant.items()}
-    on_gpu = prepared.device.type == "cuda"
     return {
         "jacli_version": jacli.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -56,19 +55,10 @@ def provenance(config: RunConfig, prepared: Prepared, chosen: Chosen, command: s
         "inputs_path": source.path or config.inputs,
         "torch_version": torch.__version__,
         "device": str(prepared.device),
-        "device_name": torch.cuda.get_device_name(prepared.device) if on_gpu else _cpu_name(),
+        "device_name": device_name(prepared.device),
         "dtype": config.dtype,
         "precision": config.precision,
-        "method": chosen.method.name,
+        "method": chosen.plan.method,
         "plan": chosen.to_dict(),
         "notes": list(prepared.notes),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        with Path("/proc/cpuinfo").open() as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()

@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jacli.engine.replicated_passes import AsRun, as_run
+from jacli.engine.replicated_passes import as_run
 from jacli.options.config import RunConfig
 from jacli.plans.plan import Plan
 from jacli.run.prepare import Prepared
 from jacli.run.reference import References, batch_of, linearized
-from jacli.run.stored_matrices import Dataset, stored_sample
+from jacli.run.stored_matrices import stored_sample
 from jacli.store.batches import batch_holding
-from jacli.verify import Rechecked, recheck, recheck_tolerance
+from jacli.store.boxes import ChunkedArray
+from jacli.verify import PlainPasses, Rechecked, recheck, recheck_tolerance
 from jacli.verify.tolerances import REDUCED_INSIDE
 
 
@@ -44,7 +45,7 @@ def tolerance_of(config: RunConfig, reduced: str | None = None) -> float:
 
 def recheck_samples(
     prepared: Prepared,
-    datasets: Mapping[str, Dataset],
+    datasets: Mapping[str, ChunkedArray],
     plan: Plan | Mapping[str, Any],
     config: RunConfig,
     rows: Iterable[int],
@@ -73,7 +74,7 @@ def recheck_samples(
     passes' activations, and the model's parameters up to four times over.
     """
     references = references or References(prepared)
-    recorded = plan.to_dict() if isinstance(plan, Plan) else plan
+    recorded = plan if isinstance(plan, Mapping) else plan.to_dict()
     for row in rows:
         selected = _selected(datasets, row, prepared.device)
         exact, position = references.at(row, selected)
@@ -81,13 +82,13 @@ def recheck_samples(
             stored_sample(datasets, row),
             exact,
             partial(
-                _own_blocks,
+                _own_passes,
                 prepared,
                 references,
                 recorded,
                 row,
                 selected,
-                batch=_own_batch(datasets, recorded, row),
+                rows=_own_batch(datasets, recorded, row),
             ),
             position=position,
             tolerance=tolerance_of(config, references.reduced),
@@ -98,7 +99,7 @@ def recheck_samples(
         yield row, found
 
 
-def _selected(datasets: Mapping[str, Dataset], row: int, device: torch.device) -> Tensor | None:
+def _selected(datasets: Mapping[str, ChunkedArray], row: int, device: torch.device) -> Tensor | None:
     """Flat indices of the outputs that were differentiated, ``(k,)``; None for all."""
     if "class_index" not in datasets:
         return None
@@ -106,7 +107,7 @@ def _selected(datasets: Mapping[str, Dataset], row: int, device: torch.device) -
     return torch.from_numpy(classes[row] if len(classes.shape) == 2 else classes[:]).to(device)
 
 
-def _own_batch(datasets: Mapping[str, Dataset], plan: Mapping[str, Any], row: int) -> tuple[int, int]:
+def _own_batch(datasets: Mapping[str, ChunkedArray], plan: Mapping[str, Any], row: int) -> tuple[int, int]:
     """First and one past the last row of the batch that ``row`` was computed in.
 
     As the file records it; the plan's batch size tells it only where no batch was halved or cut short.
@@ -119,19 +120,18 @@ def _own_batch(datasets: Mapping[str, Dataset], plan: Mapping[str, Any], row: in
     return start, min(start + size, done)
 
 
-def _own_blocks(
+def _own_passes(
     prepared: Prepared,
     references: References,
     plan: Mapping[str, Any],
     row: int,
     selected: Tensor | None,
     *,
-    batch: tuple[int, int],
-) -> Iterator[tuple[AsRun, int]]:
+    rows: tuple[int, int],
+) -> Iterator[tuple[PlainPasses, int]]:
     """The batch of the run that holds ``row``, once for each way its forward pass may have rounded."""
-    start, stop = batch
+    start, stop = rows
     x, extra = batch_of(prepared, start, stop, prepared.shapes.fixed_batch or 0)
-    block = linearized(references.own, x, extra, selected)
-    for passes in as_run(block, plan, recurrent=prepared.network.recurrent):
+    batch = linearized(references.own, x, extra, selected)
+    for passes in as_run(batch, plan, recurrent=prepared.network.recurrent):
         yield passes, row - start
-        passes.close()

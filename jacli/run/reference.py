@@ -68,10 +68,10 @@ class References:
             # A model's own code may raise anything when its numbers are converted.
             try:
                 twin = self._anew(torch.float64)
-                trial = linearized(twin, *_converted(x, extra, torch.float64), selected)
-                trial.pull(torch.zeros(trial.batch, trial.n_out, dtype=torch.float64, device=x.device))
-                if trial.outputs.dtype == torch.float64:
-                    self._network = twin
+                with linearized(twin, *_converted(x, extra, torch.float64), selected) as trial:
+                    trial.tape().vjp(x.new_zeros(1, trial.batch, trial.n_out, dtype=torch.float64))
+                    if trial.outputs.dtype == torch.float64:
+                        self._network = twin
             except Exception as error:
                 if means_out_of_memory(error):
                     self.notes.append("rechecked in the run's own dtype: float64 does not fit in memory")

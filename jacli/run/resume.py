@@ -14,7 +14,6 @@ from jacli.choice.memory_limit import memory_errors
 from jacli.choice.recorded_plan import recorded_plan
 from jacli.engine.engine import Chosen
 from jacli.errors import OutputError, ResultsError
-from jacli.methods import load_method
 from jacli.options.config import RunConfig
 from jacli.plans.plan import Plan
 from jacli.run.batches import Run
@@ -139,13 +138,7 @@ class Unfinished:
         """The method and plan of the earlier process, as this one follows them."""
         plan = choice.plans[0]
         error = float(self.plan.get("row_check_error") or 0.0)
-        return Chosen(
-            load_method(plan.method),
-            plan,
-            error,
-            dict(self.plan.get("passed_over") or {}),
-            choice.graph_of(plan),
-        )
+        return Chosen(plan, error, dict(self.plan.get("passed_over") or {}), choice.graph_of(plan))
 
     def check_a_sample(self, run: Run, plan: Plan) -> None:
         """Compute one of the finished samples again and compare, as the recheck does.

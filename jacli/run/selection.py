@@ -33,14 +33,15 @@ def selected_outputs(
     if classes.kind == "label":
         assert labels is not None  # checked with the options
         return labels[:, None].to(x.device)
-    outputs = Linearized(network, x, extra).outputs.reshape(len(x), -1)
+    with Linearized(network, x, extra) as linearization:
+        outputs = linearization.outputs.reshape(len(x), -1)
     return outputs.topk(classes.k, dim=1).indices
 
 
 def jacobian_shape(shapes: Shapes, classes: Classes) -> tuple[int, ...]:
-    """Of one sample: ``(*input, *output)``, or ``(*input, k)`` where some outputs were selected."""
+    """Per sample: ``(*domain, *output)``, or ``(*domain, k)`` where some outputs were selected."""
     outputs = shapes.output_shape if classes.kind == "all" else (shapes.n_selected,)
-    return (*shapes.input_shape, *outputs)
+    return (*shapes.domain_shape, *outputs)
 
 
 def check_classes(classes: Classes, labels: np.ndarray | None, n_out: int) -> None:

@@ -1,4 +1,4 @@
-"""Norms and singular values of a block, while it is on the device: from matrices, or from their factors."""
+"""Norms and singular values of a batch, while it is on the device: from matrices, or from their factors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from jacli.spectrum.exact import PIECE_BYTES
 
 
 @dataclass(frozen=True)
-class BlockStatistics:
-    """Of every sample of a block, in float64.
+class BatchStatistics:
+    """Of every sample of a batch, in float64.
 
     Attributes:
         class_norms: ``(batch, n_out)``, 2-norm of each row.
@@ -34,8 +34,8 @@ class BlockStatistics:
     spectrum: Spectrum | None
 
 
-def statistics_of(matrices: Matrices, plan: Plan, *, seed: int) -> BlockStatistics:
-    """Norms and the planned singular values of a block.
+def statistics_of(matrices: Matrices, plan: Plan, *, seed: int) -> BatchStatistics:
+    """Norms and the planned singular values of a batch.
 
     All singular values come from Gram matrices, of the factors where there are factors: the product is
     not formed.  Few of a large matrix come from products with vectors.
@@ -58,14 +58,11 @@ def statistics_of(matrices: Matrices, plan: Plan, *, seed: int) -> BlockStatisti
         if plan.singular_values and every:
             spectrum = singular_values(dense)
     if plan.singular_values and spectrum is None:
-        first = matrices.rows(torch.tensor([0]))
-        spectrum = largest_singular_values(
-            matrices, plan.singular_values, seed=seed, dtype=first.dtype, device=first.device
-        )
+        spectrum = largest_singular_values(matrices, plan.singular_values, seed=seed)
     if spectrum is not None:
         k = plan.singular_values
         spectrum = Spectrum(spectrum.values[:, :k], spectrum.errors[:, :k])
-    return BlockStatistics(class_norms, torch.linalg.vector_norm(class_norms, dim=1), spectrum)
+    return BatchStatistics(class_norms, torch.linalg.vector_norm(class_norms, dim=1), spectrum)
 
 
 def _row_norms(dense: Tensor) -> Tensor:

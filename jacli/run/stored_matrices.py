@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from itertools import product
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jacli.spectrum.stored import box_extents
+from jacli.store.boxes import ChunkedArray, box_extents, read_boxes, sample_chunks
 from jacli.verify import StoredProducts, StoredSample
 
 PIECE_NUMBERS = 2 * 2**20
@@ -21,19 +19,7 @@ PIECE_NUMBERS = 2 * 2**20
 Array = NDArray[np.float64]
 
 
-class Dataset(Protocol):
-    """What is needed of an ``h5py.Dataset``: ``(B, ...)``, on disk in chunks (None: in one run)."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def chunks(self) -> tuple[int, ...] | None: ...
-
-    def __getitem__(self, index: Any, /) -> Any: ...
-
-
-def stored_sample(datasets: Mapping[str, Dataset], row: int) -> StoredSample:
+def stored_sample(datasets: Mapping[str, ChunkedArray], row: int) -> StoredSample:
     """Sample ``row`` of a result: its outputs and norms now, its Jacobian when it is asked for.
 
     Args:
@@ -58,17 +44,17 @@ def stored_sample(datasets: Mapping[str, Dataset], row: int) -> StoredSample:
 
 
 def _of_jacobian(
-    jacobian: Dataset, row: int, output_axes: int, index: Tensor, cotangents: Array
+    jacobian: ChunkedArray, row: int, output_axes: int, index: Tensor, cotangents: Array
 ) -> StoredProducts:
-    """Rows, products and row norms of ``(*input, *output)`` in one pass; ``(p + k)`` products of its size."""
+    """Rows, products and row norms of ``(*domain, *output)`` in one pass; p + k products of its size."""
     split = len(jacobian.shape) - 1 - output_axes
-    input_shape, output_shape = jacobian.shape[1 : 1 + split], jacobian.shape[1 + split :]
+    domain_shape, output_shape = jacobian.shape[1 : 1 + split], jacobian.shape[1 + split :]
     n_out, p = math.prod(output_shape), len(cotangents)
-    rows = [np.zeros(input_shape) for _ in index]
-    pulled = np.zeros((p, *input_shape))
+    rows = [np.zeros(domain_shape) for _ in index]
+    pulled = np.zeros((p, *domain_shape))
     squares = np.zeros(n_out)
     numbered = np.arange(n_out).reshape(output_shape)
-    for box, numbers in _pieces(jacobian, row):
+    for box, numbers in _boxes(jacobian, row):
         inputs, outputs = box[:split], numbered[box[split:]].reshape(-1)
         part = numbers.reshape(-1, len(outputs))
         shape = numbers.shape[:split]
@@ -79,19 +65,21 @@ def _of_jacobian(
     return StoredProducts(_matrix(np.stack(rows)), _matrix(pulled), torch.from_numpy(np.sqrt(squares)))
 
 
-def _of_factors(left: Dataset, right: Dataset, row: int, index: Tensor, cotangents: Array) -> StoredProducts:
+def _of_factors(
+    left: ChunkedArray, right: ChunkedArray, row: int, index: Tensor, cotangents: Array
+) -> StoredProducts:
     """Rows and products of ``left . right``: by the narrow side first, never the whole product."""
     k, width = len(index), right.shape[1]
     numbered = np.arange(math.prod(left.shape[1:-1])).reshape(left.shape[1:-1])
     narrow = np.zeros((k + len(cotangents), width))
-    for box, numbers in _pieces(left, row):
+    for box, numbers in _boxes(left, row):
         outputs, columns = numbered[box[:-1]].reshape(-1), box[-1]
         part = numbers.reshape(len(outputs), -1)
         for at, here in _found(index, outputs):
             narrow[at, columns] = part[here]
         narrow[k:, columns] += cotangents[:, outputs] @ part
     wide = np.zeros((len(narrow), *right.shape[2:]))
-    for box, numbers in _pieces(right, row):
+    for box, numbers in _boxes(right, row):
         part = narrow[:, box[0]] @ numbers.reshape(len(numbers), -1)
         wide[(slice(None), *box[1:])] += part.reshape(len(narrow), *numbers.shape[1:])
     return StoredProducts(_matrix(wide[:k]), _matrix(wide[k:]))
@@ -108,13 +96,6 @@ def _matrix(values: Array) -> Tensor:
     return torch.from_numpy(values.reshape(len(values), math.prod(values.shape[1:])))
 
 
-def _pieces(dataset: Dataset, row: int) -> Iterator[tuple[tuple[slice, ...], Array]]:
+def _boxes(array: ChunkedArray, row: int) -> Iterator[tuple[tuple[slice, ...], Array]]:
     """One sample in boxes of whole chunks: the slices along its axes, and the numbers in float64."""
-    shape = dataset.shape[1:]
-    chunks = dataset.chunks[1:] if dataset.chunks else (1,) * len(shape)
-    extents = box_extents(shape, chunks, PIECE_NUMBERS)
-    for starts in product(*(range(0, n, step) for n, step in zip(shape, extents, strict=True))):
-        box = tuple(
-            slice(start, min(n, start + step)) for start, n, step in zip(starts, shape, extents, strict=True)
-        )
-        yield box, np.asarray(dataset[(row, *box)], np.float64)
+    return read_boxes(array, row, box_extents(array.shape[1:], sample_chunks(array), PIECE_NUMBERS))

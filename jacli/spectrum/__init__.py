@@ -1,4 +1,4 @@
-"""Singular values: exact from matrices (`exact`) or their factors (`factored`); the largest (`lanczos`)."""
+"""Singular values: all of them from matrices (`exact`) or factors (`factored`), the largest by `lanczos`."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """All singular values of explicit matrices, in float64, each with a bound on its error.
 
-The squares of the singular values of ``A`` are the eigenvalues of the Gram matrix of its smaller
-side, ``G = A A'`` of shape ``(n, n)``: one matrix product and a small eigenproblem, far cheaper than
-an SVD.  Squaring loses the small ones: ``sigma`` is known to about ``eps sigma_1^2 / sigma``.
-Samples in which that matters are done again by QR, ``A' = Q R``, and the SVD of the small ``R``, which
-is backward stable: every ``sigma`` to about ``eps ||A||``.
+The squared singular values of ``A`` are the eigenvalues of the Gram matrix of its smaller side,
+``G = A A'`` of shape ``(n, n)``: one matrix product and a small eigenproblem, far cheaper than an SVD.
+Squaring loses the small values: ``sigma`` is known to about ``eps sigma_1^2 / sigma``.  Samples in which that
+matters are computed again by QR, ``A' = Q R``, and the SVD of the small ``R``, which is backward stable:
+every ``sigma`` is known to about ``eps ||A||``.
 
-Both need only sums over column pieces of ``A`` (for QR: the tall-skinny QR of Demmel, Grigori,
-Hoemmen & Langou, 2012, as a chain), so the same code serves matrices in memory and matrices that
-are read from a file piece by piece, and no float64 copy of a whole matrix ever exists.
+Both need ``A`` only in slabs of columns (for QR: the tall-skinny QR of Demmel, Grigori, Hoemmen & Langou,
+2012; 10.1137/080731992, as a chain).  The same code therefore serves matrices in memory and matrices read
+from a file, and there is never a float64 copy of a whole matrix.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 PIECE_BYTES = 64 * 2**20
-"""The float64 copy of a piece is at most this large (bytes)."""
+"""Largest float64 copy of a piece, in bytes."""
 
 QR_BELOW = 1e-5
-"""sigma_min / sigma_1 below which the Gram matrix has lost too much (its square meets 1e-10)."""
+"""sigma_min / sigma_1 below which the Gram matrix loses too much: its square is 1e-10."""
 
 SAFE_PEAK = 1e140
-"""Entries above this (or, not zero, all below its inverse) have squares outside of float64."""
+"""Matrices with an entry above this, or with no entry above its inverse, have squares outside of float64."""
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -49,7 +49,7 @@ class Spectrum:
 
 @torch.no_grad()
 def singular_values(matrices: Tensor) -> Spectrum:
-    """All ``min(n_out, n_in)`` singular values of each matrix.
+    """All ``min(n_out, n_in)`` singular values of each matrix, with a bound on each error.
 
     Args:
         matrices: ``(batch, n_out, n_in)``, any floating dtype, on any device with float64.
@@ -57,9 +57,14 @@ def singular_values(matrices: Tensor) -> Spectrum:
     Returns:
         ``(batch, min(n_out, n_in))`` values and errors, on the device of ``matrices``.
 
-    With n <= m the two sides, the cost a matrix is ``2 m n^2`` flops (Gram) and, only where
-    sigma_min / sigma_1 < 1e-5, ``2 m n^2`` more (QR); memory beyond the input is a few times 64 MiB
-    or a few ``(n, n)`` matrices, whichever is larger.
+    Cost per matrix with sides n <= m: ``2 m n^2`` flops (Gram) and, only where sigma_min / sigma_1 < 1e-5,
+    ``2 m n^2`` more (QR).  Memory beyond the input: a few times 64 MiB or a few ``(n, n)`` matrices,
+    whichever is larger.
+
+    Example:
+        >>> import torch
+        >>> singular_values(torch.diag(torch.tensor([2.0, 3.0]))[None]).values
+        tensor([[3., 2.]], dtype=torch.float64)
     """
     wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     batch, n, m = wide.shape
@@ -72,12 +77,12 @@ def singular_values(matrices: Tensor) -> Spectrum:
 
 @torch.no_grad()
 def streamed_singular_values(pieces: Pieces, n: int) -> Spectrum:
-    """All singular values of one matrix that comes in pieces.
+    """All singular values of one matrix that is read in pieces.
 
     Args:
-        pieces: Called once, or twice if QR is needed; yields ``(n, m_i)`` parts, in the same order
-            each time, whose concatenation along the columns is the matrix (or its transpose).
-        n: Number of rows; the cheaper the smaller, so the smaller side of the matrix.
+        pieces: Called once, or twice if QR is needed; yields ``(n, m_i)`` pieces, in the same order each
+            time, whose concatenation along the columns is the matrix or its transpose.
+        n: Number of rows; take the smaller side of the matrix, which is cheaper.
 
     Returns:
         A batch of one: ``(1, min(n, sum m_i))``.
@@ -88,18 +93,18 @@ def streamed_singular_values(pieces: Pieces, n: int) -> Spectrum:
 
 
 def at_once(numbers: int) -> int:
-    """How many things of so many float64 numbers each stay within `PIECE_BYTES`; at least one."""
+    """How many items of ``numbers`` float64 numbers each fit in `PIECE_BYTES`; at least one."""
     return max(1, PIECE_BYTES // (8 * numbers))
 
 
 def columns_of(wide: Tensor) -> Pieces:
-    """Pieces ``(batch, n, m_i)`` of ``(batch, n, m)`` whose float64 copies stay within the bound."""
+    """Split ``(batch, n, m)`` into pieces ``(batch, n, m_i)`` whose float64 copies fit in `PIECE_BYTES`."""
     batch, n, _ = wide.shape
     return lambda: wide.split(at_once(batch * n), dim=2)
 
 
 def _spectrum(pieces: Pieces, n: int) -> Spectrum:
-    """The core: pieces ``(batch, n, m_i)`` of a batch of matrices -> their singular values."""
+    """Singular values of a batch of matrices, given in pieces ``(batch, n, m_i)``."""
     gram, peaks, m = gram_of(pieces, n)
     peak = peaks.amax(dim=1)
     count = min(n, m)
@@ -120,7 +125,7 @@ def _spectrum(pieces: Pieces, n: int) -> Spectrum:
 
 
 def gram_of(pieces: Pieces, n: int) -> tuple[Tensor, Tensor, int]:
-    """Gram matrices ``(batch, n, n)``, largest entries in size ``(batch, n)`` of rows (or NaN), columns."""
+    """Gram matrices ``(batch, n, n)``, largest magnitudes of rows ``(batch, n)`` or NaN, columns."""
     gram = peaks = None
     m = 0
     for piece in pieces():
@@ -155,7 +160,7 @@ def _gram_error(values: Tensor, squared_norm: Tensor, n: int, m: int) -> Tensor:
 
 
 def _by_qr(pieces: Pieces, samples: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
-    """Values and errors ``(len(samples), s)`` of these samples of the batch, by QR and the SVD of R.
+    """Values and errors ``(len(samples), s)`` of some samples of the batch, by QR and the SVD of R.
 
     Householder QR and the SVD are backward stable: the computed values are those of ``A + E`` with
     ``||E||_F <= c eps sqrt(m + n) ||A||_F`` (Higham, 2002, theorem 19.4, with the square root for
@@ -169,15 +174,15 @@ def _by_qr(pieces: Pieces, samples: Tensor, n: int, m: int) -> tuple[Tensor, Ten
 
 
 def r_factor(pieces: Pieces, sample: int, n: int) -> Tensor:
-    """R of ``A' = Q R``, ``(min(n, m), n)``: each piece is stacked below the R of those before it.
+    """R of ``A' = Q R``, ``(min(n, m), n)``: each piece is stacked below the R of the pieces before it.
 
-    One sample at a time: batched QR of many small matrices is slow on CUDA (pytorch #143281), and
-    one large sample fills the memory already.
+    One sample at a time: batched QR of many small matrices is slow on GPUs (pytorch #143281), and a single
+    large sample already fills the memory.
     """
     r: Tensor | None = None
     for part in _parts_of(pieces, sample):
         stacked = part.mT if r is None else torch.cat([r, part.mT])
-        # Not `torch.linalg.qr`, and dropped at once: at n = 4096 each of these is 130 MiB or more.
+        # Not `torch.linalg.qr`, and freed at once: at n = 4096 each of these takes 130 MiB or more.
         del r
         factored = torch.geqrf(stacked).a
         del stacked

@@ -1,20 +1,20 @@
 """Norms and singular values of ``J = A B`` from its factors A (left) and B (right), never forming J.
 
-Where A is ``(n_out, r)`` and B ``(r, n_in)`` with r narrow, everything asked of J is in a *core* C of
-shape ``(n_out, r)`` with ``C C' = J J'``: the norms of its rows are those of J, and so are its nonzero
-singular values.  Any *root* Y of ``B B'``, ``Y Y' = B B'``, gives one, ``C = A Y``.
+Where A is ``(n_out, r)`` and B ``(r, n_in)`` with small r, a *core* C of shape ``(n_out, r)`` with
+``C C' = J J'`` has the row norms and the nonzero singular values of J.  Any *root* Y of ``B B'``,
+``Y Y' = B B'``, gives a core, ``C = A Y``.
 
 The root comes from the Gram matrix of B after its rows are scaled to norm 1, ``B = D U``:  ``U U' =
-V Lambda V'``,  ``Y = D V Lambda^(1/2)``.  The scaling makes the condition number of B nearly the least
-any scaling of its rows could (van der Sluis, 1969), so units that are nearly dead cost no accuracy.
-Units that are dead, rows of zeros in B or columns of zeros in A, add nothing to J and are left out:
-a 1 stands for them on the diagonal of ``U U'``, a 0 in D.
+V Lambda V'``,  ``Y = D V Lambda^(1/2)``.  This scaling makes the condition number of B nearly the
+smallest that any scaling of its rows can give (van der Sluis, 1969), so units that are nearly dead cost no
+accuracy.  Dead units (rows of zeros in B, columns of zeros in A) add nothing to J: they have a 1 on the
+diagonal of ``U U'`` and a 0 in D.
 
 As in `exact`, the Gram matrix loses the small singular values of U.  Where ``sigma_min / sigma_1 < QR_BELOW``
-the root is ``Y = R'`` of the QR ``B' = Q R``.  The choice looks at U, not at J: a J whose own small values
-would send it to QR may have them here from a Gram matrix, with up to ``1 / QR_BELOW`` times the error.  Both
-read B in pieces of columns: at r = 512 and n_in = 150528 it is 300 MB in float32, and no float64 copy of the
-whole ever exists.
+the root is ``Y = R'`` of the QR ``B' = Q R``.  The choice depends on U, not on J: where `exact` would use QR
+for the small values of J, this may use the Gram matrix, with up to ``1 / QR_BELOW`` times the error.  Both
+read B in slabs of columns: at r = 512 and n_in = 150528 it takes 300 MB in float32, and there is never a
+float64 copy of all of it.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def core_of_factors(left: Tensor, right: Tensor) -> Core:
         left: ``(batch, n_out, r)``, any floating dtype, on any device with float64.
         right: ``(batch, r, n_in)``, likewise.
 
-    With r < n_in a sample costs ``2 n_in r^2`` flops, an eigenproblem of size r, and ``4 n_out r^2``; only
-    where U is ill-conditioned, ``2 n_in r^2`` more (QR).  With r >= n_in, J is no larger than the core and
-    is the core.  Memory beyond the core is a few times 64 MiB or a few ``(r, r)`` and ``(n_out, r)`` float64
-    matrices, whichever is larger.
+    Cost per sample with r < n_in: ``2 n_in r^2`` flops, an eigenproblem of size r, and ``4 n_out r^2`` flops;
+    only where U is ill-conditioned, ``2 n_in r^2`` more (QR).  With r >= n_in, J is no larger than the core
+    and is the core.  Memory beyond the core: a few times 64 MiB or a few ``(r, r)`` and ``(n_out, r)``
+    float64 matrices, whichever is larger.
     """
     batch, n_out, r = left.shape
     n_in = right.shape[2]
@@ -83,23 +83,21 @@ def core_of_factors(left: Tensor, right: Tensor) -> Core:
 
 @torch.no_grad()
 def factored_singular_values(core: Core, n_in: int) -> Spectrum:
-    """All ``min(n_out, n_in)`` singular values of each J; those beyond the core's are zeros, exactly.
+    """All ``min(n_out, n_in)`` singular values of each J; those beyond the core's are exactly zero.
 
-    The error is that of the core's own singular values and what separates them from J's:  ``error``,  or
-    ``|s - sigma| = |s^2 - sigma^2| / (s + sigma) <= square_error / s``  where that is less.
+    The error is the error of the core's own singular values plus their distance from those of J:  ``error``,
+    or ``|s - sigma| = |s^2 - sigma^2| / (s + sigma) <= square_error / s``  where that is smaller.
     """
-    found = singular_values(core.matrices)
-    of_core = torch.fmin(core.error[:, None], core.square_error[:, None] / found.values)  # fmin: no 0 / 0
-    batch, known = found.values.shape
-    beyond = found.values.new_zeros(batch, min(core.matrices.shape[1], n_in) - known)
+    own = singular_values(core.matrices)
+    of_core = torch.fmin(core.error[:, None], core.square_error[:, None] / own.values)  # fmin: no 0 / 0
+    batch, known = own.values.shape
+    beyond = own.values.new_zeros(batch, min(core.matrices.shape[1], n_in) - known)
     beyond[core.error.isnan()] = math.nan
-    return Spectrum(
-        torch.cat([found.values, beyond], dim=1), torch.cat([found.errors + of_core, beyond], dim=1)
-    )
+    return Spectrum(torch.cat([own.values, beyond], dim=1), torch.cat([own.errors + of_core, beyond], dim=1))
 
 
 def _core(left: Tensor, right: Tensor) -> Core:
-    """The core of a part of the batch; no factor is empty.
+    """The core of some samples of the batch; no factor is empty.
 
     Bounds, with W = A D, ``||U||_F^2 <= r`` and random signs of rounding errors as in `exact`:
 
@@ -146,7 +144,7 @@ def _scaled_root(gram: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         gram: ``(batch, r, r)``; overwritten.
-        used: ``(batch, r)``, False for rows of B that do not matter.
+        used: ``(batch, r)``, False for rows of B that add nothing to J.
     """
     norms = gram.diagonal(dim1=1, dim2=2).sqrt() * used
     inverse = torch.where(norms > 0, 1 / norms, 0.0)
@@ -170,9 +168,9 @@ def _assemble(
     Args:
         left: ``(batch, n_out, r)``.
         root: ``(batch, r, s)``.
-        rounding: Bound on the error of the core, relative to ``||W||``; ``(batch,)`` or for all.
-        root_error: What the root adds to that.
-        gram_error: What it adds to the error of the square, relative to ``||W||^2``.
+        rounding: Bound on the rounding error of the core, relative to ``||W||``; ``(batch,)`` or one number.
+        root_error: The error that the root adds to it.
+        gram_error: The error that it adds to the square, relative to ``||W||^2``.
     """
     matrices = left @ root
     peak = _peak(root, (2,))
@@ -188,7 +186,7 @@ def _assemble(
 
 
 def _norm_bound(matrices: Tensor) -> Tensor:
-    """At least the 2-norms ``(batch,)``, at most ``rank^(1/4)`` times: ``||W||^4 <= ||W' W||_F^2``."""
+    """Bounds ``(batch,)`` on the 2-norms, at most ``rank^(1/4)`` times them: ``||W||^4 <= ||W' W||_F^2``."""
     peak = _peak(matrices, (1, 2))
     scaled = matrices / peak
     norms: Tensor = torch.linalg.matrix_norm(scaled.mT @ scaled)
@@ -196,6 +194,6 @@ def _norm_bound(matrices: Tensor) -> Tensor:
 
 
 def _peak(x: Tensor, dim: tuple[int, ...]) -> Tensor:
-    """Largest entry in size, 1 where all are zero: divided out, it keeps squares within float64."""
+    """Largest magnitude, 1 where all entries are zero; dividing by it keeps squares within float64."""
     peak = x.abs().amax(dim=dim, keepdim=True)
     return torch.where(peak == 0, 1.0, peak)

@@ -1,8 +1,8 @@
-"""The k largest singular values of a `LinearMap` by products with vectors only.
+"""The k largest singular values of a `LinearMap`, by block Lanczos: matvecs only, no matrix.
 
-Golub-Kahan-Lanczos bidiagonalisation (Golub & Kahan, 1965) in blocks of k vectors (Golub, Luk &
-Overton, 1981).  With ``M`` the map read from its smaller side to its larger one, it grows two
-orthonormal bases P (smaller side) and Q (larger side) with
+Golub-Kahan-Lanczos bidiagonalisation (Golub & Kahan, 1965; 10.1137/0702016) in blocks of k vectors (Golub,
+Luk & Overton, 1981; 10.1145/355945.355946).  M is the map from its smaller side to its larger side.  The
+method grows two orthonormal bases, P of the smaller side and Q of the larger side, with
 
     M P = Q T,      M' Q = P T' + R E',
 
@@ -10,10 +10,10 @@ T upper block-bidiagonal and R the last residual.  With ``T = X diag(theta) Y'``
 ``(Q x_i, theta_i, P y_i)`` approximate singular triples of M with residual norm ``||R E' x_i||``: a
 singular value lies within it of ``theta_i``.
 
-Why blocks: a single starting vector sees one copy of a repeated value and would report the next one in
-place of the second copy, with a tiny residual.  A random block of k sees k copies.
+Why blocks: with a single starting vector, a repeated singular value appears once, and the next smaller one is
+reported in place of its second copy, with a tiny residual.  A random block of k vectors sees k copies.
 
-Why full reorthogonalisation: without it rounding brings copies of values already found (Paige, 1971;
+Why full reorthogonalisation: without it, rounding creates spurious copies of converged values (Paige, 1971;
 Larsen, 1998).  The bases are float64 whatever the map's dtype.
 """
 
@@ -31,10 +31,10 @@ from jacli.linear_map import LinearMap
 from jacli.spectrum.exact import EPS, Spectrum
 
 NEGLIGIBLE = 64 * EPS
-"""What orthogonalisation leaves of a vector, relative to the largest image seen, that is rounding only."""
+"""Norm of a vector after orthogonalisation, relative to the largest image so far, that is only rounding."""
 
 NO_ROOM = 1e-8
-"""What it leaves of a random unit vector when the basis already spans the whole space."""
+"""Norm of a random unit vector after orthogonalisation against a basis of the whole space."""
 
 Product = Callable[[Tensor], Tensor]
 
@@ -47,35 +47,31 @@ def largest_singular_values(
     rtol: float = 1e-6,
     seed: int = 0,
     max_matvecs: int | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
 ) -> Spectrum:
     """The k largest singular values of each sample's matrix, without forming it.
 
-    Stops when every residual is below ``rtol * sigma_1`` or below the map's own rounding, when the
-    smaller side is spanned (then nothing is left out), or at ``max_matvecs``.  Whatever the reason, `errors`
-    tells how far each value can be trusted.
+    Stops when every residual is below ``rtol * sigma_1`` or below the map's own rounding, when P spans the
+    smaller side (the values are then complete), or at ``max_matvecs``.  In every case `errors` bounds the
+    error of each value.
 
     Args:
-        linear_map: The maps; called with one vector a sample at a time (k = 1), where the batching
-            rules of ``vmap`` cannot go wrong.
+        linear_map: The maps; called with one vector per sample at a time, so that no batching rule of
+            ``vmap`` is involved.
         k: How many; more than ``min(n_out, n_in)`` means all of them.
         rtol: Wanted error relative to the largest singular value.
         seed: Of the random starting block.
         max_matvecs: Limit on products (a `jvp` or a `vjp` of the whole batch is one); None: no limit.
-        dtype: Of the vectors given to the map.
-        device: Of the vectors given to the map.
 
     Returns:
         ``(batch, min(k, n_out, n_in))`` values and errors; NaN where the map yields NaN or infinity.
 
-        The error is the residual (at least ``rtol * sigma_1`` unless the smaller side is spanned)
-        plus rounding.  Rounding of the map itself is measured: ``q'(M p)`` and
+        The error is the residual (at least ``rtol * sigma_1`` unless P spans the smaller side) plus
+        rounding.  Rounding of the map itself is measured: ``q'(M p)`` and
         ``(M' q)'p`` are one number, computed once by `jvp` and once by `vjp`, and ``theta_i`` is off, to
         first order, by the error of such a number.  Twice the Frobenius norm of all these
         differences is added, and a floor of ``4 eps(dtype) theta_1``.
 
-    Cost: with j steps, ``2 j k`` products, ``(n_out + n_in) j k`` float64 numbers a sample.
+    Cost: in j steps ``2 j k`` products; memory: ``(n_out + n_in) j k`` float64 numbers per sample.
 
     Raises:
         UsageError: ``k < 1``.
@@ -83,7 +79,7 @@ def largest_singular_values(
     if k < 1:
         raise UsageError(f"k = {k} singular values cannot be computed.", todo="Ask for 1 or more.")
     small, large = sorted((linear_map.n_out, linear_map.n_in))
-    k = min(k, small)
+    k, dtype, device = min(k, small), linear_map.dtype, linear_map.device
     if k == 0 or linear_map.batch == 0:
         empty = torch.zeros(linear_map.batch, k, dtype=torch.float64, device=device)
         return Spectrum(empty, empty.clone())
@@ -100,7 +96,7 @@ def largest_singular_values(
 
 
 def _iterate(space: _Bidiagonalisation, k: int, *, rtol: float, limit: int | None, eps: float) -> Spectrum:
-    """Grow the space until the k largest values are known well enough."""
+    """Grow the space until the k largest values have converged."""
     batch, small, _ = space.p.shape
     start = torch.randn(batch, small, k, generator=space.generator, dtype=torch.float64)
     space.grow(start.to(space.p.device))
@@ -113,7 +109,7 @@ def _iterate(space: _Bidiagonalisation, k: int, *, rtol: float, limit: int | Non
             enough = torch.maximum(rtol * values[:, :1], rounding)
             if exhausted or stopped or bool((residuals <= enough).all()):
                 break
-            # An SVD of T costs its cube: looking at every step would come to dominate small maps.
+            # The SVD of T costs its size cubed: checking after every step would dominate small maps.
             check_at = math.ceil(1.1 * space.p.shape[2])
         space.grow(space.residual)
     if not exhausted:
@@ -126,20 +122,20 @@ def _iterate(space: _Bidiagonalisation, k: int, *, rtol: float, limit: int | Non
 
 @dataclass
 class _Bidiagonalisation:
-    """The two bases and the map between them; d1 is the smaller side, d2 the larger.
+    """The two bases and T between them; d1 is the smaller side, d2 the larger.
 
     Attributes:
         forward: ``(batch, d1, b) -> (batch, d2, b)``.
         backward: Its adjoint.
         p: ``(batch, d1, j)`` orthonormal (or zero) columns.
         q: ``(batch, d2, j)``.
-        generator: Of the random directions; on the CPU, so that every device starts alike.
+        generator: Of the random directions; on the CPU, so that all devices start alike.
         t: ``(batch, j, j)``, ``q' M p`` from products with M.
         t_adjoint: ``(batch, j, j)``, the same numbers from products with M'; NaN where the column
             of p came after the product.
-        residual: ``(batch, d1, b)``: what M' q of the last block leaves outside of p.
-        scale: ``(batch,)`` norm of the largest image seen.
-        not_finite: ``(batch,)`` samples in which the map yielded NaN or infinity.
+        residual: ``(batch, d1, b)``: the part of M' q of the last block that is orthogonal to p.
+        scale: ``(batch,)``, norm of the largest image so far.
+        not_finite: ``(batch,)``, whether the map yielded NaN or infinity for the sample.
         num_matvecs: Products so far.
     """
 
@@ -163,14 +159,14 @@ class _Bidiagonalisation:
         self.not_finite = torch.zeros(batch, dtype=torch.bool, device=self.p.device)
 
     def grow(self, directions: Tensor) -> None:
-        """One block step: directions ``(batch, d1, b)`` into p, their images into q, and back."""
+        """One block step: add directions ``(batch, d1, b)`` to p, their images to q, and map these back."""
         new_p = self._orthonormalise(directions, self.p)
         self.p = torch.cat([self.p, new_p], dim=2)
         images = self._apply(self.forward, new_p)
         new_q = self._orthonormalise(images, self.q)
         self.q = torch.cat([self.q, new_q], dim=2)
         returned = self._apply(self.backward, new_q)
-        # Column j of T has entries only up to row j: M p_j lies in the span of the q so far.
+        # Column j of T has entries only up to row j: M p_j lies in the span of the columns of q so far.
         old, new = self.t.shape[2], self.q.shape[2]
         self.t = torch.nn.functional.pad(self.t, (0, 0, 0, new - old))
         self.t = torch.cat([self.t, self.q.mT @ images], dim=2)
@@ -190,7 +186,7 @@ class _Bidiagonalisation:
         return values[:, :k], residuals, rounding
 
     def _apply(self, product: Product, block: Tensor) -> Tensor:
-        """Images of a block; samples that turn NaN or infinite are set to zero and remembered."""
+        """Images of a block; samples with NaN or infinity are set to zero and marked in `not_finite`."""
         images = product(block)
         self.num_matvecs += block.shape[2]
         self.not_finite |= ~images.isfinite().all(dim=2).all(dim=1)
@@ -201,9 +197,9 @@ class _Bidiagonalisation:
     def _orthonormalise(self, block: Tensor, basis: Tensor) -> Tensor:
         """Columns ``(batch, d, b)`` that extend an orthonormal basis ``(batch, d, j)`` to span the block.
 
-        A column of which nothing is left (an invariant subspace was found: a rank-deficient map,
-        repeated values) is replaced by a random direction; where the basis already fills the space,
-        by zeros, which are harmless: they add zeros to T.
+        A column inside the span of the basis (an invariant subspace: a rank-deficient map, repeated values)
+        is replaced by a random direction, or by zeros if the basis spans the whole space; these add only
+        zeros to T.
         """
         columns = basis
         for i in range(block.shape[2]):
@@ -221,8 +217,8 @@ class _Bidiagonalisation:
 def _unit_remainder(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """The part of ``(batch, d, 1)`` orthogonal to the basis, normalised, and its norm ``(batch,)``.
 
-    Two projections ("twice is enough", Parlett 1998, after Kahan), and a third after normalising,
-    because what is left may be of the size of the first two's rounding.
+    Two projections ("twice is enough", Parlett, 1998, after Kahan), and a third after normalising, because
+    the remainder may be as small as the rounding of the first two.
     """
     for _ in range(2):
         vector = vector - basis @ (basis.mT @ vector)
@@ -234,7 +230,7 @@ def _unit_remainder(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _one_by_one(product: Product, dtype: torch.dtype) -> Product:
-    """A product of the map, in its dtype, as ``(batch, d, k) -> (batch, e, k)`` in float64."""
+    """A matvec, one vector at a time, in its dtype: ``(batch, d, k) -> (batch, e, k)`` in float64."""
 
     def apply(block: Tensor) -> Tensor:
         vectors = block.to(dtype).unbind(dim=2)

@@ -1,12 +1,10 @@
-"""Norms and singular values of Jacobians on disk, read in pieces: never a huge sample as a whole."""
+"""Norms and singular values of Jacobians on disk, read in pieces so that no large sample is held whole."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,39 +12,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from jacli.spectrum.exact import Spectrum, singular_values, streamed_singular_values
+from jacli.store.boxes import ChunkedArray, box_extents, read_boxes, sample_chunks
 
 PIECE_NUMBERS = 4 * 2**20
-"""Numbers read at once: 32 MiB in float64."""
+"""Largest piece in numbers: 32 MiB in float64."""
 
 Array = NDArray[np.float64]
 
 
-class ChunkedArray(Protocol):
-    """What is needed of an ``h5py.Dataset``: numbers on disk in chunks (None: in one run)."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def chunks(self) -> tuple[int, ...] | None: ...
-
-    def __getitem__(self, index: Any, /) -> Any: ...
-
-
 @dataclass(frozen=True)
 class StoredJacobian:
-    """An array ``(batch, *input, *output)``, read as matrices ``(n_out, n_in)``.
+    """A stored array ``(batch, *domain, *output)``, read as one matrix ``(n_out, n_in)`` per sample.
 
     Attributes:
         array: On disk.
-        output_axes: How many of the last axes are outputs.
+        output_axes: Number of axes, counted from the end, that are outputs.
     """
 
     array: ChunkedArray
     output_axes: int
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
+    def domain_shape(self) -> tuple[int, ...]:
         return self.array.shape[1 : len(self.array.shape) - self.output_axes]
 
     @property
@@ -55,7 +42,7 @@ class StoredJacobian:
 
     @property
     def n_in(self) -> int:
-        return math.prod(self.input_shape)
+        return math.prod(self.domain_shape)
 
     @property
     def n_out(self) -> int:
@@ -63,16 +50,16 @@ class StoredJacobian:
 
     @property
     def samples_at_once(self) -> int:
-        """Whole samples that fit in `PIECE_NUMBERS`, in whole chunks if possible; 0 if not even one fits."""
+        """Number of samples that fit in `PIECE_NUMBERS`, in whole chunks if possible; 0 if none fits."""
         fit = PIECE_NUMBERS // max(1, self.n_in * self.n_out)
         chunk = self.array.chunks[0] if self.array.chunks else 1
         return fit // chunk * chunk or fit
 
     def class_norms(self, start: int, stop: int) -> Array:
-        """2-norms over the inputs of samples ``start:stop``, ``(stop - start, n_out)``."""
+        """2-norms over the domain of samples ``start:stop``, ``(stop - start, n_out)``."""
         if self.samples_at_once:
-            block = self._samples(start, stop)
-            return np.asarray(np.sqrt(np.einsum("bio,bio->bo", block, block)))
+            samples = self._samples(start, stop)
+            return np.asarray(np.sqrt(np.einsum("nio,nio->no", samples, samples)))
         squares = np.zeros((stop - start, *self.output_shape))
         for row in range(stop - start):
             for outputs, part in self._pieces(start + row):
@@ -95,46 +82,22 @@ class StoredJacobian:
         return np.asarray(self.array[start:stop], np.float64).reshape(stop - start, self.n_in, self.n_out)
 
     def _matrix_pieces(self, sample: int) -> Iterator[Tensor]:
-        """One sample in parts ``(smaller side, part of the larger)``; views, since products need no copy."""
+        """One sample in slabs ``(smaller side, part of the larger side)``, as views."""
         for _, part in self._pieces(sample):
             yield torch.from_numpy(part.T if self.n_in >= self.n_out else part)
 
     def _pieces(self, sample: int) -> Iterator[tuple[tuple[slice, ...], Array]]:
-        """One sample in boxes: all of its smaller side by some of the larger, whose axes are cut.
+        """One sample in boxes: its whole smaller side by a part of the larger side, whose axes are split.
 
         Yields:
-            The slices along the output axes, and the numbers as ``(inputs, outputs)``.
+            The slices along the output axes, and the numbers as ``(domain, outputs)``.
         """
         shape = self.array.shape[1:]
-        chunks = self.array.chunks[1:] if self.array.chunks else (1,) * len(shape)
-        split = len(self.input_shape)
+        chunks = sample_chunks(self.array)
+        split = len(self.domain_shape)
         cut = slice(0, split) if self.n_in >= self.n_out else slice(split, len(shape))
         extents = [max(1, n) for n in shape]
         room = max(1, PIECE_NUMBERS // max(1, min(self.n_in, self.n_out)))
         extents[cut] = box_extents(shape[cut], chunks[cut], room)
-        for starts in product(*(range(0, n, step) for n, step in zip(shape, extents, strict=True))):
-            box = tuple(
-                slice(start, min(n, start + step))
-                for start, n, step in zip(starts, shape, extents, strict=True)
-            )
-            numbers = np.asarray(self.array[(sample, *box)], np.float64)
+        for box, numbers in read_boxes(self.array, sample, extents):
             yield box[split:], numbers.reshape(math.prod(numbers.shape[:split]), -1)
-
-
-def box_extents(shape: Sequence[int], chunks: Sequence[int], room: int) -> list[int]:
-    """Extents of the box in which to read an array: at most ``room`` numbers, in whole chunks if possible.
-
-    Starts from one chunk, cut down if too large, then grows along the last axes first (they are
-    contiguous) in multiples of the chunk: a chunk that two boxes share is read and decoded twice.
-    """
-    extents = [max(1, min(n, chunk)) for n, chunk in zip(shape, chunks, strict=True)]
-    for axis in range(len(extents)):
-        others = math.prod(extents) // extents[axis]
-        extents[axis] = max(1, min(extents[axis], room // others))
-    for axis in reversed(range(len(extents))):
-        fit = room // (math.prod(extents) // extents[axis])
-        if fit >= shape[axis]:
-            extents[axis] = max(1, shape[axis])
-        elif fit > extents[axis]:
-            extents[axis] *= fit // extents[axis]
-    return extents

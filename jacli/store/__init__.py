@@ -17,17 +17,17 @@ from jacli.store.progress import Progress, read_progress, remove_progress, write
 from jacli.store.reader import Results, describe_results, open_results
 from jacli.store.schema import SCHEMA, ResultLayout, bytes_on_disk, dimension_names
 from jacli.store.uninterrupted import uninterrupted
-from jacli.store.writer import BlockGivenUp, ResultWriter
+from jacli.store.writer import ResultWriter, WriteCancelled
 
 __all__ = [
     "SCHEMA",
-    "BlockGivenUp",
     "Holder",
     "Progress",
     "ResultLayout",
     "ResultWriter",
     "Results",
     "RunLock",
+    "WriteCancelled",
     "bytes_on_disk",
     "check_folder",
     "check_place",

@@ -76,7 +76,7 @@ class ResultLayout:
 
     Attributes:
         n_samples: B.
-        input_shape: Of one sample.
+        input_shape: Of one row of INPUTS.
         output_shape: Of one sample's whole output.
         selected: k of ``--classes``; None for all outputs, each along its own axes.
         per_sample_classes: The k outputs differ from sample to sample (``top:k``, ``label``).
@@ -92,6 +92,8 @@ class ResultLayout:
         output_dtype: The run's arithmetic.
         compress: none, gzip, lzf or zstd.
         batch_size: Samples a block; chunks are aligned to it.
+        domain_shape: Of what is differentiated with respect to, per sample: the first axes of the Jacobian;
+            the inputs if empty.
     """
 
     n_samples: int
@@ -110,10 +112,18 @@ class ResultLayout:
     output_dtype: str = "float32"
     compress: str = "none"
     batch_size: int = 1
+    domain_shape: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.domain_shape:
+            object.__setattr__(self, "domain_shape", self.input_shape)
 
     def datasets(self) -> dict[str, DatasetLayout]:
         """Name -> layout, in the order of INTERFACE section 4."""
         input_dims, output_dims = dimension_names(self.input_shape, self.output_shape)
+        domain_dims = input_dims
+        if self.domain_shape != self.input_shape:  # a dimension has one size in a file
+            domain_dims = tuple(f"domain_{axis}" for axis in range(len(self.domain_shape)))
         differentiated, differentiated_dims = self.output_shape, output_dims
         if self.selected is not None:
             differentiated, differentiated_dims = (self.selected,), ("selected",)
@@ -142,8 +152,8 @@ class ResultLayout:
         if self.save_jacobian:
             add(
                 "jacobian",
-                (*self.input_shape, *differentiated),
-                (*input_dims, *differentiated_dims),
+                (*self.domain_shape, *differentiated),
+                (*domain_dims, *differentiated_dims),
                 self.save_dtype,
                 "derivative of each output with respect to each input",
                 "output per input",
@@ -159,8 +169,8 @@ class ResultLayout:
             )
             add(
                 "factors/right",
-                (self.factor_width, *self.input_shape),
-                ("bottleneck", *input_dims),
+                (self.factor_width, *self.domain_shape),
+                ("bottleneck", *domain_dims),
                 self.save_dtype,
                 "derivative of the bottleneck with respect to each input",
                 "number of the bottleneck per input",

@@ -46,7 +46,7 @@ _GIVEN_UP_BYTES = 64 * 2**20
 """A block beyond this may be given up halfway; what came before is committed first."""
 
 
-class BlockGivenUp(Exception):
+class WriteCancelled(Exception):
     """Writing a block was stopped halfway, as asked."""
 
 
@@ -190,7 +190,7 @@ class ResultWriter:
 
         Raises:
             OutputError: The disk is full, or failed.
-            BlockGivenUp: As asked; the file is then to be closed.
+            WriteCancelled: As asked; the file is then to be closed.
             ValueError: Names or shapes are not the layout's.
         """
         expected = {name for name, layout in self._layouts.items() if layout.dims[0] == "batch"} - AFTERWARDS
@@ -232,7 +232,7 @@ class ResultWriter:
         direct = layout.chunks is not None and dataset.id.get_create_plist().get_nfilters() == 0
         for piece in pieces(layout, start, start + len(array)):
             if given_up():
-                raise BlockGivenUp
+                raise WriteCancelled
             values = array[slice(piece[0].start - start, piece[0].stop - start), *piece[1:]]
             cast = self._cast(values, layout.dtype)
             checksum = zlib.crc32(cast.data, checksum)

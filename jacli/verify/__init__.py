@@ -2,6 +2,7 @@
 
 from jacli.verify.independence import batch_failure, check_batch, check_gradients, check_state
 from jacli.verify.other_values import with_others_changed
+from jacli.verify.passes import PlainPasses
 from jacli.verify.probe import BATCH_SIZES, CROSS_SAMPLE_LIMIT, Probed, mixing_error, probe, repeated_rows
 from jacli.verify.recheck import (
     MOST_ROWS,
@@ -24,6 +25,7 @@ __all__ = [
     "BATCH_SIZES",
     "CROSS_SAMPLE_LIMIT",
     "MOST_ROWS",
+    "PlainPasses",
     "Probed",
     "Rechecked",
     "StoredProducts",

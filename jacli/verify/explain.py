@@ -1,4 +1,4 @@
-"""Why does a model not accept these inputs?  The usual mistakes, tried out one by one."""
+"""Why does a model not accept these inputs?  The usual mistakes are tried one after another."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from jacli.errors import InputsError, JacliError, ModelError, UsageError, telling_line, user_code_behind
 
 _DTYPE_WORDS = ("dtype", "scalar type", "input type", "found double", "double and float", "float != double")
-_MAX_TRIED_NUMBERS = 2**24
-"""Inputs beyond this are not rearranged and tried: a model may need many times their memory."""
+_MAX_NUMBERS_TRIED = 2**24
+"""Larger inputs are not rearranged and tried: a model may need many times their memory."""
+
 _DEVICE_WORDS = ("same device", "at least two devices", "is on cpu", "on cpu, but")
 
 
@@ -23,14 +24,14 @@ def explain_failure(
     names: Collection[str] = (),
     left_out: Collection[str] = (),
 ) -> JacliError:
-    """The error a user can act on, from the one torch raised.
+    """An error that a user can act on, made from the one that torch raised.
 
     Args:
         run: The network on a batch of inputs.
         x: The rows that failed, ``(m, *input)``.
         error: What the model raised for a batch of one.
-        names: Of the further arguments of ``forward``; one that the model's words name is spoken of.
-        left_out: Names of its arguments that have their default value, where None may be one in vain.
+        names: Of the further arguments of ``forward``; the error names one that the model's message names.
+        left_out: Names of its arguments that keep their default values, such as None.
     """
     said = f"The model says: {telling_line(error)}"
     shape = tuple(x.shape[1:])
@@ -76,12 +77,12 @@ def explain_failure(
             why=said,
             todo="Check the names given with --arg.",
         )
-    for name, change, todo in _LAYOUTS if x.numel() <= _MAX_TRIED_NUMBERS else ():
+    for name, change, todo in _LAYOUTS if x.numel() <= _MAX_NUMBERS_TRIED else ():
         changed = change(x)
         if changed is not None and _accepts(run, changed):
             return InputsError(
-                f"The inputs have shape {shape} a sample, which the model does not accept: {name}.",
-                why=f"With {tuple(changed.shape[1:])} a sample it runs. {said}",
+                f"The inputs have shape {shape} per sample, which the model does not accept: {name}.",
+                why=f"With {tuple(changed.shape[1:])} per sample it runs. {said}",
                 todo=todo,
             )
     named = [name for name in names if _speaks_of(name.partition(".")[0], telling_line(error))]
@@ -101,9 +102,9 @@ def explain_failure(
         )
     of_model = user_code_behind(error)
     if of_model is not None and _accepts(run, torch.zeros_like(x)):
-        return of_model  # of this shape, but not of these values
+        return of_model  # it accepts inputs of this shape, but not these values
     return InputsError(
-        f"The model does not accept inputs of shape {shape} a sample.",
+        f"The model does not accept inputs of shape {shape} per sample.",
         why=said,
         todo="Check shape, layout (batch, c, h, w) and preprocessing; a model saved for batches of N "
         "needs --batch-size N.",
@@ -111,13 +112,13 @@ def explain_failure(
 
 
 def _speaks_of(name: str, said: str) -> bool:
-    """Whether a sentence names an argument: short names are words as well, and count in quotes only."""
+    """Does a message name an argument?  Short names may be words: they count in quotes only."""
     pattern = re.escape(name) if len(name) > 3 else f"['\"`]{re.escape(name)}['\"`]"
     return re.search(rf"(?<!\w){pattern}(?!\w)", said) is not None
 
 
 def is_about_dtypes(message: str) -> bool:
-    """Whether an error's text says that dtypes do not go together."""
+    """Does the text of an error say that dtypes do not match?"""
     return any(word in message.lower() for word in _DTYPE_WORDS)
 
 
@@ -186,7 +187,7 @@ _LAYOUTS: tuple[tuple[str, Callable[[Tensor], Tensor | None], str], ...] = (
         "Save them flat: np.save('inputs.npy', x.reshape(len(x), -1)).",
     ),
 )
-"""Mistake, its remedy as a function of the batch, the remedy in words; the first that runs is told.
+"""A mistake, its remedy as a function of the batch, and in words.  The first remedy that works is reported.
 
-With a missing batch axis the rows given are (c, h, w) slices of one sample: ``x`` has too few axes.
+If the batch axis is missing, each row of ``x`` is a slice of a single sample, with too few axes.
 """

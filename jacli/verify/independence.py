@@ -1,8 +1,8 @@
-"""Every batch of a run: does each sample give what it gives in another order, and on its own?
+"""Are the samples of a batch independent of one another and of their order?  Checked during the run.
 
-The probe before the run sees two samples.  This sees what comes later: samples that influence one another in
-larger batches only, outputs that depend on the row, a branch on the whole batch, state that shows
-after a while.
+The probe before the run sees two samples.  These checks see what it cannot: samples that influence one
+another only in larger batches, outputs that depend on the row, a branch on the whole batch, state that takes
+effect after a while.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from jacli.verify.recheck import MOST_ROWS
 from jacli.verify.rows import N_SIZES, estimated_norms, every_row_errors
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
-"""Largest gap of a number, relative to it or to the median of that output over the batch."""
+"""Largest difference of an output, relative to it or to the median of that output over the batch."""
 
-_SHARE_OF_LARGEST = 1e-2
-"""This part of a sample's largest output counts as size of every other: all of them round with it."""
+_LEAST_SIZE = 1e-2
+"""Every output of a sample counts as at least this share of its largest one, with which it rounds."""
 
-_NOISE = 8
-"""Rounding errors by which inputs are moved, to see what rounding does to a model."""
+_NOISE_EPSILONS = 8
+"""To see what rounding does to a model, its inputs are moved by this many times the machine epsilon."""
 
 _NOISE_DRAWS = 6
 
-_NOISE_ALLOWED = 16
-"""A gap counts as rounding up to this many times what the largest of these moves does."""
+_MAX_OUTPUT_RATIO = 16
+"""A difference of outputs counts as rounding up to this many times the largest one that noise causes."""
 
-_SPREAD = 4
-"""As many times for gradients, which jump where outputs do not."""
+_MAX_GRADIENT_RATIO = 4
+"""The same for gradients, which jump where outputs do not."""
 
 
 def check_batch(
@@ -45,22 +45,22 @@ def check_batch(
     fixed_batch: bool,
     rounding: torch.dtype | None = None,
 ) -> None:
-    """Run a batch in another order, and some of its samples on their own; their outputs must stay.
+    """Run a batch in another order, and some of its samples on their own: their outputs must stay the same.
 
-    Outputs are continuous, at a kink too, so they may differ by rounding alone, whatever the Jacobian does.
-    The order is a seeded cycle through all places.  What depends on a sample's place alone is therefore
-    always found: the cycle leads from each kind of place to every other.  What depends on the neighbours
-    escapes only if every affected sample keeps its own, which for one of them happens with probability
-    ``1 / (n - 1)`` in a batch of n.  What depends on the batch as a whole, whatever its order (a branch on a
-    sum), shows in a sample that is run alone: if half of the samples give another output there and k of them
-    are run, it escapes with probability ``2 ** -k``.
+    Outputs are continuous, even at a kink, so they may differ by rounding only, whatever the Jacobian does.
+    The order is a seeded cyclic permutation.  A fault that depends on a sample's position alone is therefore
+    always found: the cycle leads from each kind of position to every other.  A fault that depends on the
+    neighbours escapes only if every affected sample keeps its own; for one sample in a batch of n this has
+    probability ``1 / (n - 1)``.  A fault that depends on the batch as a whole, whatever its order (a branch
+    on a sum), shows in a sample that is run alone: if half of the samples give another output there and k of
+    them are run, it escapes with probability ``2 ** -k``.
 
     Args:
         linearization: The network at the batch.
         module: Named in the error.
         seed: Of the order and the samples.
-        alone: How many samples are run alone.  Where the batch size is fixed, a seeded half of the batch
-            is run among copies of itself in their place, if this is not 0.
+        alone: How many samples are run alone.  If the batch size is fixed and this is not 0, a seeded half of
+            the batch is run instead, filled up with copies of itself.
         fixed_batch: Whether the model accepts no other batch size.
         rounding: The coarsest dtype that the model computes in; the points' if None.
 
@@ -68,12 +68,12 @@ def check_batch(
         ModelError: A sample's output differs by more than rounding, or the model fails on the batch.
         MemoryError: An allocation failed.
 
-    Cost: one forward pass of the batch and ``alone`` of one sample; eight more of the batch where a gap
-    is larger than rounding usually leaves.
+    Cost: one forward pass of the batch and ``alone`` of one sample; eight more of the batch if a difference
+    is larger than rounding usually is.
     """
     size = linearization.batch
     if size == 1:
-        return  # it is on its own
+        return  # it is alone anyway
     generator = torch.Generator().manual_seed(seed)
     with translating(lambda error: batch_failure(size, error)):
         _compare(linearization, _cycle(size, generator), module, "in another order", seed, rounding)
@@ -85,10 +85,10 @@ def check_batch(
 
 
 def check_state(before: Tensor, now: Tensor, module: nn.Module) -> None:
-    """Compare outputs at the same points before and after a module ran on others.
+    """Compare the outputs at the same points before and after a module has run on others.
 
-    State that the probe did not see may show after a while: a counter, an observer of a quantised
-    network that still widens its range, the mean over all batches so far.
+    State that the probe did not see may take effect later: a counter, an observer of a quantised network that
+    still widens its range, the mean over all batches so far.
 
     Args:
         before: ``(batch, *output)``.
@@ -98,7 +98,7 @@ def check_state(before: Tensor, now: Tensor, module: nn.Module) -> None:
     Raises:
         ModelError: They differ by more than rounding.
     """
-    if before.shape == now.shape and bool((_apart(now, before, _sizes(before, before.dtype)) <= 1).all()):
+    if before.shape == now.shape and bool((_excess(now, before, _allowed(before, before.dtype)) <= 1).all()):
         return
     raise ModelError(
         "The model mixes samples through state that it keeps.",
@@ -120,56 +120,58 @@ def check_gradients(
     rounding: torch.dtype,
     fixed_batch: bool,
 ) -> None:
-    """Pull a random cotangent back through each sample in another place and in other company.
+    """Compute ``u'J`` of each sample, u random, in another position and among other samples.
 
-    Outputs are compared by the way.  Gradients may depend on place and company where outputs do not
-    (``detach()`` in every other row, a ``backward`` of its own, a gradient divided by the batch's norm), and
-    the passes of the run's own batch do not show it.  The batch is cut into two seeded halves in a seeded
-    order, so that each sample has another place, half of its company and another batch size; ``u'J`` by
-    a plain pass there must be that of the matrices.  What depends on the place alone, in one sample, escapes
-    if that keeps its place, with probability ``1 / n`` in a batch of n; what depends on the order among the
-    samples (the upper half of them) escapes where chance spreads it over both halves alike.
+    Gradients may depend on a sample's position or on the rest of the batch although outputs do not
+    (``detach()`` in every other row, a custom ``backward``, a gradient divided by the batch's norm), and
+    passes over the run's own batch do not show it.  So the batch is split into two seeded halves in a seeded
+    order: each sample has another position, half of the other samples and another batch size.  ``u'J`` by a
+    plain pass there must equal that of the matrices; outputs are compared, too.  A fault that depends on the
+    position of a single sample escapes if that sample keeps its position, which has probability ``1 / n`` in
+    a batch of n.  A fault that depends on the order (the upper half of the samples) escapes if chance spreads
+    the affected samples evenly over both halves.
 
-    A half may round otherwise than the batch, and a ReLU may fall to the other side.  So a larger error
-    counts as rounding if moving the sample by rounding changes its ``u'J`` by a quarter of that error or
-    more; and where rounding hides ``u'J``, the rows are compared one by one (`every_row_errors`).
+    A half may round differently from the batch, so that a ReLU falls to the other side.  A larger error
+    therefore counts as rounding if moving the sample's input by rounding errors changes its ``u'J`` by at
+    least a quarter of that error; and if rounding hides ``u'J``, the rows are compared one by one
+    (`every_row_errors`).
 
     Args:
         linearization: The network at the batch.
-        matrices: What was computed there, of all samples or of the first ones; held against plain passes
-            of the batch itself before.
+        matrices: What was computed there, of all samples or of the first ones; already compared with plain
+            passes over the batch itself.
         module: Named in the error.
-        rows: The same matrices where their rows can be read.
+        rows: The same matrices, if their rows can be read.
         seed: Of the halves, their order and the cotangents.
         tolerance: Largest relative error of a right method.
         rounding: The coarsest dtype that the model computes in.
         fixed_batch: Whether the model accepts no other batch size: a half is then filled up with copies.
 
     Raises:
-        ModelError: The gradients of a sample are others, or the model fails on a half.
+        ModelError: A sample's gradients differ, or the model fails on a half.
         MemoryError: An allocation failed.
 
-    Cost: one forward and one reverse pass over the batch (two, where its size is fixed) and one product with
-    the matrices; twelve more of each where a sample differs, and then perhaps ``n_out`` more.
+    Cost: one forward and one reverse pass over the batch (two if its size is fixed) and one product with the
+    matrices; if a sample differs, twelve more of each, and then perhaps ``n_out`` more.
     """
     size, count = linearization.batch, matrices.batch
     if size == 1:
-        return  # it is on its own
+        return  # it is alone anyway
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(size, generator=generator).to(linearization.device)
     vectors = torch.randn(size, linearization.n_out, generator=generator)
     vectors = vectors.to(linearization.device, linearization.dtype)
     own = matrices.vjp(vectors[None, :count])[0]
-    scale = _scales(matrices, generator, vectors)
+    scale = _frobenius_norms(matrices, generator, vectors)
 
     def pulled(vectors: Tensor, noise: float = 0.0, draw: int = 0) -> Tensor:
         image = torch.zeros(size, linearization.n_in, dtype=own.dtype, device=own.device)
         for half in order.tensor_split(2):
             index = half.repeat(-(-size // len(half)))[:size] if fixed_batch else half
-            part = linearization.at(index, noise=noise, seed=seed + draw)
-            image[half] = part.pull(vectors[index])[: len(half)]
-            if not noise:
-                _compare(linearization, index, module, "in other company", seed, rounding, part.outputs)
+            with linearization.at(index, noise=noise, seed=seed + draw) as part:
+                image[half] = part.tape().vjp(vectors[None, index])[0, : len(half)]
+                if not noise:
+                    _compare(linearization, index, module, "in other company", seed, rounding, part.outputs)
         return image
 
     with translating(lambda error: batch_failure((size + 1) // 2, error)):
@@ -179,32 +181,32 @@ def check_gradients(
             return
         spread = torch.zeros_like(errors)
         for draw in range(_NOISE_DRAWS):
-            for steps in (_NOISE, _NOISE * _NOISE):
+            for steps in (_NOISE_EPSILONS, _NOISE_EPSILONS * _NOISE_EPSILONS):
                 moved = relative_errors(
                     pulled(vectors, steps * torch.finfo(rounding).eps, draw)[:count], image, scale=scale
                 )
                 spread = torch.maximum(spread, moved)
-        allowed = (_SPREAD * spread).clamp(min=tolerance)
+        allowed = (_MAX_GRADIENT_RATIO * spread).clamp(min=tolerance)
         if rows is not None and rows.n_out <= MOST_ROWS and not bool((errors <= allowed).all()):
             errors = every_row_errors(pulled, rows, vectors, seed=seed)
-    strays = (~(errors <= allowed)).nonzero().flatten().tolist()
-    if strays:
-        others = f", and so do {len(strays) - 1} more" if len(strays) > 1 else ""
+    different = (~(errors <= allowed)).nonzero().flatten().tolist()
+    if different:
+        others = f", and so do {len(different) - 1} more" if len(different) > 1 else ""
         raise mixing_error(
             module,
-            f"sample {strays[0]} of a batch of {size} has other gradients in another place and "
+            f"sample {different[0]} of a batch of {size} has other gradients in another place and "
             f"other company{others}",
         )
 
 
-def _scales(matrices: LinearMap, generator: torch.Generator, like: Tensor) -> Tensor:
+def _frobenius_norms(matrices: LinearMap, generator: torch.Generator, like: Tensor) -> Tensor:
     """``||J||_F`` of each sample, ``(batch,)``, as estimated by random products."""
     vectors = torch.randn(N_SIZES, matrices.batch, matrices.n_out, generator=generator).to(like)
     return estimated_norms(matrices.vjp(vectors))
 
 
 def batch_failure(size: int, error: Exception) -> ModelError:
-    """What to say where the model raises an error on a batch of so many samples."""
+    """The error to report if the model itself raises one on a batch of ``size`` samples."""
     return ModelError(
         f"The model fails on a batch of {count_of(size, 'sample')}.",
         why=f"The model says: {telling_line(error)}",
@@ -213,7 +215,7 @@ def batch_failure(size: int, error: Exception) -> ModelError:
 
 
 def _cycle(size: int, generator: torch.Generator) -> Tensor:
-    """A random permutation that is one cycle, so that nothing keeps its place."""
+    """A random cyclic permutation: no sample keeps its position."""
     visited = torch.randperm(size, generator=generator)
     order = torch.empty_like(visited)
     order[visited] = visited.roll(1)
@@ -221,7 +223,7 @@ def _cycle(size: int, generator: torch.Generator) -> Tensor:
 
 
 def _halved(size: int, generator: torch.Generator) -> Tensor:
-    """Half of the places keep their samples, and copies of these fill the others; ``(size,)``."""
+    """Half of the positions keep their samples; copies of these fill the others.  ``(size,)``."""
     places = torch.randperm(size, generator=generator)
     half = (size + 1) // 2
     index = torch.arange(size)
@@ -238,69 +240,69 @@ def _compare(
     rounding: torch.dtype | None,
     again: Tensor | None = None,
 ) -> None:
-    """Hold the outputs at samples ``index`` (``again``, if known) against those of the same in the batch."""
+    """Compare the outputs of samples ``index``, run anew (``again``, if known), with those in the batch."""
     index = index.to(linearization.device)
     again = linearization.at(index).outputs if again is None else again
     among = linearization.outputs
-    # Halves inside are as good as float32 here: the noise that moves the inputs flips their rounding too.
+    # Half precision inside the model needs no wider tolerance: the noise flips its rounding as well.
     dtype = torch.float32 if rounding == torch.float32 else among.dtype
     if again.shape == among[index].shape:
-        # Nearly always its own size allows enough; that of the whole batch allows more, and takes longer.
-        own = _own_sizes(among[index], dtype)
-        if bool((_apart(again, among[index], own) <= 1).all()):
+        # Nearly always the samples' own sizes suffice; those of the whole batch allow more but take longer.
+        own = _allowed_by_own(among[index], dtype)
+        if bool((_excess(again, among[index], own) <= 1).all()):
             return
-        apart = _apart(again, among[index], _sizes(among, dtype)[index])
-        if bool((apart <= 1).all()):
+        excess = _excess(again, among[index], _allowed(among, dtype)[index])
+        if bool((excess <= 1).all()):
             return
-        noise = _of_rounding(linearization, seed, dtype)[index]
-        strays = (~(apart <= (_NOISE_ALLOWED * noise).clamp(min=1))).nonzero().flatten().tolist()
+        noise = _noise_excess(linearization, seed, dtype)[index]
+        different = (~(excess <= (_MAX_OUTPUT_RATIO * noise).clamp(min=1))).nonzero().flatten().tolist()
     else:
-        strays = [0]
-    if strays:
-        which = int(index[strays[0]])
-        others = f", and {len(strays) - 1} more do" if len(strays) > 1 else ""
+        different = [0]
+    if different:
+        which = int(index[different[0]])
+        others = f", and {len(different) - 1} more do" if len(different) > 1 else ""
         raise mixing_error(
             module, f"sample {which} of a batch of {linearization.batch} gives another output {how}{others}"
         )
 
 
-def _sizes(outputs: Tensor, dtype: torch.dtype) -> Tensor:
-    """What a gap may be by rounding, ``(batch, *output)``: see `TOLERANCE` and `_SHARE_OF_LARGEST`."""
+def _allowed(outputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """How far rounding may move each output, ``(batch, *output)``: see `TOLERANCE` and `_LEAST_SIZE`."""
     usual = finite(outputs).abs().median(dim=0, keepdim=True).values
-    return torch.maximum(_own_sizes(outputs, dtype), _tolerance(dtype) * usual)
+    return torch.maximum(_allowed_by_own(outputs, dtype), _tolerance(dtype) * usual)
 
 
-def _own_sizes(outputs: Tensor, dtype: torch.dtype) -> Tensor:
-    """The part of `_sizes` that a sample's own outputs allow: at most as much."""
+def _allowed_by_own(outputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """As `_allowed`, by the outputs of a sample alone: never more."""
     values = finite(outputs).abs()
     largest = values.reshape(len(values), -1).amax(1).reshape(-1, *[1] * (values.dim() - 1))
-    return _tolerance(dtype) * torch.maximum(values, _SHARE_OF_LARGEST * largest)
+    return _tolerance(dtype) * torch.maximum(values, _LEAST_SIZE * largest)
 
 
 def _tolerance(dtype: torch.dtype) -> float:
     return TOLERANCE.get(dtype, TOLERANCE[torch.float32])
 
 
-def _apart(a: Tensor, b: Tensor, sizes: Tensor) -> Tensor:
-    """The largest gap of each sample in units of what is allowed, ``(batch,)``."""
+def _excess(a: Tensor, b: Tensor, sizes: Tensor) -> Tensor:
+    """The largest difference of each sample, in units of what is allowed, ``(batch,)``."""
     return ratios(gaps(a, b), sizes).reshape(len(a), -1).amax(1)
 
 
-def _of_rounding(linearization: Linearization, seed: int, dtype: torch.dtype) -> Tensor:
-    """How far noise of the size of rounding moves each sample's outputs, ``(batch,)``, as `_apart` has it.
+def _noise_excess(linearization: Linearization, seed: int, dtype: torch.dtype) -> Tensor:
+    """How far noise of the size of rounding moves each sample's outputs, ``(batch,)``, in units of `_excess`.
 
-    The operation's own rounding errors are amplified as the noise is; and where they take a step of the
-    function (a rounded activation) at a tie, so does the noise.  Zero for a model that gives other outputs at
-    the same inputs: that is no rounding.
+    The network amplifies the noise as it amplifies its own rounding errors; and if these cross a step of the
+    function (a rounded activation at a tie), so does the noise.  Zero for a model that gives other outputs at
+    the same inputs: that is not rounding.
     """
     everyone = torch.arange(linearization.batch, device=linearization.device)
     itself, again = (linearization.at(everyone).outputs for _ in range(2))
-    sizes = _sizes(itself, dtype)
-    if not bool((_apart(again, itself, sizes) <= 1).all()):
+    sizes = _allowed(itself, dtype)
+    if not bool((_excess(again, itself, sizes) <= 1).all()):
         return torch.zeros(len(itself), dtype=torch.float64, device=itself.device)
-    noise = _NOISE * torch.finfo(dtype).eps
+    noise = _NOISE_EPSILONS * torch.finfo(dtype).eps
     moved = [
-        _apart(linearization.at(everyone, noise=noise, seed=seed + draw).outputs, itself, sizes)
+        _excess(linearization.at(everyone, noise=noise, seed=seed + draw).outputs, itself, sizes)
         for draw in range(_NOISE_DRAWS)
     ]
     return torch.stack(moved).amax(0)

@@ -1,4 +1,4 @@
-"""Other samples, to see whether a sample's output depends on them: ones that the model accepts."""
+"""Other samples that the model accepts, to see whether a sample's output depends on them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from jacli.linear_map import Extra, Network
 
 
 def with_others_changed(network: Network, x: Tensor, extra: Extra, kept: int | None) -> tuple[Tensor, Tensor]:
-    """A batch of which all samples but one are others, and the network's outputs there.
+    """A batch in which all samples but one are replaced, and the network's outputs there.
 
-    The others are moved by noise.  A model may raise an error on such values: an embedding of bytes that are
-    given as floats, a check of ranges.  Then the others are made of the batch's own values: of all of them,
-    of those in the same place (each column may have a range of its own); in the end they stay as they are.
+    The replacements are shifted and have noise added.  A model may refuse such values: an embedding of bytes
+    that are given as floats, a check of ranges.  Then values of the batch take their place: first all of them
+    shuffled, then those at the same position in another sample (each column may have its own range).  If even
+    these are refused, nothing is replaced.
 
     Args:
         network: The network; it accepts the batch itself.
         x: The batch, ``(m, *input)``.
         extra: Further arguments of these samples.
-        kept: Position of the sample that stays; None changes them all.
+        kept: Position of the sample that stays; None replaces them all.
 
     Raises:
         MemoryError: An allocation failed, on the host or on the device.
         Exception: What the model raises on the batch itself.
 
-    Cost: one forward pass, up to four where the model raises.
+    Cost: one forward pass; up to four if the model refuses values.
     """
     for changed in _changes(x):
         if kept is not None:

@@ -1,42 +1,42 @@
-"""What the checks use of a linearisation."""
+"""Plain reverse passes at a batch, which everything that was computed is compared with."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from jacli.linear_map import Linearization, LinearMap
 
-class ReversePasses(Protocol):
-    """All that the checks use of a `jacli.linear_map.Linearization`."""
+
+@dataclass(frozen=True)
+class PlainPasses:
+    """The Jacobians of a batch by plain reverse passes, and the outputs of their forward pass.
+
+    Attributes:
+        map: The Jacobians.
+        of: The network at the batch, perhaps at several copies of it, one after another.
+    """
+
+    map: LinearMap
+    of: Linearization
+
+    @classmethod
+    def at(cls, linearization: Linearization) -> PlainPasses:
+        """Those of the network at a batch."""
+        return cls(linearization.tape(), linearization)
 
     @property
-    def batch(self) -> int: ...
+    def outputs(self) -> Tensor:
+        """``(batch, *output)``."""
+        return self.of.outputs[: self.map.batch]
 
     @property
-    def n_out(self) -> int: ...
-
-    @property
-    def n_in(self) -> int: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def outputs(self) -> Tensor: ...
+    def dtype(self) -> torch.dtype:
+        """Arithmetic of the passes."""
+        return self.map.dtype
 
     def pull(self, cotangents: Tensor) -> Tensor:
-        """``(batch, n_out) -> (batch, n_in)``."""
-        ...
-
-
-class Reference(ReversePasses, Protocol):
-    """Reverse passes that can be taken again nearby."""
-
-    def at(self, index: Tensor, *, noise: float = 0.0, seed: int = 0) -> ReversePasses:
-        """As `jacli.linear_map.Linearization.at`."""
-        ...
+        """One pass: ``(batch, n_out) -> (batch, n_in)``."""
+        return self.map.vjp(cotangents[None])[0]

@@ -1,6 +1,6 @@
-"""The probe before any work: does a per-sample Jacobian of this model exist, and of what shape?
+"""The probe before a run: does this model have a per-sample Jacobian, and of what shape?
 
-A handful of forward passes and one reverse pass over one or two samples.
+Cost: a handful of forward passes and one reverse pass over one or two samples.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from jacli.device.random_state import fork_random_state
 from jacli.errors import (
     InputsError,
     JacliError,
@@ -28,16 +29,16 @@ from jacli.verify.explain import explain_failure
 from jacli.verify.other_values import with_others_changed
 
 CROSS_SAMPLE_LIMIT = 1e-6
-"""Largest gradient at other samples, relative to the sample's own; rounding leaves exactly zero."""
+"""Largest gradient at other samples, relative to that at the sample itself; independent samples have 0."""
 
 BATCH_SIZES = (3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 25, 32, 48, 50, 64, 100, 128, 256)
 """Batch sizes worth trying on a model that accepts neither 1 nor 2."""
 
+_MAX_NUMBERS_TRIED = 2**26
+"""Numbers in a batch whose size is only a guess: 256 MiB in float32."""
 
-_MAX_TRIED_NUMBERS = 2**26
-"""Of a batch that is only a guess: 256 MiB in float32."""
-_PATIENCE = 10.0
-"""Seconds after which no further batch size is tried: inputs of a wrong shape fail at every one."""
+_MAX_SECONDS_OF_TRIALS = 10.0
+"""No further batch size is tried after this time: inputs of a wrong shape fail at every size."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,11 @@ class Probed:
     Attributes:
         output_shape: Per sample, without the batch axis.
         fixed_batch: The only batch size the model accepts, or None.
-        stateful: Whether the module keeps state between calls, so that every forward pass needs a
-            fresh copy.
-        overwrites: Whether it overwrites tensors that its reverse pass needs, so that copies must be saved.
-        lone: Whether the module drops the batch axis of a single sample.
-        alone: Whether samples influence one another in larger batches, so that each must be run alone;
-            ``fixed_batch`` is then 1.
+        stateful: Whether the module keeps state between calls: every forward pass then needs a fresh copy.
+        overwrites: Whether it overwrites tensors that its reverse pass needs: copies must then be saved.
+        lone: Whether the module squeezes the batch axis of a single sample.
+        alone: Whether samples influence one another in larger batches: each must then be run alone, and
+            ``fixed_batch`` is 1.
     """
 
     output_shape: tuple[int, ...]
@@ -77,31 +77,30 @@ def probe(
     left_out: Collection[str] = (),
     alone: bool = False,
 ) -> Probed:
-    """Learn shapes and state, and refuse what has no per-sample Jacobian.
+    """Find out shapes and state of a network, and refuse one without a per-sample Jacobian.
 
     Args:
         network: The network, its parameters frozen.
         x: The first few rows of the inputs, ``(m, *input)``, m >= 1.
         extra: Further arguments of those rows.
-        batch_hints: Batch sizes to try where the model accepts neither one nor two samples.
+        batch_hints: Batch sizes to try if the model accepts neither one nor two samples.
         names: Of the further arguments of ``forward``, for messages.
-        left_out: Names of its arguments that have their default value, for messages.
-        alone: Whether each sample will be run in a batch of its own (``--batch-size 1``): then it has a
-            Jacobian though it is another one in company.
+        left_out: Names of its arguments that keep their default values, for messages.
+        alone: Whether each sample will be run in a batch of its own (``--batch-size 1``): it then has a
+            Jacobian even if samples influence one another in larger batches.
 
     Raises:
-        ModelError: Random outputs, samples that influence one another, no batch axis, outputs that
-            do not depend differentiably on the input, or another dtype inside.
+        ModelError: The outputs are random, have no batch axis, are of another dtype than the inputs, or do
+            not depend differentiably on them; or samples influence one another.
         InputsError: The model does not accept inputs of this shape.
     """
     if x[0].numel() == 0:
         raise InputsError(
-            f"The inputs are empty: shape {tuple(x.shape[1:])} a sample.",
+            f"The inputs are empty: shape {tuple(x.shape[1:])} per sample.",
             why="There is nothing to differentiate with respect to.",
             todo="Check how they were saved.",
         )
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with fork_random_state(x.device), torch.no_grad():
         batch, fixed, lone = _accepted_batch(network, x, extra, batch_hints, names, left_out)
         try:
             return _probe_at(network, x, extra, batch, fixed, lone)
@@ -115,7 +114,7 @@ def _probe_at(network: Network, x: Tensor, extra: Extra, batch: int, fixed: int 
     points, rest = repeated_rows(x, extra, batch)
     stateful = _is_stateful(network, points, rest)
     trial = network.renewing() if stateful else network
-    # What keeps state writes somewhere, if not now then at another input.
+    # A module that keeps state writes to its tensors, if not now then for another input.
     overwrites = stateful or _overwrites(trial, points, rest)
     trial = trial.saving_copies() if overwrites else trial
     output = trial(points, rest)
@@ -125,7 +124,7 @@ def _probe_at(network: Network, x: Tensor, extra: Extra, batch: int, fixed: int 
         raise _no_batch_axis(f"For a batch of {batch} the output has shape {tuple(output.shape)}.")
     _check_output(output, x)
     if batch > 1:
-        # On copies: what one call leaves in a module would hide from the next that it comes from others.
+        # On fresh copies: state left by one call could hide from the next that samples influence one another.
         renewing = network.renewing()
         _check_independence(renewing.saving_copies() if overwrites else renewing, points, rest, output)
     _check_derivative(trial, points, rest)
@@ -133,7 +132,7 @@ def _probe_at(network: Network, x: Tensor, extra: Extra, batch: int, fixed: int 
 
 
 def repeated_rows(x: Tensor, extra: Extra, size: int) -> tuple[Tensor, Extra]:
-    """A batch of ``size`` made of the rows at hand, repeated where they are too few."""
+    """A batch of ``size`` samples: the rows given, repeated if they are too few."""
     index = torch.arange(size, device=x.device) % x.shape[0]
     rest = {k: v[index.to(v.device)] if isinstance(v, Tensor) else v for k, v in extra.items()}
     return x[index], rest
@@ -159,7 +158,7 @@ def _accepted_batch(
     names: Collection[str],
     left_out: Collection[str],
 ) -> tuple[int, int | None, bool]:
-    """A batch size to probe with, the only one accepted (or None), and whether a lone sample fails."""
+    """A batch size to probe with, the only one accepted (or None), and whether a single sample fails."""
     two, one = (_attempt(network, x, extra, size) for size in (2, 1))
     if two is None and one is None:
         return 2, None, False
@@ -168,7 +167,7 @@ def _accepted_batch(
         return (2, None, True) if three is None else (2, 2, False)
     if one is None:
         rest = {name: rows[:1] if isinstance(rows, Tensor) else rows for name, rows in extra.items()}
-        if _attempt(network, x[:1], rest, 2) is None:  # of the first sample it takes two
+        if _attempt(network, x[:1], rest, 2) is None:  # it accepts two copies of the first sample
             raise user_code_behind(two) or two
         return 1, 1, False
     explained = explain_failure(
@@ -180,27 +179,27 @@ def _accepted_batch(
     )
     started = time.monotonic()
     for size in dict.fromkeys(hints):
-        if size * x[0].numel() > _MAX_TRIED_NUMBERS:
+        if size * x[0].numel() > _MAX_NUMBERS_TRIED:
             continue
         if size > 2 and _attempt(network, x, extra, size) is None:
             return size, size, False
-        if time.monotonic() - started > _PATIENCE:
+        if time.monotonic() - started > _MAX_SECONDS_OF_TRIALS:
             break
     raise explained
 
 
 def _is_stateful(network: Network, x: Tensor, extra: Extra) -> bool:
-    """Whether an output depends on earlier calls: on their number, or on the samples that they saw.
+    """Do outputs depend on earlier calls: on their number, or on the samples that they saw?
 
-    The second is true of layers that set themselves up by the first batch they see (ActNorm).
+    Layers that initialise themselves from the first batch they see (ActNorm) depend on the samples.
     """
     first = network.copied()(x, extra)
     used = network.copied()
     with_others_changed(used, x, extra, None)
-    if not moved(first, used(x, extra)):
+    if not differ(first, used(x, extra)):
         return False
     renewing = network.renewing()
-    if not moved(renewing(x, extra), renewing(x, extra)):
+    if not differ(renewing(x, extra), renewing(x, extra)):
         return True
     noisy = sorted(
         {
@@ -222,9 +221,9 @@ def _is_stateful(network: Network, x: Tensor, extra: Extra) -> bool:
 
 
 def _overwrites(network: Network, x: Tensor, extra: Extra) -> bool:
-    """Whether the reverse pass fails, or gives another gradient, unless copies were saved for it.
+    """Does the reverse pass fail, or give another gradient, unless copies of saved tensors are kept for it?
 
-    torch notices a saved tensor that was overwritten, but not where that happened through ``.data``.
+    torch notices that a saved tensor was overwritten, but not if that was done through ``.data``.
     """
 
     def gradient(trial: Network) -> Tensor | None:
@@ -234,20 +233,20 @@ def _overwrites(network: Network, x: Tensor, extra: Extra) -> bool:
             if not (output.requires_grad and output.is_floating_point()):
                 return None
             cotangents = torch.ones_like(output).cumsum(0).sin()  # anything but constant
-            return Tape(points, output).pull(cotangents, may_be_unused=True)
+            return Tape(points, output).backward(cotangents, may_be_unused=True)
 
     try:
         plain = gradient(network)
         saved = None if plain is None else gradient(network.saving_copies())
-    except Exception as error:  # other errors come again, where they are reported
+    except Exception as error:  # any other error will be raised again where it is reported
         if means_out_of_memory(error):
             raise
         return "modified by an inplace operation" in str(error)
-    return plain is not None and saved is not None and moved(plain, saved)
+    return plain is not None and saved is not None and differ(plain, saved)
 
 
 def _loses_batch_axis(network: Network, points: Tensor, rest: Extra, pair: Tensor) -> bool:
-    """Whether a lone sample loses its batch axis; raises where the output has none at all."""
+    """Does the module squeeze the batch axis of a single sample?  Raises if outputs have no batch axis."""
     alone = network(*repeated_rows(points, rest, 1))
     if pair.dim() > 0 and pair.shape[0] == 2:
         if alone.shape == pair.shape[1:] and alone.shape != pair.shape:
@@ -264,7 +263,7 @@ def _no_batch_axis(why: str) -> ModelError:
     return ModelError(
         "The model has no per-sample output: its output has no batch axis.",
         why=f"{why} A Jacobian per sample does not exist.",
-        todo="Give a model whose output has one row a sample (--arch file.py:callable can wrap it).",
+        todo="Give a model whose output has one row per sample (--arch file.py:callable can wrap it).",
     )
 
 
@@ -280,7 +279,7 @@ def _check_output(output: Tensor, x: Tensor) -> None:
         )
     if output[0].numel() == 0:
         raise ModelError(
-            f"The output is empty: shape {tuple(output.shape[1:])} a sample.",
+            f"The output is empty: shape {tuple(output.shape[1:])} per sample.",
             why="There is nothing to differentiate.",
             todo="Choose another output (--select), or check the number of classes.",
         )
@@ -288,16 +287,16 @@ def _check_output(output: Tensor, x: Tensor) -> None:
         offered = f"--dtype {computed}" if computed in ("float32", "float64") else "a model that does not"
         raise ModelError(
             f"The model computes in {computed} when given {given}.",
-            why="It converts its input itself, so the dtype asked for would be one in name only.",
+            why="It converts its input itself, so it would not compute in the dtype that was asked for.",
             todo=f"Give {offered}.",
         )
 
 
 def _check_independence(network: Network, x: Tensor, extra: Extra, output: Tensor) -> None:
-    """Change every sample but one: that one's output must stay, and its gradient must be its own."""
+    """Change every sample but one: that one's output must stay, and have no gradient at the others."""
     for kept in (0, len(x) - 1):
         _, changed = with_others_changed(network, x, extra, kept)
-        if moved(output[kept], changed[kept]):
+        if differ(output[kept], changed[kept]):
             raise mixing_error(
                 network.module, f"the output of sample {kept} moves when only the others change"
             )
@@ -306,7 +305,7 @@ def _check_independence(network: Network, x: Tensor, extra: Extra, output: Tenso
             own = network(points, extra)[kept]
             gradient = _gradient((own * torch.randn_like(own)).sum(), points)
         if gradient is not None:
-            # Infinite slopes make NaN of a cotangent of zero: that is no mixing.
+            # An infinite slope times a cotangent of zero is NaN: that does not mean influence.
             largest = finite(gradient).reshape(len(x), -1).abs().amax(1)
             elsewhere = torch.cat([largest[:kept], largest[kept + 1 :]]).max()
             if not elsewhere <= CROSS_SAMPLE_LIMIT * largest[kept]:
@@ -316,10 +315,10 @@ def _check_independence(network: Network, x: Tensor, extra: Extra, output: Tenso
 
 
 def _gradient(output: Tensor, points: Tensor) -> Tensor | None:
-    """The gradient of a number; None where no path leads to ``points``.
+    """The gradient of a number; None if it does not depend on ``points``.
 
     Raises:
-        ModelError: An operation on the path has no derivative.
+        ModelError: An operation in between has no derivative.
     """
     if not output.requires_grad:
         return None
@@ -332,11 +331,11 @@ def _gradient(output: Tensor, points: Tensor) -> Tensor | None:
         )
 
     with translating(refusal):
-        return Tape(points, output).pull(torch.ones_like(output), may_be_unused=True)
+        return Tape(points, output).backward(torch.ones_like(output), may_be_unused=True)
 
 
 def mixing_error(module: nn.Module, how: str) -> MixingError:
-    """The refusal of a model whose samples influence one another, naming suspicious layers."""
+    """The error for a model whose samples influence one another; names suspicious layers."""
     layers = [
         f"{name} ({type(part).__name__})"
         for name, part in module.named_modules()
@@ -352,7 +351,7 @@ def mixing_error(module: nn.Module, how: str) -> MixingError:
 
 
 def _check_derivative(network: Network, x: Tensor, extra: Extra) -> None:
-    """With every parameter frozen, ``requires_grad`` of the output is an honest test."""
+    """Since every parameter is frozen, the output has ``requires_grad`` only if it depends on the input."""
     with torch.enable_grad():
         points = x.clone().requires_grad_(True)
         gradient = _gradient(network(points, extra).sum(), points)
@@ -364,11 +363,11 @@ def _check_derivative(network: Network, x: Tensor, extra: Extra) -> None:
         )
 
 
-def moved(a: Tensor, b: Tensor, *, eps: float = 1e-5) -> bool:
-    """Whether two outputs differ beyond rounding, number by number.
+def differ(a: Tensor, b: Tensor, *, eps: float = 1e-5) -> bool:
+    """Do two outputs differ by more than rounding, number by number?
 
-    The scale of a number is its own or the median one, whichever is larger: a huge or infinite
-    output does not hide the others, and one that cancels to almost nothing is not held to it.
+    Each number is compared relative to its own size or to the median size, whichever is larger: a huge or
+    infinite output does not hide the others, and one that nearly cancels is not compared with its own size.
     """
     if a.shape != b.shape:
         return True

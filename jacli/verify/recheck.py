@@ -1,7 +1,7 @@
-"""The recheck: what a file holds of a sample, against reverse passes through the original model.
+"""The recheck: what a file holds of a sample, compared with reverse passes through the original model.
 
-Independent of how it was computed: no traced graph, no batching rule, no cut; one plain reverse pass
-a vector, in float64 where the model runs in it.
+It is independent of how the sample was computed: no traced graph, no batching rule, no cut, only plain
+reverse passes, one per vector, in float64 if the model runs in it.
 """
 
 from __future__ import annotations
@@ -13,28 +13,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jacli.linear_map import Linearization, LinearMap
 from jacli.linear_map.agreement import finite, gaps, norms, ratios, relative_errors
-from jacli.verify.passes import Reference, ReversePasses
+from jacli.verify.passes import PlainPasses
 from jacli.verify.probe import CROSS_SAMPLE_LIMIT
 
 N_ROWS = 4
+"""Seeded rows that are compared entry by entry."""
+
 N_PROBES = 4
+"""Random combinations of all rows that are compared."""
 
 N_NEARBY = 8
-"""Points at which the reference is taken again, at each distance, where a sample differs from it."""
+"""If a sample differs, the reference is computed at so many points near it, at each distance."""
 
 NEARBY = (8, 64)
-"""Their distances from the sample, in rounding errors of the run's dtype."""
+"""The distances of these points from the sample, in rounding errors of the run's dtype."""
 
 _SPREAD = 4
-"""A difference is one of rounding up to this many times the reference's own spread over these points."""
-
+"""A difference counts as rounding up to this many times the spread of the reference over these points."""
 
 MOST_ROWS = 4096
-"""Up to so many rows each is compared by itself where rounding hides a combination of all."""
+"""If rounding hides combinations of rows, rows are compared one by one, if there are at most so many."""
 
 _ROWS_BYTES = 2**27
-"""Of rows that are compared at a time, in float64."""
+"""Rows compared at a time, in bytes of float64."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class StoredProducts:
     Attributes:
         rows: The rows asked for, ``(k, n_in)``.
         pulled: ``u @ J`` for every cotangent u asked for, ``(p, n_in)``.
-        row_norms: 2-norms of all rows, ``(n_out,)``; None where they would cost more than the rest.
+        row_norms: 2-norms of all rows, ``(n_out,)``; None if they would cost more than the rest.
     """
 
     rows: Tensor
@@ -60,7 +63,7 @@ class StoredSample:
         outputs: All outputs, flat.
         class_norms: 2-norm of each (selected) output's input-gradient, ``(n_out,)``.
         products: ``(index (k,), cotangents (p, n_out)) -> StoredProducts``, reading the Jacobian once;
-            None where the file holds none.
+            None if the file holds none.
     """
 
     outputs: Tensor
@@ -73,15 +76,15 @@ class Rechecked:
     """What the recheck of one sample found.
 
     Attributes:
-        error: The worst relative error, see `recheck`; infinite where one of the two is not finite.
+        error: The worst relative error, see `recheck`; infinite if only one of the two is finite.
         part: Which part of the sample has it: ``jacobian``, ``class_norms`` or ``outputs``.
-        near_kink: It differs from the reference, but not from plain reverse passes in the run's own
-            dtype and batch, and the derivative is shown to jump within rounding of the sample.
-        failed: It differs, and is not at a kink; or the cross-sample block is not zero.
-        rounding: It failed, and agrees with plain reverse passes in the run's own dtype and batch: these are
-            as far off.
-        cross_sample: Largest gradient at another sample over the largest at this one; of the reference's
-            batch, and of the run's own where the sample differs from the reference.
+        near_kink: It differs from the reference, but not from plain reverse passes in the run's own dtype and
+            batch, and the derivative is shown to jump within rounding of the sample.
+        failed: It differs and is not at a kink; or its outputs have gradients at other samples.
+        rounding: It failed, but agrees with plain reverse passes in the run's own dtype and batch: these
+            differ from the reference as much.
+        cross_sample: Largest gradient at another sample, relative to the largest at this one; in the
+            reference's batch and, if the sample differs from the reference, in the run's own.
         dtype: Arithmetic of the reference.
     """
 
@@ -101,8 +104,8 @@ class Rechecked:
 
 def recheck(
     stored: StoredSample,
-    exact: Reference,
-    own: Callable[[], Iterable[tuple[ReversePasses, int]]],
+    exact: Linearization,
+    own: Callable[[], Iterable[tuple[PlainPasses, int]]],
     *,
     position: int,
     tolerance: float,
@@ -111,48 +114,48 @@ def recheck(
 ) -> Rechecked:
     """Compare one stored sample ``J`` with the reference ``R``, the original model's Jacobian.
 
-    Four seeded rows are compared entry by entry, and four Gaussian probes ``u`` stand for all rows:
-    ``E |u'(J - R)|^2 = |J - R|_F^2`` (Hutchinson 1989), so the root of the ratio of two sums over the probes,
-    ``sum |u'(J - R)|^2 / sum |u'R|^2``, estimates the relative Frobenius error.  Up to eight
-    outputs, every row is compared and the error is exact.
+    *Rows and probes.*  Four seeded rows are compared entry by entry, and four random combinations of all
+    rows, by Gaussian probes ``u``.  Since ``E |u'(J - R)|^2 = |J - R|_F^2`` (Hutchinson 1989), the root of
+    the ratio of two sums over the probes, ``sum |u'(J - R)|^2 / sum |u'R|^2``, estimates the relative
+    Frobenius error.  With up to eight outputs, every row is compared and the error is exact.
 
-    What four probes miss: an error of ten tolerances passes if the ratio comes out at less than a
+    *What four probes miss.*  An error of ten tolerances passes if the ratio comes out at less than a
     hundredth of its mean.  The worst case is a ``J - R`` of rank one (one row, one column, two rows
-    exchanged), where the sum is ``|J - R|_F^2`` times a chi-square variable of four degrees of
-    freedom: ``P(chi2_4 < 4/100) = 1 - exp(-0.02) (1 + 0.02) = 2e-4``, half as much again where ``R``
-    is of rank one too.  One probe would miss 8 %, one of random signs half of all exchanged rows.
+    exchanged): the sum is then ``|J - R|_F^2`` times a chi-square variable with four degrees of freedom, and
+    ``P(chi2_4 < 4/100) = 1 - exp(-0.02) (1 + 0.02) = 2e-4``; half as much again if ``R``, too, has rank one.
+    A single Gaussian probe would miss 8 %, and one of random signs half of all exchanged rows.
 
-    Rounding may hide the probes: the pass of a confident softmax subtracts numbers of their size, and what it
-    leaves or swallows can be larger than a Jacobian of 1e-20.  Where the probes differ and the four rows
-    do not, every row is compared with a pass of its own instead, up to `MOST_ROWS` of them.
+    *Rounding.*  The reverse pass of a confident softmax subtracts numbers of the size of the probes, and the
+    rounding error that remains can be larger than a Jacobian of 1e-20.  If the probes differ and the four
+    rows do not, all rows are compared instead, by a pass for each, if there are at most `MOST_ROWS`.
 
-    Norms and outputs are compared as well: the class norms of the rows with those of ``R`` (without a
-    stored Jacobian eight rows take the probes' place), all of them with the stored Jacobian's own.
-    Outputs are relative to their norm, or a tenth of ``|R|_F`` if that is larger: outputs that cancel
-    to almost nothing round as if they did not.
+    *Norms and outputs* are compared as well.  The class norms of the rows must be those of ``R`` (eight rows,
+    without probes, if no Jacobian is stored), and all class norms those of the stored Jacobian.  Errors of
+    outputs are relative to their norm or to a tenth of ``|R|_F``, whichever is larger: outputs that nearly
+    cancel have rounding errors of the size of what cancels.
 
-    A sample that differs is at a kink only if three things hold.  It agrees with plain reverse passes in
-    the run's own dtype and batch.  These have no gradient at other samples.  And the reference itself, taken
-    again at eight points within 8 and eight within 64 rounding errors of the sample, changes by a quarter of
-    the difference or more, in every part that differs: outputs, which are continuous, do not.  Of a
-    single ReLU at its tie about half of these points lie on the other side, so that a kink goes unseen,
-    and the sample counts as wrong, with probability ``2 ** -16``.  A badly conditioned sample, whose
-    derivative changes as much without a jump, counts as a kink too.
+    *Kinks.*  A sample that differs is at a kink only if three things hold.  It agrees with plain reverse
+    passes in the run's own dtype and batch.  These have no gradient at other samples.  And the reference
+    itself, computed at eight points within 8 and eight within 64 rounding errors of the sample, changes by at
+    least a quarter of the difference in every part that differs (which outputs, being continuous, do not).
+    At a tie of a single ReLU, about half of these points lie on the other side: with probability ``2 ** -16``
+    none does, and the sample counts as wrong.  A badly conditioned sample, whose derivative changes as much
+    without a jump, also counts as being at a kink.
 
     Args:
         stored: What the file holds.
         exact: The reference at a small batch, with the sample at ``position`` and at least one other.
-        own: Gives plain reverse passes in the run's own dtype at the run's own block, and the sample's
-            position in it, for each way in which the run's forward pass may have rounded; asked only
-            where the sample differs from the reference.
+        own: Yields plain reverse passes in the run's own dtype over the run's own batch, with the sample's
+            position in it, for each way in which the run's forward pass may have rounded; called only if the
+            sample differs from the reference.
         position: Of the sample in the batch of ``exact``.
-        tolerance: Largest relative error of a right result.
+        tolerance: Largest relative error of a correct result.
         seed: Chooses rows and probes.
         fixed_batch: Whether the model accepts no other batch size than that of ``exact``.
 
-    Cost: at most eight reverse passes over the batch of ``exact``, one reading of the stored Jacobian; if
-    the sample differs, as many over the run's batch and twice as many over eight samples; ``n_out`` where
-    rounding hides the probes.
+    Cost: at most eight reverse passes over the batch of ``exact``, and reading the stored Jacobian once.  If
+    the sample differs, as many passes over the run's batch and twice as many over eight samples; ``n_out`` of
+    each if rounding hides the probes.
     """
     n_out = exact.n_out
     every = n_out <= N_ROWS + N_PROBES
@@ -163,8 +166,9 @@ def recheck(
     probes = torch.randn(n_probes, n_out, generator=generator, dtype=torch.float32).double()
     held = stored.products(index, probes) if stored.products else None
 
-    reference = _pull_all(exact, position, index, probes)
-    errors, _ = _errors(stored, held, exact, position, reference, index, tolerance)
+    plain = PlainPasses.at(exact)
+    reference = _pull_all(plain, position, index, probes)
+    errors, _ = _errors(stored, held, plain, position, reference, index, tolerance)
     part = max(errors, key=errors.__getitem__)
     as_run, near_kink, cross_sample = False, False, reference.cross_sample
     if not errors[part] <= tolerance:
@@ -178,10 +182,8 @@ def recheck(
                     break
                 eps = torch.finfo(passes.dtype).eps
                 size = exact.batch if fixed_batch else N_NEARBY
-                nearby = (
-                    exact.at(torch.full((size,), position, device=exact.device), noise=steps * eps, seed=seed)
-                    for steps in NEARBY
-                )
+                places = torch.full((size,), position, device=exact.device)
+                nearby = (PlainPasses.at(exact.at(places, noise=steps * eps, seed=seed)) for steps in NEARBY)
                 near_kink = _jumps(errors, reference, nearby, index, probes, tolerance)
                 break
     mixes = not cross_sample <= CROSS_SAMPLE_LIMIT
@@ -204,19 +206,19 @@ class _Reference:
     cross_sample: float = 0.0
 
 
-def _pull_all(linearization: ReversePasses, position: int, index: Tensor, probes: Tensor) -> _Reference:
+def _pull_all(passes: PlainPasses, position: int, index: Tensor, probes: Tensor) -> _Reference:
     """Rows and probes by plain reverse passes one after another, with a cotangent at ``position`` only."""
     own_largest = others_largest = torch.zeros((), dtype=torch.float64)
     found = []
-    for vector in _vectors(linearization, index, probes):
+    for vector in _vectors(passes.map, index, probes):
         cotangents = torch.zeros(
-            linearization.batch, linearization.n_out, dtype=linearization.dtype, device=linearization.device
+            passes.map.batch, passes.map.n_out, dtype=passes.dtype, device=passes.map.device
         )
         cotangents[position] = vector
-        gradient = linearization.pull(cotangents).detach()
+        gradient = passes.pull(cotangents).detach()
         found.append(gradient[position].cpu().double())
-        # At another sample, a cotangent of zero meets its infinite slopes as NaN: that is no mixing.
-        largest = finite(gradient).abs().amax(1).cpu() if linearization.n_in else torch.zeros(1).double()
+        # At another sample, a cotangent of zero times an infinite slope is NaN: that does not mean influence.
+        largest = finite(gradient).abs().amax(1).cpu() if passes.map.n_in else torch.zeros(1).double()
         own_largest = torch.maximum(own_largest, largest[position])
         largest[position] = 0
         others_largest = torch.maximum(others_largest, largest.max())
@@ -224,7 +226,7 @@ def _pull_all(linearization: ReversePasses, position: int, index: Tensor, probes
     return _Reference(
         products[: len(index)],
         products[len(index) :],
-        linearization.outputs[position].detach().flatten().cpu().double(),
+        passes.outputs[position].detach().flatten().cpu().double(),
         float(ratios(others_largest, own_largest)),
     )
 
@@ -232,29 +234,29 @@ def _pull_all(linearization: ReversePasses, position: int, index: Tensor, probes
 def _errors(
     stored: StoredSample,
     held: StoredProducts | None,
-    passes: ReversePasses,
+    passes: PlainPasses,
     position: int,
     reference: _Reference,
     index: Tensor,
     tolerance: float,
 ) -> tuple[dict[str, float], bool]:
-    """The relative error of every part, and whether every row was compared: where only the probes differ."""
+    """The relative error of every part, and whether all rows were compared because only the probes differ."""
     errors = _compare(stored, held, reference, index)
     if held is None or not len(reference.pulled) or errors["jacobian"] <= tolerance:
         return errors, False
-    of_rows, _ = _sizes(reference, passes.n_out)
-    if passes.n_out > MOST_ROWS or not _relative(held.rows, reference.rows, of_rows) <= tolerance:
+    of_rows, _ = _sizes(reference, passes.map.n_out)
+    if passes.map.n_out > MOST_ROWS or not _relative(held.rows, reference.rows, of_rows) <= tolerance:
         return errors, False
     return errors | _row_by_row(stored, passes, position), True
 
 
-def _row_by_row(stored: StoredSample, passes: ReversePasses, position: int) -> dict[str, float]:
-    """The errors of the Jacobian and its class norms, every row against its own reverse pass."""
+def _row_by_row(stored: StoredSample, passes: PlainPasses, position: int) -> dict[str, float]:
+    """The errors of the Jacobian and its class norms, each row compared with a reverse pass of its own."""
     assert stored.products is not None
-    n_out = passes.n_out
+    n_out = passes.map.n_out
     none = torch.zeros(0, n_out, dtype=torch.float64)
     difference, size, row_norms = 0.0, 0.0, []
-    for index in torch.arange(n_out).split(max(1, _ROWS_BYTES // (8 * max(1, passes.n_in)))):
+    for index in torch.arange(n_out).split(max(1, _ROWS_BYTES // (8 * max(1, passes.map.n_in)))):
         plain = _pull_all(passes, position, index, none).rows
         held = stored.products(index, none).rows
         difference = math.hypot(difference, float(norms(gaps(held, plain).flatten()[None])))
@@ -264,45 +266,45 @@ def _row_by_row(stored: StoredSample, passes: ReversePasses, position: int) -> d
     return {"jacobian": float(error), "class_norms": _relative(stored.class_norms, torch.cat(row_norms))}
 
 
-def _pull_each(linearization: ReversePasses, index: Tensor, probes: Tensor) -> list[_Reference]:
+def _pull_each(passes: PlainPasses, index: Tensor, probes: Tensor) -> list[_Reference]:
     """As `_pull_all`, at the first `N_NEARBY` samples of a batch of independent ones, by the same passes."""
-    some = slice(min(N_NEARBY, linearization.batch))
+    some = slice(min(N_NEARBY, passes.map.batch))
     products = torch.stack(
         [
-            linearization.pull(vector.expand(linearization.batch, -1)).detach()[some].cpu().double()
-            for vector in _vectors(linearization, index, probes)
+            passes.pull(vector.expand(passes.map.batch, -1)).detach()[some].cpu().double()
+            for vector in _vectors(passes.map, index, probes)
         ],
         dim=1,
     )
-    outputs = linearization.outputs[some].detach().flatten(1).cpu().double()
+    outputs = passes.outputs[some].detach().flatten(1).cpu().double()
     return [
         _Reference(products[i, : len(index)], products[i, len(index) :], outputs[i])
         for i in range(len(products))
     ]
 
 
-def _vectors(linearization: ReversePasses, index: Tensor, probes: Tensor) -> Iterator[Tensor]:
+def _vectors(linear_map: LinearMap, index: Tensor, probes: Tensor) -> Iterator[Tensor]:
     """Cotangents of one sample, ``(n_out,)``: unit vectors of the rows, and the probes."""
     for row in index.tolist():
-        unit = torch.zeros(linearization.n_out, dtype=linearization.dtype, device=linearization.device)
+        unit = torch.zeros(linear_map.n_out, dtype=linear_map.dtype, device=linear_map.device)
         unit[row] = 1
         yield unit
     for probe in probes:
-        yield probe.to(linearization.device, linearization.dtype)
+        yield probe.to(linear_map.device, linear_map.dtype)
 
 
 def _jumps(
     errors: Mapping[str, float],
     reference: _Reference,
-    nearby: Iterable[ReversePasses],
+    nearby: Iterable[PlainPasses],
     index: Tensor,
     probes: Tensor,
     tolerance: float,
 ) -> bool:
-    """Whether every part that differs changes as much, within a factor, between points near the sample."""
+    """Does every part that differs change as much, within a factor, between points near the sample?"""
     spread = dict.fromkeys(errors, 0.0)
     for passes in nearby:
-        n_out = passes.n_out
+        n_out = passes.map.n_out
         for there in _pull_each(passes, index, probes):
             row_norms = torch.linalg.vector_norm(there.rows, dim=1)
             moved = _distances(reference, n_out, row_norms, there.outputs, there.rows, there.pulled)
@@ -335,7 +337,7 @@ def _distances(
     rows: Tensor | None,
     pulled: Tensor | None,
 ) -> dict[str, float]:
-    """How far norms of rows, outputs, rows and probes are from the reference's, part by part."""
+    """The relative errors of norms, outputs, rows and probes, part by part."""
     of_rows, frobenius = _sizes(reference, n_out)
     distances = {
         "jacobian": 0.0,
@@ -351,7 +353,7 @@ def _distances(
 def _sizes(reference: _Reference, n_out: int) -> tuple[float, float]:
     """2-norms of the rows at hand and of the whole Jacobian, the latter as the probes estimate it.
 
-    Rows that are zero but for cancellation (a saturated softmax) are not held to their own size.
+    Rows that are zero up to cancellation (a saturated softmax) are not compared with their own size.
     """
     of_rows = _norm(reference.rows)
     share = (len(reference.rows) / n_out) ** 0.5

@@ -1,7 +1,7 @@
 """A computed Jacobian against plain reverse passes: some rows, and a random combination of all rows.
 
 A wrong batching rule does not raise (PReLU under ``vmap``: relative error 0.85), so whatever the
-method, its matrices are compared with what `Linearization.pull` gives.
+method, its matrices are compared with what a tape gives (`jacli.linear_map.Linearization.tape`).
 """
 
 from __future__ import annotations
@@ -11,104 +11,108 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jacli.linear_map import Linearization, LinearMap, Matrices
+from jacli.linear_map import LinearMap, Matrices
 from jacli.linear_map.agreement import finite, gaps, norms, ratios, relative_errors
-from jacli.verify.passes import ReversePasses
 from jacli.verify.tolerances import PASSES, REDUCED_INSIDE
 
 N_ROWS = 4
 
 N_SIZES = 4
-"""Further Gaussian cotangents that the method's matrices are multiplied by: they tell the matrices' size."""
+"""Further Gaussian cotangents that the method's matrices are multiplied by, to estimate their norms."""
 
 
 def row_tolerance(dtype: torch.dtype, precision: str = "ieee", reduced: str | None = None) -> float:
-    """Largest relative error of a right method: rounding leaves 1e-6 (1e-15), a wrong rule 0.1 and more.
+    """Largest relative error of a correct method: rounding causes 1e-6 (1e-15), a wrong rule at least 0.1.
 
-    Passes in a reduced precision are allowed what they leave (`PASSES`) besides; so are models that compute
-    in ``reduced`` inside, a dtype below the run's, whose plain passes round in it.
+    Args:
+        dtype: The run's.
+        precision: Of the linear passes; a reduced one adds its own error (`PASSES`).
+        reduced: A dtype below the run's in which the model computes inside: its plain passes round in it,
+        too.
     """
     inside = REDUCED_INSIDE[reduced] if reduced else 0.0
     return (1e-8 if dtype == torch.float64 else 1e-3) + PASSES[precision] + inside
 
 
-def row_error(linearization: ReversePasses, matrices: Matrices, *, seed: int) -> float:
+def row_error(tape: LinearMap, matrices: Matrices, *, seed: int) -> float:
     """Worst relative error over the samples: of seeded rows, and of ``u'J`` with u Gaussian.
 
-    The rows are compared entry by entry; ``u'J`` sees all rows (`cotangent_error`), so that a method that
-    is wrong in few of them is found by the same passes.  The scale of the rows is the larger of the reference
-    rows' norm and their share of ``||J||_F``, as estimated by ``||u'J||``: rows that are zero but for
-    cancellation (a saturated softmax) do not count as wrong.  `gaps` says how entries that are not finite
-    compare.
+    The rows are compared entry by entry.  ``u'J`` depends on all rows (`cotangent_error`), so that a method
+    that is wrong in a few of them is found, too.  Errors of rows are relative to the norm of the reference
+    rows or to their share of ``||J||_F``, estimated by ``||u'J||``, whichever is larger: rows that are zero
+    up to cancellation (a saturated softmax) do not count as wrong.  `gaps` says how entries that are not
+    finite are compared.
 
     Args:
-        linearization: The map at the batch the method was given.
+        tape: Plain reverse passes at the batch the method was given.
         matrices: What the method computed, of all samples or of the first ones.
         seed: Chooses the rows and u.
 
     Cost: ``1 + min(N_ROWS, n_out)`` reverse passes, and one product of five vectors with the matrices.
     """
     batch, n_out = matrices.batch, matrices.n_out
-    dtype, device = linearization.dtype, linearization.device
+    dtype, device = tape.dtype, tape.device
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(n_out, generator=generator)[:N_ROWS]
-    image, combined = _combined(linearization, matrices, generator)
+    image, combined = _combined(tape, matrices, generator)
     own = norms(finite(image)) * (len(rows) / n_out) ** 0.5
     computed = matrices.rows(rows.to(device))
     difference = torch.zeros(batch, dtype=torch.float64, device=device)
     reference = torch.zeros_like(difference)
     for position, row in enumerate(rows.tolist()):
-        cotangents = torch.zeros(linearization.batch, n_out, dtype=dtype, device=device)
-        cotangents[:, row] = 1
-        plain = linearization.pull(cotangents)[:batch]
+        cotangents = torch.zeros(1, tape.batch, n_out, dtype=dtype, device=device)
+        cotangents[..., row] = 1
+        plain = tape.vjp(cotangents)[0, :batch]
         difference = torch.hypot(difference, norms(gaps(computed[:, position], plain)))
         reference = torch.hypot(reference, norms(finite(plain)))
     errors = ratios(difference, torch.maximum(reference, own))
     return float(torch.maximum(errors, combined).max())
 
 
-def cotangent_error(linearization: ReversePasses, matrices: LinearMap, *, seed: int) -> float:
+def cotangent_error(tape: LinearMap, matrices: LinearMap, *, seed: int) -> float:
     """Worst relative error over the samples of ``u'J``, with a Gaussian u for each sample.
 
-    ``E ||u'E||^2 = ||E||_F^2`` for whatever error E, so that all rows are seen in one pass.  The scale is
-    ``||J||_F``, as estimated by five such products.  An error of rank one, the worst case, is seen a tenth as
-    large as it is in 8 % of samples and a hundredth in 0.8 %; a wrong derivative of 10 % thus passes a
-    tolerance of 1e-3 in 0.8 % of cases where one sample has it, and in ``0.008 ** n`` where n samples have.
+    ``E ||u'E||^2 = ||E||_F^2`` for any error E, so that one pass covers all rows.  The error is relative to
+    ``||J||_F``, estimated by five such products.  In the worst case, an error of rank one, it is estimated at
+    less than a tenth of its size in 8 % of samples, and at less than a hundredth in 0.8 %.  A derivative that
+    is wrong by 10 % thus passes a tolerance of 1e-3 with probability 0.8 % if one sample has it, and
+    ``0.008 ** n`` if n samples have it.
 
     Args:
-        linearization: The map at the batch the method was given.
+        tape: Plain reverse passes at the batch the method was given.
         matrices: What the method computed.
         seed: Of u.
 
     Cost: one reverse pass, and one product of five vectors with the matrices.
     """
-    _, errors = _combined(linearization, matrices, torch.Generator().manual_seed(seed))
+    _, errors = _combined(tape, matrices, torch.Generator().manual_seed(seed))
     return float(errors.max())
 
 
-def batch_errors(linearization: ReversePasses, matrices: LinearMap, *, seed: int) -> tuple[float, float]:
-    """`cotangent_error`, and whether gradients cross from one sample to another, by the same reverse pass.
+def batch_errors(tape: LinearMap, matrices: LinearMap, *, seed: int) -> tuple[float, float]:
+    """`cotangent_error`, and whether samples have gradients at others, by the same reverse pass.
 
-    A seeded eighth of the samples, at least one, has a cotangent of zero: what arrives there comes from
-    others.  Where two of the other samples influence one another, ``u'J`` is off: their cotangents are
-    drawn independently, while a row of a method's matrices has the same cotangent in every sample.
+    A seeded eighth of the samples, at least one, gets a cotangent of zero: any gradient there comes from
+    other samples.  If two of the remaining samples influence one another, ``u'J`` is wrong, because their
+    cotangents are drawn independently, while a row of a method's matrices has the same cotangent in every
+    sample.
 
     Args:
-        linearization: The map at the batch the method was given, of at least two samples.
+        tape: Plain reverse passes at the batch the method was given, of at least two samples.
         matrices: What the method computed.
         seed: Of u and of the samples without a cotangent.
 
     Returns:
-        The error of ``u'J``, and the largest gradient where the cotangent is zero over the largest elsewhere;
-        NaN, which an infinite slope makes of zero, counts as zero there.
+        The error of ``u'J``; and the largest gradient where the cotangent is zero, relative to the largest
+        elsewhere.  There, NaN (zero times an infinite slope) counts as zero.
 
-    Cost: as `cotangent_error`.
+    Cost: that of `cotangent_error`.
     """
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(matrices.batch, generator=generator).to(linearization.device)
+    order = torch.randperm(matrices.batch, generator=generator).to(tape.device)
     silent = order[: max(1, matrices.batch // 8)]
-    image, errors = _combined(linearization, matrices, generator, silent)
-    largest = finite(image).abs().amax(1) if linearization.n_in else finite(image).sum(1)
+    image, errors = _combined(tape, matrices, generator, silent)
+    largest = finite(image).abs().amax(1) if tape.n_in else finite(image).sum(1)
     crossed = largest[silent].max()
     largest[silent] = 0
     errors[silent] = 0
@@ -118,12 +122,12 @@ def batch_errors(linearization: ReversePasses, matrices: LinearMap, *, seed: int
 def every_row_errors(
     pull: Callable[[Tensor], Tensor], matrices: Matrices, like: Tensor, *, seed: int
 ) -> Tensor:
-    """Relative error of all rows, row by row, for where rounding hides ``u'J``.
+    """Relative error of all rows, row by row, for cases in which rounding hides ``u'J``.
 
-    The pass of a confident softmax subtracts numbers of the size of the cotangents, and what it leaves of a
-    Gaussian one, or swallows, can be larger than the Jacobian (1e-7 against 1e-9); the rows themselves round
-    as they were computed.  In a pass, a seeded half of the samples has one row's unit vector and the others
-    the next row's, so that gradients which cross between samples show.
+    The reverse pass of a confident softmax subtracts numbers of the size of the cotangents.  For Gaussian
+    ones, the rounding error that remains can be larger than the Jacobian (1e-7 against 1e-9); the rows
+    themselves round as the method's rows did.  In each pass, a seeded half of the samples gets the unit
+    vector of one row and the others that of the next row, so that gradients at other samples show.
 
     Args:
         pull: A plain reverse pass, ``(samples, n_out) -> (samples, n_in)``.
@@ -132,8 +136,8 @@ def every_row_errors(
         seed: Of the halves.
 
     Returns:
-        ``(batch,)``, relative to the Frobenius norms; 0 where the difference is near the dtype's smallest
-        number, on whose way numbers have underflowed.
+        ``(batch,)``, relative to the Frobenius norms; 0 if the difference is near the smallest number of the
+        dtype, so that numbers have underflowed on the way.
 
     Cost: ``n_out`` reverse passes.
     """
@@ -156,38 +160,33 @@ def every_row_errors(
     return ratios(difference.masked_fill(difference <= smallest, 0), reference)
 
 
-def transpose_error(linearization: Linearization, *, seed: int) -> float:
-    """How far ``jvp`` is from the transpose of a plain reverse pass: the worst of the samples.
+def transpose_error(tape: LinearMap, products: LinearMap, *, seed: int) -> float:
+    """How far ``products.jvp`` is from the transpose of a plain reverse pass: the worst of the samples.
 
     ``|u'(Jv) - (u'J)v| / ||u'J||`` with u and v Gaussian: of size r for a relative error r of ``Jv``.
 
     Cost: one reverse pass and one forward-mode pass.
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = linearization.n_out, linearization.n_in
-    u, v = (
-        torch.randn(linearization.batch, size, generator=generator).to(
-            linearization.device, linearization.dtype
-        )
-        for size in sizes
-    )
-    image, moved = linearization.pull(u), linearization.jvp(v[None])[0]
+    sizes = tape.n_out, tape.n_in
+    u, v = (torch.randn(tape.batch, size, generator=generator).to(tape.device, tape.dtype) for size in sizes)
+    image, moved = tape.vjp(u[None])[0], products.jvp(v[None])[0]
     one, other = ((a.double() * b.double()).sum(1, keepdim=True) for a, b in ((u, moved), (image, v)))
     return float(ratios(gaps(one, other)[:, 0], norms(finite(image))).max())
 
 
 def _combined(
-    linearization: ReversePasses,
+    tape: LinearMap,
     matrices: LinearMap,
     generator: torch.Generator,
     silent: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``u'J`` by a plain pass, ``(batch, n_in)``, and how far the matrices' own is from it, ``(batch,)``."""
-    vectors = torch.randn(1 + N_SIZES, linearization.batch, linearization.n_out, generator=generator)
-    vectors = vectors.to(linearization.device, linearization.dtype)
+    vectors = torch.randn(1 + N_SIZES, tape.batch, tape.n_out, generator=generator)
+    vectors = vectors.to(tape.device, tape.dtype)
     if silent is not None:
         vectors[:, silent] = 0
-    image = linearization.pull(vectors[0])[: matrices.batch]
+    image = tape.vjp(vectors[:1])[0, : matrices.batch]
     products = matrices.vjp(vectors[:, : matrices.batch])
     return image, relative_errors(products[0], image, scale=estimated_norms(products))
 

@@ -1,4 +1,4 @@
-"""`benchmarks/adjoint.py`: what it watches is the program as it runs, all of it."""
+"""`benchmarks/adjoint.py`: it measures the linear program as it runs, all of it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import adjoint, watch
+from benchmarks import adjoint, profile_maps
 from benchmarks.workloads import WORKLOADS
 from jacli.device.precision import precisions_of
 from jacli.linear_program import Program
@@ -33,8 +33,8 @@ def test_a_watched_program_gives_the_same(device: torch.device) -> None:
         linear = Program(traced.graph).linearize(x)
         cotangents, tangents = torch.randn(3, 2, 5, device=device), torch.randn(3, 2, 4, device=device)
         expected = linear.vjp(cotangents), linear.jvp(tangents)
-        steps = watch.steps_of(linear, traced)
-        with watch.watching(linear, steps, watch.clock(device)):
+        steps = profile_maps.steps_of(linear, traced)
+        with profile_maps.watching(linear, steps, profile_maps.clock(device)):
             watched = linear.vjp(cotangents), linear.jvp(tangents)
         assert all(torch.equal(a, b) for a, b in zip(watched, expected, strict=True))
         assert all(len(step.seconds) == 2 for step in steps.values())  # one a direction

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import jacli
 from benchmarks import report
-from benchmarks.contest import Contest, Contestant
 from benchmarks.peers import TORCH_PEERS, flat
+from benchmarks.timing import Contest, Contestant
 from benchmarks.workloads import WORKLOADS, sizes_of
 from jacli.errors import ModelError
 
@@ -70,8 +70,8 @@ def test_a_wrong_result_counts_as_kinks() -> None:
 
 
 def test_hopeless_peers_are_only_foretold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.contest._HOPELESS_TRIAL", 0.0)
-    monkeypatch.setattr("benchmarks.contest._TRIAL", {"samples": 1, "outputs": 2, "inputs": 2})
+    monkeypatch.setattr("benchmarks.timing._HOPELESS_TRIAL", 0.0)
+    monkeypatch.setattr("benchmarks.timing._TRIAL", {"samples": 1, "outputs": 2, "inputs": 2})
     model, x = WORKLOADS["autoencoder"].make(1, torch.device("cpu"))
     contest = Contest(model, x, sizes_of(model, x), rounds=1, budget=100)
     contest.first_calls()

@@ -13,7 +13,8 @@ from jacli.choice import measure as measuring
 from jacli.choice.measure import OUT_OF_MEMORY, measure
 from jacli.choice.memory_limit import MemoryLimit
 from jacli.errors import MethodError
-from jacli.linear_map import Block
+from jacli.linear_map import Slab
+from jacli.options.methods import METHODS
 from jacli.plans.search import Candidate
 
 N_IN, N_OUT, BATCH = 12, 20, 3
@@ -39,26 +40,26 @@ class Clock:
     def close(self) -> None:
         self.closed += 1
 
-    def blocks(self, method: Any, linearization: Any, *, chunk_size: int) -> Iterator[Block]:
+    def blocks(self, method: Any, linearization: Any, *, chunk_size: int) -> Iterator[Slab]:
         passes = self.passes[min(self.opened, len(self.passes)) - 1]
-        columns = method.name in ("forward", "tangent")
+        columns = method.by_columns
         vectors = N_IN if columns else N_OUT
         for at, start in enumerate(range(0, vectors, chunk_size)):
             self.seconds += passes[min(at, len(passes) - 1)]
             some = range(start, min(start + chunk_size, vectors))
             everything = range(N_OUT if columns else N_IN)
             ends = (everything, some) if columns else (some, everything)
-            yield Block(*ends, torch.empty(0))
+            yield Slab(*ends, torch.empty(0))
 
 
 @pytest.fixture
 def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """`measure` of a method, with so many vectors a pass, by a clock."""
+    """`measure` of a method, with so many vectors per pass, by a clock."""
 
     def run(clock: Clock, method: str = "adjoint", chunk: int = 4, patience: float = 0.0) -> Any:
         monkeypatch.setattr(measuring, "now", lambda device: clock.seconds)
-        monkeypatch.setattr(measuring, "checked_blocks", clock.blocks)
-        found = measure(Candidate(method, BATCH, chunk), clock.linearize, LIMIT, patience=patience)
+        monkeypatch.setattr(measuring, "checked_slabs", clock.blocks)
+        found = measure(Candidate(METHODS[method], BATCH, chunk), clock.linearize, LIMIT, patience=patience)
         assert clock.opened == clock.closed
         return found
 
@@ -123,7 +124,7 @@ def test_what_fails_is_closed_and_says_why(
     clock = Clock()
     passes = clock.blocks
 
-    def fails(*arguments: Any, **sizes: Any) -> Iterator[Block]:
+    def fails(*arguments: Any, **sizes: Any) -> Iterator[Slab]:
         if at_the_second_pass:
             yield next(passes(*arguments, **sizes))
         raise error
@@ -134,7 +135,7 @@ def test_what_fails_is_closed_and_says_why(
 
 
 def test_another_error_is_not_taken_for_a_failure(timed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*arguments: Any, **sizes: Any) -> Iterator[Block]:
+    def fails(*arguments: Any, **sizes: Any) -> Iterator[Slab]:
         raise ZeroDivisionError
         yield
 

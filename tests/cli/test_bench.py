@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jacli.options.config import AUTOGRAD_METHODS, METHOD_NAMES
+from jacli.options.methods import AUTOGRAD_METHODS, METHOD_NAMES
 from tests.toy_models import Mixing
 
 

@@ -485,7 +485,7 @@ def test_dry_run_for_the_eye(jacli, folder: Path, tmp_path: Path, monkeypatch: p
     assert {"samples", "input", "output", "Jacobian", "method", "passes", "on disk", "free there"} <= set(
         names
     )
-    assert "3 x 5 x 4 x 7 a sample" in ran.out
+    assert "3 x 5 x 4 x 7 per sample" in ran.out
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-import jacli.choice.sizes as sizes
-import jacli.methods.loop as loop
+import jacli.methods.filling as filling
 from tests.reference import reference_jacobian
 
 B, N_IN, WIDTH, N_OUT = 5, 40, 3, 30
@@ -146,14 +146,13 @@ def test_so_many_samples_are_rechecked(compute: Any, n: int) -> None:
 
 def test_a_wrong_result_is_found_by_the_recheck(compute: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Below what the checks of every batch allow, only the recheck can find it."""
-    right = loop.blocks
+    right = filling.slabs
 
     def wrong(*arguments: Any, **options: Any) -> Any:
-        for block in right(*arguments, **options):
-            block.values.mul_(1.0005)
-            yield block
+        for slab in right(*arguments, **options):
+            yield replace(slab, values=1.0005 * slab.values)
 
-    monkeypatch.setattr(loop, "blocks", wrong)
+    monkeypatch.setattr(filling, "slabs", wrong)
     ran, data, _ = compute("--method", "loop", "--verify", 2)
     assert ran.code == 6 and "recheck failed" in ran.err
     found = data["verified_error"][np.isfinite(data["verified_error"])]
@@ -177,8 +176,7 @@ def test_the_plan_of_a_result_is_repeated_without_measuring(
     def fail(*arguments: object, **options: object) -> None:
         raise AssertionError("it was measured")
 
-    monkeypatch.setattr(sizes, "measure", fail)
-    monkeypatch.setattr("jacli.choice.cutting.measure", fail)
+    monkeypatch.setattr("jacli.choice.measure._Stopwatch.seconds", fail)
     again = tmp_path / "again.h5"
     ran = jacli("compute", "--config", tmp_path / "out.h5", "-o", again)
     assert ran.code == 0, ran.err

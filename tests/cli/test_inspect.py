@@ -13,7 +13,7 @@ from torch import nn
 
 import jacli
 from jacli.cli import progress
-from jacli.options.config import METHOD_NAMES
+from jacli.options.methods import METHOD_NAMES
 
 
 @pytest.fixture

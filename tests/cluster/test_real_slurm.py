@@ -110,9 +110,9 @@ def test_an_array_disturbed_in_every_way_ends_as_the_single_run(cluster: Cluster
 
     wait_until((cluster.folder / "out.h5").exists, "the merged file", seconds=200)
     again = second["array_job"]
-    assert "Killed" in log(cluster, job, 1) and "went on after" in log(cluster, again, 1)
-    assert "Stopped by SIGTERM" in log(cluster, job, 2) and "went on after" in log(cluster, job, 2)
-    assert "Stopped by SIGUSR2" in log(cluster, job, 3) and "went on after" in log(cluster, job, 3)
+    assert "Killed" in log(cluster, job, 1) and "resumed after" in log(cluster, again, 1)
+    assert "Stopped by SIGTERM" in log(cluster, job, 2) and "resumed after" in log(cluster, job, 2)
+    assert "Stopped by SIGUSR2" in log(cluster, job, 3) and "resumed after" in log(cluster, job, 3)
     assert log(cluster, job, 4).startswith("set up\n") and "went on" not in log(cluster, job, 4)
     assert_same_datasets(cluster.folder / "out.h5", single_run(cluster.folder, RUN))
 

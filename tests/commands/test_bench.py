@@ -16,15 +16,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jacli.choice.choose import Choice
+import jacli.methods.filling as filling
+from jacli.choice.choose import Choice, choose
 from jacli.choice.measure import load_rules
 from jacli.commands import bench as benching
 from jacli.commands import timed_batch as timed_block
 from jacli.commands.bench import BenchResult, BenchRow, bench
 from jacli.commands.timed_batch import _extrapolated
 from jacli.errors import OutOfMemoryError
-from jacli.methods import forward, replicate, vmap
-from jacli.options.config import AUTOGRAD_METHODS, COLUMN_METHODS, METHOD_NAMES, RunConfig, from_options
+from jacli.linear_map import Slab
+from jacli.options.config import RunConfig, from_options
+from jacli.options.methods import AUTOGRAD_METHODS, METHOD_NAMES, METHODS
 from tests.cases import CASES
 from tests.toy_models import Constants, FixedBatch
 
@@ -113,7 +115,7 @@ def test_every_method_serves_or_says_why_not(measured: Any, name: str, options: 
         assert row.peak_bytes and row.peak_bytes >= min(row.plan.batch_size, SAMPLES) * 4
         assert row.seconds == pytest.approx(SAMPLES * row.seconds_a_sample)
         blocks = math.ceil(SAMPLES / row.plan.batch_size)
-        vectors = n_in if method in COLUMN_METHODS else n_out
+        vectors = n_in if method in METHODS and METHODS[method].by_columns else n_out
         a_block = math.ceil(vectors / row.plan.chunk_size)
         passes = row.to_dict()["passes"]
         assert passes == row.plan.passes
@@ -194,7 +196,7 @@ def test_a_last_block_that_is_not_full(measured: Any, fixed: int | None, seconds
     """It takes its share; padded to a fixed batch, as long as the others."""
     found = measured("residual", batch_size=4)
     plan, shapes = by_method(found)["loop"].plan, replace(found.shapes, fixed_batch=fixed)
-    assert (plan.n_blocks, shapes.n_samples) == (2, 6)
+    assert (plan.n_batches, shapes.n_samples) == (2, 6)
     row = benching._row(plan, shapes, 2.0, [], estimated=False)
     assert (row.seconds, row.seconds_a_sample) == (seconds, seconds / 6)
 
@@ -202,15 +204,13 @@ def test_a_last_block_that_is_not_full(measured: Any, fixed: int | None, seconds
 def test_factors_of_fewer_samples_where_a_block_takes_too_long(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Slow(Choice):
-        """Every block is expected to take four seconds."""
-
-        def __init__(self, task: Any, **options: Any) -> None:
-            super().__init__(task, **options)
-            self.plans = [replace(plan, seconds=4.0 * plan.n_blocks) for plan in self.plans]
+    def slow(*arguments: Any, **options: Any) -> Choice:
+        """Every batch is expected to take four seconds."""
+        choice = choose(*arguments, **options)
+        return replace(choice, plans=tuple(replace(p, seconds=4.0 * p.n_batches) for p in choice.plans))
 
     clock = count()
-    monkeypatch.setattr(benching, "Choice", Slow)
+    monkeypatch.setattr(benching, "choose", slow)
     for place in (benching, timed_block):
         monkeypatch.setattr(place, "now", lambda device: float(next(clock)))  # a second from call to call
     row = by_method(run("narrow_middle", limit=2.0, batch_size=4))["factored"]
@@ -219,50 +219,44 @@ def test_factors_of_fewer_samples_where_a_block_takes_too_long(
     assert row.error_worst < 1e-5
 
 
-def scaled(blocks: Callable[..., Any], factor: float) -> Callable[..., Any]:
-    """A method's blocks, each times the factor."""
+def change_vmap(monkeypatch: pytest.MonkeyPatch, change: Callable[[Slab], Tensor]) -> None:
+    """Let one method give other values."""
+    right = filling.slabs
 
-    def wrong(*arguments: Any, **sizes: Any) -> Any:
-        for block in blocks(*arguments, **sizes):
-            yield type(block)(block.outputs, block.inputs, block.values * factor)
+    def changed(method: Any, *arguments: Any, **sizes: Any) -> Any:
+        for slab in right(method, *arguments, **sizes):
+            yield replace(slab, values=change(slab)) if method.name == "vmap" else slab
 
-    return wrong
+    monkeypatch.setattr(filling, "slabs", changed)
 
 
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BenchRow]:
-    """The rows of one bench: `vmap` is off by a hundredth, `forward` gives NaN, `replicate` has no rule."""
+def test_a_wrong_method_shows(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_vmap(monkeypatch, lambda slab: slab.values * 1.01)
+    rows = by_method(run("residual"))
+    assert rows["vmap"].error_median == pytest.approx(0.01, rel=1e-3)
+    assert rows["vmap"].error_worst == pytest.approx(0.01, rel=1e-3)
+    assert any(note.startswith("wrong on this model") for note in rows["vmap"].notes)
+    for method in ("loop", "replicate", "forward"):
+        assert rows[method].error_worst < 1e-5 and not any("wrong" in note for note in rows[method].notes)
 
-    def broken(*arguments: Any, **sizes: Any) -> Any:
+
+def test_a_method_without_a_rule_is_refused_with_what_torch_says(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(slab: Slab) -> Tensor:
         raise RuntimeError("no batching rule for aten::fancy")
 
-    torch.manual_seed(0)
-    config = config_of(tmp_path_factory.mktemp("faulty"), "residual", {})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vmap, "blocks", scaled(vmap.blocks, 1.01))
-        patch.setattr(forward, "blocks", scaled(forward.blocks, math.nan))
-        patch.setattr(replicate, "blocks", broken)
-        return by_method(bench(config))
+    change_vmap(monkeypatch, broken)
+    rows = by_method(run("residual"))
+    assert "no batching rule for aten::fancy" in rows["vmap"].refused
+    assert rows["loop"].refused is None
 
 
-def test_a_wrong_method_shows(faulty: dict[str, BenchRow]) -> None:
-    assert faulty["vmap"].error_median == pytest.approx(0.01, rel=1e-3)
-    assert faulty["vmap"].error_worst == pytest.approx(0.01, rel=1e-3)
-    assert any(note.startswith("wrong on this model") for note in faulty["vmap"].notes)
-    for method in ("loop", "adjoint", "tangent"):
-        assert faulty[method].error_worst < 1e-5
-        assert not any("wrong" in note for note in faulty[method].notes)
-
-
-def test_a_method_without_a_rule_is_refused_with_what_torch_says(faulty: dict[str, BenchRow]) -> None:
-    assert "no batching rule for aten::fancy" in faulty["replicate"].refused
-    assert faulty["loop"].refused is None
-
-
-def test_values_that_are_not_finite_are_an_infinite_error(faulty: dict[str, BenchRow]) -> None:
-    assert faulty["forward"].error_worst == math.inf
-    row = json.loads(json.dumps(faulty["forward"].to_dict(), allow_nan=False))
-    assert row["error_worst"] == "Infinity"
+def test_values_that_are_not_finite_are_an_infinite_error(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_vmap(monkeypatch, lambda slab: slab.values * torch.nan)
+    row = by_method(run("residual"))["vmap"]
+    assert row.error_worst == math.inf
+    assert json.loads(json.dumps(row.to_dict(), allow_nan=False))["error_worst"] == "Infinity"
 
 
 def test_a_kink_is_told_from_an_error(run: Any) -> None:
@@ -289,22 +283,22 @@ def test_a_fixed_batch(run: Any) -> None:
         assert "4 only" in rows[method].refused
     for method in ("loop", "vmap", "forward"):
         row = rows[method]
-        assert row.plan.batch_size == 4 and row.plan.n_blocks == 2
+        assert row.plan.batch_size == 4 and row.plan.n_batches == 2
         assert row.seconds == pytest.approx(SAMPLES * row.seconds_a_sample)
         assert row.error_worst < 1e-5
 
 
 def test_a_block_that_runs_out_of_memory_is_halved(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = benching.dense_block
+    real = benching.dense_batch
 
-    def tight(task: Any, plan: Any, *others: Any) -> Any:
+    def tight(request: Any, problem: Any, plan: Any, *others: Any) -> Any:
         if plan.batch_size > 2:
             raise MemoryError("DefaultCPUAllocator: can't allocate memory")
-        return real(task, plan, *others)
+        return real(request, problem, plan, *others)
 
-    monkeypatch.setattr(benching, "dense_block", tight)
+    monkeypatch.setattr(benching, "dense_batch", tight)
     row = by_method(run("residual", batch_size=4))["loop"]
-    assert row.plan.batch_size == 2 and row.plan.n_blocks == 3 and row.plan.passes == 21
+    assert row.plan.batch_size == 2 and row.plan.n_batches == 3 and row.plan.passes == 21
     assert row.error_worst < 1e-5
 
 

@@ -12,15 +12,17 @@ from torch import Tensor, nn
 
 import jacli
 from jacli.choice.memory_limit import MemoryLimit
-from jacli.choice.problem import ComputedBlock, Task
+from jacli.choice.problem import Problem
 from jacli.engine import batch_checks
 from jacli.engine.batch_checks import BatchChecks
+from jacli.engine.computed_batch import ComputedBatch
 from jacli.errors import MethodError, ModelError
 from jacli.linear_map import DenseMap
-from jacli.methods import fill, load_method
+from jacli.methods import fill
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
-from jacli.options.config import RunConfig
-from jacli.plans.plan import Plan, Shapes, make_plan
+from jacli.options.methods import METHODS
+from jacli.plans.plan import Plan, Shapes, whole_plan
+from jacli.plans.request import Request
 from tests.reference import reference_jacobian
 
 N_IN, N_OUT, N_SAMPLES = 6, 9, 400
@@ -64,34 +66,30 @@ class Run:
     def __post_init__(self) -> None:
         x = torch.randn(N_SAMPLES, N_IN, generator=torch.Generator().manual_seed(1)).double()
         self.network = TensorNetwork.of_module(self.module)
-        self.task = Task(
+        self.problem = Problem(
             self.network,
             Shapes(N_SAMPLES, (N_IN,), (N_OUT,), N_OUT, None, 8),
-            RunConfig("-", "-"),
             lambda start, size: (x[start : start + size], {}, None),
             MemoryLimit(torch.device("cpu"), 2**40, 2**40, True, 0),
-            keeps_dense=True,
         )
-        self.checks = BatchChecks(self.task)
-        passes = load_method(self.method).passes
-        self.plan: Plan = make_plan(
-            self.method, "", self.task.shapes, self.task.config, batch_size=10, chunk_size=3, passes=passes
-        )
+        self.checks = BatchChecks(Request(), self.problem)
+        sizes = {"batch_size": 10, "chunk_size": 3}
+        self.plan: Plan = whole_plan(METHODS[self.method], "", self.problem.shapes, Request(), **sizes)
 
     def batch(self, start: int, size: int | None = None, *, spoil=lambda values: values) -> float:
         """Compute a batch, change the result, check it."""
-        linearization = self.task.linearize(self.task.points(start, size or self.size))
-        values = spoil(fill(load_method(self.method), linearization, chunk_size=3))
+        linearization = self.problem.linearize(self.problem.points(start, size or self.size))
+        values = spoil(fill(METHODS[self.method], linearization, chunk_size=3))
         if isinstance(self.module, Counted):
             self.module.sizes.clear()
-        block = ComputedBlock(start, len(values), linearization, DenseMap(values))
+        block = ComputedBatch(start, len(values), linearization, DenseMap(values))
         return self.checks.error(self.plan, block, taken_over=False)
 
 
 def never_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rationed checks are not due again in this test, however slow the machine."""
-    monkeypatch.setattr(batch_checks, "_WHOLE_SHARE", math.inf)
-    monkeypatch.setattr(batch_checks, "_FEW_SHARE", math.inf)
+    monkeypatch.setattr(batch_checks, "_WHOLE_CHECK_INTERVAL", math.inf)
+    monkeypatch.setattr(batch_checks, "_QUICK_CHECK_INTERVAL", math.inf)
 
 
 def test_every_batch_is_run_in_another_order_and_a_sample_alone(monkeypatch):
@@ -134,7 +132,7 @@ def test_a_model_that_reads_values_has_all_samples_run_alone(monkeypatch):
 
 
 def test_a_check_that_costs_little_is_made_as_often_as_the_time_allows(monkeypatch):
-    monkeypatch.setattr(batch_checks, "_WHOLE_SHARE", 0.0)
+    monkeypatch.setattr(batch_checks, "_WHOLE_CHECK_INTERVAL", 0.0)
     run = Run(Counted())
     for number in range(1, 8):
         run.batch(10 * number)

@@ -14,22 +14,23 @@ import torch
 from torch import Tensor, nn
 
 import jacli
-from jacli.choice import cutting, sizes
 from jacli.choice.choose import Choice
 from jacli.choice.memory_limit import MemoryLimit
-from jacli.choice.problem import Graph, Task, cut_network, program_of
+from jacli.choice.problem import Graph, Problem, cut_network, program_of
 from jacli.engine import batch_checks, engine
 from jacli.engine.engine import Engine
 from jacli.engine.probed import padded
 from jacli.errors import MethodError, ModelError, OutOfMemoryError
 from jacli.linear_map import FactoredMap
-from jacli.methods import load_method
-from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
-from jacli.options.config import PROGRAM_METHODS, RunConfig
+from jacli.network import CutNetwork, Program, TensorNetwork, exact_arithmetic, frozen_twin
+from jacli.options.methods import METHODS
 from jacli.plans.bracketing import Product, Seed
-from jacli.plans.plan import FactoredPlan, LinkPlan, Measured, Plan, Shapes, make_plan
+from jacli.plans.factorization import Factorization, LinkPlan
+from jacli.plans.plan import ChainPlan, Plan, Shapes, chain_plan, whole_plan
+from jacli.plans.request import Request
 from jacli.verify import cotangent_error
 from tests.reference import reference_jacobian
+from tests.work import Figures, Work
 
 CPU = torch.device("cpu")
 N_SAMPLES, N_IN, N_OUT, WIDTH = 11, 9, 7, 3
@@ -73,63 +74,63 @@ def memory(limit: int = 2**40, *, asked: bool = True, held: tuple[int, ...] = ()
     return Memory(CPU, limit, limit, asked, 0, held=list(held))
 
 
-def task(
+def work_on(
     module: nn.Module = MODULE, *, limit: MemoryLimit | None = None, fixed: int | None = None, **options
-) -> Task:
+) -> Work:
     def points(start: int, size: int) -> tuple[Tensor, dict[str, Tensor], None]:
         x = POINTS[start : start + size]
         return (padded(x, size) if fixed else x), {}, None
 
-    return Task(
+    problem = Problem(
         TensorNetwork.of_module(frozen_twin(module)),
         Shapes(N_SAMPLES, (N_IN,), (N_OUT,), N_OUT, fixed, 8),
-        RunConfig("-", "-", **{"singular_values": "none", **options}),
         points,
         limit or memory(),
-        keeps_dense=True,
     )
+    return Work(Request(**options), problem)
 
 
-def plan_of(work: Task, method: str, batch_size: int, chunk_size: int = 1, factored=None) -> Plan:
-    passes = load_method(method).passes
+def plan_of(work: Work, method: str, batch_size: int, chunk_size: int = 1) -> Plan:
     sizes = {"batch_size": batch_size, "chunk_size": chunk_size}
-    return make_plan(method, "", work.shapes, work.config, **sizes, passes=passes, factored=factored)
+    return whole_plan(METHODS[method], "", work.shapes, work.request, **sizes)
 
 
-def factored_plan(work: Task, batch_size: int, chunk_size: int) -> Plan:
-    factored = FactoredPlan(
+def factored_plan(work: Work, batch_size: int, chunk_size: int) -> Plan:
+    factorization = Factorization(
         ("tanh after 0",),
         (N_IN, WIDTH, N_OUT),
         1,
         Product(Seed(1, 2, "forward"), Seed(0, 1, "reverse")),
         (LinkPlan("vmap", chunk_size, chunk_size),) * 2,
     )
-    return plan_of(work, "factored", batch_size, chunk_size, factored)
+    return chain_plan(factorization, "", work.shapes, work.request, batch_size=batch_size)
 
 
-def engine_of(work: Task, *plans: Plan, place=None) -> Engine:
-    """An engine that is told its plans: nothing is measured."""
-    choice = Choice(work, kept=(plans[0], None))
-    choice.plans, choice.taken_over = list(plans), False
-    graphs = {plan.method: graph_for(work, plan) for plan in plans}
-    choice.graph_of = lambda plan: graphs.get(plan.method)
-    return Engine(work, choice, place)
+def engine_of(work: Work, *plans: Plan, out_buffer=None, graphs_of: Work | None = None) -> Engine:
+    """An engine that is given its plans: nothing is measured; ``graphs_of`` whose graphs they run."""
+    graphs = [graph_for(graphs_of or work, plan) for plan in plans]
+    choice = Choice(
+        plans,
+        program=next((g for g in graphs if isinstance(g, Program)), None),
+        cut=next((g for g in graphs if isinstance(g, CutNetwork)), None),
+    )
+    return work.engine(choice, out_buffer=out_buffer)
 
 
-def graph_for(work: Task, plan: Plan) -> Graph:
+def graph_for(work: Work, plan: Plan) -> Graph:
     """What a choice would have traced for the plan."""
-    if plan.factored:
-        return cut_network(work, work.trace())
-    return program_of(work.trace()) if plan.method in PROGRAM_METHODS else None
+    if isinstance(plan, ChainPlan):
+        return cut_network(work.request, work.problem, work.problem.trace())
+    return program_of(work.problem.trace()) if plan.filled_by.runs_program else None
 
 
 def check(running: Engine, module: nn.Module = MODULE) -> list[int]:
     """Every sample once, in order, and right; samples of each block."""
     found, counts = [], []
-    for block in running.blocks():
+    for block in running.batches():
         assert block.start == sum(counts)
         assert block.matrices.batch >= block.count
-        found.append(block.matrices.samples(0, block.count).dense().clone())
+        found.append(block.matrices.take(slice(block.count)).dense().clone())
         counts.append(block.count)
     expected = reference_jacobian(module, POINTS).mT
     torch.testing.assert_close(torch.cat(found), expected, rtol=1e-10, atol=1e-12)
@@ -158,39 +159,39 @@ def failing(monkeypatch, name: str, fits, error) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_blocks_that_do_not_fit_are_halved(monkeypatch, error):
     sizes = failing(monkeypatch, "fill", lambda batch, chunk: batch <= 3, OUT_OF_MEMORY[error])
-    work = task()
+    work = work_on()
     running = engine_of(work, plan_of(work, "vmap", 11, 4))
     assert check(running) == [2, 2, 2, 2, 2, 1]
     assert sizes == [(11, 4), (5, 4), *[(2, 4)] * 5, (1, 4)]
     assert running.notes == [
-        "out of memory: 11 samples a block and 4 vectors a pass did not fit, "
-        "going on with 5 samples a block and 4 vectors a pass",
-        "out of memory: 5 samples a block and 4 vectors a pass did not fit, "
-        "going on with 2 samples a block and 4 vectors a pass",
+        "out of memory: 11 samples per batch and 4 vectors per pass did not fit, "
+        "going on with 5 samples per batch and 4 vectors per pass",
+        "out of memory: 5 samples per batch and 4 vectors per pass did not fit, "
+        "going on with 2 samples per batch and 4 vectors per pass",
     ]
-    assert (running.chosen.plan.batch_size, running.chosen.plan.n_blocks) == (2, 6)
+    assert (running.chosen.plan.batch_size, running.chosen.plan.n_batches) == (2, 6)
     assert running.chosen.plan.passes == 6 * math.ceil(N_OUT / 4)
 
 
 def test_then_the_vectors_of_a_pass_are_halved(monkeypatch):
     sizes = failing(monkeypatch, "fill", lambda batch, chunk: batch * chunk <= 2, OUT_OF_MEMORY["host"])
-    work = task()
+    work = work_on()
     running = engine_of(work, plan_of(work, "vmap", 2, 7))
     assert check(running) == [1] * 11
     assert sizes[:4] == [(2, 7), (1, 7), (1, 3), (1, 1)]
-    assert running.notes[-1].endswith("going on with 1 sample a block and 1 vector a pass")
+    assert running.notes[-1].endswith("going on with 1 sample per batch and 1 vector per pass")
 
 
 def test_factors_that_do_not_fit_are_halved(monkeypatch):
     sizes = failing(
         monkeypatch, "factors_of", lambda batch, chunk: batch * chunk <= 2, OUT_OF_MEMORY["device"]
     )
-    work = task()
+    work = work_on()
     running = engine_of(work, factored_plan(work, 4, 4))
     assert check(running) == [1] * 11
     assert sizes[:5] == [(4, 4), (2, 4), (1, 4), (1, 2), (1, 2)]
-    assert running.notes[-1].endswith("going on with 1 sample a block and 2 vectors a pass")
-    assert running.chosen.plan.factored.links == (LinkPlan("vmap", 2, 2),) * 2
+    assert running.notes[-1].endswith("going on with 1 sample per batch and 2 vectors per pass")
+    assert running.chosen.plan.factorization.links == (LinkPlan("vmap", 2, 2),) * 2
 
 
 def test_memory_that_runs_out_later_on(monkeypatch):
@@ -202,7 +203,7 @@ def test_memory_that_runs_out_later_on(monkeypatch):
         return len(calls) <= 2 or batch <= 2
 
     failing(monkeypatch, "fill", fits, OUT_OF_MEMORY["host"])
-    work = task()
+    work = work_on()
     running = engine_of(work, plan_of(work, "loop", 4))
     assert check(running) == [4, 4, 2, 1]
     assert len(running.notes) == 1
@@ -211,7 +212,7 @@ def test_memory_that_runs_out_later_on(monkeypatch):
 
 def test_a_fixed_batch_is_not_halved(monkeypatch):
     sizes = failing(monkeypatch, "fill", lambda batch, chunk: chunk <= 2, OUT_OF_MEMORY["host"])
-    work = task(fixed=4)
+    work = work_on(fixed=4)
     running = engine_of(work, plan_of(work, "vmap", 4, 7))
     assert check(running) == [4, 4, 3]
     assert sizes == [(4, 7), (4, 3), (4, 1), (4, 1), (4, 1)]
@@ -222,10 +223,9 @@ def test_a_fixed_batch_is_not_halved(monkeypatch):
 def test_where_nothing_fits_the_figures_are_told(monkeypatch, error, method):
     name = "factors_of" if method == "factored" else "fill"
     failing(monkeypatch, name, lambda batch, chunk: False, OUT_OF_MEMORY[error])
-    work = task(limit=memory(123_456))
+    work = work_on(limit=memory(123_456))
     plan = factored_plan(work, 4, 1) if method == "factored" else plan_of(work, method, 4, 2)
-    plan = replace(plan, chunk_size=1) if method == "factored" else plan
-    with pytest.raises(OutOfMemoryError, match="1 sample a block") as stopped:
+    with pytest.raises(OutOfMemoryError, match="1 sample per batch") as stopped:
         check(engine_of(work, plan))
     assert stopped.value.exit_code == 5
     assert f"{SAMPLE_BYTES:,} bytes" in stopped.value.why
@@ -236,7 +236,7 @@ def test_where_nothing_fits_the_figures_are_told(monkeypatch, error, method):
 
 def test_another_error_is_not_tried_again(monkeypatch):
     sizes = failing(monkeypatch, "fill", lambda batch, chunk: False, lambda: ZeroDivisionError("boom"))
-    work = task()
+    work = work_on()
     with pytest.raises(ZeroDivisionError):
         check(engine_of(work, plan_of(work, "loop", 4)))
     assert len(sizes) == 1
@@ -273,12 +273,12 @@ def doubled(monkeypatch, *wrong: str) -> None:
 
 def test_a_wrong_method_is_passed_over(monkeypatch):
     doubled(monkeypatch, "vmap", "factored")
-    work = task()
+    work = work_on()
     running = engine_of(
         work, plan_of(work, "vmap", 4, 4), factored_plan(work, 4, 4), plan_of(work, "forward", 5, 2)
     )
     assert check(running) == [5, 5, 1]
-    assert running.chosen.method.name == "forward"
+    assert running.chosen.plan.method == "forward"
     assert list(running.chosen.passed_over) == ["vmap", "factored"]
     for reason in running.chosen.passed_over.values():
         assert "differ from plain reverse passes by" in reason
@@ -289,9 +289,9 @@ def test_a_wrong_method_is_passed_over(monkeypatch):
 def test_a_wrong_method_writes_into_the_result_and_is_overwritten(monkeypatch):
     doubled(monkeypatch, "vmap")
     result = torch.full((N_SAMPLES, N_OUT, N_IN), math.nan, dtype=torch.float64)
-    work = task()
+    work = work_on()
     plans = plan_of(work, "vmap", 4, 4), plan_of(work, "loop", 3)
-    running = engine_of(work, *plans, place=lambda plan, start, count: result[start : start + count])
+    running = engine_of(work, *plans, out_buffer=lambda plan, start, count: result[start : start + count])
     assert check(running) == [3, 3, 3, 2]
     torch.testing.assert_close(result, reference_jacobian(MODULE, POINTS).mT, rtol=1e-10, atol=1e-12)
 
@@ -301,7 +301,7 @@ def test_a_method_without_a_rule_is_passed_over(monkeypatch):
         raise MethodError("The method factored cannot serve this model.", why="torch says: no rule.")
 
     monkeypatch.setattr(engine, "factors_of", refuses)
-    work = task()
+    work = work_on()
     running = engine_of(work, factored_plan(work, 4, 4), plan_of(work, "loop", 4))
     check(running)
     assert running.chosen.to_dict()["passed_over"] == {
@@ -311,19 +311,19 @@ def test_a_method_without_a_rule_is_passed_over(monkeypatch):
 
 def test_where_all_that_was_chosen_is_wrong_plain_passes_serve(monkeypatch):
     doubled(monkeypatch, "vmap", "factored")
-    work = task()
+    work = work_on()
     running = engine_of(work, plan_of(work, "vmap", 4, 4), factored_plan(work, 3, 4))
     assert check(running) == [4, 4, 3]
-    assert (running.chosen.method.name, running.chosen.plan.passes) == ("loop", 3 * N_OUT)
+    assert (running.chosen.plan.method, running.chosen.plan.passes) == ("loop", 3 * N_OUT)
     assert list(running.chosen.passed_over) == ["vmap", "factored"]
 
 
 @pytest.mark.parametrize(
-    "asked", [{"method": "forward"}, {"precision": "bf16"}, {"save": "factors"}], ids=str
+    "asked", [{"method": "forward"}, {"precision": "bf16"}, {"keep": "factors"}], ids=str
 )
 def test_where_plain_passes_are_not_what_was_asked_for_the_last_is_told(monkeypatch, asked):
     doubled(monkeypatch, "vmap", "forward")
-    work = task(**asked)
+    work = work_on(**asked)
     with pytest.raises(MethodError, match="The method forward is wrong on this model") as wrong:
         check(engine_of(work, plan_of(work, "vmap", 4, 4), plan_of(work, "forward", 4, 4)))
     assert re.search(r"differ from plain reverse passes by \d\.\de[+-]0[01] \(relative\)", wrong.value.why)
@@ -331,7 +331,7 @@ def test_where_plain_passes_are_not_what_was_asked_for_the_last_is_told(monkeypa
 
 def test_plain_passes_are_what_is_checked_with(monkeypatch):
     monkeypatch.setattr(batch_checks, "row_error", lambda *_, **__: pytest.fail("there is nothing to check"))
-    work = task()
+    work = work_on()
     running = engine_of(work, plan_of(work, "loop", 4))
     check(running)
     assert running.chosen.row_error == 0.0
@@ -340,7 +340,7 @@ def test_plain_passes_are_what_is_checked_with(monkeypatch):
 def test_rows_are_checked_on_the_first_block_only(monkeypatch):
     checked = []
     monkeypatch.setattr(batch_checks, "row_error", lambda *_, **__: checked.append(True) or 0.0)
-    work = task()
+    work = work_on()
     check(engine_of(work, plan_of(work, "vmap", 2, 4)))
     assert checked == [True]
 
@@ -376,25 +376,23 @@ class KinkAlone(nn.Module):
 GRAPHS = ["adjoint", "tangent", "factored"]
 
 
-def work_of(points: Tensor, module: nn.Module = MODULE, **options) -> Task:
+def work_of(points: Tensor, module: nn.Module = MODULE, **options) -> Work:
     def at(start: int, size: int) -> tuple[Tensor, dict[str, Tensor], None]:
         return points[start : start + size], {}, None
 
-    return replace(task(module, **options), points=at)
+    return work_on(module, **options).changed(points=at)
 
 
-def misled(work: Task, method: str, batch_size: int, forgets: str) -> Engine:
+def misled(work: Work, method: str, batch_size: int, forgets: str, *others: Plan) -> Engine:
     """An engine whose plan's graph is that of another network."""
     sizes = (work, batch_size, 4)
     plan = factored_plan(*sizes) if method == "factored" else plan_of(work, method, *sizes[1:])
-    other = replace(work, network=TensorNetwork.of_module(frozen_twin(Bounded(forgets))))
-    choice = Choice(work, kept=(plan, graph_for(other, plan)))
-    choice.plans, choice.taken_over = [plan], False
-    return Engine(work, choice)
+    other = work.changed(network=TensorNetwork.of_module(frozen_twin(Bounded(forgets))))
+    return engine_of(work, plan, *others, graphs_of=other)
 
 
 def computed(running: Engine) -> Tensor:
-    return torch.cat([block.matrices.samples(0, block.count).dense().clone() for block in running.blocks()])
+    return torch.cat([block.matrices.take(slice(block.count)).dense().clone() for block in running.batches()])
 
 
 @pytest.mark.parametrize("forgets", ["derivatives", "values"])
@@ -418,12 +416,11 @@ def test_one_that_is_wrong_at_once_is_passed_over(method, forgets):
     points = POINTS.clamp(-2, 2)
     points[:, 0] = 5.0
     work = work_of(points)
-    running = misled(work, method, 4, forgets)
-    running._choice.plans.append(plan_of(work, "loop", 3))
+    running = misled(work, method, 4, forgets, plan_of(work, "loop", 3))
     torch.testing.assert_close(
         computed(running), reference_jacobian(MODULE, points).mT, rtol=1e-10, atol=1e-12
     )
-    assert list(running.chosen.passed_over) == [method] and running.chosen.method.name == "loop"
+    assert list(running.chosen.passed_over) == [method] and running.chosen.plan.method == "loop"
     assert running.chosen.graph is None
 
 
@@ -481,8 +478,8 @@ def test_blocks_are_computed_into_their_place():
         asked.append((plan.batch_size, start, count))
         return result[start : start + count]
 
-    work = task(fixed=4)
-    for block in engine_of(work, plan_of(work, "vmap", 4, 3), place=place).blocks():
+    work = work_on(fixed=4)
+    for block in engine_of(work, plan_of(work, "vmap", 4, 3), out_buffer=place).batches():
         assert block.linearization.batch == 4
         assert block.matrices.matrices.data_ptr() == result[block.start].data_ptr()
     assert asked == [(4, 0, 4), (4, 4, 4), (4, 8, 3)]
@@ -490,9 +487,9 @@ def test_blocks_are_computed_into_their_place():
 
 
 def test_a_block_is_closed_before_the_next():
-    work = task()
+    work = work_on()
     last = None
-    for block in engine_of(work, plan_of(work, "loop", 4)).blocks():
+    for block in engine_of(work, plan_of(work, "loop", 4)).batches():
         if last is not None:
             assert last._tape is None
         assert block.linearization._tape is None  # nor is it held while the block is stored
@@ -502,17 +499,17 @@ def test_a_block_is_closed_before_the_next():
 
 def test_blocks_shrink_where_more_is_held_than_may_be():
     limit = memory(1000, held=(1500, 1200, 900))
-    work = task(limit=limit)
+    work = work_on(limit=limit)
     running = engine_of(work, plan_of(work, "vmap", 4, 4))
     assert check(running) == [4, 2, 1, 1, 1, 1, 1]
     assert running.notes == [
-        "1,500 bytes were held, 1,000 are allowed: going on with 2 samples a block and 4 vectors a pass",
-        "1,200 bytes were held, 1,000 are allowed: going on with 1 sample a block and 4 vectors a pass",
+        "1,500 bytes were held, 1,000 are allowed: going on with 2 samples per batch and 4 vectors per pass",
+        "1,200 bytes were held, 1,000 are allowed: going on with 1 sample per batch and 4 vectors per pass",
     ]
 
 
 def test_what_the_last_block_held_is_no_longer_of_interest():
-    work = task(limit=memory(1000, held=(900, 900, 1500)))
+    work = work_on(limit=memory(1000, held=(900, 900, 1500)))
     running = engine_of(work, plan_of(work, "loop", 4))
     assert check(running) == [4, 4, 3]
     assert running.notes == []
@@ -520,7 +517,7 @@ def test_what_the_last_block_held_is_no_longer_of_interest():
 
 def test_a_run_at_its_smallest_goes_on():
     """More is held than may be, but nothing smaller exists: what was promised is a bound, not an end."""
-    work = task(limit=memory(1000, held=(5000,) * 11))
+    work = work_on(limit=memory(1000, held=(5000,) * 11))
     running = engine_of(work, plan_of(work, "loop", 1))
     assert check(running) == [1] * 11
     assert running.notes == []
@@ -529,32 +526,14 @@ def test_a_run_at_its_smallest_goes_on():
 # The plan within a limit
 
 
-def pretend(monkeypatch, held, *, vector_seconds=lambda rows: 1e-3 / rows) -> list[Measured]:
-    """Measurements by formula: the larger the faster, and so many bytes for so many rows in flight."""
-    tried: list[Measured] = []
-
-    def measure(candidate, linearize, memory, *, patience, name=""):
-        seconds = vector_seconds(candidate.rows) * candidate.batch_size
-        tried.append(
-            Measured(
-                name or candidate.method,
-                candidate.batch_size,
-                candidate.chunk_size,
-                setup_seconds=0.0,
-                vector_seconds=seconds,
-                bytes_held=held(candidate.rows),
-            )
-        )
-        return tried[-1]
-
-    monkeypatch.setattr(sizes, "measure", measure)
-    monkeypatch.setattr(cutting, "measure", measure)
-    return tried
+def figures(held: int = 1000) -> Figures:
+    """The larger the faster, and so many bytes for each row in flight."""
+    return Figures(otherwise=lambda rows: 1e-3 / rows, held=lambda rows: held * rows)
 
 
-def measured_task(limit: MemoryLimit, **options) -> Task:
+def measured_work(limit: MemoryLimit, **options) -> Work:
     """All methods apply but ``factored``: one layer; measuring may take its time."""
-    return replace(task(nn.Linear(N_IN, N_OUT).double(), limit=limit, **options), share=1e9)
+    return work_on(nn.Linear(N_IN, N_OUT).double(), limit=limit, search_share=1e9, **options)
 
 
 @pytest.mark.parametrize(
@@ -568,41 +547,36 @@ def measured_task(limit: MemoryLimit, **options) -> Task:
         (2_000, {"adjoint": (1, 1), "loop": (1, 1), "vmap": (1, 1)}),
     ],
 )
-def test_the_plan_fits_in_what_was_asked(monkeypatch, limit, plans):
+def test_the_plan_fits_in_what_was_asked(limit, plans):
     """Of all that is tried, the fastest first."""
-    pretend(monkeypatch, lambda rows: 1000 * rows)
-    choice = Choice(measured_task(memory(limit)))
+    choice = measured_work(memory(limit)).choose(measure=figures())
     assert list(plans.items()) == [(plan.method, (plan.batch_size, plan.chunk_size)) for plan in choice.plans]
     for plan in choice.plans:
         assert plan.batch_size * (1000 * plan.chunk_size + SAMPLE_BYTES) <= limit
 
 
-def test_what_was_asked_and_is_too_little_is_refused(monkeypatch):
-    pretend(monkeypatch, lambda rows: 1000 * rows)
+def test_what_was_asked_and_is_too_little_is_refused():
     with pytest.raises(OutOfMemoryError, match="one sample with one vector") as refused:
-        Choice(measured_task(memory(1_200)))
+        measured_work(memory(1_200)).choose(measure=figures())
     assert refused.value.exit_code == 5
     assert f"1,000 bytes and the Jacobian of a sample {SAMPLE_BYTES:,}" in refused.value.why
     assert "1,200 may be held" in refused.value.why
 
 
-def test_a_share_of_what_is_free_is_a_guess_that_one_may_exceed(monkeypatch):
-    pretend(monkeypatch, lambda rows: 1000 * rows)
-    choice = Choice(measured_task(memory(1_200, asked=False)))
+def test_a_share_of_what_is_free_is_a_guess_that_one_may_exceed():
+    choice = measured_work(memory(1_200, asked=False)).choose(measure=figures())
     assert {(plan.batch_size, plan.chunk_size) for plan in choice.plans} == {(1, 1)}
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [(50_000, (8, 4)), (6_000, (1, 1))])
-def test_so_does_the_plan_of_a_method_that_was_asked_for(monkeypatch, limit, sizes):
-    pretend(monkeypatch, lambda rows: 1000 * rows)
-    (plan,) = Choice(measured_task(memory(limit), method="vmap")).plans
+def test_so_does_the_plan_of_a_method_that_was_asked_for(limit, sizes):
+    (plan,) = measured_work(memory(limit), method="vmap").choose(measure=figures()).plans
     assert (plan.batch_size, plan.chunk_size) == sizes
 
 
-def test_even_where_its_ladder_has_one_step(monkeypatch):
-    """Room for one sample: seven vectors a pass are the first candidate and the last."""
-    pretend(monkeypatch, lambda rows: 1000 * rows)
-    (plan,) = Choice(measured_task(memory(2_000), method="vmap")).plans
+def test_even_where_its_ladder_has_one_step():
+    """Room for one sample: seven vectors per pass are the first candidate and the last."""
+    (plan,) = measured_work(memory(2_000), method="vmap").choose(measure=figures()).plans
     assert (plan.batch_size, plan.chunk_size) == (1, 1)
 
 
@@ -615,34 +589,21 @@ def test_results_of_a_block_take_at_most_half():
     assert memory(0).samples(shapes, singular_values=False, written=True) == 1
 
 
-def test_the_fastest_plan_is_the_first(monkeypatch):
+def test_the_fastest_plan_is_the_first():
     """And the others follow, for the case that it is wrong."""
     links = {f"link {i}: {method}": 0.1 for i in (0, 1) for method in ("adjoint", "vmap")}
     seconds = {"loop": 3.0, "adjoint": 2.0, "vmap": 1.0, **links}
 
-    def measure(candidate, linearize, memory, *, patience, name=""):
-        name = name or candidate.method
-        each = seconds.get(name, 10.0)
-        return Measured(
-            name,
-            candidate.batch_size,
-            candidate.chunk_size,
-            setup_seconds=0.0,
-            vector_seconds=each * candidate.batch_size,
-        )
-
-    monkeypatch.setattr(sizes, "measure", measure)
-    monkeypatch.setattr(cutting, "measure", measure)
-    choice = Choice(replace(task(), share=1e9))
+    choice = work_on(search_share=1e9).choose(measure=Figures(seconds))
     # So clearly that no more are tried; one that runs no graph comes last, should the graph be wrong.
     assert [plan.method for plan in choice.plans] == ["factored", "adjoint", "loop"]
     assert [plan.seconds for plan in choice.plans] == sorted(plan.seconds for plan in choice.plans)
-    assert choice.plans[0].factored.width == WIDTH
+    assert choice.plans[0].factorization.width == WIDTH
 
 
 def test_a_plan_taken_over_is_counted_for_this_run():
-    work = task()
-    other = replace(plan_of(work, "vmap", 2, 4), n_blocks=1000, passes=1000, notes=("of then",), seconds=1.0)
-    (plan,) = Choice(work, kept=(other, None)).plans
-    assert (plan.n_blocks, plan.passes) == (6, 12)
+    work = work_on()
+    other = replace(plan_of(work, "vmap", 2, 4), n_batches=1000, passes=1000, notes=("of then",), seconds=1.0)
+    (plan,) = work.choose(kept=(other, None)).plans
+    assert (plan.n_batches, plan.passes) == (6, 12)
     assert plan.notes == () and plan.seconds is None

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 import jacli
 from jacli import api
-from jacli.choice import cutting, sizes
+from jacli.choice import measure as measuring
 from jacli.choice import memory_limit as memory
 from jacli.choice import problem as task
-from jacli.engine import module_cache as kept_module
+from jacli.engine import module_cache
 from jacli.engine.batch_checks import CheckHistory
 from jacli.errors import ModelError
-from jacli.options.config import from_options
 from tests.reference import reference_jacobian
 
 
@@ -77,8 +76,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(place, name, run)
 
     counting(api, "probed_network", "probed")
-    counting(sizes, "measure", "measured")
-    counting(cutting, "measure", "measured")
+    counting(measuring._Stopwatch, "seconds", "measured")
     counting(task, "trace_network", "traced")
     return counts
 
@@ -86,9 +84,9 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 @pytest.fixture(autouse=True)
 def empty() -> Iterator[None]:
     """Nothing kept of other tests' modules, which may still be alive."""
-    kept_module._ENTRIES.clear()
+    module_cache._ENTRIES.clear()
     yield
-    kept_module._ENTRIES.clear()
+    module_cache._ENTRIES.clear()
 
 
 def model() -> Network:
@@ -402,7 +400,7 @@ def test_functions_are_not_kept(x: Tensor, done: Counter[str]) -> None:
     scale[0] = 3.0
     check(function, x)
     assert done["probed"] == 2
-    assert not kept_module._ENTRIES
+    assert not module_cache._ENTRIES
 
 
 class Shifted(nn.Module):
@@ -420,7 +418,7 @@ def test_an_argument_that_is_the_same_for_all_is_not_kept(x: Tensor, done: Count
         found = jacli.jacobian(module, x, offset=offset)
         expected = reference_jacobian(lambda y, shift=offset: module(y, shift), x)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    assert done["probed"] == 2 and not kept_module._ENTRIES
+    assert done["probed"] == 2 and not module_cache._ENTRIES
 
 
 @pytest.mark.parametrize("method", ["auto", "vmap", *GRAPHS])
@@ -473,10 +471,10 @@ def test_two_modules_alike_do_not_share(x: Tensor, done: Counter[str]) -> None:
 def test_what_is_kept_goes_with_the_module(x: Tensor, method: str) -> None:
     module = model()
     check(module, x, method=method)
-    assert len(kept_module._ENTRIES) == 1
+    assert len(module_cache._ENTRIES) == 1
     del module
     gc.collect()
-    assert len(kept_module._ENTRIES) == 0
+    assert len(module_cache._ENTRIES) == 0
 
 
 def test_only_the_last_shapes_are_kept(done: Counter[str]) -> None:
@@ -484,15 +482,15 @@ def test_only_the_last_shapes_are_kept(done: Counter[str]) -> None:
     points = [torch.randn(size, 9, dtype=torch.float64) for size in range(1, 11)]
     for x in points:
         check(module, x, method="loop")
-    (entries,) = kept_module._ENTRIES.values()
-    assert len(entries) == kept_module._MOST
+    (entries,) = module_cache._ENTRIES.values()
+    assert len(entries) == module_cache._MAX_ENTRIES_PER_MODULE
     done.clear()
-    for x in points[-kept_module._MOST :]:
+    for x in points[-module_cache._MAX_ENTRIES_PER_MODULE :]:
         check(module, x, method="loop")
     assert not done["probed"]
     assert min(size for size, _ in entries) == 7
     check(module, torch.randn(11, 9, dtype=torch.float64), method="loop")
-    assert done["probed"] == 1 and len(entries) == kept_module._MOST
+    assert done["probed"] == 1 and len(entries) == module_cache._MAX_ENTRIES_PER_MODULE
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -506,7 +504,7 @@ def test_a_shorter_batch_takes_over_the_plan(done: Counter[str], method: str, si
             done.clear()
         check(module, x[:size].clone(), method=method)
     assert not done
-    assert len(kept_module._ENTRIES[module]) == 1
+    assert len(module_cache._ENTRIES[module]) == 1
 
 
 @pytest.mark.parametrize("change", [in_place, number, new_layer])
@@ -522,7 +520,7 @@ def test_many_much_shorter_batches_get_a_plan_of_their_own(done: Counter[str]) -
     module, x = model(), torch.randn(8, 9, dtype=torch.float64)
     check(module, x)
     done.clear()
-    for _ in range(kept_module._MANY_BORROWED):
+    for _ in range(module_cache._MAX_BORROWED_CALLS):
         check(module, x[:2])
     assert not done
     check(module, x[:2])
@@ -577,19 +575,19 @@ def test_no_graph_is_kept_with_another_copy(
     check(module, x, method=method)
     if change is not None:
         change(module)
-    ((_, options),) = kept_module._ENTRIES[module]
-    between = kept_module.Kept(module, len(x), options)
+    ((_, options),) = module_cache._ENTRIES[module]
+    between = module_cache.CachedPlan(module, len(x), options)
     assert between.network is not None
-    limit = memory.MemoryLimit.of_run(from_options({"model": "-", "inputs": "-"}), x.device)
+    limit = memory.MemoryLimit.of_run(None, x.device)
     between.keep(*between.network, None, limit, held=0)
-    (entry,) = kept_module._ENTRIES[module].values()
+    (entry,) = module_cache._ENTRIES[module].values()
     assert (entry.graph is not None) == (method in GRAPHS and change is None)
     check(module, x, method=method)
 
 
 def history(module: nn.Module) -> CheckHistory:
     """Of the latest entry."""
-    *_, entry = kept_module._ENTRIES[module].values()
+    *_, entry = module_cache._ENTRIES[module].values()
     return entry.history
 
 
@@ -632,8 +630,8 @@ def test_memory_is_looked_at_again_only_where_much_is_held(monkeypatch: pytest.M
     for _ in range(3):
         check(module, x, method="vmap")
     assert len(looked) == 1
-    kept_module._ENTRIES.clear()
-    monkeypatch.setattr(memory, "_peak", lambda device: 2**60)
+    module_cache._ENTRIES.clear()
+    monkeypatch.setattr(memory, "peak_memory", lambda device: 2**60)
     for _ in range(3):
         check(module, x, method="vmap")
     assert len(looked) == 4
@@ -641,14 +639,14 @@ def test_memory_is_looked_at_again_only_where_much_is_held(monkeypatch: pytest.M
 
 def test_no_copy_is_made_of_a_module_that_stays_the_same(monkeypatch: pytest.MonkeyPatch, x: Tensor) -> None:
     copies = []
-    twin = kept_module.frozen_twin
-    monkeypatch.setattr(kept_module, "frozen_twin", lambda module: copies.append(1) or twin(module))
+    twin = module_cache.frozen_twin
+    monkeypatch.setattr(module_cache, "frozen_twin", lambda module: copies.append(1) or twin(module))
     module = model()
     for _ in range(3):
         check(module, x, method="vmap")
     assert not copies
-    monkeypatch.setattr(kept_module, "_SMALL_TWIN_BYTES", 0)
-    kept_module._ENTRIES.clear()
+    monkeypatch.setattr(module_cache, "_MAX_TWIN_BYTES", 0)
+    module_cache._ENTRIES.clear()
     for _ in range(3):  # a large one: its copy is not kept beside it
         check(module, x, method="vmap")
     assert len(copies) == 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from jacli.engine.same_module import alike
+from jacli.engine.same_module import equals_copy
 from jacli.network import frozen_twin
 
 
@@ -71,16 +71,16 @@ def test_what_is_held_is_compared(name):
     held, other = SEEN[name]
     module = Holder(held).train()
     twin = frozen_twin(module)
-    assert alike(module, twin)
+    assert equals_copy(module, twin)
     module.held = other
-    assert not alike(module, twin)
+    assert not equals_copy(module, twin)
 
 
 def test_parameters_and_buffers_are_compared():
     module = nn.BatchNorm1d(3)
     twin = frozen_twin(module)
     module.running_mean.data[0] = 1
-    assert not alike(module, twin)
+    assert not equals_copy(module, twin)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +95,9 @@ def test_parameters_and_buffers_are_compared():
 )
 def test_what_cannot_be_looked_into_is_not_taken_for_the_same(held):
     module = Holder(held)
-    assert not alike(module, frozen_twin(module))
+    assert not equals_copy(module, frozen_twin(module))
 
 
 def test_recurrent_layers_are_like_their_copies():
     module = nn.LSTM(3, 4, 2)
-    assert alike(module, frozen_twin(module))
+    assert equals_copy(module, frozen_twin(module))

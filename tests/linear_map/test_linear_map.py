@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jacli.linear_map import Chain, DenseMap, FactoredMap
+from jacli.linear_map import Chain, DenseMap, FactoredMap, SelectedOutputs
 
 BATCH, N_OUT, R, N_IN, K = 2, 7, 3, 5, 4
 
@@ -60,9 +60,33 @@ def test_what_a_method_made_can_be_read(name: str) -> None:
     close(found.dense(), PRODUCT)
     close(found.rows(torch.tensor([6, 0, 0])), PRODUCT[:, [6, 0, 0]])
     assert found.rows(torch.tensor([], dtype=torch.long)).shape == (BATCH, 0, N_IN)
-    one = found.samples(0, 1)
+    one = found.take(slice(1))
     assert type(one) is type(found) and one.batch == 1
     close(one.dense(), PRODUCT[:1])
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("samples", [slice(1, None), torch.tensor([1, 0, 1])], ids=["slice", "index"])
+def test_some_samples_are_taken(name: str, samples: slice | Tensor) -> None:
+    """In any order, and repeated."""
+    matrices = PRODUCT[samples]
+    found = MAPS[name]().take(samples)
+    assert (found.batch, found.n_out, found.n_in) == (len(matrices), N_OUT, N_IN)
+    u, v = random(K, len(matrices), N_OUT, seed=7), random(K, len(matrices), N_IN, seed=8)
+    close(found.vjp(u), torch.einsum("kbo,boi->kbi", u, matrices))
+    close(found.jvp(v), torch.einsum("boi,kbi->kbo", matrices, v))
+
+
+def test_selected_outputs_are_rows() -> None:
+    """Of each sample its own, in any order, and repeated."""
+    index = torch.tensor([[6, 0, 0], [2, 5, 1]])
+    found = SelectedOutputs(DenseMap(PRODUCT), index)
+    rows = torch.stack([PRODUCT[b][index[b]] for b in range(BATCH)])
+    u, v = random(K, BATCH, 3, seed=9), random(K, BATCH, N_IN, seed=10)
+    assert (found.batch, found.n_out, found.n_in) == (BATCH, 3, N_IN)
+    close(found.vjp(u), torch.einsum("kbo,boi->kbi", u, rows))
+    close(found.jvp(v), torch.einsum("boi,kbi->kbo", rows, v))
+    close(found.take(slice(1, 2)).vjp(u[:, 1:]), torch.einsum("kbo,boi->kbi", u[:, 1:], rows[1:]))
 
 
 def test_bytes() -> None:
@@ -73,7 +97,7 @@ def test_bytes() -> None:
 def test_reading_a_dense_map_copies_nothing() -> None:
     assert (
         DenseMap(PRODUCT).dense().data_ptr()
-        == DenseMap(PRODUCT).samples(0, 1).dense().data_ptr()
+        == DenseMap(PRODUCT).take(slice(1)).dense().data_ptr()
         == PRODUCT.data_ptr()
     )
 

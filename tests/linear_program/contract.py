@@ -1,4 +1,4 @@
-"""What a program is held against: the module's own Jacobian, by plain reverse passes one at a time."""
+"""The reference of a linear program: the module's own Jacobian, by plain reverse passes one at a time."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ BATCHES = (1, BATCH, 7)
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """In what the forward pass and the linear passes are computed, and how exact that must be.
+    """Precisions of the forward pass and of the linear passes, and the error allowed.
 
     Attributes:
-        dtype: Of the network and the points.
+        dtype: Of the network and the input.
         precision: Of the passes.
         tolerance: Relative error allowed, Frobenius over a sample.
     """
@@ -47,13 +47,13 @@ def network(name: str, dtype: torch.dtype, device: torch.device) -> TensorNetwor
 
 
 def at(name: str, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The case's points."""
+    """The case's input."""
     return points(OPERATORS[name], batch).to(device, dtype)
 
 
 @cache
 def program(name: str, dtype: torch.dtype, device: torch.device) -> Program:
-    """One program a case, which all tests share as all blocks of a run do."""
+    """One program per case, shared by all tests as it is by all batches of a run."""
     traced = trace_network(network(name, dtype, device), at(name, BATCH, dtype, device), {})
     return Program(traced.graph)
 
@@ -62,7 +62,7 @@ def program(name: str, dtype: torch.dtype, device: torch.device) -> Program:
 def below_autograd(name: str, device: torch.device) -> Program:
     """A program of the same graph in float64 after an in-place write.
 
-    Torch takes such writes out below autograd, where operators are others: ``addmm`` for ``linear``,
+    Torch functionalises such writes below autograd, where operators are different: ``addmm`` for ``linear``,
     ``native_layer_norm`` for ``layer_norm``.
     """
     x = at(name, BATCH, torch.float64, device)
@@ -73,7 +73,7 @@ def below_autograd(name: str, device: torch.device) -> Program:
 
 @cache
 def jacobians(name: str, device: torch.device) -> dict[int, Tensor]:
-    """``(batch, n_out, n_in)`` in float64 at the points of every batch size, which share their passes."""
+    """``(batch, n_out, n_in)`` in float64 for each batch size; all sizes share the passes."""
     own = network(name, torch.float64, device)
     x = torch.cat([at(name, batch, torch.float64, device) for batch in BATCHES])
     of_all = plain_jacobian(lambda x: own(x, {}), x)
@@ -86,7 +86,7 @@ def jacobian(name: str, batch: int, device: torch.device) -> Tensor:
 
 
 def plain_jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``(batch, n_out, n_in)``: one plain reverse pass an output, with the same cotangent in every sample."""
+    """``(batch, n_out, n_in)``: one plain reverse pass per output, with one cotangent for all samples."""
     outputs, pullback = vjp(function, x)
     rows = []
     for o in range(outputs[0].numel()):
@@ -113,14 +113,14 @@ def pushed(jacobians: Tensor, tangents: Tensor) -> Tensor:
 
 
 def repeats(again: Tensor, before: Tensor, rounding: float = 1e-5) -> bool:
-    """Whether the same work gave the same numbers: bit for bit on a CPU; cuDNN adds up in any order."""
+    """Whether the same work gave the same numbers: bit for bit on a CPU; cuDNN adds in any order."""
     if again.is_cuda:
         return bool((again - before).abs().max() <= rounding * before.abs().max())
     return torch.equal(again, before)
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    """The largest relative error of a sample, ``(k, batch, ...)``; 0 of a sample that is zero in both."""
+    """The largest relative error of a sample of ``(k, batch, ...)``; 0 for a sample that is zero in both."""
     assert found.shape == expected.shape
     gap = (found.double() - expected).transpose(0, 1).flatten(1).norm(dim=1)
     scale = expected.transpose(0, 1).flatten(1).norm(dim=1)

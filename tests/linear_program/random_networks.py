@@ -19,7 +19,7 @@ Draw = Callable[[st.SearchStrategy], Any]
 Layer = tuple[nn.Module, Shape]
 
 LARGEST = 160
-"""Numbers a sample that a layer may give."""
+"""Largest result of a layer, in numbers per sample."""
 
 
 class Function(nn.Module):
@@ -67,7 +67,7 @@ class Attention(nn.Module):
 
 @dataclass(frozen=True)
 class Drawn:
-    """A network in eval mode in float32, and points that float32 holds exactly."""
+    """A network in eval mode in float32, and an input that float32 holds exactly."""
 
     network: nn.Module
     x: Tensor
@@ -113,7 +113,7 @@ def _linear(draw: Draw, shape: Shape) -> Layer:
 
 
 def _norm(draw: Draw, shape: Shape) -> Layer:
-    """Batch norm; or a norm over at least four numbers: over fewer it is mostly rounding."""
+    """Batch norm, or a norm over at least four numbers: over fewer the result is mostly rounding."""
     groups = [g for g in (1, 2, 3) if shape[0] % g == 0 and math.prod(shape) // g >= 4]
     kind = draw(st.sampled_from(["batch", "layer", "group"]))
     if kind == "layer" and shape[-1] >= 4:
@@ -176,7 +176,7 @@ def _pool(draw: Draw, shape: Shape) -> Layer:
 
 
 def _image(draw: Draw, shape: Shape) -> Layer:
-    """What is done with images alone."""
+    """Layers for images only."""
     c, h, w = shape
     kind = draw(st.sampled_from(["mean", "adaptive", "upsample", "shuffle", "rows", "reflect"]))
     if kind == "mean":
@@ -195,7 +195,7 @@ def _image(draw: Draw, shape: Shape) -> Layer:
 
 
 def _rows(draw: Draw, shape: Shape) -> Layer:
-    """What is done with sequences alone."""
+    """Layers for sequences only."""
     length, width = shape
     kind = draw(st.sampled_from(["attention", "attention", "mean", "first", "largest", "gram"]))
     if kind == "attention":
@@ -211,7 +211,7 @@ def _rows(draw: Draw, shape: Shape) -> Layer:
 
 
 def _vector(draw: Draw, shape: Shape) -> Layer:
-    """What is done with vectors alone."""
+    """Layers for vectors only."""
     (n,) = shape
     sides = [(c, n // c) for c in range(2, n) if n % c == 0]
     if sides and draw(st.booleans()):
@@ -225,7 +225,7 @@ _ANYWHERE = [_activation, _activation, _norm, _moved, _softmax]
 
 
 def _layer(draw: Draw, shape: Shape, *, keep: bool = False, branches: bool = True) -> Layer:
-    """One layer or a pair of branches; an activation where what was drawn does not fit."""
+    """One layer or a pair of branches; an activation if the drawn layer does not fit."""
     if branches and draw(st.integers(0, 3)) == 0:
         return _join(draw, shape)
     module, after = draw(st.sampled_from([*_BY_AXES[len(shape)], *_ANYWHERE]))(draw, shape)

@@ -21,7 +21,7 @@ BATCH = 2
 
 @dataclass(frozen=True)
 class Family:
-    """How a network of the family is built, and on what.
+    """How to build a network of the family, and its input.
 
     Attributes:
         arch: Name in ``torchvision.models``.
@@ -47,7 +47,7 @@ MAXVIT = {
     "head_dim": 4,
     "stochastic_depth_prob": 0.0,
 }
-"""``maxvit_t`` itself has windows of 7 and therefore 224 pixels."""
+"""``maxvit_t`` itself has windows of 7 pixels and therefore needs images of 224."""
 
 _POOL = frozenset({"_adaptive_avg_pool2d"})  # to more pixels than there are
 
@@ -76,7 +76,7 @@ FAMILIES = {
     "Swin V2": Family("swin_v2_t", as_traced=frozenset({"linalg_vector_norm", "norm"})),
     "MaxViT": Family("MaxVit", 32, MAXVIT, as_traced=frozenset({"einsum"})),
 }
-"""Small as they may be: some halve an image five times, Inception wants 75 pixels."""
+"""As small as possible: some halve an image five times, Inception needs 75 pixels."""
 
 KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {"eager": lambda m: m, "scripted": torch.jit.script}
 
@@ -87,7 +87,7 @@ def points(family: Family, batch: int) -> Tensor:
 
 
 def built(family: Family) -> nn.Module:
-    """Random weights, none of them zero, and batch norms with the statistics of some points."""
+    """Random weights, none of them zero, and batch norms with the statistics of some samples."""
     torch.manual_seed(0)
     module = getattr(import_torchvision().models, family.arch)(num_classes=N_CLASSES, **family.options)
     for parameter in module.parameters():
@@ -108,7 +108,7 @@ def built(family: Family) -> nn.Module:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_program_is_the_network(name: str, kind: str) -> None:
-    """In float64 and float32 plain pulls of the network itself; passes in bfloat16 to a few per cent."""
+    """Equal to plain reverse passes in float64 and float32; bfloat16 passes are right to a few per cent."""
     family = FAMILIES[name]
     with exact_arithmetic():
         own = built(family)

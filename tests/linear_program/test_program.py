@@ -1,4 +1,4 @@
-"""A program beyond single operators: pieces of cut networks, and outputs that do not move."""
+"""Linear programs beyond single operators: links of cut networks, and outputs that are constant."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check(found, expected):
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("name", NARROW)
 def test_pieces_of_a_cut_network(name, batch):
-    """Each with the constants that cross into it: masks, indices, detached values."""
+    """Each link with the constants that cross its cut: masks, indices, detached values."""
     module, shape, *_ = NARROW[name]
     network = TensorNetwork.of_module(frozen_twin(module).double())
     x = torch.randn(batch, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(batch))
@@ -61,7 +61,7 @@ def test_an_output_that_does_not_move_has_a_jacobian_of_zeros():
 
 
 def test_more_vectors_than_one_chunk_and_fewer_after():
-    """Chunks of other sizes in turn: nothing that is kept for one of them is taken for another."""
+    """Chunks of different sizes in turn: nothing cached for one size is used for another."""
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(24, 7)
@@ -105,7 +105,7 @@ def test_the_answer_is_the_callers_own_to_write_to():
 )
 @pytest.mark.parametrize("steep", [torch.sqrt, torch.log, lambda x: 1 / x], ids=["sqrt", "log", "reciprocal"])
 def test_an_infinite_slope_is_left_to_plain_passes(shut, steep):
-    """Behind a mask autograd never multiplies it; times the mask's zero it would be no number."""
+    """Autograd never multiplies a masked infinite slope; times the mask's zero it would be NaN."""
 
     class Steep(nn.Module):
         def forward(self, x):
@@ -125,7 +125,7 @@ def test_an_infinite_slope_is_left_to_plain_passes(shut, steep):
 
 
 def test_complex_numbers_on_the_way_are_refused():
-    """They move with the points, and no vector is carried through them."""
+    """They depend on the input, but no vector passes through them."""
 
     class Spectrum(nn.Module):
         def forward(self, x):

@@ -25,12 +25,12 @@ drawn = settings(
 )
 
 WELL_CONDITIONED = 1e-6
-"""How far plain float32 pulls may be from float64 ones.  One network in fifty is further off: a mean over
+"""Largest error of plain float32 passes against float64.  One network in fifty exceeds it: a mean over
 the axis of a softmax is a constant, whose derivative is rounding alone."""
 
 
 def both_ways(found):
-    """The Jacobian out of rows and out of columns, ``(n_out, batch, n_in)`` each."""
+    """The Jacobian by rows and by columns, ``(n_out, batch, n_in)`` each."""
     like = found.outputs
     rows = found.vjp(torch.eye(found.n_out).to(like)[:, None].expand(-1, found.batch, -1))
     columns = found.jvp(torch.eye(found.n_in).to(like)[:, None].expand(-1, found.batch, -1))
@@ -46,14 +46,14 @@ def program_of(network, x):
 
 
 def plain(network, x):
-    """``(n_out, batch, n_in)`` in float64, by plain pulls of the network itself."""
+    """``(n_out, batch, n_in)`` in float64, by plain reverse passes of the network itself."""
     return plain_jacobian(lambda points: network(points, {}), x).transpose(0, 1).double()
 
 
 @given(networks())
 @drawn
 def test_float64_is_the_double_loop(case: Drawn) -> None:
-    """At the batch size it was traced at, and at one more."""
+    """At the batch size of the trace and at one more."""
     with exact_arithmetic():
         network, x = network_of(case, torch.float64), case.x.double()
         expected = reference_jacobian(lambda points: network(points, {}), x).permute(2, 0, 1)
@@ -68,7 +68,7 @@ def test_float64_is_the_double_loop(case: Drawn) -> None:
 @given(networks())
 @drawn
 def test_float32_and_bf16_are_the_networks_own_linearisation(case: Drawn) -> None:
-    """Held against plain float32 pulls of the network itself: the same masks and winners, kink or not."""
+    """Compared with plain float32 passes of the network itself: the same masks and argmaxes, kink or not."""
     with exact_arithmetic():
         network = network_of(case, torch.float32)
         expected, exact = plain(network, case.x), plain(network_of(case, torch.float64), case.x.double())

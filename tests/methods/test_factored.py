@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import jacli
 from jacli.errors import MethodError
+from jacli.methods import chain as chain_room
 from jacli.methods import factors_of
-from jacli.methods.factored import blocks, factors, plan_by_passes
 from jacli.network import (
     CutLinearized,
     CutNetwork,
@@ -25,8 +25,9 @@ from jacli.network import (
     trace_network,
     useful_cuts,
 )
+from jacli.options.methods import METHODS
 from jacli.plans.bracketing import Product, Pull, Push, Seed
-from jacli.plans.plan import FactoredPlan, LinkPlan
+from jacli.plans.factorization import Factorization, LinkPlan
 from tests.narrow import NARROW
 from tests.reference import reference_jacobian
 
@@ -60,7 +61,7 @@ def linearized(n_links, selected=None):
 def plan_of(linearization, tree, *, methods="vmap", chunks=(4, 4)):
     n = linearization.n_links
     names = methods if isinstance(methods, tuple) else (methods,) * n
-    return FactoredPlan(
+    return Factorization(
         cuts=tuple(f"cut {i}" for i in range(1, n)),
         widths=linearization.widths,
         split=tree.upper.first,
@@ -114,7 +115,7 @@ def test_every_bracketing(n_links, method):
     assert len(trees) == {2: 4, 3: 40, 4: 300}[n_links]
     cut = linearized(n_links)
     for tree in trees:
-        found = factors(cut, plan_of(cut, tree, methods=method))
+        found = factors_of(cut, plan_of(cut, tree, methods=method))
         assert found.left.shape == (2, cut.n_out, cut.widths[tree.upper.first])
         assert found.right.shape == (2, cut.widths[tree.upper.first], cut.n_in)
         torch.testing.assert_close(
@@ -132,33 +133,49 @@ def test_every_method_and_chunk(method, chunks):
     expected = chain(4)[3]
     cut = linearized(4)
     for tree in (ONE_OF_EACH, Product(rows(2, 4), rows(0, 2)), Product(columns(1, 4), columns(0, 1))):
-        found = factors(cut, plan_of(cut, tree, methods=method, chunks=chunks))
+        found = factors_of(cut, plan_of(cut, tree, methods=method, chunks=chunks))
         torch.testing.assert_close(found.dense(), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_every_link_by_its_own_method_and_chunk(monkeypatch):
     """The methods named are the ones that run, with their chunks; those of a span are its first link's."""
-    from jacli.methods import factored
-
     ran = []
+    real = chain_room.slabs
 
-    def noting(name, method):
-        def run(link, *, chunk_size):
-            ran.append((name, link.n_in, link.n_out, chunk_size))
-            return method(link, chunk_size=chunk_size)
+    def noting(method, link, *, chunk_size):
+        ran.append((method.name, link.n_in, link.n_out, chunk_size))
+        return real(method, link, chunk_size=chunk_size)
 
-        return run
-
-    monkeypatch.setattr(factored, "_PLAIN", {n: noting(n, m) for n, m in factored._PLAIN.items()})
+    monkeypatch.setattr(chain_room, "slabs", noting)
     cut = linearized(4)
     tree = Product(rows(3, 4), Product(columns(2, 3), rows(0, 2)))
     plan = plan_of(cut, tree, methods=("replicate", "vmap", "adjoint", "loop"))
     links = tuple(
         replace(link, reverse_chunk=i + 1, forward_chunk=i + 5) for i, link in enumerate(plan.links)
     )
-    factors(cut, replace(plan, links=links))
+    factors_of(cut, replace(plan, links=links))
     w = cut.widths
-    assert ran == [("loop", w[3], w[4], 4), ("tangent", w[2], w[3], 7), ("replicate", w[0], w[2], 1)]
+    assert ran == [("loop", w[3], w[4], 1), ("tangent", w[2], w[3], 7), ("replicate", w[0], w[2], 1)]
+
+
+class Noted:
+    """A linear map that notes what goes through it."""
+
+    def __init__(self, linear_map, primitive, ran):
+        self._map, self._primitive, self._ran = linear_map, primitive, ran
+
+    def __getattr__(self, name):
+        return getattr(self._map, name)
+
+    def vjp(self, cotangents):
+        return self._noted("vjp", cotangents)
+
+    def jvp(self, tangents):
+        return self._noted("jvp", tangents)
+
+    def _noted(self, product, vectors):
+        self._ran.append((f"{self._primitive}.{product}", self.n_in, self.n_out, len(vectors)))
+        return getattr(self._map, product)(vectors)
 
 
 @pytest.mark.parametrize("reverse", ["adjoint", "vmap"])
@@ -166,21 +183,20 @@ def test_every_link_by_its_own_method_and_chunk(monkeypatch):
 def test_what_a_span_is_pulled_and_pushed_by(monkeypatch, reverse, forward):
     """The methods of its first link, in chunks of their size; the other direction's have no part in it."""
     ran = []
-    for name in ("adjoint", "vjp", "tangent", "jvp"):
-        real = getattr(Linearized, name)
+    for primitive in ("batched", "program"):
+        real = getattr(Linearized, primitive)
 
-        def noting(link, vectors, name=name, real=real):
-            ran.append((name, link.n_in, link.n_out, len(vectors)))
-            return real(link, vectors)
+        def noting(link, primitive=primitive, real=real):
+            return Noted(real(link), primitive, ran)
 
-        monkeypatch.setattr(Linearized, name, noting)
+        monkeypatch.setattr(Linearized, primitive, noting)
     cut = linearized(4)
     plan = plan_of(cut, ONE_OF_EACH)
     links = tuple(LinkPlan(reverse, 3, 5, forward) for _ in plan.links)
-    factors(cut, replace(plan, links=links))
+    factors_of(cut, replace(plan, links=links))
     w = cut.widths
-    rows_by = {"adjoint": "adjoint", "vmap": "vjp"}[reverse]
-    columns_by = {"tangent": "tangent", "forward": "jvp"}[forward]
+    rows_by = f"{METHODS[reverse].primitive}.vjp"
+    columns_by = f"{METHODS[forward].primitive}.jvp"
 
     def chunks(total, most):
         return [min(most, total - start) for start in range(0, total, most)]
@@ -199,7 +215,7 @@ def test_selected_outputs(method):
     expected = chain(4)[3][torch.arange(2)[:, None], selected]
     cut = linearized(4, selected)
     for tree in (ONE_OF_EACH, Product(rows(1, 4), rows(0, 1))):
-        found = factors(cut, plan_of(cut, tree, methods=method))
+        found = factors_of(cut, plan_of(cut, tree, methods=method))
         torch.testing.assert_close(found.dense(), expected, rtol=1e-10, atol=1e-12)
 
 
@@ -218,7 +234,7 @@ def test_each_link_is_closed_before_the_next_is_linearised(monkeypatch):
         return made
 
     monkeypatch.setattr(cut, "span", noting)
-    factors(cut, plan_of(cut, ONE_OF_EACH))
+    factors_of(cut, plan_of(cut, ONE_OF_EACH))
     assert opened == closed == [(2, 3), (3, 4), (1, 2), (0, 1)]
 
 
@@ -229,7 +245,7 @@ def test_a_link_that_fails_is_closed(monkeypatch):
     def fails(cotangents):
         raise RuntimeError("no rule")
 
-    monkeypatch.setattr(made, "vjp", fails)
+    monkeypatch.setattr(made, "_batched_vjp", fails)
     monkeypatch.setattr(made, "close", lambda: closed.append(True))
     monkeypatch.setattr(cut, "span", lambda first, last: made)
     with pytest.raises(MethodError, match="factored cannot serve") as refused:
@@ -249,30 +265,15 @@ def test_running_out_of_memory_is_passed_on(monkeypatch):
         factors_of(cut, plan_of(cut, Product(rows(1, 2), rows(0, 1))))
 
 
-@pytest.mark.parametrize("n_links", CHAIN_OF)
-@pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_a_plan_by_passes(n_links, chunk):
-    expected = chain(n_links)[3]
-    cut = linearized(n_links)
-    plan = plan_by_passes(cut, chunk_size=chunk)
-    assert plan.split == cut.narrowest
-    assert plan.width == min(cut.widths[1:-1])
-    torch.testing.assert_close(factors(cut, plan).dense(), expected, rtol=1e-10, atol=1e-12)
-    pieces = list(blocks(cut, chunk_size=chunk))
-    assert [p for block in pieces for p in block.outputs] == list(range(cut.n_out))
-    found = torch.cat([block.values for block in pieces], 1)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-
-
 @pytest.mark.parametrize("tree", [Product(rows(1, 2), rows(0, 1)), Product(columns(1, 2), rows(0, 1))])
 def test_a_plan_survives_json(tree):
     plan = plan_of(linearized(2), tree, methods=("loop", "adjoint"), chunks=(7, 2))
-    assert FactoredPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert Factorization.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
 def test_a_large_plan_survives_json():
     plan = plan_of(linearized(4), ONE_OF_EACH)
-    again = FactoredPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    again = Factorization.from_dict(json.loads(json.dumps(plan.to_dict())))
     assert again == plan
     assert (
         again.order
@@ -325,7 +326,7 @@ def test_json_that_is_no_plan(change, error):
     values = json.loads(json.dumps(plan_of(linearized(2), Product(rows(1, 2), rows(0, 1))).to_dict()))
     change(values)
     with pytest.raises(error):
-        FactoredPlan.from_dict(values)
+        Factorization.from_dict(values)
 
 
 def test_float32_stays_float32():
@@ -334,7 +335,8 @@ def test_float32_stays_float32():
     x = torch.randn(2, *shape)
     traced = trace_network(network, x, {})
     cut = CutLinearized(network, x, {}, cut_network=CutNetwork(traced, useful_cuts(traced, n_out=n_out)))
-    found = factors(cut, plan_by_passes(cut, chunk_size=4))
+    n = cut.n_links
+    found = factors_of(cut, plan_of(cut, Product(rows(1, n), rows(0, 1))))
     assert found.left.dtype == found.right.dtype == torch.float32
     expected = reference_jacobian(copy.deepcopy(network.module).double(), x.double()).mT
     torch.testing.assert_close(found.dense().double(), expected, rtol=1e-4, atol=1e-5)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from jacli.errors import MethodError
 from jacli.linear_map import Chain
-from jacli.methods.assemble import assemble
-from jacli.methods.loop import blocks
+from jacli.methods import fill
 from jacli.network import (
     CutLinearized,
     CutNetwork,
@@ -24,6 +23,7 @@ from jacli.network import (
     trace_network,
     useful_cuts,
 )
+from jacli.options.methods import REFERENCE
 from tests.cases import CASES, build
 from tests.narrow import NARROW, Model, dense
 from tests.reference import reference_jacobian
@@ -54,9 +54,8 @@ def narrow(name):
 
 def matrix(linearization):
     """By plain reverse passes, ``(batch, n_out, n_in)``."""
-    found = assemble(blocks(linearization, chunk_size=1), linearization)
-    linearization.close()
-    return found
+    with linearization:
+        return fill(REFERENCE, linearization, chunk_size=1)
 
 
 def product(cut, splits):
@@ -74,7 +73,7 @@ def check(cut, expected):
     n = cut.n_links
     for inner in {(), (1,), (n - 1,), tuple(range(1, n))}:
         torch.testing.assert_close(product(cut, (0, *inner, n)), expected, rtol=1e-10, atol=1e-12)
-    chain = Chain(tuple(cut.span(i, i + 1) for i in range(n)))
+    chain = Chain(tuple(cut.span(i, i + 1).batched() for i in range(n)))
     u, v = (
         torch.randn(3, *expected.shape[:2]).double(),
         torch.randn(3, len(expected), expected.shape[2]).double(),
@@ -244,7 +243,7 @@ def test_outputs_that_are_not_the_models_are_noticed(relative, noticed):
         return
     with pytest.raises(MethodError, match="cannot be cut") as refused:
         cut.span(0, 1)
-    assert "not those of the model on this block" in refused.value.why
+    assert "not those of the model on this batch" in refused.value.why
 
 
 def test_a_network_that_was_replaced_since_the_trace_is_noticed():

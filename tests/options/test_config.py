@@ -3,8 +3,8 @@
 import pytest
 
 from jacli.errors import UsageError
-from jacli.methods import METHODS
-from jacli.options.config import AUTOGRAD_METHODS, METHOD_NAMES, OPTIONS, Classes, RunConfig, from_options
+from jacli.options.config import OPTIONS, Classes, RunConfig, from_options
+from jacli.options.methods import AUTOGRAD_METHODS
 
 BASE = {"model": "m.pt", "inputs": "x.npy"}
 
@@ -109,7 +109,3 @@ def test_a_configuration_survives_json():
 
 def test_every_option_has_a_parser():
     assert set(OPTIONS) == set(RunConfig("m", "x").to_dict())
-
-
-def test_the_methods_offered_are_the_methods_there_are():
-    assert tuple(METHODS) == METHOD_NAMES

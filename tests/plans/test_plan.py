@@ -9,17 +9,11 @@ from dataclasses import replace
 import pytest
 
 from jacli.errors import UsageError
-from jacli.options.config import RunConfig
+from jacli.options.methods import METHODS
 from jacli.plans.bracketing import Product, Pull, Push, Seed
-from jacli.plans.plan import (
-    FactoredPlan,
-    LinkPlan,
-    Measured,
-    Shapes,
-    check_batch_size,
-    make_plan,
-    with_counts,
-)
+from jacli.plans.factorization import Factorization, LinkPlan
+from jacli.plans.plan import ChainPlan, Measured, Shapes, chain_plan, check_batch_size, whole_plan
+from jacli.plans.request import Request
 
 
 def shapes(**changes):
@@ -34,26 +28,21 @@ def shapes(**changes):
     return Shapes(**{**image, **changes})
 
 
-def config(**options):
-    return RunConfig("model.pt", "x.npy", **options)
-
-
-def batched(*, n_in, n_out, chunk_size):
-    """Passes of a reverse method."""
-    return math.ceil(n_out / chunk_size)
-
-
-def plan(method="vmap", *, asked=None, batch_size=8, chunk_size=4, factored=None, passes=batched, **changes):
-    return make_plan(
-        method,
-        "",
-        shapes(**changes),
-        asked or config(),
-        batch_size=batch_size,
-        chunk_size=chunk_size,
-        passes=passes,
-        factored=factored,
+def plan(method="vmap", *, asked=None, batch_size=8, chunk_size=4, **changes):
+    sizes = {"batch_size": batch_size, "chunk_size": chunk_size}
+    return whole_plan(
+        METHODS[method], "", shapes(**changes), asked or Request(singular_values="auto"), **sizes
     )
+
+
+def chained(factorization, *, batch_size=8):
+    return chain_plan(factorization, "", shapes(), Request(), batch_size=batch_size)
+
+
+def test_the_columns_are_those_of_the_domain_and_that_is_the_inputs_unless_it_is_given():
+    assert (shapes().domain_shape, shapes().n_in) == ((3, 224, 224), 3 * 224 * 224)
+    layer = shapes(domain_shape=(5, 2))
+    assert (layer.input_shape, layer.n_in, layer.sample_bytes) == ((3, 224, 224), 10, 10 * 1000 * 4)
 
 
 def rows(first, last):
@@ -65,7 +54,7 @@ def columns(first, last):
 
 
 def factored_plan(tree, *, widths=(60, 5, 16, 7, 33), methods=("vmap",) * 4, reverse=4, forward=3):
-    return FactoredPlan(
+    return Factorization(
         cuts=tuple(f"cut {i}" for i in range(1, len(widths) - 1)),
         widths=widths,
         split=tree.upper.first,
@@ -90,12 +79,12 @@ def test_shapes():
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "chunk_size", "n_blocks", "a_block"),
+    ("batch_size", "chunk_size", "n_batches", "a_batch"),
     [(8, 4, 13, 250), (7, 3, 15, 334), (100, 1000, 1, 1), (1, 1, 100, 1000)],
 )
-def test_blocks_and_passes_are_counted(batch_size, chunk_size, n_blocks, a_block):
+def test_blocks_and_passes_are_counted(batch_size, chunk_size, n_batches, a_batch):
     found = plan(batch_size=batch_size, chunk_size=chunk_size)
-    assert (found.n_blocks, found.passes) == (n_blocks, n_blocks * a_block)
+    assert (found.n_batches, found.passes) == (n_batches, n_batches * a_batch)
 
 
 def test_passes_are_of_the_selected_outputs():
@@ -120,21 +109,21 @@ PASSES = {
 @pytest.mark.parametrize("name", PASSES)
 def test_passes_of_a_bracketing(name):
     """Those of every part, batched ones counted once, for each block."""
-    tree, a_block = PASSES[name]
-    found = plan("factored", factored=factored_plan(tree), batch_size=40)
-    assert (found.n_blocks, found.passes) == (3, 3 * a_block)
+    tree, a_batch = PASSES[name]
+    found = chained(factored_plan(tree), batch_size=40)
+    assert (found.n_batches, found.passes) == (3, 3 * a_batch)
 
 
 def test_a_link_filled_in_by_single_passes_is_counted_so():
-    """Its chunk says nothing; but a matrix that is at hand is carried on in chunks."""
+    """Its chunk says nothing, also where a matrix at hand is carried on through it."""
     tree = Product(Pull(rows(3, 4), 1, 3), rows(0, 1))
     factored = factored_plan(tree, methods=("loop", "loop", "vmap", "loop"))
-    assert plan("factored", factored=factored, batch_size=100).passes == 33 + 9 + 5
+    assert chained(factored, batch_size=100).passes == 33 + 33 + 5
 
 
 def test_counts_follow_the_number_of_samples():
-    found = with_counts(plan(), shapes(n_samples=9), batched)
-    assert (found.n_blocks, found.passes) == (2, 500)
+    found = plan().counted(shapes(n_samples=9))
+    assert (found.n_batches, found.passes) == (2, 500)
 
 
 def halves(found, **changes):
@@ -142,13 +131,13 @@ def halves(found, **changes):
     sizes = []
     while found is not None:
         chunks = (
-            [(k.reverse_chunk, k.forward_chunk) for k in found.factored.links]
-            if found.factored
+            [(k.reverse_chunk, k.forward_chunk) for k in found.factorization.links]
+            if isinstance(found, ChainPlan)
             else found.chunk_size
         )
         sizes.append((found.batch_size, chunks))
-        assert found.n_blocks == math.ceil(100 / found.batch_size)
-        found = found.smaller(shapes(**changes), batched)
+        assert found.n_batches == math.ceil(100 / found.batch_size)
+        found = found.smaller(shapes(**changes))
     return sizes
 
 
@@ -162,15 +151,15 @@ def test_a_fixed_batch_is_not_halved():
 
 def test_single_passes_have_no_vectors_to_halve():
     found = plan("loop", batch_size=2, chunk_size=4)
-    assert found.smaller(shapes(), batched).batch_size == 1
-    assert found.smaller(shapes(), batched).smaller(shapes(), batched) is None
+    assert found.smaller(shapes()).batch_size == 1
+    assert found.smaller(shapes()).smaller(shapes()) is None
 
 
 def test_a_smaller_factored_plan_has_smaller_chunks_in_every_link():
     factored = factored_plan(
         Product(rows(1, 2), rows(0, 1)), widths=(9, 3, 7), methods=("vmap", "loop"), reverse=4, forward=3
     )
-    found = plan("factored", factored=factored, batch_size=3, chunk_size=1)
+    found = chained(factored, batch_size=3)
     assert halves(found) == [
         (3, [(4, 3)] * 2),
         (1, [(4, 3)] * 2),
@@ -182,25 +171,25 @@ def test_a_smaller_factored_plan_has_smaller_chunks_in_every_link():
 def test_a_factored_plan_of_single_vectors_has_nothing_smaller():
     """Else the same work is tried again and again where it did not fit."""
     factored = factored_plan(PASSES["pulled"][0], reverse=1, forward=1)
-    found = plan("factored", factored=factored, batch_size=1, chunk_size=4)
-    assert found.smaller(shapes(), batched) is None
+    found = chained(factored, batch_size=1)
+    assert found.smaller(shapes()) is None
 
 
 def test_a_smaller_plan_is_counted_anew():
     found = plan(batch_size=8, chunk_size=4)
-    assert found.smaller(shapes(), batched).passes == 25 * 250
+    assert found.smaller(shapes()).passes == 25 * 250
     one = plan(batch_size=1, chunk_size=4)
-    assert one.smaller(shapes(), batched).passes == 100 * 500
-    factored = plan("factored", factored=factored_plan(PASSES["rows and rows"][0]), batch_size=1)
-    assert factored.smaller(shapes(), batched).passes == 100 * (17 + 8)
+    assert one.smaller(shapes()).passes == 100 * 500
+    factored = chained(factored_plan(PASSES["rows and rows"][0]), batch_size=1)
+    assert factored.smaller(shapes()).passes == 100 * (17 + 8)
 
 
 def test_a_fixed_batch_is_kept_and_another_refused():
     for accepted in (None, 4):
-        check_batch_size(shapes(fixed_batch=4), config(batch_size=accepted))
-    check_batch_size(shapes(), config(batch_size=8))
+        check_batch_size(shapes(fixed_batch=4), Request(batch_size=accepted))
+    check_batch_size(shapes(), Request(batch_size=8))
     with pytest.raises(UsageError, match="batches of 4 only"):
-        check_batch_size(shapes(fixed_batch=4), config(batch_size=8))
+        check_batch_size(shapes(fixed_batch=4), Request(batch_size=8))
 
 
 @pytest.mark.parametrize(
@@ -208,20 +197,20 @@ def test_a_fixed_batch_is_kept_and_another_refused():
     [("auto", 1000, True), ("all", 1000, True), ("none", 0, False), (10, 10, False), (5000, 1000, True)],
 )
 def test_how_many_singular_values(asked, count, everything):
-    found = plan(asked=config(singular_values=asked))
+    found = plan(asked=Request(singular_values=asked))
     assert (found.singular_values, found.all_singular_values) == (count, everything)
 
 
 def test_auto_leaves_out_the_singular_values_of_huge_matrices():
     huge = {"output_shape": (5000,), "n_selected": 5000}
     assert plan(**huge).singular_values == 0
-    assert plan(**huge, asked=config(singular_values="all")).singular_values == 5000
+    assert plan(**huge, asked=Request(singular_values="all")).singular_values == 5000
     assert plan(**huge, input_shape=(4096,)).singular_values == 4096
 
 
-def test_seconds_of_a_block():
-    assert Measured("vmap", 8, 4, setup_seconds=1.0, vector_seconds=0.5).block_seconds(10) == 6.0
-    assert Measured("vmap", 8, 4, failure="no rule").block_seconds(10) == math.inf
+def test_seconds_of_a_batch():
+    assert Measured("vmap", 8, 4, setup_seconds=1.0, vector_seconds=0.5).batch_seconds(10) == 6.0
+    assert Measured("vmap", 8, 4, failure="no rule").batch_seconds(10) == math.inf
 
 
 def test_json_has_no_infinities():
@@ -244,12 +233,12 @@ def test_json_has_no_infinities():
         "bytes_held": 7,
     }
     found = replace(
-        plan("factored", factored=factored_plan(PASSES["pulled"][0])),
+        chained(factored_plan(PASSES["pulled"][0])),
         measured=(Measured("vmap", 8, 4, failure="no rule"),),
         notes=("not cut",),
     )
     values = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert FactoredPlan.from_dict(values["factored"]) == found.factored
+    assert Factorization.from_dict(values["factored"]) == found.factorization
     assert values["measured"] == [failed] and values["notes"] == ["not cut"]
     assert plan().to_dict()["factored"] is None
 

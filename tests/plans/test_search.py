@@ -6,10 +6,10 @@ from time import monotonic
 
 import pytest
 
-from jacli.options.config import RunConfig
-from jacli.plans import search
+from jacli.options.methods import METHODS as TABLE
 from jacli.plans.plan import Measured, Shapes
-from jacli.plans.search import FEW_SAMPLES, Budget, Candidate, climb, ladder, methods_in_order, sized
+from jacli.plans.request import Request
+from jacli.plans.search import FEW_SAMPLES, Budget, Candidate, climb, ladder, methods_in_order, with_rows
 
 METHODS = ["loop", "replicate", "vmap", "forward"]
 NOTHING_REFUSED = dict.fromkeys([*METHODS, "factored"])
@@ -20,13 +20,22 @@ def shapes(n_samples=100, n_in=300, n_out=50, fixed_batch=None):
     return Shapes(n_samples, (n_in,), (n_out,), n_out, fixed_batch, 4)
 
 
-def config(**options):
-    return RunConfig("model.pt", "x.npy", **options)
-
-
-def sizes(method, shapes=shapes(), config=config(), *, most_samples=10**9, rows=None):  # noqa: B008
-    found = ladder(method, shapes, config, most_samples=most_samples, rows=rows)
+def sizes(method, shapes=shapes(), request=Request(), *, most_samples=10**9, rows=None):  # noqa: B008
+    found = ladder(TABLE[method], shapes, request, most_samples=most_samples, rows=rows)
     return [(candidate.batch_size, candidate.chunk_size) for candidate in found]
+
+
+class Clock:
+    """Stands still but where a test moves it."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def in_order(*arguments):
+    return [method.name for method in methods_in_order(*arguments)]
 
 
 # Sizes
@@ -70,11 +79,11 @@ def test_every_ladder_climbs_and_keeps_what_was_asked(method):
             asked = {**asked, "batch_size": fixed}  # another one is refused before
         of_run = shapes(n_samples=n_samples, n_out=n_out, fixed_batch=fixed)
         vectors = of_run.n_in if method == "forward" else n_out
-        found = list(ladder(method, of_run, config(**asked), most_samples=most))
+        found = list(ladder(TABLE[method], of_run, Request(**asked), most_samples=most))
         assert found, run
         assert all(a.rows < b.rows for a, b in pairwise(found)), run
         for candidate in found:
-            assert candidate.method == method, run
+            assert candidate.method is TABLE[method], run
             assert 1 <= candidate.chunk_size <= vectors, run
             if fixed:
                 assert candidate.batch_size == fixed, run
@@ -93,31 +102,31 @@ def test_every_ladder_climbs_and_keeps_what_was_asked(method):
 
 
 def test_sizes_asked_for_leave_one_candidate():
-    assert sizes("vmap", config=config(batch_size=5, chunk_size=3)) == [(5, 3)]
-    assert sizes("loop", config=config(batch_size=5)) == [(5, 1)]
+    assert sizes("vmap", request=Request(batch_size=5, chunk_size=3)) == [(5, 3)]
+    assert sizes("loop", request=Request(batch_size=5)) == [(5, 1)]
     assert sizes("loop", shapes(fixed_batch=4)) == [(4, 1)]
 
 
 def test_a_batch_size_asked_for_leaves_the_chunks():
-    assert sizes("vmap", config=config(batch_size=2)) == [(2, 4), (2, 16), (2, 50)]
+    assert sizes("vmap", request=Request(batch_size=2)) == [(2, 4), (2, 16), (2, 50)]
 
 
 def test_a_chunk_size_asked_for_and_nothing_else_leaves_the_samples_at_a_few():
-    assert sizes("vmap", config=config(chunk_size=3)) == [(8, 3)]
+    assert sizes("vmap", request=Request(chunk_size=3)) == [(8, 3)]
 
 
 def test_replicate_by_name_climbs_in_samples():
-    found = sizes("replicate", config=config(method="replicate"))
+    found = sizes("replicate", request=Request(method="replicate"))
     assert found == [(8, 50), (10, 50), (40, 50), (100, 50)]
 
 
 def test_a_whole_chunk_asked_for_leaves_the_samples():
-    assert sizes("vmap", config=config(chunk_size=50)) == [(8, 50), (10, 50), (40, 50), (100, 50)]
+    assert sizes("vmap", request=Request(chunk_size=50)) == [(8, 50), (10, 50), (40, 50), (100, 50)]
 
 
 def test_replicate_by_name_is_one_call():
-    assert sizes("replicate", config=config(method="replicate"))[0] == (8, 50)
-    assert all(chunk == 50 for _, chunk in sizes("replicate", config=config(method="replicate")))
+    assert sizes("replicate", request=Request(method="replicate"))[0] == (8, 50)
+    assert all(chunk == 50 for _, chunk in sizes("replicate", request=Request(method="replicate")))
     assert sizes("replicate")[0] == (8, 1)
 
 
@@ -132,7 +141,7 @@ def test_what_fits_in_memory_bounds_the_samples():
 
 
 def test_one_row_is_the_smallest_size():
-    found = sized("vmap", 1, shapes(), config(), vectors=50, most_samples=100)
+    found = with_rows(1, TABLE["vmap"], shapes(), Request(), most_samples=100)
     assert (found.batch_size, found.chunk_size) == (1, 1)
 
 
@@ -154,34 +163,34 @@ def test_one_row_is_the_smallest_size():
     ],
 )
 def test_the_likeliest_first(changes, expected):
-    assert methods_in_order(shapes(**changes), config(), NOT_TRACED) == expected
+    assert in_order(shapes(**changes), Request(), NOT_TRACED) == expected
 
 
 def test_programs_come_first_where_the_network_was_traced():
-    assert methods_in_order(shapes(), config(), NOTHING_REFUSED)[:2] == ["adjoint", "loop"]
+    assert in_order(shapes(), Request(), NOTHING_REFUSED)[:2] == ["adjoint", "loop"]
     few_inputs = shapes(n_in=2)
-    assert methods_in_order(few_inputs, config(), NOTHING_REFUSED)[:3] == ["tangent", "forward", "adjoint"]
+    assert in_order(few_inputs, Request(), NOTHING_REFUSED)[:3] == ["tangent", "forward", "adjoint"]
 
 
 def test_only_programs_run_in_a_reduced_precision():
     few_inputs = shapes(n_in=2)
-    assert methods_in_order(shapes(), config(precision="bf16"), NOTHING_REFUSED) == ["adjoint", "tangent"]
-    assert methods_in_order(few_inputs, config(precision="bf16"), NOTHING_REFUSED) == ["tangent", "adjoint"]
-    assert methods_in_order(shapes(), config(precision="bf16"), NOT_TRACED) == []
+    assert in_order(shapes(), Request(precision="bf16"), NOTHING_REFUSED) == ["adjoint", "tangent"]
+    assert in_order(few_inputs, Request(precision="bf16"), NOTHING_REFUSED) == ["tangent", "adjoint"]
+    assert in_order(shapes(), Request(precision="bf16"), NOT_TRACED) == []
 
 
 def test_a_small_batch_asked_for_is_few_samples():
-    assert methods_in_order(shapes(), config(batch_size=2), NOT_TRACED)[0] == "vmap"
+    assert in_order(shapes(), Request(batch_size=2), NOT_TRACED)[0] == "vmap"
 
 
 def test_what_cannot_serve_is_passed_over():
     refused = {**NOT_TRACED, "vmap": "no rule"}
-    assert methods_in_order(shapes(n_samples=1), config(), refused) == ["replicate", "loop"]
+    assert in_order(shapes(n_samples=1), Request(), refused) == ["replicate", "loop"]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_asked_for_is_the_only_one(method):
-    assert methods_in_order(shapes(), config(method=method), NOTHING_REFUSED) == [method]
+    assert in_order(shapes(), Request(method=method), NOTHING_REFUSED) == [method]
 
 
 # The climb
@@ -216,11 +225,11 @@ class Machine:
 
 
 def seconds(measured):
-    return N_SAMPLES / measured.batch_size * measured.block_seconds(N_VECTORS)
+    return N_SAMPLES / measured.batch_size * measured.batch_seconds(N_VECTORS)
 
 
 def climbed(machine, *, best=math.inf, fits=lambda measured, growth: True, budget=None):
-    candidates = [Candidate("vmap", 8, chunk) for chunk in (1, 4, 16, 64)]
+    candidates = [Candidate(TABLE["vmap"], 8, chunk) for chunk in (1, 4, 16, 64)]
     endless = Budget(share=1.0, most=math.inf)
     return climb(iter(candidates), machine, seconds, budget or endless, fits=fits, best=best)
 
@@ -284,7 +293,8 @@ def test_what_would_not_fit_is_not_tried():
 
 def test_the_first_candidate_is_always_tried():
     assert chunks(climbed(Machine(lambda c: 1e-3), fits=lambda measured, growth: False)) == [1]
-    spent = Budget(share=1.0, most=0.0, started=-math.inf)
+    spent = Budget(share=1.0, most=0.0, clock=Clock())
+    spent.clock.now += 1e9
     assert chunks(climbed(Machine(lambda c: 1e-3), budget=spent)) == [1]
 
 
@@ -297,14 +307,6 @@ def test_the_estimate_of_the_run_is_kept_up_to_date():
 
 
 # The budget
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """The time in ``clock[0]``."""
-    now = [100.0]
-    monkeypatch.setattr(search, "monotonic", lambda: now[0])
-    return now
 
 
 @pytest.mark.parametrize(
@@ -326,52 +328,74 @@ def test_the_first_call_of_many_may_take_as_long_as_the_run():
     assert Budget(share=3.0, most=1.5, run_seconds=10.0).allowed == 1.5
 
 
-def test_time_that_is_spent_is_gone(clock):
-    budget = Budget(run_seconds=100.0, started=search.monotonic())
+def test_time_that_is_spent_is_gone():
+    clock = Clock()
+    budget = Budget(run_seconds=100.0, clock=clock)
     assert budget.spent == 0.0
     assert budget.left_for(4.0) and not budget.left_for(4.01)
     assert budget.patience == 1.0
-    clock[0] += 3.0
+    clock.now += 3.0
     assert budget.spent == 3.0
     assert budget.left_for(1.0) and not budget.left_for(1.01)
     assert budget.patience == 0.25
-    clock[0] += 3.0
+    clock.now += 3.0
     assert not budget.left_for(0.0)
     assert budget.patience == 0.0
 
 
-def test_before_anything_is_known_all_is_allowed(clock):
-    budget = Budget(started=search.monotonic())
+def test_time_that_is_not_charged_is_not_spent():
+    clock = Clock()
+    budget = Budget(run_seconds=100.0, clock=clock)
+    with pytest.raises(ZeroDivisionError), budget.not_charged():
+        clock.now += 50.0
+        raise ZeroDivisionError
+    clock.now += 1.0
+    assert budget.spent == 1.0
+    assert budget.for_a_part().spent == 1.0
+
+
+def test_what_a_part_learns_is_not_of_the_run():
+    budget = Budget(run_seconds=100.0)
+    budget.for_a_part().learn(1.0)
+    assert budget.run_seconds == 100.0
+    budget.learn(7.0)
+    budget.learn(9.0)
+    assert budget.run_seconds == 7.0
+
+
+def test_before_anything_is_known_all_is_allowed():
+    budget = Budget(clock=Clock())
     assert budget.left_for(1e9)
     assert budget.patience == 0.3
 
 
 def test_the_clock_starts_with_the_search():
-    before = monotonic()
+    began = monotonic()
     budget = Budget()
-    assert before <= budget.started <= monotonic()
-    assert budget.spent >= 0.0
+    assert 0.0 <= budget.spent <= monotonic() - began
 
 
-def test_a_climb_ends_with_the_budget(clock):
+def test_a_climb_ends_with_the_budget():
     """The next size is expected to take twice its share of the growth."""
+    clock = Clock()
 
     def slow(candidate):
-        clock[0] += 0.5
+        clock.now += 0.5
         return 0.5 / candidate.chunk_size  # a run of 1024 / 8 blocks of 64 vectors: 4096 s, then 1024 s
 
-    budget = Budget(share=1.0, most=10.0, started=search.monotonic())
+    budget = Budget(share=1.0, most=10.0, clock=clock)
     # After the first: 163.8 s allowed, 0.5 spent, 4 s expected.  All may be tried.
     assert chunks(climbed(Machine(slow), budget=budget)) == [1, 4, 16, 64]
     # 512 s for the run leave 20.5; 20 of them are gone.
-    budget = Budget(share=1.0, most=10.0, run_seconds=512.0, started=search.monotonic() - 20.0)
+    budget = Budget(share=1.0, most=10.0, run_seconds=512.0, clock=clock)
+    clock.now += 20.0
     assert chunks(climbed(Machine(slow), budget=budget)) == [1]
 
 
-def test_setup_counts_in_what_the_next_size_is_expected_to_take(clock):
-    budget = Budget(share=1.0, most=1.0, run_seconds=25.0, started=search.monotonic())  # 1 s in all
+def test_setup_counts_in_what_the_next_size_is_expected_to_take():
+    budget = Budget(share=1.0, most=1.0, run_seconds=25.0, clock=Clock())  # 1 s in all
     quick = Machine(lambda c: 1e-6 / c.chunk_size)
     assert chunks(climbed(quick, budget=budget)) == [1, 4, 16, 64]
-    budget = Budget(share=1.0, most=1.0, run_seconds=25.0, started=search.monotonic())
+    budget = Budget(share=1.0, most=1.0, run_seconds=25.0, clock=Clock())
     linearising = Machine(lambda c: 1e-6 / c.chunk_size, setup=1.2)  # again, for the same batch
     assert chunks(climbed(linearising, budget=budget)) == [1]

@@ -259,7 +259,7 @@ WRONG_PLANS = {
     "more links than cuts": lambda plan: plan["factored"].update(cuts=[]),
     "no tree": lambda plan: plan | {"factored": without(plan["factored"], "tree")},
     "no sizes": lambda plan: without(plan, "batch_size"),
-    "no samples a block": lambda plan: plan.update(batch_size=0),
+    "no samples per batch": lambda plan: plan.update(batch_size=0),
     "no such method": lambda plan: plan.update(method="magic", factored=None),
     "factors without a plan": lambda plan: plan.update(factored=None),
 }

@@ -100,7 +100,7 @@ def test_killed_ten_times_at_random_moments_and_continued(folder: Path, tmp_path
         assert {path.name for path in (tmp_path / run).iterdir()} == {"out.h5", "log"}
     assert sum(of_run.count(-9) for of_run in codes.values()) >= 10
     told = "".join((tmp_path / run / "log").read_text() for run in codes)
-    assert "went on after" in told
+    assert "resumed after" in told
     assert "Traceback" not in told
 
 
@@ -363,12 +363,11 @@ def test_the_plan_is_taken_over_and_nothing_is_measured(place: Path, monkeypatch
     stopped_after(place, 1, **automatic, memory=200_000)
     with open_results(part_path(out)) as results:
         plan = json.loads(str(results.attrs["plan"]))
-    import jacli.choice.sizes as sizes
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("measured")
 
-    monkeypatch.setattr(sizes, "measure", refuse)
+    monkeypatch.setattr("jacli.choice.measure._Stopwatch.seconds", refuse)
     go_on(place, **automatic, memory=200_000)
     with open_results(out) as results:
         resumed = json.loads(str(results.attrs["plan"]))

@@ -15,8 +15,8 @@ import torch
 import jacli
 from jacli.choice.memory_limit import MemoryLimit
 from jacli.errors import OutputError
-from jacli.run.pipeline import Pipeline, WrittenBlock
-from jacli.store import BlockGivenUp, ResultWriter, open_results
+from jacli.run.pipeline import Pipeline, WrittenBatch
+from jacli.store import ResultWriter, WriteCancelled, open_results
 from tests.store.layouts import IMAGES, random_block
 
 CPU = torch.device("cpu")
@@ -44,7 +44,7 @@ class Writer:
         began = time.monotonic()
         while time.monotonic() - began < self.seconds:
             if given_up():
-                raise BlockGivenUp
+                raise WriteCancelled
             time.sleep(0.001)
         if start == self.fails_at:
             raise OutputError("The disk is full.")
@@ -63,8 +63,8 @@ class Writer:
         return max(0.0, 10 * self.commit_takes - (time.monotonic() - self._ended))
 
 
-def block(start: int) -> WrittenBlock:
-    return WrittenBlock(start, {}, "")
+def block(start: int) -> WrittenBatch:
+    return WrittenBatch(start, {}, "")
 
 
 def ignore(written: int, committed: int) -> None:
@@ -220,7 +220,7 @@ def test_into_a_real_file(tmp_path: Path) -> None:
         with Pipeline(writer, CPU, written=ignore) as pipeline:
             for start in range(0, 10, 4):
                 arrays = random_block(IMAGES, start, min(10, start + 4))
-                pipeline.put(WrittenBlock(start, arrays, "", {"plan": {"start": start}}))
+                pipeline.put(WrittenBatch(start, arrays, "", {"plan": {"start": start}}))
             pipeline.finish()
         writer.finish()
     with open_results(tmp_path / "out.h5") as results:
@@ -240,7 +240,7 @@ def test_the_next_block_is_computed_meanwhile_only_where_both_fit(
         asked.append((held, waiting))
         return both_fit
 
-    def noting(self: Pipeline, block: WrittenBlock, *, wait: bool = False) -> None:
+    def noting(self: Pipeline, block: WrittenBatch, *, wait: bool = False) -> None:
         waits.append(wait)
         put(self, block, wait=wait)
 

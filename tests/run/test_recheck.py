@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 import jacli
 from jacli.commands.verify import verify
-from jacli.engine.replicated_passes import AsRun, ways
+from jacli.engine.replicated_passes import SpreadOverCopies, as_run, ways
+from jacli.linear_map import DenseMap
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.options.config import from_options
 from jacli.run import recheck
@@ -388,9 +390,23 @@ def test_copies_of_a_block_pull_back_as_the_block(copies: int) -> None:
     network = TensorNetwork.of_module(frozen_twin(Convolution()))
     block = Linearized(network, torch.randn(2, *INPUT), {})
     u = torch.randn(2, N)
-    repeated = AsRun(block, batched=copies > 3, copies=copies, recurrent=False)
-    torch.testing.assert_close(repeated.pull(u), block.pull(u))
-    torch.testing.assert_close(repeated.outputs, block.outputs)
+    plan = {"method": "replicate", "chunk_size": copies} if copies <= 3 else {"method": "vmap"}
+    for passes in as_run(block, plan, recurrent=False):
+        torch.testing.assert_close(passes.pull(u), block.tape().vjp(u[None])[0])
+        torch.testing.assert_close(passes.outputs, block.outputs)
+
+
+def test_rows_spread_over_copies_are_a_linear_map() -> None:
+    """Of the batch itself, whatever the number of copies; and of some of its samples."""
+    matrices = torch.randn(2, N, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for copies in (1, 2, 5):
+        spread = SpreadOverCopies(DenseMap(matrices.repeat(copies, 1, 1)), copies, nullcontext)
+        u, v = torch.randn(3, 2, N).double(), torch.randn(3, 2, 6).double()
+        assert (spread.batch, spread.n_out, spread.n_in) == (2, N, 6)
+        torch.testing.assert_close(spread.vjp(u), DenseMap(matrices).vjp(u))
+        torch.testing.assert_close(spread.jvp(v), DenseMap(matrices).jvp(v))
+        second = spread.take(slice(1, 2))
+        torch.testing.assert_close(second.vjp(u[:, 1:]), DenseMap(matrices[1:]).vjp(u[:, 1:]))
 
 
 def test_ways_in_which_a_run_may_have_rounded() -> None:

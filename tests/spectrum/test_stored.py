@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import h5py
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 
 from jacli.spectrum import stored
-from jacli.spectrum.stored import StoredJacobian, box_extents
+from jacli.spectrum.stored import StoredJacobian
 
 
 @pytest.mark.parametrize("room", [1, 7, 60, 1000])
@@ -46,22 +45,3 @@ def test_several_output_axes_and_none(tmp_path: Path, monkeypatch: pytest.Monkey
             np.linalg.norm(array[1:], axis=1).reshape(1, 20), rel=1e-6
         )
         assert StoredJacobian(dataset, 0).singular_values(0, 2).values.shape == (2, 1)
-
-
-@pytest.mark.parametrize(
-    ("shape", "chunks", "room", "expected"),
-    [
-        ((3, 400, 400), (1, 1, 400), 4000, [1, 10, 400]),
-        ((3, 400, 400), (1, 1, 1), 4000, [1, 10, 400]),
-        ((3, 8, 8), (1, 8, 8), 10**6, [3, 8, 8]),
-        ((3, 8, 8), (3, 8, 8), 10, [1, 1, 8]),
-        ((16, 9), (4, 9), 90, [8, 9]),
-        ((), (), 5, []),
-    ],
-)
-def test_boxes_are_whole_chunks(
-    shape: tuple[int, ...], chunks: tuple[int, ...], room: int, expected: list[int]
-) -> None:
-    extents = box_extents(shape, chunks, room)
-    assert extents == expected
-    assert math.prod(extents) <= room

@@ -111,6 +111,15 @@ def test_factors_take_the_place_of_the_jacobian() -> None:
     assert 2**20 <= prod(large.datasets()["factors/right"].chunks) * 4 <= 4 * MIB
 
 
+def test_a_domain_that_is_not_the_inputs_has_axes_of_its_own() -> None:
+    layout = ResultLayout(10, (3, 5, 4), (7,), domain_shape=(8, 2), factor_width=2)
+    table = layout.datasets()
+    assert (table["jacobian"].shape, table["factors/right"].shape) == ((10, 8, 2, 7), (10, 2, 8, 2))
+    assert table["jacobian"].dims == ("batch", "domain_0", "domain_1", "n_classes")
+    assert table["factors/right"].dims == ("batch", "bottleneck", "domain_0", "domain_1")
+    assert (table["inputs"].shape, table["inputs"].dims) == ((10, 3, 5, 4), ("batch", "c", "h", "w"))
+
+
 def test_bytes_follow_the_dtypes() -> None:
     sizes = bytes_on_disk(ResultLayout(10, (3, 5, 4), (7,), save_dtype="float16", output_dtype="float64"))
     assert sizes["jacobian"] == 10 * 60 * 7 * 2

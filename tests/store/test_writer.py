@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jacli.errors import OutputError, UsageError
-from jacli.store import BlockGivenUp, ResultLayout, ResultWriter, open_results, part_path
+from jacli.store import ResultLayout, ResultWriter, WriteCancelled, open_results, part_path
 from jacli.store.sink import FileSink
 from tests.store.layouts import IMAGES, random_block, write_file
 
@@ -306,7 +306,7 @@ def test_a_large_block_can_be_given_up_halfway(tmp_path: Path) -> None:
 
     block = {**random_block(layout, 0, 2), "jacobian": np.broadcast_to(np.float32(1), (2, 3, 128, 128, 200))}
     with (
-        pytest.raises(BlockGivenUp),
+        pytest.raises(WriteCancelled),
         ResultWriter.create(tmp_path / "out.h5", layout, {}, overwrite=False) as writer,
     ):
         writer.write_block(0, block)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
-from jacli.verify import StoredProducts, StoredSample, recheck, recheck_tolerance
+from jacli.verify import PlainPasses, StoredProducts, StoredSample, recheck, recheck_tolerance
 from jacli.verify.recheck import N_NEARBY, N_PROBES, N_ROWS
 from tests.cases import CASES, build
 from tests.toy_models import Confident
@@ -34,13 +34,16 @@ def linearized(module: nn.Module, x: Tensor, case=None) -> Linearized:
     return Linearized(network, x, {})
 
 
+plain = PlainPasses.at
+
+
 def jacobian(linearization: Linearized, position: int) -> Tensor:
     """By plain reverse passes, in the linearisation's own dtype; (n_out, n_in)."""
     rows = []
     for row in range(linearization.n_out):
         cotangents = torch.zeros(linearization.batch, linearization.n_out, dtype=linearization.dtype)
         cotangents[:, row] = 1
-        rows.append(linearization.pull(cotangents)[position])
+        rows.append(linearization.tape().vjp(cotangents[None])[0, position])
     return torch.stack(rows)
 
 
@@ -78,7 +81,7 @@ def test_right_results_pass(name: str, dtype: torch.dtype) -> None:
             found = recheck(
                 stored,
                 reference,
-                lambda p=position: [(run, p)],
+                lambda p=position: [(PlainPasses.at(run), p)],
                 position=position,
                 tolerance=tolerance,
                 seed=3,
@@ -176,7 +179,14 @@ PLANTED: dict[str, Callable[[torch.Generator, Tensor], Tensor]] = {
 def found_in(honest, dense: Tensor, seed: int, *, outputs=None, norms=None, save: str = "full"):
     reference, _, true_outputs = honest
     stored = sample_of(dense, true_outputs if outputs is None else outputs, norms, save=save)
-    return recheck(stored, reference, lambda: [(reference, 1)], position=1, tolerance=TOLERANCE, seed=seed)
+    return recheck(
+        stored,
+        reference,
+        lambda: [(plain(reference), 1)],
+        position=1,
+        tolerance=TOLERANCE,
+        seed=seed,
+    )
 
 
 @pytest.mark.parametrize("norms", ["of the wrong one", "of the right one"])
@@ -237,7 +247,7 @@ def test_errors_are_found_in_every_case(name: str) -> None:
         found = recheck(
             sample_of(wrong, outputs),
             reference,
-            lambda: [(reference, 1)],
+            lambda: [(plain(reference), 1)],
             position=1,
             tolerance=TOLERANCE,
             seed=seed,
@@ -303,7 +313,12 @@ def test_a_kink_is_no_error() -> None:
     reference = linearized(frozen_twin(module).double(), x.double())
     dense, outputs = jacobian(run, 0), run.outputs[0]
     found = recheck(
-        sample_of(dense, outputs), reference, lambda: [(run, 0)], position=0, tolerance=1e-4, seed=0
+        sample_of(dense, outputs),
+        reference,
+        lambda: [(plain(run), 0)],
+        position=0,
+        tolerance=1e-4,
+        seed=0,
     )
     assert found.near_kink
     assert not found.failed
@@ -317,7 +332,12 @@ def test_a_kink_is_no_error() -> None:
     for seed in SEEDS:  # a kink excuses nothing else
         wrong = dense * (1 + 20 * 1e-4)
         found = recheck(
-            sample_of(wrong, outputs), reference, lambda: [(run, 0)], position=0, tolerance=1e-4, seed=seed
+            sample_of(wrong, outputs),
+            reference,
+            lambda: [(plain(run), 0)],
+            position=0,
+            tolerance=1e-4,
+            seed=seed,
         )
         assert found.failed
         assert not found.near_kink
@@ -339,7 +359,7 @@ def test_samples_that_influence_one_another_are_found(share: float) -> None:
     found = recheck(
         sample_of(dense, reference.outputs[1]),
         reference,
-        lambda: [(reference, 1)],
+        lambda: [(plain(reference), 1)],
         position=1,
         tolerance=1e-4,
         seed=0,
@@ -355,7 +375,7 @@ def jacobian_alone(linearization: Linearized, position: int) -> Tensor:
     for row in range(linearization.n_out):
         cotangents = torch.zeros(linearization.batch, linearization.n_out, dtype=linearization.dtype)
         cotangents[position, row] = 1
-        rows.append(linearization.pull(cotangents)[position])
+        rows.append(linearization.tape().vjp(cotangents[None])[0, position])
     return torch.stack(rows)
 
 
@@ -376,7 +396,7 @@ def test_infinite_slopes_in_both_agree() -> None:
     found = recheck(
         sample_of(dense.nan_to_num(0, 0, 0), reference.outputs[0]),
         reference,
-        lambda: [(reference, 0)],
+        lambda: [(plain(reference), 0)],
         position=0,
         tolerance=1e-9,
         seed=0,
@@ -395,7 +415,7 @@ def test_sizes_whose_squares_leave_the_range(size: float) -> None:
 
     def found(wrong: Tensor):
         stored = sample_of(wrong, reference.outputs[1])
-        return recheck(stored, reference, lambda: [(reference, 1)], position=1, tolerance=1e-4, seed=0)
+        return recheck(stored, reference, lambda: [(plain(reference), 1)], position=1, tolerance=1e-4, seed=0)
 
     assert not found(dense).failed
     assert found(dense * 1.01).failed
@@ -437,13 +457,13 @@ def test_what_a_batch_does_to_a_sample_is_no_kink(how: str) -> None:
     run = linearized(module, x)
     reference = linearized(frozen_twin(module).double(), x[:2].double())
     assert recheck(
-        sample_of(jacobian_alone(run, 0), run.outputs[0]), reference, lambda: [(run, 0)],
+        sample_of(jacobian_alone(run, 0), run.outputs[0]), reference, lambda: [(plain(run), 0)],
         position=0, tolerance=1e-4, seed=0,
     ).failed == (how == "at a kink of a neighbour")  # fmt: skip
     found = recheck(
         sample_of(jacobian_alone(run, 1), run.outputs[1]),
         reference,
-        lambda: [(run, 1)],
+        lambda: [(plain(run), 1)],
         position=1,
         tolerance=1e-4,
         seed=0,
@@ -485,7 +505,7 @@ def test_kinks_of_every_kind_are_seen(kind: str) -> None:
         reference = linearized(frozen_twin(module).double(), x.double())
         dense = jacobian(run, 0)
         options = {"position": 0, "tolerance": 1e-4, "seed": seed}
-        found = recheck(sample_of(dense, run.outputs[0]), reference, lambda r=run: [(r, 0)], **options)
+        found = recheck(sample_of(dense, run.outputs[0]), reference, lambda r=run: [(plain(r), 0)], **options)
         assert not found.failed
         kinks += found.near_kink
     assert kinks >= 5
@@ -496,18 +516,15 @@ def test_outputs_that_differ_are_excused_by_no_kink() -> None:
     run = linearized(module, x)
     reference = linearized(frozen_twin(module).double(), x.double())
 
-    class Shifted:
+    class Shifted(PlainPasses):
         """The run's own passes, which agree with the shifted outputs too."""
-
-        def __getattr__(self, name: str):
-            return getattr(run, name)
 
         @property
         def outputs(self) -> Tensor:
             return run.outputs + 0.01
 
     stored = sample_of(jacobian(run, 0), run.outputs[0] + 0.01)
-    found = recheck(stored, reference, lambda: [(Shifted(), 0)], position=0, tolerance=1e-4, seed=0)
+    found = recheck(stored, reference, lambda: [(Shifted.at(run), 0)], position=0, tolerance=1e-4, seed=0)
     assert found.failed
     assert not found.near_kink
 
@@ -544,7 +561,7 @@ def test_what_float32_is_too_coarse_for_is_told_from_a_wrong_method(scale: float
     coarse = 0
     for position in range(24):
         dense, outputs = jacobian(run, position), run.outputs[position]
-        ours = partial(lambda at: [(run, at)], position)
+        ours = partial(lambda at: [(PlainPasses.at(run), at)], position)
         options = {"position": position, "tolerance": 1e-4, "seed": position}
         found = recheck(sample_of(dense, outputs), reference, ours, **options)
         assert found.failed == found.rounding  # badly conditioned ones count as kinks

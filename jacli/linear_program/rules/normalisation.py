@@ -1,7 +1,11 @@
-"""Rules of normalisations: by constants (a scale a channel) and by a sample's own statistics."""
+"""Rules of normalisations: by constants (one scale per channel), and by the statistics of each sample.
+
+Axes: n samples, c channels, h w pixels; m numbers are normalised together.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +13,12 @@ from torch import Tensor
 
 from jacli.linear_program.call import Call, NoRule
 from jacli.linear_program.local_map import Diagonal, LocalMap, Reshaped
+from jacli.linear_program.rule import linear, rule
 
 
-def batch_norm(call: Call) -> None:
-    """When evaluating, a constant scale a channel, ``weight / sqrt(var + eps)``."""
+@linear("batch_norm", "native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training")
+def batch_norm(call: Call) -> Sequence[LocalMap]:
+    """``y_c = s_c (x_c - mean_c) + b_c;  dy_c = s_c dx_c``, s_c = w_c / sqrt(var_c + eps), in eval mode."""
     call.only("input")
     trained = call["training"] if call.has("training") else False
     if trained or call["running_var"] is None or call.item not in (None, 0):
@@ -23,44 +29,49 @@ def batch_norm(call: Call) -> None:
     if call["weight"] is not None:
         factors = factors * call["weight"]
         keys.append(call.key("weight"))
-    dim = call.out.dim()
-    call.edge("input", call.scale(factors, axis=1 - dim, keys=keys))
+    return [call.scale(factors, axis=1 - call.out.dim(), keys=keys)]
 
 
 @dataclass(frozen=True)
 class Normalised:
-    """``z = (x - mean) / sqrt(var + eps)`` over the last axis: J = (I - 11'/n - zz'/n) / sqrt(var + eps).
+    """``z = (x - mean) / s`` over the last axis, s = sqrt(var + eps):  ``dz = (I - 1 1ᵀ/m - z zᵀ/m) dx / s``.
 
-    Symmetric: what pulls a cotangent pushes a tangent.
+    J is symmetric, so that the vjp and the jvp are the same.
 
     Attributes:
-        z: ``(..., n)``.
+        z: ``(..., m)``.
         inverse: ``1 / sqrt(var + eps)``, ``(..., 1)``.
     """
 
     z: Tensor
     inverse: Tensor
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        n = self.z.shape[-1]
-        along = torch.linalg.vecdot(g, self.z.expand_as(g)).unsqueeze(-1)
-        centred = g.sub_(g.mean(-1, keepdim=True)) if mine else g - g.mean(-1, keepdim=True)
-        return centred.addcmul_(self.z.expand_as(g), along, value=-1 / n).mul_(self.inverse)
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
+        m = self.z.shape[-1]
+        along = torch.linalg.vecdot(g, self.z.expand_as(g)).unsqueeze(-1)  # k ... m, ... m -> k ... 1
+        centred = g.sub_(g.mean(-1, keepdim=True)) if may_overwrite else g - g.mean(-1, keepdim=True)
+        return centred.addcmul_(self.z.expand_as(g), along, value=-1 / m).mul_(self.inverse)
 
-    push = pull
+    jvp = vjp
 
 
+def _normalised(call: Call, rows: Tensor) -> Normalised:
+    """The normalisation of rows ``(..., m)``, with statistics in the model's dtype."""
+    variance, mean = torch.var_mean(rows, -1, correction=0, keepdim=True)
+    inverse = (variance + call["eps"]).rsqrt()
+    dtype = call.settings.dtype
+    return Normalised(((rows - mean) * inverse).to(dtype), inverse.to(dtype))
+
+
+@rule("layer_norm", "native_layer_norm")
 def layer_norm(call: Call) -> None:
-    """Over the last axes, then a constant scale and shift."""
+    """``y = w * z + b, z = (x - mean) / s over the last axes;  dy = w * dz`` (`Normalised`)."""
     call.only("input")
     if call.item not in (None, 0):
         raise NoRule
     x, axes = call["input"], len(call["normalized_shape"])
     rows = x.flatten(-axes) if axes > 1 else x
-    variance, mean = torch.var_mean(rows, -1, correction=0, keepdim=True)
-    inverse = (variance + call["eps"]).rsqrt()
-    dtype = call.passes.dtype
-    maps: list[LocalMap] = [Normalised(((rows - mean) * inverse).to(dtype), inverse.to(dtype))]
+    maps: list[LocalMap] = [_normalised(call, rows)]
     if axes > 1:
         maps = [Reshaped(x.shape, rows.shape), *maps, Reshaped(rows.shape, x.shape)]
     if call["weight"] is not None and axes == 1:
@@ -70,19 +81,17 @@ def layer_norm(call: Call) -> None:
     call.edge("input", *maps)
 
 
+@rule("group_norm", "native_group_norm")
 def group_norm(call: Call) -> None:
-    """Over groups of channels and all pixels of a sample, then a constant scale a channel."""
+    """``y_c = w_c z_c + b_c, z = (x - mean) / s over a group;  dy_c = w_c dz_c`` (`Normalised`)."""
     call.only("input")
     groups = call["num_groups"] if call.has("num_groups") else call["group"]
     if call.item not in (None, 0):
         raise NoRule
     x = call["input"]
-    rows = x.reshape(x.shape[0], groups, -1)
-    variance, mean = torch.var_mean(rows, -1, correction=0, keepdim=True)
-    inverse = (variance + call["eps"]).rsqrt()
-    dtype = call.passes.dtype
-    normalised = Normalised(((rows - mean) * inverse).to(dtype), inverse.to(dtype))
-    maps: list[LocalMap] = [Reshaped(x.shape, rows.shape), normalised, Reshaped(rows.shape, x.shape)]
+    rows = x.reshape(x.shape[0], groups, -1)  # n (g c) h w -> n g (c h w)
+    maps: list[LocalMap] = [Reshaped(x.shape, rows.shape), _normalised(call, rows)]
+    maps.append(Reshaped(rows.shape, x.shape))
     if call["weight"] is not None:
         maps.append(call.scale(call["weight"], axis=1 - x.dim(), keys=[call.key("weight")]))
     call.edge("input", *maps)

@@ -1,6 +1,11 @@
-"""Rules of operators that act number by number: a factor each, computed once a block."""
+"""Rules of operators that act number by number: each multiplies by a slope, computed once per batch.
+
+In all formulas ``*`` is the product number by number; operands of different shapes are broadcast.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,68 +13,69 @@ from torch import Tensor
 from jacli.linear_program.call import Call, NoRule
 from jacli.linear_program.graph import NotTraceableError, operator_name
 from jacli.linear_program.local_map import Broadcast, Diagonal, LocalMap, Multiple
+from jacli.linear_program.rule import bilinear, elementwise, linear, rule
 
 
-def pointwise(call: Call) -> None:
-    """``y = f(x)`` of each number: the factor is f'(x), as autograd gives it for a cotangent of ones."""
-    name, factors = _slopes(call)
-    call.edge(name, Diagonal(factors))
-
-
-def mask(call: Call) -> None:
-    """Where the factor is 0 or 1: torch picks by it and does not multiply, which matters at infinity."""
-    name, factors = _slopes(call)
-    call.edge(name, Diagonal(factors != 0))
-
-
-def steep(call: Call) -> None:
-    """Where the factor may be infinite, as that of a root is at zero."""
-    name, factors = _slopes(call)
-    _require_finite(call, factors)
-    call.edge(name, Diagonal(factors))
-
-
-def _slopes(call: Call) -> tuple[str, Tensor]:
-    """The operand's name, and f' at each of its numbers."""
-    name = "input" if call.has("input") and not call.has("self") else "self"
-    call.only(name)
-    x = call[name]
-    if call.out.shape != x.shape:  # a larger exponent or bound: the operand is broadcast
-        raise NoRule
+def autograd_slope(call: Call) -> Tensor:
+    """``f'(x)``, as autograd gives it for a cotangent of ones."""
     with torch.enable_grad():
-        leaf = x.detach().requires_grad_(True)
-        arguments = (leaf, *call.args[1:])
-        y = call.node.target(*arguments, **call.kwargs)  # type: ignore[operator]
-        (factors,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
-    return name, factors
+        x = call[call.first].detach().requires_grad_(True)
+        y = call.node.target(x, *call.args[1:], **call.kwargs)  # type: ignore[operator]
+        slope: Tensor = torch.autograd.grad(y, x, torch.ones_like(y))[0]
+    return slope
 
 
-def _require_finite(call: Call, factors: Tensor) -> None:
-    """An infinite factor times a zero is no number, where autograd may never have multiplied them.
+def autograd_mask(call: Call) -> Tensor:
+    """``f'(x)`` where it is 0 or 1: torch selects by it and does not multiply, which matters at infinity."""
+    return autograd_slope(call) != 0
+
+
+def finite_autograd_slope(call: Call) -> Tensor:
+    """``f'(x)`` where it may be infinite, like that of a root at zero.
 
     Raises:
-        NotTraceableError: Plain passes have to serve this block.
+        NotTraceableError: It is not finite at some sample.
     """
-    if not bool(factors.isfinite().all()):
+    return _finite(call, autograd_slope(call))
+
+
+def _finite(call: Call, slope: Tensor) -> Tensor:
+    """The slope, if it is finite: an infinite slope times zero is NaN where autograd may never multiply them.
+
+    Raises:
+        NotTraceableError: It is not; only plain reverse passes are right at this batch.
+    """
+    if not bool(slope.isfinite().all()):
         raise NotTraceableError(f"the slope of {operator_name(call.node)} is not finite at some point")
+    return slope
 
 
-def relu(call: Call) -> None:
-    """0 where the result is, else 1 (at NaN too), as autograd has it."""
-    call.edge("self", Diagonal(call.out.le(0).logical_not_()))
+elementwise("relu", slope=lambda call: call.out.le(0).logical_not_())  # [y > 0], and 1 at NaN as in autograd
+elementwise("clamp", "clamp_min", "clamp_max", "clip", slope=autograd_mask)
+elementwise("hardtanh", "relu6", "threshold", "hardshrink", slope=autograd_mask)
+elementwise("sqrt", "rsqrt", "reciprocal", "pow", slope=finite_autograd_slope)
+elementwise("log", "log1p", "log2", "log10", slope=finite_autograd_slope)
+elementwise("asin", "acos", "acosh", "atanh", slope=finite_autograd_slope)
+elementwise("gelu", "silu", "mish", "elu", "selu", "celu", "leaky_relu", "prelu", slope=autograd_slope)
+elementwise("hardswish", "hardsigmoid", "softplus", "softshrink", slope=autograd_slope)
+elementwise("sigmoid", "log_sigmoid", "tanh", slope=autograd_slope)
+elementwise("exp", "expm1", "exp2", "square", "neg", "abs", slope=autograd_slope)
+elementwise("sin", "cos", "tan", "atan", "sinh", "cosh", "asinh", "sinc", slope=autograd_slope)
+elementwise("erf", "erfc", "lgamma", "nan_to_num", slope=autograd_slope)
 
 
-def mul(call: Call) -> None:
-    """``self * other``, broadcast; each is the other's factor."""
-    for name, other in (("self", call["other"]), ("other", call["self"])):
-        if not isinstance(other, Tensor):
-            call.edge(name, Multiple(float(other)))
-        else:
-            _factor(call, name, other)
+def _times(call: Call, operand: str, other: str) -> Sequence[LocalMap]:
+    """``dx -> dx * other``."""
+    factors = call[other]
+    return _scaled(call, operand, factors) if isinstance(factors, Tensor) else [Multiple(float(factors))]
 
 
-def div(call: Call) -> None:
-    """``self / other``, broadcast: factors ``1 / other`` and ``- self / other^2``."""
+bilinear("mul", "multiply", a="self", b="other", times_b=_times, times_a=_times)  # y = a * b
+
+
+@rule("div", "divide", "true_divide")
+def divide(call: Call) -> None:
+    """``y = a / b;  dy = da / b - (y / b) * db``."""
     if call.has("rounding_mode") and call["rounding_mode"] is not None:
         raise NoRule
     b = call["other"]
@@ -79,35 +85,28 @@ def div(call: Call) -> None:
     b = b.to(call.out.dtype)
     for name, factors in (("self", b.reciprocal()), ("other", -call.out / b)):
         if call.is_live(name):
-            _require_finite(call, factors)
-            _factor(call, name, factors)
+            call.edge(name, *_scaled(call, name, _finite(call, factors)))
 
 
-def _factor(call: Call, name: str, factors: Tensor) -> None:
-    """An operand with a factor each, after it was broadcast to the shape of the result."""
-    value = call[name]
-    if not call.is_live(name):
-        return
-    spread: list[LocalMap] = []
-    if value.shape != call.out.shape:
-        spread = [Broadcast(value.shape, call.out.shape)]
-    call.edge(name, *spread, _diagonal(call, factors))
-
-
-def _diagonal(call: Call, factors: Tensor) -> LocalMap:
-    if not factors.is_floating_point() and factors.dtype != torch.bool:
-        factors = factors.to(call.out.dtype)  # two small integers, folded, would overflow
-    return Diagonal(factors.expand(call.out.shape))
-
-
+@rule("where")
 def where(call: Call) -> None:
-    """``self`` where the condition holds, else ``other``."""
+    """``y = m * a + (1 - m) * b;  dy = m * da + (1 - m) * db``, with the condition m."""
     for name, chosen in (("self", call["condition"]), ("other", ~call["condition"])):
-        if isinstance(call[name], Tensor):
-            _factor(call, name, chosen)
+        if call.is_live(name):
+            call.edge(name, *_scaled(call, name, chosen))
 
 
-def masked_fill(call: Call) -> None:
-    """``self`` where the mask does not hold."""
+@linear("masked_fill")
+def masked_fill(call: Call) -> Sequence[LocalMap]:
+    """``y = (1 - m) * x + m value;  dy = (1 - m) * dx``, with the mask m."""
     call.only("self")
-    _factor(call, "self", ~call["mask"])
+    return _scaled(call, "self", ~call["mask"])
+
+
+def _scaled(call: Call, operand: str, factors: Tensor) -> list[LocalMap]:
+    """``dx -> factors * dx``, after broadcasting the operand to the shape of the result."""
+    shape = call[operand].shape
+    if not factors.is_floating_point() and factors.dtype != torch.bool:
+        factors = factors.to(call.out.dtype)  # the product of two small integers may overflow
+    spread: list[LocalMap] = [] if shape == call.out.shape else [Broadcast(shape, call.out.shape)]
+    return [*spread, Diagonal(factors.expand(call.out.shape))]

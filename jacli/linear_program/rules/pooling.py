@@ -1,4 +1,7 @@
-"""Rules of pools."""
+"""Rules of pools and of nearest-neighbour upsampling.
+
+Axes: k vectors, n samples, c channels, h w pixels, a b windows of p x q pixels.
+"""
 
 from __future__ import annotations
 
@@ -10,135 +13,139 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jacli.device.hardware import is_gpu
 from jacli.linear_program.call import Call, NoRule
-from jacli.linear_program.local_map import Diagonal, Transposed
-from jacli.linear_program.prepared import Passes
+from jacli.linear_program.local_map import Diagonal, LocalMap, Transposed
+from jacli.linear_program.pass_settings import PassSettings
+from jacli.linear_program.rule import linear
 
 aten = torch.ops.aten
 
 
-class Winners:
-    """Max-pooling: every window hears from its winner.
+class MaxPool:
+    """Max-pooling: each output is the input at its argmax.  ``dy_a = dx_argmax(a)``, ``x̄_argmax(a) += ȳ_a``.
 
     Args:
-        index: Flat pixel of the winner of each window, ``(batch, c, h_out, w_out)``.
+        argmax: Flat pixel of the argmax of each window, ``n c a b``.
         window: Arguments of the pool: kernel, stride, padding, dilation, ceil_mode.
-        shape_in: ``(batch, c, h, w)``.
-        passes: How vectors are carried.
+        shape_in: ``n c h w``.
+        settings: Of the passes.
     """
 
-    def __init__(self, index: Tensor, window: Sequence[object], shape_in: torch.Size, passes: Passes) -> None:
-        self._index = index
+    def __init__(
+        self, argmax: Tensor, window: Sequence[object], shape_in: torch.Size, settings: PassSettings
+    ) -> None:
+        self._argmax = argmax
         self._window = window
         self._shape_in = shape_in
-        self._passes = passes
+        self._settings = settings
         self._repeated: Tensor | None = None
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        k, batch = len(g), self._shape_in[0]
-        if self._repeated is None or len(self._repeated) != k * batch:
-            index = self._index.expand(k, *self._index.shape).reshape(k * batch, *self._index.shape[1:])
-            self._repeated = self._passes.images(index)
-        windows = self._passes.images(g.reshape(k * batch, *g.shape[2:]))
-        like = self._passes.empty_images(g, (k * batch, *self._shape_in[1:]))
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
+        k, n = len(g), self._shape_in[0]
+        if self._repeated is None or len(self._repeated) != k * n:
+            argmax = self._argmax.expand(k, *self._argmax.shape).reshape(k * n, *self._argmax.shape[1:])
+            self._repeated = self._settings.images(argmax)
+        windows = self._settings.images(g.reshape(k * n, *g.shape[2:]))  # k n c a b -> (k n) c a b
+        like = self._settings.empty_images(g, (k * n, *self._shape_in[1:]))
         pixels: Tensor = aten.max_pool2d_with_indices_backward(windows, like, *self._window, self._repeated)
-        return pixels.view(k, batch, *pixels.shape[1:])
+        return pixels.view(k, n, *pixels.shape[1:])
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        index = self._index.flatten(2).expand(len(t), -1, -1, -1)
-        return t.flatten(3).gather(3, index).view(len(t), *self._index.shape)
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
+        argmax = self._argmax.flatten(2).expand(len(t), -1, -1, -1)  # n c a b -> k n c (a b)
+        return t.flatten(3).gather(3, argmax).view(len(t), *self._argmax.shape)
 
-    def behind(self, factors: Tensor) -> Diagonal:
-        """A diagonal map before this one as one behind it: each window hears through its winner's factor."""
-        at_winners = factors.expand(self._shape_in).flatten(2).gather(2, self._index.flatten(2))
-        return Diagonal(at_winners.view(self._index.shape))
+    def commute_diagonal(self, factors: Tensor) -> Diagonal:
+        """The diagonal map E with ``pool D = E pool``: E has the factor of each window's argmax."""
+        at_argmax = factors.expand(self._shape_in).flatten(2).gather(2, self._argmax.flatten(2))
+        return Diagonal(at_argmax.view(self._argmax.shape))
 
 
-class ApartWinners(Winners):
-    """Max-pooling with windows that do not overlap: cotangents spread over them, times a mask of winners.
+class NonOverlappingMaxPool(MaxPool):
+    """Max-pooling whose windows do not overlap: the vjp repeats each cotangent over its window, times a mask.
 
-    Several times as fast as adding numbers up where they may meet.
+    This is several times as fast as the sum that overlapping windows need.
 
     Args:
-        index: As `Winners`.
-        window: As `Winners`; kernel equal to stride, no padding.
-        side: Height and width of a window.
-        shape_in: As `Winners`.
-        passes: As `Winners`.
-        factors: A diagonal map behind, ``(batch, c, h_out, w_out)``, taken into the mask.
+        argmax: As `MaxPool`.
+        window: As `MaxPool`; kernel equal to stride, no padding.
+        side: Height and width of a window, ``(p, q)``.
+        shape_in: As `MaxPool`.
+        settings: As `MaxPool`.
+        factors: A diagonal map after the pool that it absorbs, ``n c a b``.
     """
 
     def __init__(
         self,
-        index: Tensor,
+        argmax: Tensor,
         window: Sequence[object],
         side: tuple[int, int],
         shape_in: torch.Size,
-        passes: Passes,
+        settings: PassSettings,
         factors: Tensor | None = None,
     ) -> None:
-        super().__init__(index, window, shape_in, passes)
+        super().__init__(argmax, window, shape_in, settings)
         self._side = side
         self._factors = factors
         self._mask: Tensor | None = None
 
-    def _winners(self) -> Tensor:
-        """``(batch, h_out, down, w_out across c)``: factors at the winners, else zeros."""
-        (_, c, _, width), (down, across) = self._shape_in, self._side
-        index = self._index.to(torch.int32)
-        factors = self._factors
+    def _argmax_mask(self) -> Tensor:
+        """``n a p (b q c)``: the factors at each argmax (1 without factors), else zeros."""
+        (_, c, _, width), (p, q) = self._shape_in, self._side
+        argmax, factors = self._argmax.to(torch.int32), self._factors
         if factors is not None and factors.dtype == torch.bool:
-            index, factors = index.masked_fill(~factors, -1), None
-        h, w = index.shape[2:]
-        rows = torch.arange(h * down, dtype=torch.int32, device=index.device).view(h, down, 1)
-        columns = torch.arange(w * across, dtype=torch.int32, device=index.device)
-        pixels = (rows * width + columns).repeat_interleave(c, 2)
-        mask = (self._wide(index)[:, :, None] == pixels).to(self._passes.dtype)
-        return mask if factors is None else mask.mul_(self._wide(factors)[:, :, None])
+            argmax, factors = argmax.masked_fill(~factors, -1), None
+        a, b = argmax.shape[2:]
+        rows = torch.arange(a * p, dtype=torch.int32, device=argmax.device).view(a, p, 1)
+        columns = torch.arange(b * q, dtype=torch.int32, device=argmax.device)
+        pixels = (rows * width + columns).repeat_interleave(c, 2)  # a p (b q c)
+        mask = (self._repeated_in_rows(argmax)[:, :, None] == pixels).to(self._settings.dtype)
+        return mask if factors is None else mask.mul_(self._repeated_in_rows(factors)[:, :, None])
 
-    def _wide(self, windows: Tensor) -> Tensor:
-        """``(..., c, h_out, w_out)`` to ``(..., h_out, w_out across c)``: repeated across, channels last.
+    def _repeated_in_rows(self, windows: Tensor) -> Tensor:
+        """``... c a b -> ... a (b q c)``: each window's number repeated q times, channels last.
 
-        Then products run over whole lines, not over the channels of one pixel.
+        Products then run over whole rows of the image instead of over the channels of one pixel.
         """
-        *batch, c, h, w = windows.shape
-        last = windows.movedim(-3, -1)[..., None, :].expand(*batch, h, w, self._side[1], c)
-        return last.reshape(*batch, h, -1)
+        *batch, c, a, b = windows.shape
+        last = windows.movedim(-3, -1)[..., None, :].expand(*batch, a, b, self._side[1], c)
+        return last.reshape(*batch, a, -1)
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
         if self._mask is None:
-            self._mask = self._winners()
-        k, (batch, c, height, width) = len(g), self._shape_in
-        (down, across), (h, w) = self._side, self._index.shape[2:]
-        pixels = (self._wide(g)[:, :, :, None] * self._mask).view(k, batch, h * down, w * across, c)
-        if (h * down, w * across) != (height, width):
-            pixels = F.pad(pixels, (0, 0, 0, width - w * across, 0, height - h * down))
-        return pixels.permute(0, 1, 4, 2, 3)
+            self._mask = self._argmax_mask()
+        k, (n, c, height, width) = len(g), self._shape_in
+        (p, q), (a, b) = self._side, self._argmax.shape[2:]
+        rows = self._repeated_in_rows(g)[:, :, :, None] * self._mask  # k n a p (b q c)
+        pixels = rows.view(k, n, a * p, b * q, c)
+        if (a * p, b * q) != (height, width):
+            pixels = F.pad(pixels, (0, 0, 0, width - b * q, 0, height - a * p))
+        return pixels.permute(0, 1, 4, 2, 3)  # k n h w c -> k n c h w
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        pooled = super().push(t, mine=mine)
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
+        pooled = super().jvp(t, may_overwrite=may_overwrite)
         return pooled if self._factors is None else pooled.mul_(self._factors)
 
-    def times(self, factors: Tensor) -> ApartWinners:
-        """This map, then a diagonal one."""
+    def absorb_diagonal(self, factors: Tensor) -> NonOverlappingMaxPool:
+        """The product of a diagonal map and this one, ``D pool``, as one map."""
         both = factors if self._factors is None else self._factors * factors
-        return ApartWinners(self._index, self._window, self._side, self._shape_in, self._passes, both)
+        return NonOverlappingMaxPool(
+            self._argmax, self._window, self._side, self._shape_in, self._settings, both
+        )
 
 
-def max_pool2d(call: Call) -> None:
-    """``max_pool2d`` with or without its winners."""
-    if call.item not in (None, 0):
-        raise NoRule
+@linear("max_pool2d", "max_pool2d_with_indices")
+def max_pool2d(call: Call) -> Sequence[LocalMap]:
+    """``y_a = max x over window a;  dy_a = dx_argmax(a),  x̄_argmax(a) += ȳ_a``."""
     x = call["self"]
+    if call.item not in (None, 0) or x.dim() != 4:
+        raise NoRule
     window = _window(call)
     kernel, stride, padding, dilation, ceil_mode = window
-    if x.dim() != 4:
-        raise NoRule
-    index = call.results[1]
+    argmax = call.results[1]
     if kernel == stride and max(padding) == 0 and max(dilation) == 1 and not ceil_mode:
-        call.edge("self", ApartWinners(index, window, (kernel[0], kernel[1]), x.shape, call.passes))
-    else:
-        call.edge("self", Winners(index, window, x.shape, call.passes))
+        return [NonOverlappingMaxPool(argmax, window, (kernel[0], kernel[1]), x.shape, call.settings)]
+    return [MaxPool(argmax, window, x.shape, call.settings)]
 
 
 def _window(call: Call) -> tuple[list[int], list[int], list[int], list[int], bool]:
@@ -154,72 +161,73 @@ def _pair(value: int | Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Averages:
-    """Average-pooling, whose windows are the same for every vector and sample.
+class AveragePool:
+    """Average-pooling: ``dy_a = Σ dx / d over window a,  x̄_i = Σ ȳ_a / d over the windows a of pixel i``.
 
     Attributes:
         window: Arguments of the pool: kernel, stride, padding, ceil_mode, count_include_pad, divisor.
         shape_in: Of the operand.
         shape_out: Of the result.
-        passes: How vectors are carried.
+        settings: Of the passes.
     """
 
     window: tuple[Any, ...]
     shape_in: torch.Size
     shape_out: torch.Size
-    passes: Passes
+    settings: PassSettings
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
         windows = g.reshape(-1, *self.shape_out[1:])
         like_shape = (len(windows), *self.shape_in[1:])
         padding = self.window[2]
-        if windows.is_cuda and max(padding):
-            # With channels last, CUDA's kernel forgets the padding: wrong numbers, no error, up to torch 2.13
+        if is_gpu(windows.device) and max(padding):
+            # With channels last, GPU kernels forget the padding: wrong numbers, no error, up to torch 2.13
             # (https://github.com/pytorch/pytorch/issues/188344).
             windows, like = windows.contiguous(), windows.new_empty(like_shape)
         else:
-            windows, like = self.passes.images(windows), self.passes.empty_images(g, like_shape)
+            windows, like = self.settings.images(windows), self.settings.empty_images(g, like_shape)
         pixels: Tensor = aten.avg_pool2d_backward(windows, like, *self.window)
         return pixels.view(len(g), *self.shape_in)
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        pixels = self.passes.images(t.reshape(-1, *self.shape_in[1:]))
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
+        pixels = self.settings.images(t.reshape(-1, *self.shape_in[1:]))
         windows: Tensor = aten.avg_pool2d(pixels, *self.window)
         return windows.view(len(t), *self.shape_out)
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Every pixel repeated over a window of its own, times a factor: nearest-neighbour upsampling.
+class NearestUpsample:
+    """Nearest-neighbour upsampling, times f: ``dy_p = f dx_a for every pixel p of window a,  x̄_a = f Σ ȳ_p``.
 
     Attributes:
-        side: Height and width of a window.
-        factor: Of every number.
-        shape_in: ``(batch, c, h, w)``.
-        passes: How vectors are carried.
+        side: Height and width of a window, ``(p, q)``.
+        factor: f.
+        shape_in: ``n c a b``.
+        settings: Of the passes.
     """
 
     side: tuple[int, int]
     factor: float
     shape_in: torch.Size
-    passes: Passes
+    settings: PassSettings
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        _, c, h, w = self.shape_in
-        pixels = self.passes.images(g.reshape(-1, *g.shape[2:]))
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
+        _, c, a, b = self.shape_in
+        pixels = self.settings.images(g.reshape(-1, *g.shape[2:]))
         summed: Tensor = aten.avg_pool2d(pixels, self.side, self.side, [0, 0], False, True, 1)
         summed = summed if self.factor == 1 else summed.mul_(self.factor)
-        return summed.view(len(g), -1, c, h, w)
+        return summed.view(len(g), -1, c, a, b)
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        (down, across), (batch, c, h, w) = self.side, self.shape_in
-        last = (t if self.factor == 1 else t * self.factor).permute(0, 1, 3, 4, 2)
-        repeated = last[:, :, :, None, :, None, :].expand(len(t), batch, h, down, w, across, c)
-        return repeated.reshape(len(t), batch, h * down, w * across, c).permute(0, 1, 4, 2, 3)
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
+        k, (p, q), (n, c, a, b) = len(t), self.side, self.shape_in
+        last = (t if self.factor == 1 else t * self.factor).permute(0, 1, 3, 4, 2)  # k n a b c
+        repeated = last[:, :, :, None, :, None, :].expand(k, n, a, p, b, q, c)
+        return repeated.reshape(k, n, a * p, b * q, c).permute(0, 1, 4, 2, 3)  # k n c (a p) (b q)
 
 
-def avg_pool2d(call: Call) -> None:
-    """``avg_pool2d``."""
+@linear("avg_pool2d")
+def avg_pool2d(call: Call) -> Sequence[LocalMap]:
+    """``y_a = Σ x / d over window a;  dy_a = Σ dx / d,  x̄_i = Σ ȳ_a / d over the windows a of pixel i``."""
     shape = call["self"].shape
     if len(shape) != 4:
         raise NoRule
@@ -229,37 +237,33 @@ def avg_pool2d(call: Call) -> None:
     window = (kernel, stride, _pair(call["padding"]), *last)
     tiled = [n * k for n, k in zip(call.out.shape[2:], kernel, strict=True)] == list(shape[2:])
     if kernel == stride and tiled and max(window[2]) == 0:
-        _apart(call, kernel, call["divisor_override"] or kernel[0] * kernel[1])
-    else:
-        call.edge("self", Averages(window, shape, call.out.shape, call.passes))
+        return [_tiled_average(call, kernel, call["divisor_override"] or kernel[0] * kernel[1])]
+    return [AveragePool(window, shape, call.out.shape, call.settings)]
 
 
-def adaptive_avg_pool2d(call: Call) -> None:
-    """``adaptive_avg_pool2d`` where every window is as large as the others: average-pooling."""
+@linear("adaptive_avg_pool2d", "_adaptive_avg_pool2d")
+def adaptive_avg_pool2d(call: Call) -> Sequence[LocalMap]:
+    """As `avg_pool2d`, where all windows are of the same size."""
     shape, sides = call["self"].shape, call.out.shape[2:]
     if len(shape) != 4 or any(n % m for n, m in zip(shape[2:], sides, strict=True)):
         raise NoRule
     window = [n // m for n, m in zip(shape[2:], sides, strict=True)]
-    if window == [1, 1]:
-        call.edge("self")
-    else:
-        _apart(call, window, window[0] * window[1])
+    return [] if window == [1, 1] else [_tiled_average(call, window, window[0] * window[1])]
 
 
-def _apart(call: Call, window: Sequence[int], divisor: float) -> None:
-    """Windows that do not overlap."""
-    spread = Spread((window[0], window[1]), 1 / divisor, call.out.shape, call.passes)
-    call.edge("self", Transposed(spread))
+def _tiled_average(call: Call, window: Sequence[int], divisor: float) -> LocalMap:
+    """Averages over windows that tile the image: the transposed of upsampling, divided by the window size."""
+    return Transposed(NearestUpsample((window[0], window[1]), 1 / divisor, call.out.shape, call.settings))
 
 
-def upsample_nearest(call: Call) -> None:
-    """Nearest-neighbour upsampling by whole factors."""
-    name = "input" if call.has("input") else "self"
-    shape, larger = call[name].shape, call.out.shape
+@linear("upsample_nearest2d")
+def upsample_nearest(call: Call) -> Sequence[LocalMap]:
+    """``y_p = x_a for every pixel p of window a;  dy_p = dx_a,  x̄_a = Σ ȳ_p``, by whole factors."""
+    shape, larger = call[call.first].shape, call.out.shape
     if any(m % n for n, m in zip(shape[2:], larger[2:], strict=True)):
         raise NoRule
     side = larger[2] // shape[2], larger[3] // shape[3]
     asked = call["scale_factors"] if call.has("scale_factors") else (call["scales_h"], call["scales_w"])
     if any(scale not in (None, n) for scale, n in zip(asked or (), side, strict=False)):
-        raise NoRule  # 3.1 times 3 pixels are 9 as well, but others win
-    call.edge(name, Spread(side, 1, shape, call.passes))
+        raise NoRule  # 3 pixels times 3.1 are 9 too, but other pixels are nearest
+    return [NearestUpsample(side, 1, shape, call.settings)]

@@ -1,4 +1,7 @@
-"""Rules of products: with constant matrices, and of two values that may both move."""
+"""Rules of matrix products: with constant weights, and of two values that both depend on the input.
+
+Axes: k vectors, i in, o out, m rows and p columns of a result; ``...`` are batch axes.
+"""
 
 from __future__ import annotations
 
@@ -11,146 +14,152 @@ from torch import Tensor
 
 from jacli.device.matrix_product import Matrix
 from jacli.linear_program.call import Call, NoRule
-from jacli.linear_program.local_map import Broadcast, Key, LocalMap, Multiple, Scale
-from jacli.linear_program.prepared import Passes, Weighted
+from jacli.linear_program.local_map import Broadcast, LocalMap, Multiple, Scale, WeightedMap
+from jacli.linear_program.pass_settings import PassSettings
+from jacli.linear_program.rule import bilinear, linear, rule
+from jacli.linear_program.weight_cache import Key
 
 
-class Product(Weighted):
-    """The last axis times a constant matrix, ``y = x W'``: pulled, ``g W``.
+class Product(WeightedMap):
+    """``y = x Wᵀ`` along the last axis, with constant weights:  ``dy = dx Wᵀ,  x̄ = ȳ W``.
 
     Args:
-        weight: W, ``(n_out, n_in)``.
-        key: What it was made from, if from constants alone.
-        passes: How vectors are carried.
+        weight: W, ``(o, i)``.
+        settings: Of the passes.
+        key: Names the constants that W was computed from; None if it changes with the batch.
     """
 
-    def __init__(self, weight: Tensor, passes: Passes, key: Key | None) -> None:
-        super().__init__(passes, key)
+    def __init__(self, weight: Tensor, settings: PassSettings, key: Key | None) -> None:
+        super().__init__(settings, key)
         self.weight = weight
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        matrix: Matrix = self.prepared("pull", lambda: Matrix(self.weight.to(self.passes.dtype)))
-        return matrix.rows_times(g)
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
+        matrix: Matrix = self.laid_out("vjp", lambda: Matrix(self.weight.to(self.settings.dtype)))
+        return matrix.rows_times(g)  # k ... o, o i -> k ... i
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        matrix: Matrix = self.prepared("push", lambda: Matrix(self.weight.t().to(self.passes.dtype)))
-        return matrix.rows_times(t)
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
+        matrix: Matrix = self.laid_out("jvp", lambda: Matrix(self.weight.t().to(self.settings.dtype)))
+        return matrix.rows_times(t)  # k ... i, i o -> k ... o
 
     def scaled_in(self, scale: Scale) -> Product | None:
-        """This product of the scaled operand."""
+        """This product after a scale, as one product; None if the scale is along another axis."""
         if scale.axis != -1:
             return None
-        return Product(self.weight * scale.factors, self.passes, self.folded_key("in", scale))
+        return Product(self.weight * scale.factors, self.settings, self.folded_key("in", scale))
 
     def scaled_out(self, scale: Scale) -> Product | None:
-        """The scaled result of this product."""
+        """This product before a scale, as one product; None if the scale is along another axis."""
         if scale.axis != -1:
             return None
-        return Product(self.weight * scale.factors[:, None], self.passes, self.folded_key("out", scale))
+        return Product(self.weight * scale.factors[:, None], self.settings, self.folded_key("out", scale))
 
-    def of_channels_last(self, shape: Sequence[int]) -> Product:
-        """The same for an operand ``(c, h, w)`` that is flattened in the order ``(h, w, c)``."""
-        weight = self.weight.unflatten(1, shape).permute(0, 2, 3, 1).flatten(1)
-        return Product(weight, self.passes, self.key and (*self.key, "channels last", *shape))
+    def channels_last(self, shape: Sequence[int]) -> Product:
+        """The same for an operand ``(c, h, w)`` that is flattened in the order ``h w c``."""
+        weight = self.weight.unflatten(1, shape).permute(0, 2, 3, 1).flatten(1)  # o (c h w) -> o (h w c)
+        return Product(weight, self.settings, self.key and (*self.key, "channels last", *shape))
 
 
 @dataclass(frozen=True)
 class LeftOperand:
-    """``y = x B`` with another B ``(..., n, p)`` at every sample."""
+    """``dy = da b,  ā = ȳ bᵀ``, with a matrix b ``(..., i, o)`` per sample."""
 
     right: Tensor
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
         return _times(g, self.right.mT)
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
         return _times(t, self.right)
 
 
 @dataclass(frozen=True)
 class RightOperand:
-    """``y = A x`` with another A ``(..., m, n)`` at every sample."""
+    """``dy = a db,  b̄ = aᵀ ȳ``, with a matrix a ``(..., o, i)`` per sample."""
 
     left: Tensor
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
         return _times(g.mT, self.left).mT
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
         return _times(t.mT, self.left.mT).mT
 
 
 def _times(vectors: Tensor, matrices: Tensor) -> Tensor:
-    """``(k, ..., m, n) @ (..., n, p)``, the k vectors as more rows, or the matrices repeated.
+    """``k ... m i, ... i p -> k ... m p``, with the vectors as more rows or with the matrices repeated.
 
-    Whichever copies less: a product in batches wants its operands side by side.  Either way the result lies
-    in memory as ``(..., k, m, p)``, so that a product that follows has nothing to copy.
+    A batched product needs contiguous operands; this picks the way that copies less.  Either way the result
+    is stored in the order ``... k m p``, so that a product that follows copies nothing.
     """
-    k, *batch, m, n = vectors.shape
+    k, *batch, m, i = vectors.shape
     p = matrices.shape[-1]
-    side_by_side = vectors.movedim(0, -3)
-    if side_by_side.is_contiguous() or m <= p:
-        rows = side_by_side.reshape(math.prod(batch), k * m, n)
-        product = torch.bmm(rows, matrices.reshape(-1, n, p))
+    rows_of_vectors = vectors.movedim(0, -3)  # k ... m i -> ... k m i
+    if rows_of_vectors.is_contiguous() or m <= p:
+        rows = rows_of_vectors.reshape(math.prod(batch), k * m, i)
+        product = torch.bmm(rows, matrices.reshape(-1, i, p))
     else:
-        repeated = matrices.unsqueeze(-3).expand(*batch, k, n, p).reshape(-1, n, p)
-        product = torch.bmm(side_by_side.flatten(0, -3), repeated)
+        repeated = matrices.unsqueeze(-3).expand(*batch, k, i, p).reshape(-1, i, p)
+        product = torch.bmm(rows_of_vectors.flatten(0, -3), repeated)
     return product.view(*batch, k, m, p).movedim(-3, 0)
 
 
-def linear(call: Call) -> None:
-    """``linear(input, weight, bias)``: the bias goes."""
+@linear("linear")
+def weights_times_input(call: Call) -> Sequence[LocalMap]:
+    """``y = x Wᵀ + b;  dy = dx Wᵀ,  x̄ = ȳ W``."""
     call.only("input")
-    if call["weight"].dim() != 2:  # a vector: one number out, without an axis
+    if call["weight"].dim() != 2:  # a vector: the result has no last axis
         raise NoRule
-    call.edge("input", Product(call["weight"], call.passes, call.key("weight")))
+    return [Product(call["weight"], call.settings, call.key("weight"))]
 
 
+def _left(call: Call, a: str, b: str) -> Sequence[LocalMap]:
+    """``da -> da b``, by a `Product` where b is constant."""
+    if not call.is_live(b):
+        return [Product(call[b].t(), call.settings, call.key(b))]
+    return [LeftOperand(call[b].to(call.settings.dtype))]
+
+
+def _right(call: Call, b: str, a: str) -> Sequence[LocalMap]:
+    """``db -> a db``."""
+    return [RightOperand(call[a].to(call.settings.dtype))]
+
+
+def _batched_left(call: Call, a: str, b: str) -> Sequence[LocalMap]:
+    """``da -> da b``, a matrix b per sample."""
+    return [LeftOperand(call[b].to(call.settings.dtype))]
+
+
+bilinear("mm", a="self", b="mat2", times_b=_left, times_a=_right)  # y = a b, two axes each
+bilinear("bmm", a="self", b="mat2", times_b=_batched_left, times_a=_right)  # y = a b, three axes each
+
+
+@rule("addmm")
 def addmm(call: Call) -> None:
-    """``beta self + alpha mat1 @ mat2``."""
-    alpha, beta = call["alpha"], call["beta"]
-    out = call.out
+    """``y = beta x + alpha a b;  dy = beta dx + alpha (da b + a db)``."""
+    alpha, beta = _multiple(call["alpha"]), _multiple(call["beta"])
     if call.is_live("self"):
-        shape = call["self"].shape
-        call.edge("self", Broadcast(shape, out.shape), *_multiple(beta))
-    _operands(call, "mat1", "mat2", *_multiple(alpha))
+        call.edge("self", Broadcast(call["self"].shape, call.out.shape), *beta)
+    if call.is_live("mat1"):
+        call.edge("mat1", *_left(call, "mat1", "mat2"), *alpha)
+    if call.is_live("mat2"):
+        call.edge("mat2", *_right(call, "mat2", "mat1"), *alpha)
 
 
-def mm(call: Call) -> None:
-    """``self @ mat2``, two axes each."""
-    _operands(call, "self", "mat2")
-
-
-def bmm(call: Call) -> None:
-    """``self @ mat2``, a batch of matrices each."""
-    call.edge("self", LeftOperand(call["mat2"].to(call.passes.dtype)))
-    call.edge("mat2", RightOperand(call["self"].to(call.passes.dtype)))
-
-
+@rule("matmul")
 def matmul(call: Call) -> None:
-    """``self @ other`` as numpy's, batches broadcast."""
+    """``y = a b;  dy = da b + a db,  ā = ȳ bᵀ,  b̄ = aᵀ ȳ``, batch axes broadcast."""
     a, b = call["self"], call["other"]
     if a.dim() < 2 or b.dim() < 2:
         raise NoRule
     if b.dim() == 2 and not call.is_live("other"):
-        call.edge("self", Product(b.t(), call.passes, call.key("other")))
+        call.edge("self", *_left(call, "self", "other"))
         return
     batch = call.out.shape[:-2]
     for name, value, other, kind in (("self", a, b, LeftOperand), ("other", b, a, RightOperand)):
         spread = torch.Size((*batch, *value.shape[-2:]))
         first = [] if spread == value.shape else [Broadcast(value.shape, spread)]
-        against = other.expand(*batch, *other.shape[-2:]).to(call.passes.dtype)
+        against = other.expand(*batch, *other.shape[-2:]).to(call.settings.dtype)
         call.edge(name, *first, kind(against))
-
-
-def _operands(call: Call, left: str, right: str, *then: LocalMap) -> None:
-    """The two operands of a product of matrices ``(m, n) @ (n, p)``, rows of the left one being samples."""
-    a, b = call[left], call[right]
-    if not call.is_live(right):
-        call.edge(left, Product(b.t(), call.passes, call.key(right)), *then)
-        return
-    call.edge(left, LeftOperand(b.to(call.passes.dtype)), *then)
-    call.edge(right, RightOperand(a.to(call.passes.dtype)), *then)
 
 
 def _multiple(factor: float) -> list[LocalMap]:

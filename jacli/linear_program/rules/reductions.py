@@ -1,7 +1,8 @@
-"""Rules of sums, means and what normalises by them."""
+"""Rules of sums and means, and of softmax."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,77 +10,78 @@ from torch import Tensor
 
 from jacli.linear_program.call import Call, NoRule
 from jacli.linear_program.local_map import Broadcast, LocalMap, Multiple, Reshaped, Transposed
+from jacli.linear_program.rule import linear
 
 
-def sum_(call: Call) -> None:
-    """A sum over some axes or all."""
-    _reduced(call, mean=False)
+@linear("sum")
+def sum_(call: Call) -> Sequence[LocalMap]:
+    """``y = Σ x;  dy = Σ dx,  x̄ = ȳ`` repeated along the axes summed over."""
+    return _summed(call, mean=False)
 
 
-def mean(call: Call) -> None:
-    """A mean over some axes or all."""
-    _reduced(call, mean=True)
+@linear("mean")
+def mean(call: Call) -> Sequence[LocalMap]:
+    """``y = Σ x / m;  dy = Σ dx / m,  x̄ = ȳ / m`` repeated along the axes of m numbers in all."""
+    return _summed(call, mean=True)
 
 
-def _reduced(call: Call, *, mean: bool) -> None:
-    axes = call["dim"] if call.has("dim") else None
-    dim = call["self"].dim()
-    if call.has("dtype") and call["dtype"] not in (None, call["self"].dtype):
+def _summed(call: Call, *, mean: bool) -> list[LocalMap]:
+    x, axes = call["self"], call["dim"] if call.has("dim") else None
+    if call.has("dtype") and call["dtype"] not in (None, x.dtype):
         raise NoRule
-    listed = list(range(dim)) if not axes and axes != 0 else [axes] if isinstance(axes, int) else list(axes)
-    _mean_over(call, [axis % dim for axis in listed], mean=mean)
-
-
-def _mean_over(call: Call, axes: list[int], *, mean: bool) -> None:
-    shape = call["self"].shape
-    kept = torch.Size(1 if i in axes else n for i, n in enumerate(shape))
-    maps: list[LocalMap] = [Transposed(Broadcast(kept, shape))]
+    listed = range(x.dim()) if not axes and axes != 0 else [axes] if isinstance(axes, int) else axes
+    summed = {axis % x.dim() for axis in listed}
+    kept = torch.Size(1 if i in summed else n for i, n in enumerate(x.shape))
+    maps: list[LocalMap] = [Transposed(Broadcast(kept, x.shape))]
     if mean:
-        maps.append(Multiple(kept.numel() / shape.numel()))
+        maps.append(Multiple(kept.numel() / x.shape.numel()))
     if kept != call.out.shape:
         maps.append(Reshaped(kept, call.out.shape))
-    call.edge("self", *maps)
+    return maps
 
 
 @dataclass(frozen=True)
 class Softmax:
-    """``p = softmax(x)``: J = diag(p) - p p', symmetric."""
+    """``p = softmax(x)``: J = diag(p) - p pᵀ, symmetric."""
 
     p: Tensor
     axis: int
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        weighted = g.mul_(self.p) if mine else g * self.p
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
+        weighted = g.mul_(self.p) if may_overwrite else g * self.p
         return weighted.addcmul_(self.p.expand_as(weighted), weighted.sum(self.axis, keepdim=True), value=-1)
 
-    push = pull
+    jvp = vjp
 
 
 @dataclass(frozen=True)
 class LogSoftmax:
-    """``log p``, p = softmax(x): J = I - 1 p'."""
+    """``y = log p``, p = softmax(x): J = I - 1 pᵀ."""
 
     p: Tensor
     axis: int
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
         return g - self.p * g.sum(self.axis, keepdim=True)
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
         return t - (self.p * t).sum(self.axis, keepdim=True)
 
 
-def softmax(call: Call) -> None:
-    """Along one axis."""
-    _normalised(call, Softmax, call.out)
+@linear("softmax", "_softmax", "_safe_softmax")
+def softmax(call: Call) -> Sequence[LocalMap]:
+    """``p = eˣ / Σ eˣ;  dp = p * (dx - Σ p * dx)``."""
+    return [Softmax(*_probabilities(call, call.out))]
 
 
-def log_softmax(call: Call) -> None:
-    """Along one axis."""
-    _normalised(call, LogSoftmax, call.out.exp())
+@linear("log_softmax", "_log_softmax")
+def log_softmax(call: Call) -> Sequence[LocalMap]:
+    """``y = x - log Σ eˣ;  dy = dx - Σ p * dx,  x̄ = ȳ - p Σ ȳ``."""
+    return [LogSoftmax(*_probabilities(call, call.out.exp()))]
 
 
-def _normalised(call: Call, kind: type[Softmax] | type[LogSoftmax], p: Tensor) -> None:
+def _probabilities(call: Call, p: Tensor) -> tuple[Tensor, int]:
+    """P in the passes' dtype, and the axis along which it adds up to one, counted from the end."""
     if call["self"].dtype != call.out.dtype:
         raise NoRule
-    call.edge("self", kind(p.to(call.passes.dtype), call["dim"] % call.out.dim() - call.out.dim()))
+    return p.to(call.settings.dtype), call["dim"] % call.out.dim() - call.out.dim()

@@ -1,8 +1,11 @@
-"""Rules of operators that move numbers, copy them or leave them as they are."""
+"""Rules of operators that move, copy, add or keep numbers.
+
+In the formulas ``x[part]`` is a part of x along one axis; the cotangent of a part is embedded in zeros.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,199 +16,216 @@ from jacli.linear_program.call import Call, NoRule
 from jacli.linear_program.local_map import (
     Broadcast,
     Diagonal,
+    Embedded,
     LocalMap,
     Multiple,
     Permuted,
-    Placed,
     Reshaped,
     Sliced,
 )
+from jacli.linear_program.rule import linear, rule
 
 
-def same(call: Call) -> None:
-    """The result is the operand: clones, detours in memory, dropout when evaluating."""
-    name = "input" if call.has("input") else "self"
-    if call[name].dtype != call.out.dtype or call[name].shape != call.out.shape:
+@linear("clone", "contiguous", "alias", "lift_fresh_copy", "to", "_to_copy", "type_as")
+def same(call: Call) -> Sequence[LocalMap]:
+    """``y = x;  dy = dx``: copies and memory formats."""
+    x = call[call.first]
+    if x.dtype != call.out.dtype or x.shape != call.out.shape:
         raise NoRule
-    call.edge(name)
+    return []
 
 
-def dropout(call: Call) -> None:
-    """The identity when evaluating."""
+@linear("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+def dropout(call: Call) -> Sequence[LocalMap]:
+    """``y = x;  dy = dx``, in eval mode."""
     if call["train"]:
         raise NoRule
-    call.edge("input")
+    return []
 
 
-def reshape(call: Call) -> None:
-    """Views and reshapes, squeezes, flattenings: the same numbers in the same order."""
-    name = "input" if call.has("input") else "self"
-    shape_in = call[name].shape
-    if call[name].dtype != call.out.dtype:  # the same bits as other numbers
+@linear(
+    *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as"),
+    *("reshape_as", "_reshape_alias"),
+)
+def reshape(call: Call) -> Sequence[LocalMap]:
+    """``y = x`` in another shape;  ``dy = dx``: the same numbers in the same order."""
+    x = call[call.first]
+    if x.dtype != call.out.dtype:  # `view` as another dtype: the same bits, other numbers
         raise NoRule
-    call.edge(name, *([] if shape_in == call.out.shape else [Reshaped(shape_in, call.out.shape)]))
+    return [] if x.shape == call.out.shape else [Reshaped(x.shape, call.out.shape)]
 
 
-def permute(call: Call) -> None:
-    """Axes in another order, whatever the operator: seen from a tensor whose axes have names."""
+@linear("permute", "transpose", "t", "movedim", "swapaxes", "swapdims", "moveaxis", "numpy_T", "mT")
+def permute(call: Call) -> Sequence[LocalMap]:
+    """``y_{..j..i..} = x_{..i..j..};  dy = dx`` with its axes in that order.
+
+    The order is read off the operator itself: it runs on a tensor of no numbers whose sizes name its axes.
+    """
     dim = call["self"].dim()
     axes = torch.empty(tuple(range(2, 2 + dim)), device="meta")
     moved = call.node.target(axes, *call.args[1:], **call.kwargs)  # type: ignore[operator]
-    call.edge("self", Permuted(tuple(n - 2 for n in moved.shape)))
+    return [Permuted(tuple(n - 2 for n in moved.shape))]
 
 
-def expand(call: Call) -> None:
-    """The operand repeated along axes."""
-    call.edge("self", Broadcast(call["self"].shape, call.out.shape))
+@linear("expand", "expand_as", "broadcast_to")
+def expand(call: Call) -> Sequence[LocalMap]:
+    """``y_{ji} = x_i;  dy_{ji} = dx_i,  x̄_i = Σ_j ȳ_{ji}``."""
+    return [Broadcast(call["self"].shape, call.out.shape)]
 
 
-def slice_(call: Call) -> None:
-    """``self[..., start:end:step, ...]`` along one axis."""
+@linear("slice")
+def slice_(call: Call) -> Sequence[LocalMap]:
+    """``y = x[start:end:step];  dy = dx[start:end:step]``, along one axis."""
     shape, axis = call["self"].shape, call["dim"] % call["self"].dim()
-    n = shape[axis]
-    start, _, step = slice(call["start"], call["end"], call["step"]).indices(n)
-    call.edge("self", Sliced(axis, start, step, shape, call.out.shape))
+    start, _, step = slice(call["start"], call["end"], call["step"]).indices(shape[axis])
+    return [Sliced(axis, start, step, shape, call.out.shape)]
 
 
-def narrow(call: Call) -> None:
-    """A part of one axis by start and length."""
+@linear("narrow")
+def narrow(call: Call) -> Sequence[LocalMap]:
+    """``y = x[start:start + length];  dy = dx[start:start + length]``, along one axis."""
     shape, axis = call["self"].shape, call["dim"] % call["self"].dim()
     start = int(call["start"])
-    call.edge(
-        "self", Sliced(axis, start % max(shape[axis], 1) if start < 0 else start, 1, shape, call.out.shape)
-    )
+    start = start % max(shape[axis], 1) if start < 0 else start
+    return [Sliced(axis, start, 1, shape, call.out.shape)]
 
 
-def select(call: Call) -> None:
-    """One index of an axis, which goes."""
+@linear("select")
+def select(call: Call) -> Sequence[LocalMap]:
+    """``y = x[i];  dy = dx[i]``, along one axis, which is dropped."""
+    return _at_index(call, call["index"])
+
+
+@linear("unbind")
+def unbind(call: Call) -> Sequence[LocalMap]:
+    """``y_i = x[i];  dy_i = dx[i]``, along one axis, which is dropped."""
+    assert call.item is not None  # the graph picks each part by its number
+    return _at_index(call, call.item)
+
+
+def _at_index(call: Call, index: int) -> list[LocalMap]:
     shape, axis = call["self"].shape, call["dim"] % call["self"].dim()
-    kept = torch.Size((*shape[:axis], 1, *shape[axis + 1 :]))
-    part = Sliced(axis, call["index"] % shape[axis], 1, shape, kept)
-    call.edge("self", part, Reshaped(kept, call.out.shape))
+    kept = _resized(shape, axis, 1)
+    return [Sliced(axis, index % shape[axis], 1, shape, kept), Reshaped(kept, call.out.shape)]
 
 
-def split(call: Call) -> None:
-    """One of the parts of an axis (``split``, ``chunk``, ``tensor_split``)."""
+@linear("split", "chunk", "split_with_sizes", "tensor_split")
+def split(call: Call) -> Sequence[LocalMap]:
+    """``y_i = x[part i];  dy_i = dx[part i]``, along one axis."""
     whole, axis = call["self"], call["dim"] % call["self"].dim()
-    assert call.item is not None  # each part is taken out by itself
-    if sum(part.shape[axis] for part in call.results) != whole.shape[axis]:  # parts may be said to overlap
+    assert call.item is not None  # the graph picks each part by its number
+    if sum(part.shape[axis] for part in call.results) != whole.shape[axis]:  # parts may overlap
         raise NoRule
     start = sum(part.shape[axis] for part in call.results[: call.item])
-    call.edge("self", Sliced(axis, start, 1, whole.shape, call.out.shape))
+    return [Sliced(axis, start, 1, whole.shape, call.out.shape)]
 
 
-def unbind(call: Call) -> None:
-    """One index of an axis, which goes."""
-    shape, axis = call["self"].shape, call["dim"] % call["self"].dim()
-    assert call.item is not None  # each part is taken out by itself
-    kept = torch.Size((*shape[:axis], 1, *shape[axis + 1 :]))
-    call.edge("self", Sliced(axis, call.item % shape[axis], 1, shape, kept), Reshaped(kept, call.out.shape))
-
-
+@rule("cat", "concat")
 def cat(call: Call) -> None:
-    """Each operand is a part of the result."""
+    """``y[part i] = x_i;  dy[part i] = dx_i,  x̄_i = ȳ[part i]``, along one axis."""
     axis, start, shape = call["dim"] % call.out.dim(), 0, call.out.shape
     for node, value in zip(call.node_of("tensors"), call["tensors"], strict=True):
         if value.dim() != call.out.dim():  # an empty tensor without axes is allowed
             continue
-        call.edge(node, Placed(Sliced(axis, start, 1, shape, value.shape)))
+        call.edge(node, Embedded(Sliced(axis, start, 1, shape, value.shape)))
         start += value.shape[axis]
 
 
+@rule("stack")
 def stack(call: Call) -> None:
-    """Each operand is one index of a new axis."""
+    """``y[i] = x_i;  dy[i] = dx_i,  x̄_i = ȳ[i]``, along a new axis."""
     axis, shape = call["dim"] % call.out.dim(), call.out.shape
     for i, (node, value) in enumerate(zip(call.node_of("tensors"), call["tensors"], strict=True)):
-        kept = torch.Size((*shape[:axis], 1, *shape[axis + 1 :]))
-        call.edge(node, Reshaped(value.shape, kept), Placed(Sliced(axis, i, 1, shape, kept)))
+        kept = _resized(shape, axis, 1)
+        call.edge(node, Reshaped(value.shape, kept), Embedded(Sliced(axis, i, 1, shape, kept)))
 
 
+@rule("slice_scatter")
 def slice_scatter(call: Call) -> None:
-    """``self`` with a part of an axis replaced by ``src``."""
+    """``y = x, y[start:end:step] = s;  dy = dx, dy[start:end:step] = ds``, along one axis."""
     whole, axis = call.out.shape, call["dim"] % call.out.dim()
     start, stop, step = slice(call["start"], call["end"], call["step"]).indices(whole[axis])
     part = Sliced(axis, start, step, whole, call["src"].shape)
-    call.edge("src", Placed(part))
+    call.edge("src", Embedded(part))
     call.edge("self", _all_but(call, axis, slice(start, stop, step)))
 
 
+@rule("select_scatter")
 def select_scatter(call: Call) -> None:
-    """``self`` with one index of an axis replaced by ``src``."""
+    """``y = x, y[i] = s;  dy = dx, dy[i] = ds``, along one axis."""
     whole, axis = call.out.shape, call["dim"] % call.out.dim()
     at = call["index"] % whole[axis]
     kept = _resized(whole, axis, 1)
-    call.edge("src", Reshaped(call["src"].shape, kept), Placed(Sliced(axis, at, 1, whole, kept)))
+    call.edge("src", Reshaped(call["src"].shape, kept), Embedded(Sliced(axis, at, 1, whole, kept)))
     call.edge("self", _all_but(call, axis, slice(at, at + 1)))
 
 
 def _all_but(call: Call, axis: int, replaced: slice) -> Diagonal:
-    kept = torch.ones(call.out.shape[axis], dtype=torch.bool, device=call.passes.device)
+    """Zero at the replaced indices of an axis, one elsewhere."""
+    kept = torch.ones(call.out.shape[axis], dtype=torch.bool, device=call.settings.device)
     kept[replaced] = False
     return Diagonal(kept.reshape(-1, *(1,) * (call.out.dim() - axis - 1)).expand(call.out.shape))
 
 
+@rule("fill", "zero")
 def fill(call: Call) -> None:
-    """All of it one number: nothing of what was there is left."""
+    """``y = constant;  dy = 0``: no edge."""
     call.only("self")
 
 
 @dataclass(frozen=True)
 class Rearranged:
-    """Numbers in other places, by a function and the one that undoes it."""
+    """A permutation of numbers, by a function on vectors and its inverse."""
 
-    there: Callable[[Tensor], Tensor]
-    back: Callable[[Tensor], Tensor]
+    forward: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        return self.back(g)
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
+        return self.inverse(g)
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        return self.there(t)
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
+        return self.forward(t)
 
 
-def roll(call: Call) -> None:
-    """Axes shifted around."""
-    dims = [d % call.out.dim() for d in _listed(call["dims"])]
-    if not dims:
+@linear("roll")
+def roll(call: Call) -> Sequence[LocalMap]:
+    """``y_{i + s} = x_i;  dy_{i + s} = dx_i,  x̄_i = ȳ_{i + s}``, modulo the length of the axis."""
+    dims = [1 + d % call.out.dim() for d in _listed(call["dims"])]
+    if not dims:  # rolls the flattened tensor
         raise NoRule
     shifts = _listed(call["shifts"])
-    axes = [1 + d for d in dims]
-    call.edge(
-        "self",
-        Rearranged(
-            lambda t: torch.roll(t, shifts, axes), lambda g: torch.roll(g, [-shift for shift in shifts], axes)
-        ),
-    )
+    back = [-shift for shift in shifts]
+    return [Rearranged(lambda t: torch.roll(t, shifts, dims), lambda g: torch.roll(g, back, dims))]
 
 
-def flip(call: Call) -> None:
-    """Axes backwards."""
-    axes = [1 + d % call.out.dim() for d in call["dims"]]
-    call.edge("self", Rearranged(lambda t: t.flip(axes), lambda g: g.flip(axes)))
+@linear("flip")
+def flip(call: Call) -> Sequence[LocalMap]:
+    """``y_i = x_{-1-i};  dy_i = dx_{-1-i}``, its own inverse."""
+    dims = [1 + d % call.out.dim() for d in call["dims"]]
+    return [Rearranged(lambda t: t.flip(dims), lambda g: g.flip(dims))]
 
 
-def pixel_shuffle(call: Call) -> None:
-    """Channels to pixels."""
-    factor = call["upscale_factor"]
-    call.edge(
-        "self", Rearranged(lambda t: F.pixel_shuffle(t, factor), lambda g: F.pixel_unshuffle(g, factor))
-    )
+@linear("pixel_shuffle")
+def pixel_shuffle(call: Call) -> Sequence[LocalMap]:
+    """``n (c r s) h w -> n c (h r) (w s)``: channels become pixels;  ``dy`` likewise."""
+    r = call["upscale_factor"]
+    return [Rearranged(lambda t: F.pixel_shuffle(t, r), lambda g: F.pixel_unshuffle(g, r))]
 
 
-def pixel_unshuffle(call: Call) -> None:
-    """Pixels to channels."""
-    factor = call["downscale_factor"]
-    call.edge(
-        "self", Rearranged(lambda t: F.pixel_unshuffle(t, factor), lambda g: F.pixel_shuffle(g, factor))
-    )
+@linear("pixel_unshuffle")
+def pixel_unshuffle(call: Call) -> Sequence[LocalMap]:
+    """``n c (h r) (w s) -> n (c r s) h w``: pixels become channels;  ``dy`` likewise."""
+    r = call["downscale_factor"]
+    return [Rearranged(lambda t: F.pixel_unshuffle(t, r), lambda g: F.pixel_shuffle(g, r))]
 
 
 def _listed(value: int | list[int]) -> list[int]:
     return [value] if isinstance(value, int) else list(value)
 
 
-def constant_pad(call: Call) -> None:
-    """A frame of constants around the operand; where a width is negative, that much less of it."""
+@linear("constant_pad_nd", "pad")
+def constant_pad(call: Call) -> Sequence[LocalMap]:
+    """``y[part] = x, constants around it;  dy[part] = dx, zeros around it``.  A negative width crops x."""
     if call.has("mode") and call["mode"] != "constant":
         raise NoRule
     shape, pad, maps = call["self"].shape, call["pad"], list[LocalMap]()
@@ -216,36 +236,39 @@ def constant_pad(call: Call) -> None:
         if kept != shape:
             maps.append(Sliced(axis, max(0, -before), 1, shape, kept))
         if framed != kept:
-            maps.append(Placed(Sliced(axis, max(0, before), 1, framed, kept)))
+            maps.append(Embedded(Sliced(axis, max(0, before), 1, framed, kept)))
         shape = framed
-    call.edge("self", *maps)
+    return maps
 
 
 def _resized(shape: torch.Size, axis: int, n: int) -> torch.Size:
     return torch.Size((*shape[:axis], n, *shape[axis + 1 :]))
 
 
+@rule("add")
 def add(call: Call) -> None:
-    """``self + alpha other``, broadcast."""
-    _sum(call, call["alpha"])
+    """``y = a + alpha b;  dy = da + alpha db``, broadcast."""
+    _sum(call, of_self=1, of_other=call["alpha"])
 
 
+@rule("sub", "subtract")
 def subtract(call: Call) -> None:
-    """``self - alpha other``, broadcast."""
-    _sum(call, -call["alpha"])
+    """``y = a - alpha b;  dy = da - alpha db``, broadcast."""
+    _sum(call, of_self=1, of_other=-call["alpha"])
 
 
+@rule("rsub")
 def subtract_from(call: Call) -> None:
-    """``other - alpha self``, broadcast."""
-    _sum(call, 1, -call["alpha"])
+    """``y = b - alpha a;  dy = db - alpha da``, broadcast."""
+    _sum(call, of_self=-call["alpha"], of_other=1)
 
 
-def _sum(call: Call, of_other: float, of_self: float = 1) -> None:
+def _sum(call: Call, *, of_self: float, of_other: float) -> None:
     for name, factor in (("self", of_self), ("other", of_other)):
-        value = call[name]
-        if not isinstance(value, Tensor):
+        if not call.is_live(name):
             continue
+        shape = call[name].shape
         maps: list[LocalMap] = [] if factor == 1 else [Multiple(factor)]
-        if value.shape != call.out.shape:
-            maps.append(Broadcast(value.shape, call.out.shape))
+        if shape != call.out.shape:
+            maps.append(Broadcast(shape, call.out.shape))
         call.edge(name, *maps)

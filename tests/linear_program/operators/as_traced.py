@@ -1,4 +1,4 @@
-"""Operators without a rule, or called in a way that theirs does not cover: they run as torch has them."""
+"""Operators without a rule, or called in a way that their rule does not cover: left to autograd."""
 
 from __future__ import annotations
 
@@ -115,4 +115,4 @@ AS_TRACED: dict[str, tuple[str, ...]] = {
     "var": ("variance", "variance without correction"),
     "var_mean": ("variance and mean",),
 }
-"""Name of the operator to the cases in which it runs as traced; whoever writes a rule takes its cases off."""
+"""Operator to the cases in which autograd differentiates it; a new rule removes its cases here."""

@@ -1,4 +1,4 @@
-"""Attention, and layers that torch itself puts together."""
+"""Attention, and layers that torch composes of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 from tests.linear_program.operators.case import Of, Operator, of
 
 ROUNDED = 1e-6
-"""The traced graph has the plain kernels of attention in place of the fused ones, which round otherwise."""
+"""The traced graph has the plain kernels of attention in place of the fused ones, which round differently."""
 
 
 def _heads(x: Tensor) -> Tensor:

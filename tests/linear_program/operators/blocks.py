@@ -1,4 +1,4 @@
-"""Pieces of networks: in-place writes, branches, and the orders in which layers come."""
+"""Pieces of networks: in-place writes, branches, and layers in every order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.linear_program.operators.normalisation import batch_norm, trained
 
 
 def _written(function: Any) -> Operator:
-    """A function that writes into what a convolution gave."""
+    """A function that writes into the result of a convolution."""
     return Operator(lambda: Of(lambda m, x: function(m.conv(x), m), conv=nn.Conv2d(3, 6, 3, padding=1)))
 
 

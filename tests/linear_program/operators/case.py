@@ -1,4 +1,4 @@
-"""What a case of the contract is: a small module of one operator, or of a few that a rule sees together."""
+"""Cases of the contract: small modules of one operator, or of a few that are fused."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ BATCH, C, H, W = 2, 3, 5, 4
 
 @dataclass(frozen=True)
 class Operator:
-    """A module and the points it is linearised at.
+    """A module and the input at which it is linearised.
 
     Attributes:
         make: Builds the module; called after seeding.
         shape: Of a sample; all axes different, and none of the batch's size.
-        positive: Whether the points are kept above zero (logarithms, roots).
-        outputs: How far the outputs may be from the module's own: 0 is bit for bit.
-        forward: Whether torch has a forward mode of what runs as traced.
+        positive: Whether the input is positive (logarithms, roots).
+        outputs: Largest error of the outputs against the module's own; 0 is bit for bit.
+        forward: Whether torch has a forward mode for the operators that autograd differentiates.
     """
 
     make: Callable[[], nn.Module]
@@ -32,7 +32,7 @@ class Operator:
 
 
 class Of(nn.Module):
-    """A function of a module and the points, with the layers and constants it names."""
+    """A function of a module and its input, with the layers and constants it names."""
 
     def __init__(self, function: Callable[[Any, Tensor], Tensor], **parts: nn.Module | Tensor) -> None:
         super().__init__()
@@ -48,17 +48,17 @@ class Of(nn.Module):
 
 
 def of(function: Callable[[Tensor], Tensor], shape: tuple[int, ...] = (C, H, W), **options: Any) -> Operator:
-    """A case of a function of the points alone."""
+    """A case of a function of the input alone."""
     return Operator(lambda: Of(lambda _, x: function(x)), shape, **options)
 
 
 def seeded(name: str) -> None:
-    """The random state in which a case of this name is built."""
+    """Seed the random state in which a case of this name is built."""
     torch.manual_seed(sum(map(ord, name)))
 
 
 def points(operator: Operator, batch: int) -> Tensor:
-    """Points of a case in float64 that float32 holds exactly; of their own for each batch size."""
+    """Input of a case in float64 that float32 holds exactly; different for each batch size."""
     generator = torch.Generator().manual_seed(batch)
     x = 1.3 * torch.randn(batch, *operator.shape, generator=generator)
     return (x.abs() + 0.2 if operator.positive else x).double()

@@ -1,4 +1,4 @@
-"""Convolutions: every stride, padding, dilation and grouping that a rule may treat in its own way."""
+"""Convolutions: every stride, padding, dilation and grouping that a rule may treat differently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Normalisation, alone and beside the layers that its scales are folded into."""
+"""Normalisation, alone and beside layers into which its scales are folded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KINDS = {0: nn.BatchNorm1d, 1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNo
 
 
 def batch_norm(channels: int, axes: int = 2, **options: Any) -> nn.Module:
-    """With statistics and weights of a trained one."""
+    """With statistics and weights like those of a trained layer."""
     layer = _KINDS[axes](channels, **options)
     layer.running_mean.normal_()
     layer.running_var.uniform_(0.3, 2)

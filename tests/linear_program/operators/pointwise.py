@@ -1,4 +1,4 @@
-"""Functions of one number, and arithmetic of several tensors with every kind of broadcasting."""
+"""Elementwise functions, and arithmetic of several tensors with every kind of broadcasting."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _prelu(channels: int) -> nn.Module:
 
 
 def _with(function: Any, *sizes: int, **options: Any) -> Operator:
-    """A case of a function of the points and one constant ``c`` of these sizes."""
+    """A case of a function of the input and one constant ``c`` of these sizes."""
     return Operator(lambda: Of(lambda m, x: function(x, m.c), c=torch.randn(*sizes) + 2), **options)
 
 

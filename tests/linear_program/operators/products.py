@@ -1,4 +1,4 @@
-"""Products with a matrix, of a constant and a live factor or of two live ones."""
+"""Matrix products of a constant and a live factor, or of two live factors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.linear_program.operators.case import Of, Operator, of
 
 
 def _with(function: Any, *sizes: int, shape: tuple[int, ...], **options: Any) -> Operator:
-    """A case of a function of the points and one constant ``w`` of these sizes."""
+    """A case of a function of the input and one constant ``w`` of these sizes."""
     return Operator(lambda: Of(lambda m, x: function(x, m.w), w=torch.randn(*sizes)), shape, **options)
 
 

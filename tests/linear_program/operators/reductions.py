@@ -1,4 +1,4 @@
-"""Pools, sums, maxima and soft maxima."""
+"""Pools, sums, maxima and softmax."""
 
 from __future__ import annotations
 

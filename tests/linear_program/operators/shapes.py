@@ -16,7 +16,7 @@ def _shuffled(x: torch.Tensor) -> torch.Tensor:
 
 
 def _at(function: Any, *index: int, shape: tuple[int, ...] = (3, 5, 4), **options: Any) -> Operator:
-    """A case of a function of the points and a constant index ``i``."""
+    """A case of a function of the input and a constant index ``i``."""
     return Operator(lambda: Of(lambda m, x: function(x, m.i), i=torch.tensor(index)), shape, **options)
 
 

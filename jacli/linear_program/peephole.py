@@ -1,8 +1,9 @@
-"""The edges of a linear program with fewer, cheaper maps that are the same.
+"""Peephole fusion: the linearised graph with fewer and cheaper maps that have the same product.
 
-Values that one edge enters and one leaves are contracted, so that what lies between two branchings is one
-chain of maps; neighbours in a chain are then folded into one another (`_fold`).  All of it is exact algebra:
-only the order of rounding changes.
+*Vertex elimination* contracts every value with one incoming and one outgoing edge, so that all maps between
+two branchings form one chain (Griewank & Walther, *Evaluating Derivatives*, 2nd ed., SIAM 2008, ch. 9;
+10.1137/1.9780898717761).  Then scales are folded into weights (`_fold_scales`), and neighbours in each chain
+are fused (`_fuse_pair`).  All of it is exact algebra: only the order of rounding changes.
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ from jacli.linear_program.local_map import (
     Scale,
 )
 from jacli.linear_program.rules.convolution import Convolution
-from jacli.linear_program.rules.pooling import ApartWinners, Winners
+from jacli.linear_program.rules.pooling import MaxPool, NonOverlappingMaxPool
 from jacli.linear_program.rules.products import Product
 
 
-def simplify(edges: Sequence[Edge], source: Hashable, target: Hashable) -> list[Edge]:
-    """Contract, then fold.
+def fuse(edges: Sequence[Edge], source: Hashable, target: Hashable) -> list[Edge]:
+    """Drop edges that do not reach the target, eliminate vertices, fuse maps.
 
     Args:
-        edges: In the order of the forward pass.
-        source: Where tangents start.
-        target: Where they arrive.
+        edges: Topologically sorted.
+        source: Where tangents start: the input.
+        target: Where they arrive: the output.
     """
-    chains = _contracted(_used(edges, target), source, target)
-    return [replace(edge, maps=_folded(edge.maps)) for edge in chains]
+    chains = _eliminate_vertices(_reaching(edges, target), source, target)
+    return [replace(edge, maps=_fused(edge.maps)) for edge in chains]
 
 
-def _used(edges: Sequence[Edge], target: Hashable) -> list[Edge]:
-    """Those from which a way leads to the target."""
+def _reaching(edges: Sequence[Edge], target: Hashable) -> list[Edge]:
+    """The edges on a path to the target."""
     reached, used = {target}, list[Edge]()
     for edge in reversed(edges):
         if edge.target in reached:
@@ -49,7 +50,8 @@ def _used(edges: Sequence[Edge], target: Hashable) -> list[Edge]:
     return used[::-1]
 
 
-def _contracted(edges: Sequence[Edge], source: Hashable, target: Hashable) -> list[Edge]:
+def _eliminate_vertices(edges: Sequence[Edge], source: Hashable, target: Hashable) -> list[Edge]:
+    """Join the two edges at every value with one incoming and one outgoing edge."""
     entering = Counter(edge.target for edge in edges)
     leaving = Counter(edge.source for edge in edges)
     ended: dict[Hashable, Edge] = {}
@@ -65,22 +67,22 @@ def _contracted(edges: Sequence[Edge], source: Hashable, target: Hashable) -> li
     return chains
 
 
-def _folded(maps: Sequence[LocalMap]) -> list[LocalMap]:
-    """Neighbours folded into one another until nothing changes."""
-    chain = _without_scales(list(maps))
+def _fused(maps: Sequence[LocalMap]) -> list[LocalMap]:
+    """A chain of maps, fused until nothing changes."""
+    chain = _fold_scales(list(maps))
     at = 0
     while at + 1 < len(chain):
-        folded = _fold(chain[at], chain[at + 1])
-        if folded is None:
+        pair = _fuse_pair(chain[at], chain[at + 1])
+        if pair is None:
             at += 1
         else:
-            chain[at : at + 2] = folded
+            chain[at : at + 2] = pair
             at = max(0, at - 1)
     return chain
 
 
-def _fold(first: LocalMap, second: LocalMap) -> list[LocalMap] | None:
-    """Two neighbours (first, then second) as fewer or cheaper ones; None where they stay."""
+def _fuse_pair(first: LocalMap, second: LocalMap) -> list[LocalMap] | None:
+    """Fewer or cheaper maps for the product ``second first``; None if there are none."""
     if isinstance(first, Multiple) and isinstance(second, Multiple):
         return [Multiple(first.factor * second.factor)]
     if isinstance(first, Reshaped) and isinstance(second, Reshaped):
@@ -91,27 +93,27 @@ def _fold(first: LocalMap, second: LocalMap) -> list[LocalMap] | None:
         return [] if dims == tuple(range(len(dims))) else [Permuted(dims)]
     if isinstance(first, Diagonal) and isinstance(second, Diagonal):
         return [Diagonal(first.factors * second.factors)]
-    if isinstance(first, Diagonal) and isinstance(second, Winners):
-        # The pool has fewer numbers than what it looks at.
-        return [second, second.behind(first.factors)]
-    if isinstance(first, ApartWinners) and isinstance(second, Diagonal):
-        return [first.times(second.factors)]
+    if isinstance(first, Diagonal) and isinstance(second, MaxPool):
+        # There are fewer windows than pixels.
+        return [second, second.commute_diagonal(first.factors)]
+    if isinstance(first, NonOverlappingMaxPool) and isinstance(second, Diagonal):
+        return [first.absorb_diagonal(second.factors)]
     if isinstance(first, Reshaped) and isinstance(second, Product):
         return _flattened_image(first, second)
     return None
 
 
 def _flattened_image(first: Reshaped, second: Product) -> list[LocalMap] | None:
-    """An image that is flattened for a product: in the order in which convolutions hold it."""
+    """Flatten an image in the order ``h w c``, in which convolutions store it, and reorder the weights."""
     if len(first.shape_in) != 4 or len(first.shape_out) != 2 or math.prod(first.shape_in[2:]) == 1:
         return None
     if first.shape_out[0] != first.shape_in[0]:
         return None
-    return [FlattenedImage(first.shape_in), second.of_channels_last(first.shape_in[1:])]
+    return [FlattenedImage(first.shape_in), second.channels_last(first.shape_in[1:])]
 
 
-def _without_scales(chain: list[LocalMap]) -> list[LocalMap]:
-    """Every scale folded into the next product, where only maps of each channel by itself lie between."""
+def _fold_scales(chain: list[LocalMap]) -> list[LocalMap]:
+    """Fold every scale into the nearest weights, where all maps between act on each channel by itself."""
     at = 0
     while at < len(chain):
         scale = chain[at]
@@ -123,20 +125,20 @@ def _without_scales(chain: list[LocalMap]) -> list[LocalMap]:
 
 
 def _fold_scale(chain: list[LocalMap], at: int, step: int) -> bool:
-    """Fold the scale at a place into the next product before (step -1) or behind (1) it; whether it could."""
+    """Fold the scale at an index into the nearest weights before (step -1) or after (1) it, if possible."""
     scale = chain[at]
     assert isinstance(scale, Scale)
-    # A pool takes the pixels of a channel for one another: only what they all have in common passes it.
-    passed = (Diagonal, Multiple, Winners) if scale.axis == -3 else (Diagonal, Multiple)
+    # A max-pool selects among the pixels of a channel: it commutes with a factor that they all share.
+    commutes = (Diagonal, Multiple, MaxPool) if scale.axis == -3 else (Diagonal, Multiple)
     to = at + step
-    while 0 <= to < len(chain) and isinstance(chain[to], passed):
+    while 0 <= to < len(chain) and isinstance(chain[to], commutes):
         to += step
     if not 0 <= to < len(chain):
         return False
-    found = chain[to]
-    if not isinstance(found, (Convolution, Product)):
+    weighted = chain[to]
+    if not isinstance(weighted, (Convolution, Product)):
         return False
-    folded = found.scaled_out(scale) if step < 0 else found.scaled_in(scale)
+    folded = weighted.scaled_out(scale) if step < 0 else weighted.scaled_in(scale)
     if folded is None:
         return False
     chain[to] = folded

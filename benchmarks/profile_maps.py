@@ -1,4 +1,4 @@
-"""The local maps of an adjoint program watched one by one: their seconds, and the FLOPs of their products."""
+"""Profile a linear program map by map: the seconds of each local map, and the FLOPs of its products."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Result = TypeVar("Result")
 
 
 class Watch(Protocol):
-    """Runs a piece of work and notes something of it."""
+    """Runs a piece of work and records a measurement of it in a step."""
 
     def __call__(self, step: Step, work: Callable[[], Result]) -> Result: ...
 
 
 @dataclass
 class Step:
-    """A local map: its class, the layer it belongs to or follows, seconds of each run, FLOPs of products."""
+    """A local map: its class, the layer it belongs to or follows, the seconds of each run, its FLOPs."""
 
     kind: str
     layer: str
@@ -38,22 +38,22 @@ class Step:
 
 
 class _Watched:
-    """A local map whose runs are watched."""
+    """A local map whose runs are measured."""
 
     def __init__(self, inner: LocalMap, step: Step, watch: Watch) -> None:
         self._inner, self._step, self._watch = inner, step, watch
 
-    def pull(self, g: Tensor, *, mine: bool) -> Tensor:
-        return self._watch(self._step, lambda: self._inner.pull(g, mine=mine))
+    def vjp(self, g: Tensor, *, may_overwrite: bool) -> Tensor:
+        return self._watch(self._step, lambda: self._inner.vjp(g, may_overwrite=may_overwrite))
 
-    def push(self, t: Tensor, *, mine: bool) -> Tensor:
-        return self._watch(self._step, lambda: self._inner.push(t, mine=mine))
+    def jvp(self, t: Tensor, *, may_overwrite: bool) -> Tensor:
+        return self._watch(self._step, lambda: self._inner.jvp(t, may_overwrite=may_overwrite))
 
 
 def _watched(inner: LocalMap, step: Step, watch: Watch) -> _Watched:
-    """The map watched, with those of the directions in which it adds into place that it has."""
+    """The map, measured, with the same in-place directions as the original."""
     watched = _Watched(inner, step, watch)
-    for name in ("pull_into", "push_into"):
+    for name in ("add_vjp_to", "add_jvp_to"):
         into_place = getattr(inner, name, None)
         if into_place is not None:
             setattr(watched, name, partial(_into_place, into_place, step, watch))
@@ -67,7 +67,7 @@ def _into_place(
 
 
 def count(step: Step, work: Callable[[], Result]) -> Result:
-    """Note the FLOPs of products."""
+    """Count the FLOPs of products."""
     with FlopCounterMode(display=False) as counter:
         result = work()
     step.flops += counter.get_total_flops()
@@ -75,7 +75,7 @@ def count(step: Step, work: Callable[[], Result]) -> Result:
 
 
 def clock(device: torch.device) -> Watch:
-    """Note seconds."""
+    """Measure seconds."""
 
     def time_(step: Step, work: Callable[[], Result]) -> Result:
         result, seconds = timed(work, device)
@@ -86,7 +86,7 @@ def clock(device: torch.device) -> Watch:
 
 
 def timed(work: Callable[[], Result], device: torch.device) -> tuple[Result, float]:
-    """What a piece of work returns, and its seconds."""
+    """The result of a piece of work, and its seconds."""
     synchronize(device)
     start = time.perf_counter()
     result = work()
@@ -96,20 +96,19 @@ def timed(work: Callable[[], Result], device: torch.device) -> tuple[Result, flo
 
 @contextmanager
 def watching(linear: ProgramMap, steps: dict[int, Step], watch: Watch) -> Iterator[None]:
-    """The maps of a program watched; ``steps`` by the map's `id`."""
-    edges = [edge for entering in linear._chains._into.values() for edge in entering]
-    plain = [edge.maps for edge in edges]
-    for edge in edges:
+    """Measure every map of the linearised graph in the body; ``steps`` by the `id` of the map."""
+    plain = [edge.maps for edge in linear.edges]
+    for edge in linear.edges:
         edge.maps = [_watched(inner, steps[id(inner)], watch) for inner in edge.maps]
     try:
         yield
     finally:
-        for edge, maps in zip(edges, plain, strict=True):
+        for edge, maps in zip(linear.edges, plain, strict=True):
             edge.maps = maps
 
 
 def steps_of(linear: ProgramMap, traced: TracedNetwork) -> dict[int, Step]:
-    """A step for each local map, by the map's `id`.
+    """One step per local map of the linearised graph, by the `id` of the map.
 
     A map with weights names the node of its weights; the others follow the last such map of their chain.
     """
@@ -117,12 +116,11 @@ def steps_of(linear: ProgramMap, traced: TracedNetwork) -> dict[int, Step]:
     for node, layer in traced.layers.items():
         owners |= {before.name: layer for before in node.all_input_nodes if before.op == "get_attr"}
     steps = {}
-    for entering in linear._chains._into.values():
-        for edge in entering:
-            end = edge.source if isinstance(edge.source, fx.Node) else edge.target
-            layer = traced.layers.get(end, "") if isinstance(end, fx.Node) else ""
-            for inner in edge.maps:
-                key = getattr(inner, "key", None)
-                layer = owners.get(str(key[0]), layer) if key else layer
-                steps[id(inner)] = Step(type(inner).__name__, layer)
+    for edge in linear.edges:
+        end = edge.source if isinstance(edge.source, fx.Node) else edge.target
+        layer = traced.layers.get(end, "") if isinstance(end, fx.Node) else ""
+        for inner in edge.maps:
+            key = getattr(inner, "key", None)
+            layer = owners.get(str(key[0]), layer) if key else layer
+            steps[id(inner)] = Step(type(inner).__name__, layer)
     return steps

@@ -7,12 +7,10 @@ longer than the best peer is not run in full; its foretold time is marked ``~`` 
 from __future__ import annotations
 
 import copy
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 import jacli
 from benchmarks.peers import Function, Peer, Runner, as_matrices, part_of, reference
 from benchmarks.workloads import Sizes
+from jacli.device.memory import free_memory, release_cached_memory
 from jacli.errors import JacliError
 
 KINK = 1e-4
@@ -280,11 +279,5 @@ def _first_line(error: Exception) -> str:
 
 def _free_bytes(device: torch.device) -> float:
     """Two thirds of what is free now: the estimates are rough."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(device)[0] * 2 / 3
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():  # counts what the file cache would give back
-        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024 * 2 / 3
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    release_cached_memory(device)
+    return free_memory(device) * 2 / 3

@@ -1,0 +1,25 @@
+"""Jacobians of some consecutive samples, as the engine hands them over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jacli.linear_map import Matrices
+from jacli.network import Linearized
+
+
+@dataclass(frozen=True)
+class ComputedBatch:
+    """Jacobians of a batch.
+
+    Attributes:
+        start: First sample.
+        count: Samples; the linearisation and the matrices may have more, where the batch was padded.
+        linearization: The network there: outputs, selected outputs.
+        matrices: ``(>= count, n_out, n_in)``, written where they were to be placed.
+    """
+
+    start: int
+    count: int
+    linearization: Linearized
+    matrices: Matrices
