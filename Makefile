@@ -20,13 +20,13 @@ demo: $(VENV)/.jacli ## Compute and summarize the Jacobians of the first sample 
 # One thread a worker: two workers that each take all cores only get in each other's way.  With worksteal, each
 # begins with a half of the tests in order, so that what the tests of a module share is made once.
 test: $(VENV)/.test ## Run the tests, but not the slow ones
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m "not slow and not exhaustive"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal --durations 20 -m "not slow and not exhaustive"
 
 test-slow: $(VENV)/.test ## Run the slow tests: memory on files of 2 GB, an array on a real Slurm
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m slow --timeout 900
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal --durations 20 -m slow --timeout 900
 
 test-exhaustive: $(VENV)/.test ## The adjoint program over every torchvision family, and its rules below autograd (ten minutes)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal -m exhaustive --timeout 900
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal --durations 20 -m exhaustive --timeout 900
 
 check: format-check lint types contracts test ## Format, lint, types, import contracts, tests
 

@@ -17,10 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-
-class Mixing(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - x.mean(0)).flatten(1)
+from tests.toy_models import Mixing
 
 
 class Random(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jacli.options.methods import AUTOGRAD_METHODS, METHOD_NAMES
+from tests.toy_models import Mixing
 
 
 class Fixed(nn.Module):
@@ -20,11 +21,6 @@ class Fixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sin(x.view(4, 5))[:, :3]
-
-
-class Mixing(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x - x.mean(0)
 
 
 ARCH = """

@@ -26,31 +26,9 @@ from torch import Tensor, nn
 import jacli as package
 from jacli.store import open_results, read_progress
 from tests.reference import reference_jacobian
+from tests.toy_models import FixedBatch, Stateful
 
 B, INPUT, N = 6, (3, 5, 4), 7
-
-
-class FixedBatch(nn.Module):
-    """Baked for four samples, as a program traced with a `view` is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(60, N)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(torch.tanh(x.view(4, 60)))
-
-
-class Stateful(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(60, N)
-        self.register_buffer("state", torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.tanh(self.linear(x.flatten(1))) + self.state
-        self.state = 0.5 * y[:1, :1].mean().reshape(1)
-        return y
 
 
 class TwoArguments(nn.Module):
@@ -110,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, network: nn.Module, points:
         "    return nn.Sequential(nn.Conv2d(3, width, 3), nn.Tanh(), nn.Flatten(), nn.Linear(36, 7))\n"
     )
     for name, module in {
-        "fixed": FixedBatch(), "stateful": Stateful(), "arguments": TwoArguments(),
+        "fixed": FixedBatch(60, N), "stateful": Stateful(60, N), "arguments": TwoArguments(),
         "dictionary": Dictionary(), "root": Root(), "slow": Slow(), "map": nn.Conv2d(3, 2, 3),
     }.items():  # fmt: skip
         torch.jit.script(module.eval()).save(folder / f"{name}.pt")

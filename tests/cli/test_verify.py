@@ -10,10 +10,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import jacli as package
 from tests.store.signing import as_schema_1, sign_again
+from tests.toy_models import Confident
 
 ARCH = "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Linear(4, 3), nn.Tanh())\n"
 
@@ -285,22 +286,11 @@ def test_what_is_no_result_is_refused(files: Path, jacli: Any, name: str) -> Non
     assert name in ran.err
 
 
-class Confident(nn.Module):
-    """Softmaxes of large numbers: a Jacobian far below the numbers that its passes subtract."""
-
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.first, self.scale = nn.Linear(4, 20), scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.softmax(self.scale * self.first(x), 1)
-
-
 @pytest.mark.parametrize("scale", [40.0, 60.0])
 def test_rounding_of_float32_is_called_that(files: Path, jacli: Any, scale: float) -> None:
     """By the run and by `verify`, with what helps; and it does help."""
     torch.manual_seed(0)
-    torch.jit.script(Confident(scale).eval()).save("confident.pt")
+    torch.jit.script(Confident(4, scale=scale).eval()).save("confident.pt")
     run = ("compute", "confident.pt", "random:24x4", "--method", "loop", "--verify", "24")
     ran = jacli(*run, "-o", "coarse.h5")
     assert ran.code == 6 and "take --dtype float64" in ran.err and "report" not in ran.err

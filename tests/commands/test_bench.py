@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 import jacli.methods.filling as filling
 from jacli.choice.choose import Choice, choose
+from jacli.choice.measure import load_rules
 from jacli.commands import bench as benching
 from jacli.commands import timed_batch as timed_block
 from jacli.commands.bench import BenchResult, BenchRow, bench
@@ -26,19 +28,9 @@ from jacli.linear_map import Slab
 from jacli.options.config import RunConfig, from_options
 from jacli.options.methods import AUTOGRAD_METHODS, METHOD_NAMES, METHODS
 from tests.cases import CASES
+from tests.toy_models import Constants, FixedBatch
 
 SAMPLES = 6
-
-
-class Fixed(nn.Module):
-    """Baked for four samples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(9, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(torch.tanh(x.view(4, 9)))
 
 
 class Kink(nn.Module):
@@ -46,13 +38,6 @@ class Kink(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sin(x) + torch.relu(x - x.detach() + 1.0 + 1e-9 - 1.0)
-
-
-class Constants(nn.Module):
-    """Traced, its constants are float32 for good."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x @ torch.ones(9, 5))
 
 
 def config_of(folder: Path, model: str | nn.Module, options: dict[str, Any]) -> RunConfig:
@@ -68,6 +53,14 @@ def config_of(folder: Path, model: str | nn.Module, options: dict[str, Any]) -> 
         torch.jit.save(model, path)
     np.save(folder / "x.npy", np.random.default_rng(0).standard_normal((SAMPLES, *shape), np.float32))
     return from_options({"model": path, "inputs": str(folder / "x.npy"), "device": "cpu", **options})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rules_frozen() -> None:
+    """Exempt from garbage collection what torch imports at the first batched pass (see `tests.conftest`)."""
+    load_rules()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -103,9 +96,7 @@ def by_method(found: BenchResult) -> dict[str, BenchRow]:
     return rows
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"classes": "top:2"}, {"dtype": "float64", "batch_size": 4}], ids=str
-)
+@pytest.mark.parametrize("options", [{}, {"classes": "top:2", "dtype": "float64", "batch_size": 4}], ids=str)
 @pytest.mark.parametrize("name", ["residual", "narrow_middle", "few_inputs", "stateful", "tuple_output"])
 def test_every_method_serves_or_says_why_not(measured: Any, name: str, options: dict[str, Any]) -> None:
     found = measured(name, **options)
@@ -279,14 +270,14 @@ def test_a_kink_is_told_from_an_error(run: Any) -> None:
 
 
 def test_a_program_that_stays_in_float32(run: Any) -> None:
-    found = run(torch.jit.trace(Constants(), torch.randn(2, 9)))
+    found = run(torch.jit.trace(Constants(9, 5), torch.randn(2, 9)))
     assert found.reference_dtype == "float32"
     assert any("does not run in float64" in note for note in found.notes)
     assert by_method(found)["loop"].error_worst < 1e-5
 
 
 def test_a_fixed_batch(run: Any) -> None:
-    found = run(torch.jit.script(Fixed()))
+    found = run(torch.jit.script(FixedBatch(9, 5)))
     rows = by_method(found)
     for method in ("replicate", "adjoint", "tangent", "factored"):
         assert "4 only" in rows[method].refused

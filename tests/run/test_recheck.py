@@ -27,6 +27,7 @@ from jacli.run.prepare import prepare
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
 from jacli.store import ResultLayout, ResultWriter, open_results
 from tests.store.layouts import random_block
+from tests.toy_models import Constants, FixedBatch, Stateful
 
 B, INPUT, N = 6, (3, 5, 4), 13
 
@@ -40,29 +41,6 @@ class Convolution(nn.Module):
         return self.top(torch.relu(self.conv(x)).flatten(1))
 
 
-class Fixed(nn.Module):
-    """Baked for four samples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(60, N)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(torch.tanh(x.view(4, 60)))
-
-
-class Stateful(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(60, N)
-        self.register_buffer("state", torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.tanh(self.linear(x.flatten(1))) + self.state
-        self.state = 0.5 * y[:1, :1].mean().reshape(1)
-        return y
-
-
 class Further(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -70,13 +48,6 @@ class Further(nn.Module):
 
     def forward(self, x: Tensor, scale: float, offset: Tensor) -> Tensor:
         return torch.sin(self.linear(x.flatten(1)) + offset) * scale
-
-
-class Constants(nn.Module):
-    """Traced, its constants are float32 for good."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x.flatten(1)[:, :7] @ torch.ones(7, N))
 
 
 class Attention(nn.Module):
@@ -100,8 +71,8 @@ class Maps(nn.Module):
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "convolution": Convolution,
-    "fixed": Fixed,
-    "stateful": Stateful,
+    "fixed": lambda: FixedBatch(60, N),
+    "stateful": lambda: Stateful(60, N),
     "further": Further,
     "attention": Attention,
     "maps": Maps,
@@ -115,7 +86,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, make in MODELS.items():
         torch.manual_seed(1)
         torch.jit.save(torch.jit.script(make().eval()), folder / f"{name}.pt")
-    torch.jit.save(torch.jit.trace(Constants(), torch.randn(2, *INPUT)), folder / "constants.pt")
+    torch.jit.save(torch.jit.trace(Constants(7, N), torch.randn(2, *INPUT)), folder / "constants.pt")
     draw = np.random.default_rng(0)
     np.save(folder / "x.npy", draw.standard_normal((B, *INPUT), dtype=np.float32))
     np.save(folder / "offset.npy", draw.standard_normal((B, N), dtype=np.float32))

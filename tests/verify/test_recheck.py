@@ -13,6 +13,7 @@ from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_tw
 from jacli.verify import PlainPasses, StoredProducts, StoredSample, recheck, recheck_tolerance
 from jacli.verify.recheck import N_NEARBY, N_PROBES, N_ROWS
 from tests.cases import CASES, build
+from tests.toy_models import Confident
 
 SEEDS = range(12)
 SHAPE = (3, 5, 4)
@@ -528,25 +529,15 @@ def test_outputs_that_differ_are_excused_by_no_kink() -> None:
     assert not found.near_kink
 
 
-class Confident(nn.Module):
-    """Softmaxes of large numbers: a Jacobian far below the numbers that its passes subtract."""
-
-    def __init__(self, scale: float, mixed: bool) -> None:
-        super().__init__()
-        self.first, self.scale, self.mixed = nn.Linear(6, 20), scale, mixed
-        self.top = nn.Linear(20, 20, bias=False) if mixed else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.top(torch.softmax(self.scale * self.first(x), 1))
-
-
 CONFIDENT = [(60.0, False), (100.0, False), (200.0, False), (60.0, True)]
 
 
 @pytest.mark.parametrize("scale, mixed", CONFIDENT)
 def test_confident_softmaxes_are_right_in_float64(scale: float, mixed: bool) -> None:
     torch.manual_seed(0)
-    reference = linearized(Confident(scale, mixed).double(), torch.randn(12, 6, dtype=torch.float64))
+    reference = linearized(
+        Confident(6, scale=scale, mixed=mixed).double(), torch.randn(12, 6, dtype=torch.float64)
+    )
     small = 0
     for position in range(12):
         dense = jacobian(reference, position)
@@ -565,7 +556,7 @@ def test_confident_softmaxes_are_right_in_float64(scale: float, mixed: bool) -> 
 @pytest.mark.parametrize("scale, mixed", [(40.0, False), (60.0, False)])
 def test_what_float32_is_too_coarse_for_is_told_from_a_wrong_method(scale: float, mixed: bool) -> None:
     torch.manual_seed(0)
-    module, x = Confident(scale, mixed), torch.randn(24, 6)
+    module, x = Confident(6, scale=scale, mixed=mixed), torch.randn(24, 6)
     run, reference = linearized(module, x), linearized(frozen_twin(module).double(), x.double())
     coarse = 0
     for position in range(24):
