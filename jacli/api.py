@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,6 @@ from jacli.errors import InputsError, ModelError, means_out_of_memory
 from jacli.models import LoadedModel
 from jacli.models.dtypes import as_dtype, real_dtypes
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
-from jacli.options.config import parsed_options
-from jacli.options.values import Classes
 from jacli.plans.plan import Shapes
 from jacli.plans.request import Request
 from jacli.run.call_arguments import (
@@ -37,6 +35,7 @@ from jacli.run.call_arguments import (
     why_refused,
 )
 from jacli.run.placing import place
+from jacli.run.request import WantedOutputs, asked_of_call
 from jacli.run.run_log import logger
 from jacli.run.selection import check_classes, jacobian_shape, selected_outputs
 from jacli.spectrum import largest_singular_values
@@ -48,21 +47,6 @@ _VECTORS_PER_VALUE = 400
 
 _CONVERGED = 1e-4
 """Relative error up to which matrix-free singular values are given out; beyond, J is formed."""
-
-
-@dataclass(frozen=True)
-class _Outputs:
-    """Which outputs are differentiated.
-
-    Attributes:
-        select: Path to the output where the model returns several.
-        of: ``logits``, ``probs`` or ``log-probs``.
-        classes: Which of its numbers.
-    """
-
-    select: str | None = None
-    of: str = "logits"
-    classes: Classes = field(default_factory=Classes)
 
 
 class _Function(nn.Module):
@@ -152,7 +136,7 @@ def jacobian(
 
     What a run would tell as a note goes to the logger ``jacli`` at level INFO; nothing is printed.
     """
-    request, which = _asked(
+    request, which = asked_of_call(
         labels=labels,
         **{"select": select, "of": of, "classes": classes, "method": method, "precision": precision},
         **{"batch_size": batch_size, "chunk_size": chunk_size, "memory": memory, "seed": seed},
@@ -211,7 +195,7 @@ def singular_values(
         JacliError: As `jacobian`.
     """
     k = check_count(k)
-    request, which = _asked(
+    request, which = asked_of_call(
         labels=labels, select=select, of=of, classes=classes, precision=precision, seed=seed
     )
     with exact_arithmetic(), reused_memory():
@@ -226,29 +210,6 @@ def singular_values(
         return all_singular_values(matrices).values[:, :k]
 
 
-def _asked(*, labels: Tensor | None, classes: object, **options: object) -> tuple[Request, _Outputs]:
-    """The options of a call, checked as the command's are.
-
-    Raises:
-        UsageError: Naming every one that is wrong.
-    """
-    given = {**options, "classes": _plain(classes)}
-    given |= {} if labels is None else {"labels": "given"}
-    parsed = parsed_options(given)
-    of_request, of_outputs = ({f.name for f in fields(kind)} for kind in (Request, _Outputs))
-    return (
-        Request(**{name: value for name, value in parsed.items() if name in of_request}),
-        _Outputs(**{name: value for name, value in parsed.items() if name in of_outputs}),
-    )
-
-
-def _plain(classes: object) -> object:
-    """Classes as the option takes them: arrays, tensors and tuples as lists of integers."""
-    if hasattr(classes, "tolist"):
-        classes = classes.tolist()
-    return list(classes) if isinstance(classes, (tuple, range)) else classes
-
-
 class InMemoryRun:
     """A model and points in memory, probed, ready to be linearised batch by batch."""
 
@@ -257,7 +218,7 @@ class InMemoryRun:
         model: Callable[..., object],
         x: Tensor,
         request: Request,
-        outputs: _Outputs,
+        outputs: WantedOutputs,
         arguments: dict[str, object],
         per_sample: Sequence[str],
         *,

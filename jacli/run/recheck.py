@@ -17,8 +17,8 @@ from jacli.plans.plan import Plan
 from jacli.run.prepare import Prepared
 from jacli.run.reference import References, batch_of, linearized
 from jacli.run.stored_matrices import stored_sample
+from jacli.spectrum.boxes import ChunkedArray
 from jacli.store.batches import batch_holding
-from jacli.store.boxes import ChunkedArray
 from jacli.verify import PlainPasses, Rechecked, recheck, recheck_tolerance
 from jacli.verify.tolerances import REDUCED_INSIDE
 

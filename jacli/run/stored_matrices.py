@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from jacli.store.boxes import ChunkedArray, box_extents, read_boxes, sample_chunks
+from jacli.spectrum.boxes import ChunkedArray, box_extents, read_boxes, sample_chunks
 from jacli.verify import StoredProducts, StoredSample
 
 PIECE_NUMBERS = 2 * 2**20

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from jacli.spectrum.boxes import ChunkedArray, box_extents, read_boxes, sample_chunks
 from jacli.spectrum.exact import Spectrum, singular_values, streamed_singular_values
-from jacli.store.boxes import ChunkedArray, box_extents, read_boxes, sample_chunks
 
 PIECE_NUMBERS = 4 * 2**20
 """Largest piece in numbers: 32 MiB in float64."""

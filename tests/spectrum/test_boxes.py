@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from jacli.store.boxes import box_extents, read_boxes
+from jacli.spectrum.boxes import box_extents, read_boxes
 
 
 class Contiguous:
