@@ -107,4 +107,9 @@ def cut_network(request: Request, problem: Problem, traced: TracedNetwork) -> Cu
         if not request.needs_chain or request.keep == "factors" or not wide:
             raise NotTraceableError(f"{where}, its outputs are {n_out}")
         cuts = wide
-    return CutNetwork(traced, cuts, recurrent=problem.network.recurrent, lone=problem.network.lone)
+    return CutNetwork(
+        traced,
+        cuts,
+        recurrent=problem.network.recurrent,
+        squeezes_batch_of_one=problem.network.squeezes_batch_of_one,
+    )

@@ -174,7 +174,7 @@ def _probed(options: dict[str, Any]) -> dict[str, Any]:
         "samples": shapes.n_samples,
         "jacobian": f"{shapes.n_out} x {shapes.n_in} a sample",
         "batch_sizes": f"{shapes.fixed_batch} only" if shapes.fixed_batch else "any",
-        "keeps_state": prepared.network.fresh,
+        "keeps_state": prepared.network.copy_each_call,
         "methods": {name: why or "serves" for name, why in refused.items()},
         "tried_in_this_order": [method.name for method in methods_in_order(shapes, run.request, refused)],
         "cuts": cuts,

@@ -231,7 +231,7 @@ class BatchChecks:
     def _check_state(self) -> None:
         """Run the first samples again: their outputs must be the same as before the run."""
         network = self._problem.network
-        if network.fresh or network.anchor is None:
+        if network.copy_each_call or network.anchor is None:
             return
         x, extra, before = network.anchor
         with torch.no_grad(), translating(lambda error: batch_failure(len(x), error)):

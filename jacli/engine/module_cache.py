@@ -165,7 +165,7 @@ class CachedPlan:
             memory: What might be held.
             held: Bytes that were held.
         """
-        if self._model is None or network.fresh:
+        if self._model is None or network.copy_each_call:
             return
         entries = _ENTRIES.setdefault(self._model, {})
         if self._key not in entries and self._unchanged(chosen):

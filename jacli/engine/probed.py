@@ -60,7 +60,12 @@ def probed_network(
         left_out=[name for name in others if name != inputs],
         alone=alone,
     )
-    network = replace(network, fresh=probed.stateful, saves_copies=probed.overwrites, lone=probed.lone)
+    network = replace(
+        network,
+        copy_each_call=probed.stateful,
+        saves_copies=probed.overwrites,
+        squeezes_batch_of_one=probed.squeezes_batch_of_one,
+    )
     return replace(network, anchor=_anchor(network, x, extra, probed.fixed_batch or 2)), probed
 
 

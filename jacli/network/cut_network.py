@@ -24,7 +24,7 @@ from jacli.linear_program import Program
 from jacli.linear_program.graph import NotTraceableError, value_of
 from jacli.network.cut import Cut, crossing_constants, differentiable_nodes, narrowest_of
 from jacli.network.linearize import Linearized
-from jacli.network.network import TensorNetwork, twice
+from jacli.network.network import TensorNetwork, duplicated
 from jacli.network.trace import TracedNetwork
 
 aten = torch.ops.aten
@@ -39,13 +39,13 @@ class SpanNetwork:
             constants that cross from below; output ``(batch, width)`` (``(batch, *output)`` at its end).
         constants: Names of these constants in order, each with one row a sample.
         recurrent: As of `TensorNetwork`.
-        lone: As of `TensorNetwork`.
+        squeezes_batch_of_one: As of `TensorNetwork`.
     """
 
     module: fx.GraphModule
     constants: tuple[str, ...]
     recurrent: bool
-    lone: bool
+    squeezes_batch_of_one: bool
     saves_copies: bool = field(default=False, init=False)
     scripted_attention: bool = field(default=False, init=False)
 
@@ -57,11 +57,11 @@ class SpanNetwork:
     def __call__(self, x: Tensor, extra: Extra) -> Tensor:
         arguments = [x, *(extra[name] for name in self.constants)]
         with batched_pass(), forward_pass(recurrent=self.recurrent, device=x.device):
-            values: Tensor = self.module(*(map(twice, arguments) if self._is_lone(x) else arguments))
+            values: Tensor = self.module(*(map(duplicated, arguments) if self._is_lone(x) else arguments))
         return values[:1] if self._is_lone(x) else values
 
     def _is_lone(self, x: Tensor) -> bool:
-        return self.lone and x.shape[0] == 1
+        return self.squeezes_batch_of_one and x.shape[0] == 1
 
     def copied(self) -> SpanNetwork:
         """Itself: a graph keeps no state."""
@@ -85,14 +85,19 @@ class CutNetwork:
     """
 
     def __init__(
-        self, traced: TracedNetwork, cuts: Sequence[Cut], *, recurrent: bool = False, lone: bool = False
+        self,
+        traced: TracedNetwork,
+        cuts: Sequence[Cut],
+        *,
+        recurrent: bool = False,
+        squeezes_batch_of_one: bool = False,
     ) -> None:
         if not cuts:
             raise ValueError("a network without cuts is not cut")
         self.traced = traced
         self.cuts = tuple(cuts)
         self._recurrent = recurrent
-        self._lone = lone
+        self._squeezes_batch_of_one = squeezes_batch_of_one
         self._live = differentiable_nodes(traced)
         self._placeholders = [node for node in traced.graph.graph.nodes if node.op == "placeholder"]
         self._spans: dict[tuple[int, int], SpanNetwork] = {}
@@ -144,11 +149,11 @@ class CutNetwork:
     def values(self, x: Tensor, extra: Extra) -> dict[fx.Node, Tensor]:
         """Every tensor at the cuts, every constant that crosses one, and the output, at a batch of points."""
         arguments = [x, *(extra[name] for name in self.traced.extra)]
-        lone = self._lone and x.shape[0] == 1
+        alone = self._squeezes_batch_of_one and x.shape[0] == 1
         with torch.no_grad():
-            found = self._everything(*(map(twice, arguments) if lone else arguments))
+            found = self._everything(*(map(duplicated, arguments) if alone else arguments))
         values = dict(zip(self._kept, found, strict=True))
-        if lone:
+        if alone:
             axes = self.traced.batch_axis
             values = {node: v.narrow(axes[node], 0, 1) for node, v in values.items()}
         return values
@@ -188,7 +193,7 @@ class CutNetwork:
         graph.eliminate_dead_code()
         module = fx.GraphModule(traced.graph, graph)
         names = tuple(node.name for node in self._constants[first, last])
-        return SpanNetwork(module, names, self._recurrent, self._lone)
+        return SpanNetwork(module, names, self._recurrent, self._squeezes_batch_of_one)
 
     def _between(self, first: int, last: int, given: set[fx.Node]) -> set[fx.Node]:
         needed: set[fx.Node] = set()

@@ -17,7 +17,7 @@ from jacli.linear_map import Extra, LinearMap, Samples, SelectedOutputs
 from jacli.linear_map.agreement import same_outputs
 from jacli.linear_map.tape import Tape
 from jacli.linear_program import Program, ProgramMap
-from jacli.network.network import twice
+from jacli.network.network import duplicated
 from jacli.network.primitives import Passes, PrimitiveMap, naming, on_copies, on_first_samples, one_by_one
 
 
@@ -37,7 +37,7 @@ class Function(Protocol):
     def scripted_attention(self) -> bool: ...
 
     @property
-    def lone(self) -> bool: ...
+    def squeezes_batch_of_one(self) -> bool: ...
 
     def __call__(self, x: Tensor, extra: Extra) -> Tensor: ...
 
@@ -348,8 +348,8 @@ class Linearized:
                 raise _no_program("it was not traced")
             program = self._program
             arguments: list[Any] = [self._x, *(self._extra[name] for name in program.names)]
-            if self._network.lone and self.batch == 1:
-                arguments = list(map(twice, arguments))
+            if self._network.squeezes_batch_of_one and self.batch == 1:
+                arguments = list(map(duplicated, arguments))
             with (
                 translating(lambda error: _no_program(f"it fails on this batch: {telling_line(error)}")),
                 forward_pass(recurrent=self._network.recurrent, device=self.device),

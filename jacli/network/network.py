@@ -34,11 +34,11 @@ class TensorNetwork:
         lists: Arguments that are lists in place of tuples, where parts are given.
         select: Path to the output where the module returns a tuple or a dict (``"1.0"``).
         of: ``logits`` (raw outputs), ``probs`` (their softmax) or ``log-probs``.
-        fresh: Run every forward pass on a fresh copy (a module that keeps state between calls).
+        copy_each_call: Run every forward pass on a fresh copy (a module that keeps state between calls).
         saves_copies: Save for the reverse passes copies of tensors (a module that overwrites them later in
             its forward pass, as one with state in buffers may).
-        lone: Whether the module drops the batch axis of a single sample (a ``squeeze()``): such a
-            batch is run twice over.
+        squeezes_batch_of_one: Whether the module drops the batch axis of a single sample: such a batch is
+            duplicated.
         recurrent: Whether the module holds recurrent layers.
         scripted_attention: Whether it is TorchScript with an inference path of attention inside.
         anchor: Points, their arguments, and the outputs there of the module as it was before it ran
@@ -51,9 +51,9 @@ class TensorNetwork:
     lists: frozenset[str] = frozenset()
     select: str | None = None
     of: str = "logits"
-    fresh: bool = False
+    copy_each_call: bool = False
     saves_copies: bool = False
-    lone: bool = False
+    squeezes_batch_of_one: bool = False
     recurrent: bool = False
     scripted_attention: bool = False
     anchor: tuple[Tensor, Extra, Tensor] | None = field(default=None, compare=False, repr=False)
@@ -78,12 +78,12 @@ class TensorNetwork:
             ModelError: The output is no tensor, ``select`` does not name one, or ``of`` has no
                 class axis to act on.
         """
-        if self.lone and x.shape[0] == 1:
-            return self._run(torch.cat([x, x]), {k: twice(v) for k, v in extra.items()})[:1]
+        if self.squeezes_batch_of_one and x.shape[0] == 1:
+            return self._run(torch.cat([x, x]), {k: duplicated(v) for k, v in extra.items()})[:1]
         return self._run(x, extra)
 
     def _run(self, x: Tensor, extra: Extra) -> Tensor:
-        module = self.copied().module if self.fresh else self.module
+        module = self.copied().module if self.copy_each_call else self.module
         # A clone: models normalise or rectify their input in place, which a leaf would refuse and
         # which would move the caller's points.
         points, given = [x.clone()], {**self.arguments, **extra}
@@ -114,7 +114,7 @@ class TensorNetwork:
 
     def copied(self) -> TensorNetwork:
         """The same network on a copy of the module, state and all."""
-        return replace(self, module=_copy(self.module), fresh=False)
+        return replace(self, module=_copy(self.module), copy_each_call=False)
 
     def sharing(self) -> TensorNetwork:
         """The same network on a copy of the module that has the same parameters and buffers.
@@ -128,7 +128,7 @@ class TensorNetwork:
 
     def renewing(self) -> TensorNetwork:
         """The same network that copies the module before every forward pass."""
-        return replace(self, fresh=True)
+        return replace(self, copy_each_call=True)
 
     def saving_copies(self) -> TensorNetwork:
         """The same network that saves copies for its reverse passes."""
@@ -202,8 +202,8 @@ def _program(module: nn.Module) -> str:
     return "".join(str(part.graph) for part in module.modules() if isinstance(part, torch.fx.GraphModule))
 
 
-def twice(value: object) -> object:
-    """A lone sample in company: some models drop the batch axis of one that is alone."""
+def duplicated(value: object) -> object:
+    """Duplicate a single sample: the model squeezes the batch axis of a batch of one."""
     return torch.cat([value, value]) if isinstance(value, Tensor) else value
 
 

@@ -82,7 +82,7 @@ def trace_network(network: TensorNetwork, x: Tensor, extra: Extra) -> TracedNetw
 
     Cost: two traces, 0.1 to 1 s each for a network of a hundred layers; negligible memory.
     """
-    if network.fresh:
+    if network.copy_each_call:
         raise NotTraceableError("the model keeps state between calls")
     names = tuple(extra)
     first, second = (

@@ -73,8 +73,8 @@ class Option:
         repeated: Whether ``--config RESULT.h5`` takes it over; not what says where and how loudly, or would
             run code because a file says so.
         in_python: Whether `jacli.compute` takes it; not what is about the command's own printing.
-        task: Who has it of ``jacli submit``: each ``task`` of the array, ``submit`` itself, or ``never`` one: a
-            task is told its shard, must resume when it is started again, and computes.
+        task: Who has it of ``jacli submit``: each ``task`` of the array, ``submit`` itself, or neither
+            (``never``): a task is told its shard, must resume when it is started again, and computes.
     """
 
     name: str

@@ -50,7 +50,7 @@ class Probed:
         fixed_batch: The only batch size the model accepts, or None.
         stateful: Whether the module keeps state between calls: every forward pass then needs a fresh copy.
         overwrites: Whether it overwrites tensors that its reverse pass needs: copies must then be saved.
-        lone: Whether the module squeezes the batch axis of a single sample.
+        squeezes_batch_of_one: Whether the module squeezes the batch axis of a single sample.
         alone: Whether samples influence one another in larger batches: each must then be run alone, and
             ``fixed_batch`` is 1.
     """
@@ -59,7 +59,7 @@ class Probed:
     fixed_batch: int | None
     stateful: bool
     overwrites: bool
-    lone: bool
+    squeezes_batch_of_one: bool
     alone: bool = False
 
 
@@ -101,16 +101,18 @@ def probe(
             hint="Check how they were saved.",
         )
     with fork_random_state(x.device), torch.no_grad():
-        batch, fixed, lone = _accepted_batch(network, x, extra, batch_hints, names, left_out)
+        batch, fixed, squeezes_batch_of_one = _accepted_batch(network, x, extra, batch_hints, names, left_out)
         try:
-            return _probe_at(network, x, extra, batch, fixed, lone)
+            return _probe_at(network, x, extra, batch, fixed, squeezes_batch_of_one)
         except MixingError:
             if not alone or fixed is not None:
                 raise
         return replace(_probe_at(network, x, extra, 1, 1, False), alone=True)
 
 
-def _probe_at(network: Network, x: Tensor, extra: Extra, batch: int, fixed: int | None, lone: bool) -> Probed:
+def _probe_at(
+    network: Network, x: Tensor, extra: Extra, batch: int, fixed: int | None, squeezes_batch_of_one: bool
+) -> Probed:
     points, rest = repeated_rows(x, extra, batch)
     stateful = _is_stateful(network, points, rest)
     trial = network.renewing() if stateful else network
@@ -118,8 +120,8 @@ def _probe_at(network: Network, x: Tensor, extra: Extra, batch: int, fixed: int 
     overwrites = stateful or _overwrites(trial, points, rest)
     trial = trial.saving_copies() if overwrites else trial
     output = trial(points, rest)
-    if fixed is None and not lone:
-        lone = _loses_batch_axis(trial, points, rest, output)
+    if fixed is None and not squeezes_batch_of_one:
+        squeezes_batch_of_one = _loses_batch_axis(trial, points, rest, output)
     if output.dim() == 0 or output.shape[0] != batch:
         raise _no_batch_axis(f"For a batch of {batch} the output has shape {tuple(output.shape)}.")
     _check_output(output, x)
@@ -128,7 +130,7 @@ def _probe_at(network: Network, x: Tensor, extra: Extra, batch: int, fixed: int 
         renewing = network.renewing()
         _check_independence(renewing.saving_copies() if overwrites else renewing, points, rest, output)
     _check_derivative(trial, points, rest)
-    return Probed(tuple(output.shape[1:]), fixed, stateful, overwrites, lone)
+    return Probed(tuple(output.shape[1:]), fixed, stateful, overwrites, squeezes_batch_of_one)
 
 
 def repeated_rows(x: Tensor, extra: Extra, size: int) -> tuple[Tensor, Extra]:

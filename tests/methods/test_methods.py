@@ -59,7 +59,10 @@ def linearized(name, method, device):
     """A case's linearisation in float64; cut at its narrowest place for ``factored``."""
     module, x, case = build(name, torch.float64, device)
     network = TensorNetwork.of_module(
-        frozen_twin(module), select=case.select, fresh=name.startswith("stateful"), lone=True
+        frozen_twin(module),
+        select=case.select,
+        copy_each_call=name.startswith("stateful"),
+        squeezes_batch_of_one=True,
     )
     if method not in (*PROGRAM_METHODS, "factored"):
         return Linearized(network, x, {})

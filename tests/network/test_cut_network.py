@@ -97,7 +97,9 @@ def test_the_product_of_the_spans_is_the_jacobian(name, size):
 @pytest.mark.parametrize("name", CUT_CASES)
 def test_every_case_cut_at_its_narrowest_place(name):
     module, x, case = build(name, torch.float64)
-    network = TensorNetwork.of_module(frozen_twin(module), select=case.select, lone=name == "squeezed")
+    network = TensorNetwork.of_module(
+        frozen_twin(module), select=case.select, squeezes_batch_of_one=name == "squeezed"
+    )
     traced = trace_network(network, x, {})
     cut = CutLinearized(network, x, {}, cut_network=CutNetwork(traced, any_cut(traced)))
     check(cut, matrix(Linearized(network, x, {})))
@@ -107,10 +109,10 @@ def test_every_case_cut_at_its_narrowest_place(name):
 def test_a_lone_sample_that_loses_its_batch_axis(size):
     """``squeeze()``: such a sample runs in company, in the whole and in every span."""
     module, _, _ = build("squeezed", torch.float64)
-    network = TensorNetwork.of_module(frozen_twin(module), lone=True)
+    network = TensorNetwork.of_module(frozen_twin(module), squeezes_batch_of_one=True)
     x = points(size, 5)
     traced = trace_network(network, x, {})
-    cut_network = CutNetwork(traced, any_cut(traced), lone=True)
+    cut_network = CutNetwork(traced, any_cut(traced), squeezes_batch_of_one=True)
     cut = CutLinearized(network, x, {}, cut_network=cut_network)
     check(cut, matrix(Linearized(network, x, {})))
 

@@ -65,7 +65,7 @@ def linearized(name: str, batch: int, selected: list[list[int]] | None) -> tuple
     module = NETWORKS[name]().double()
     shape = (2, 6, 6) if name == "images" else (5,)
     x = torch.randn(batch, *shape, dtype=torch.float64)
-    network = TensorNetwork.of_module(frozen_twin(module), lone=name == "a squeezed sample")
+    network = TensorNetwork.of_module(frozen_twin(module), squeezes_batch_of_one=name == "a squeezed sample")
     traced = trace_network(network, x, {})
     index = None if selected is None else torch.tensor(selected)[:batch]
     expected = reference_jacobian(lambda points: network(points, {}), x).mT

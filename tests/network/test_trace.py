@@ -53,7 +53,7 @@ def mutable_operators(traced):
 
 def check_equal(module, *shape, sizes=(1, 2, 5), tolerance=0.0, select=None, lone=False, dtype=torch.float64):
     """The graph of a module gives what the module gives, and has no writes left in it."""
-    network = network_of(module, select=select, lone=lone)
+    network = network_of(module, select=select, squeezes_batch_of_one=lone)
     traced = trace_network(network, points(2, *shape, dtype=dtype), {})
     assert not mutable_operators(traced)
     for size in sizes:
@@ -256,7 +256,7 @@ def test_a_shape_that_does_not_fit_is_not_logged(capfd):
 def test_state_is_refused(name):
     module, x, _ = build(name, torch.float64)
     with pytest.raises(NotTraceableError, match="state between calls"):
-        trace_network(network_of(module, fresh=True), x, {})
+        trace_network(network_of(module, copy_each_call=True), x, {})
 
 
 def test_running_out_of_memory_is_no_reason_against_tracing(monkeypatch):

@@ -265,7 +265,10 @@ def test_every_case_passes(name, dtype):
     x = torch.randn(9, *case.shape, dtype=dtype)
     stateful = isinstance(getattr(module, "state", None), torch.Tensor)
     network = TensorNetwork.of_module(
-        frozen_twin(module), select=case.select, fresh=stateful, lone=name == "squeezed"
+        frozen_twin(module),
+        select=case.select,
+        copy_each_call=stateful,
+        squeezes_batch_of_one=name == "squeezed",
     )
     with exact_arithmetic():
         check_batch(Linearized(network, x, {}), module, seed=0, alone=8, fixed_batch=False)

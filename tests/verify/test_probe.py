@@ -40,7 +40,7 @@ def test_serves_every_case(name, device):
     found = probed(module, x[:2], select=case.select)
     assert found.fixed_batch is None
     assert found.stateful == name.startswith("stateful")
-    assert found.lone == (name == "squeezed")
+    assert found.squeezes_batch_of_one == (name == "squeezed")
 
 
 def test_learns_the_output_shape():
@@ -115,7 +115,7 @@ SERVED = {
     "squeeze, then an axis": (
         Function(lambda x: x[..., None].squeeze().log_softmax(1)),
         (4, 5),
-        {"lone": True},
+        {"squeezes_batch_of_one": True},
     ),
     "pairs only": (Function(lambda x: torch.tanh(x.view(-1, 2, 5)).view(-1, 5)), (4, 5), {"fixed_batch": 2}),
 }

@@ -29,7 +29,7 @@ def linearized(module: nn.Module, x: Tensor, case=None) -> Linearized:
     network = TensorNetwork.of_module(
         frozen_twin(module),
         select=case.select if case else None,
-        fresh=isinstance(getattr(module, "state", None), Tensor),
+        copy_each_call=isinstance(getattr(module, "state", None), Tensor),
     )
     return Linearized(network, x, {})
 
