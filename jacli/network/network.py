@@ -160,8 +160,8 @@ def _copy(module: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
         # their values are all that a copy needs.
         for part in module.modules():
             for value in tree_leaves(vars(part)):
-                if isinstance(value, Tensor) and not value.is_leaf:
-                    memo[id(value)] = value.detach().clone()
+                if isinstance(value, Tensor) and _is_computed(value):
+                    memo[id(value)] = torch._C._functorch.unwrap_if_dead(value).detach().clone()
         # TorchScript clones its parameters: leaves only without a tape.  Copying an exported program
         # copies its call's structure, whose class torch itself deprecates.
         with torch.no_grad(), warnings.catch_warnings():
@@ -173,6 +173,14 @@ def _copy(module: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
             why=f"copy.deepcopy says: {str(error).strip() or type(error).__name__}",
             hint="jacli runs a copy so that the model stays as it is; remove what cannot be copied.",
         ) from error
+
+
+def _is_computed(value: Tensor) -> bool:
+    """Whether a computation left a tensor behind: it has a history, or is of a transform that has ended.
+
+    Hooks that compute a weight (pruning, spectral norm) store it in their module, also under ``torch.func``.
+    """
+    return not value.is_leaf or torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 @contextmanager

@@ -1,15 +1,17 @@
 """The network as a function of one tensor: selection, state, switches."""
 
+import warnings
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune, spectral_norm, weight_norm
 
 import jacli
 from jacli.device.torch_switches import _precision_switches, forward_pass
 from jacli.errors import ModelError
-from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
+from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin, trace_network
 from jacli.network.network import outputs_of, select_output
 from tests.cases import build
 
@@ -187,3 +189,25 @@ def test_a_forward_pass_that_changes_settings(change):
         assert torch.is_grad_enabled() and torch.get_default_dtype() == torch.float32
         rows = (1 - torch.tanh(x @ model.weight.T + model.bias) ** 2)[:, None, :] * model.weight.T
         torch.testing.assert_close(found, rows.detach())
+
+
+@pytest.mark.parametrize("product", ["vjp", "jvp"])
+@pytest.mark.parametrize("hook", ["pruning", "spectral norm", "weight norm"])
+def test_a_weight_that_a_transform_left_in_a_module_is_copied(hook, product):
+    """A hook computes it in each pass and stores it; that of a batched pass is of no use after it."""
+    module = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the older weight_norm
+        {
+            "pruning": lambda: prune.l1_unstructured(module[0], "weight", amount=0.5),
+            "spectral norm": lambda: spectral_norm(module[0]),
+            "weight norm": lambda: weight_norm(module[0]),
+        }[hook]()
+    network, x = TensorNetwork.of_module(frozen_twin(module.eval())), torch.randn(3, 5).double()
+    expected = network(x, {})
+    with exact_arithmetic(), Linearized(network, x, {}) as linearization:
+        batched = linearization.batched()
+        getattr(batched, product)(torch.ones(2, 3, 4 if product == "vjp" else 5).double())
+    for copied in (network.copied(), network.sharing()):
+        assert torch.equal(copied(x, {}), expected)
+    assert trace_network(network, x, {}).output is not None
