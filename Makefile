@@ -8,6 +8,9 @@ PIP_INSTALL := $(PY) -m pip install --quiet -c constraints.txt
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
+# Else every process that the tests start would compile the package anew, where the environment forbids bytecode.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help demo test check format-check lint types contracts format sample-models test-slow test-exhaustive bench bench-adjoint bench-memory bench-store bench-scale bench-startup clean
 
 help: ## List the targets
