@@ -195,7 +195,8 @@ def test_autocast_inside_is_told_and_is_no_kink(arch: Any) -> None:
 def test_bench_tells_what_its_errors_are_against(arch: Any) -> None:
     config = from_options({"model": f"{arch.__name__}.py:BrainInside", "inputs": "x.npy"})
     with exact_arithmetic(), (prepared := prepare(config)).source:
-        rows = RowsInFloat64(Run(config, prepared).task(), prepared)
+        run = Run(config, prepared)
+        rows = RowsInFloat64(run.request, run.problem, prepared)
         rows._expected([0, 2])
     assert rows.dtype == torch.float32 and "computes in bfloat16 inside" in rows.notes[0]
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from jacli.linear_map import DenseMap, FactoredMap
-from jacli.plans.plan import Plan
+from jacli.options.methods import METHODS
+from jacli.plans.plan import WholePlan
 from jacli.run import statistics
 from jacli.run.statistics import statistics_of
 
@@ -25,8 +26,16 @@ SHAPES = {
 """Batch, outputs, r, inputs."""
 
 
-def plan(singular_values: int, *, everything: bool = False) -> Plan:
-    return Plan("factored", "", 2, 1, 1, 1, singular_values, everything)
+def plan(singular_values: int, *, everything: bool = False) -> WholePlan:
+    """What statistics are asked of a batch; the rest of a plan is not their matter."""
+    return WholePlan(
+        filled_by=METHODS["replicate"],
+        vectors_per_pass=1,
+        why="",
+        batch_size=2,
+        singular_values=singular_values,
+        all_singular_values=everything,
+    )
 
 
 def factors(name: str, dtype: torch.dtype) -> FactoredMap:
