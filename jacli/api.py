@@ -120,7 +120,7 @@ def jacobian(
             are compared with those before.  A module that is converted is planned anew in each call.  A
             function is not converted, but called with points in the dtype.
         seed: Chooses the rows that are checked.
-        per_sample: Names of the arguments that have one row a sample.
+        per_sample: Names of the arguments that have one row per sample.
         **arguments: Further arguments of the model; the same for every sample unless named in
             ``per_sample``.  ``x`` is the first argument of the model that they do not name.
 

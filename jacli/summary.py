@@ -261,7 +261,7 @@ def _of_group(file: FileSummary, metric: str, members: NDArray[np.bool_]) -> tup
 
 
 def table_per_sample(files: Sequence[FileSummary]) -> Table:
-    """One row a sample, one column a metric."""
+    """One row per sample, one column a metric."""
     several = len(files) > 1
     rows: list[Row] = []
     for file in files:
@@ -273,7 +273,7 @@ def table_per_sample(files: Sequence[FileSummary]) -> Table:
 
 
 def table_per_class(files: Sequence[FileSummary]) -> Table:
-    """One row a class: how the norms of this output's input-gradient spread over the samples.
+    """One row per class: how the norms of this output's input-gradient spread over the samples.
 
     With several files, the rows of one class stand together.
     """

@@ -323,7 +323,7 @@ def test_only_arguments_named_per_sample_are_split() -> None:
     mean = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     J = jacli.jacobian(lambda y, mean: y * mean, points, mean=mean)
     torch.testing.assert_close(J, torch.diag(mean).expand(3, 3, 3))
-    with pytest.raises(UsageError, match="no row a sample"):
+    with pytest.raises(UsageError, match="no row per sample"):
         jacli.jacobian(lambda y, mean: y * mean, points, per_sample=["mean"], mean=mean[:2])
 
 

@@ -26,9 +26,9 @@ def summarize(
         list[Path],
         typer.Argument(help="Result files, or any HDF5 files (see --dataset).", show_default=False),
     ],
-    per_sample: Annotated[bool, typer.Option("--per-sample", help="One row a sample.")] = False,
+    per_sample: Annotated[bool, typer.Option("--per-sample", help="One row per sample.")] = False,
     per_class: Annotated[
-        bool, typer.Option("--per-class", help="One row a class: the norm of its input-gradient.")
+        bool, typer.Option("--per-class", help="One row per class: the norm of its input-gradient.")
     ] = False,
     by: Annotated[
         str | None,

@@ -172,7 +172,7 @@ def _probed(options: dict[str, Any]) -> dict[str, Any]:
         "input": list(shapes.input_shape),
         "output": list(shapes.output_shape),
         "samples": shapes.n_samples,
-        "jacobian": f"{shapes.n_out} x {shapes.n_in} a sample",
+        "jacobian": f"{shapes.n_out} x {shapes.n_in} per sample",
         "batch_sizes": f"{shapes.fixed_batch} only" if shapes.fixed_batch else "any",
         "keeps_state": prepared.network.copy_each_call,
         "methods": {name: why or "serves" for name, why in refused.items()},
@@ -199,7 +199,7 @@ def _cuts(run: Run) -> tuple[list[dict[str, Any]], str | None]:
         passes = min(n_out, n_in)
         saves = f"{place.width} passes in place of {passes}" if place.width < passes else "nothing by itself"
         factor_bytes = place.width * (n_out + n_in) * shapes.itemsize
-        sizes = f"{factor_bytes:,} bytes a sample as factors, {shapes.sample_bytes:,} as a Jacobian"
+        sizes = f"{factor_bytes:,} bytes per sample as factors, {shapes.sample_bytes:,} as a Jacobian"
         found.append(
             {
                 "where": place.name,

@@ -66,8 +66,8 @@ def summarize(
 
     Args:
         files: HDF5 files; several are put side by side.
-        per_sample: One row a sample, in place of statistics over the file.
-        per_class: One row a class: its input-gradient's norm.
+        per_sample: One row per sample, in place of statistics over the file.
+        per_class: One row per class: its input-gradient's norm.
         by: Statistics over groups of samples: ``label``, the label that each has; ``correct``, whether its
             largest output is at that label.
         dataset: Name of the Jacobian ``(batch, *input, *output)`` where it is not `jacobian`; nothing

@@ -2,7 +2,7 @@
 
 With p - 1 cuts there are p links, link 0 nearest the input; the span ``[first, last)`` of links takes
 the numbers of cut ``first`` (the points, for 0) to those of cut ``last`` (the outputs, for p).  The
-tensors of a cut are flattened and put side by side, one row a sample, so that every span is a network
+tensors of a cut are flattened and put side by side, one row per sample, so that every span is a network
 from ``(batch, width)`` to ``(batch, width)`` and is linearised as any other.
 """
 
@@ -37,7 +37,7 @@ class SpanNetwork:
     Attributes:
         module: Graph with inputs ``(batch, width)`` (``(batch, *input)`` at the start of the chain) and the
             constants that cross from below; output ``(batch, width)`` (``(batch, *output)`` at its end).
-        constants: Names of these constants in order, each with one row a sample.
+        constants: Names of these constants in order, each with one row per sample.
         recurrent: As of `TensorNetwork`.
         squeezes_batch_of_one: As of `TensorNetwork`.
     """
@@ -137,7 +137,7 @@ class CutNetwork:
         live = self._live if first else set(self.traced.graph.graph.nodes) - set(self._placeholders[1:])
         found = crossing_constants(self.traced, live, self._ends(first), self._ends(last))
         if any(node not in self.traced.batch_axis for node in found):
-            raise NotTraceableError("what crosses a cut has no row a sample")
+            raise NotTraceableError("what crosses a cut has no row per sample")
         return tuple(found)
 
     def span(self, first: int, last: int) -> SpanNetwork:

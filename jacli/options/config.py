@@ -168,7 +168,7 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str, str]
         lambda o: o.get("classes", Classes()).kind == "label" and not o.get("labels"),
         "--classes label needs --labels FILE.",
         "The labels say which output each sample has.",
-        "Give --labels FILE, one class index a sample.",
+        "Give --labels FILE, one class index per sample.",
     ),
     (
         lambda o: bool(set(o.get("arg", {})) & set(o.get("constant", {}))),

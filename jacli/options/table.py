@@ -42,7 +42,7 @@ class Changes(Enum):
     ROUNDING = auto()
     """Numbers, by rounding only."""
     ROUNDING_NOTED = auto()
-    """Numbers, by rounding only; which of them came how is noted."""
+    """Numbers, by rounding only; the file notes which samples were computed in which way."""
     PART = auto()
     """Which samples of the run it holds."""
     NUMBERS = auto()
@@ -73,8 +73,8 @@ class Option:
         repeated: Whether ``--config RESULT.h5`` takes it over; not what says where and how loudly, or would
             run code because a file says so.
         in_python: Whether `jacli.compute` takes it; not what is about the command's own printing.
-        task: Who has it of ``jacli submit``: each ``task`` of the array, ``submit`` itself, or neither
-            (``never``): a task is told its shard, must resume when it is started again, and computes.
+        task: Who takes it of ``jacli submit``: each ``task`` of the array, ``submit`` itself, or nobody
+            (``never``), since a task has its shard, always resumes and always computes.
     """
 
     name: str
@@ -137,7 +137,7 @@ OPTIONS = {option.name: option for option in TABLE}
 
 
 def names_of(asked: Callable[[Option], bool]) -> tuple[str, ...]:
-    """The names of the options for which a question is answered with yes, in the order of the table.
+    """The names of the options of which something is true, in the order of the table.
 
     >>> names_of(lambda option: option.file is File.WRITTEN)
     ('out',)

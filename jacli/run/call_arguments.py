@@ -241,7 +241,7 @@ def rows_of(arguments: Mapping[str, object], per_sample: Iterable[str], batch: i
         if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) != batch:
             came = described(rows) if name in arguments else "not given"
             raise UsageError(
-                f"The argument {name} has no row a sample: it is {came}.",
+                f"The argument {name} has no row per sample: it is {came}.",
                 why=f"per_sample names it, and x has {count_of(batch, 'sample')}.",
                 hint="Give a tensor of that length.",
             )

@@ -24,7 +24,7 @@ def check_declared(path: Path, batch: int, stored: Mapping[str, h5py.Dataset | I
     for key, values in stored.items():
         row = math.prod(values.shape[1:]) * np.dtype(np.float64).itemsize
         if row > there + MAX_EXPANSION:
-            raise _bomb(path, f"Its {key} declares {row:,} bytes a sample; the file has {there:,}.")
+            raise _bomb(path, f"Its {key} declares {row:,} bytes per sample; the file has {there:,}.")
 
 
 def check_work(path: Path, jacobian: h5py.Dataset, done: NDArray[np.bool_]) -> None:

@@ -20,7 +20,7 @@ READ_BY_CONTENT = {
     "arch_sha256": "the code of the architecture",
     "weights_sha256": "the weights that the architecture comes with",
     "constants_sha256": "the content of a --constant",
-    "arguments_sha256": "the labels or arguments with a row a sample",
+    "arguments_sha256": "the labels or arguments with a row per sample",
 }
 """Attributes, in words, that two processes of one run have alike; beside the rows of INPUTS."""
 

@@ -49,4 +49,4 @@ def test_memory_stays_flat_over_ten_thousand_samples(tmp_path: Path, options: di
     early = max(kibibytes for done, kibibytes in held.items() if done <= 1000)
     late = max(kibibytes for done, kibibytes in held.items() if done >= 9000)
     print(f"{options}: {early / 1024:.1f} MiB after 1,000 samples, {late / 1024:.1f} MiB after 10,000")
-    assert late - early < 4 * 1024  # 450 bytes a sample; what was seen is a quarter of that
+    assert late - early < 4 * 1024  # 450 bytes per sample; what was seen is a quarter of that
