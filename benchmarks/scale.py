@@ -103,7 +103,7 @@ def write_shards(out: Path, count: int, samples: int) -> int:
         }
         path = shard_path(out, shard)
         with ResultWriter.create(path, layout, attributes, overwrite=False) as writer:
-            writer.write_block(0, random_rows(layout, rows, draw))
+            writer.write_batch(0, random_rows(layout, rows, draw))
             writer.finish()
         written += path.stat().st_size
     return written

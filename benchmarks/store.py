@@ -91,7 +91,7 @@ def write_result(path: Path, shape: Shape, block: np.ndarray) -> None:
     with ResultWriter.create(path, layout_of(shape), {}, overwrite=True) as writer:
         for number in range(shape.blocks):
             start = number * shape.samples
-            writer.write_block(start, arrays_of(shape, block, start))
+            writer.write_batch(start, arrays_of(shape, block, start))
             if writer.seconds_to_commit == 0:
                 writer.commit()
         writer.finish()

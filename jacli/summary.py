@@ -47,7 +47,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Column:
-    """One number a sample.
+    """One number per sample.
 
     Attributes:
         name: As in tables and in ``--sort``.
@@ -261,7 +261,7 @@ def _of_group(file: FileSummary, metric: str, members: NDArray[np.bool_]) -> tup
 
 
 def table_per_sample(files: Sequence[FileSummary]) -> Table:
-    """One row per sample, one column a metric."""
+    """One row per sample, one column per metric."""
     several = len(files) > 1
     rows: list[Row] = []
     for file in files:

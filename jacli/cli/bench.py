@@ -72,7 +72,7 @@ def bench(
     limit: Annotated[
         str,
         option(
-            "--limit", panel=METHOD, help="Seconds that a method's block may take [20].", metavar="SECONDS"
+            "--limit", panel=METHOD, help="Seconds that a method's batch may take [20].", metavar="SECONDS"
         ),
     ] = "20",
     seed: Seed = None,
@@ -81,7 +81,7 @@ def bench(
 ) -> None:
     """Example: jacli bench model.pt inputs.npy.
 
-    Every method that applies, in every precision it has, side by side: the first block of the run
+    Every method that applies, in every precision it has, side by side: the first batch of the run
     that jacli compute would do, with the best sizes of each; seconds, passes, memory, and the
     error against float64.
     """
@@ -150,7 +150,7 @@ def _table(found: BenchResult) -> Table:
         )
     if any(row.estimated for row in found.rows):
         notes.append(
-            f"~: its block was not computed whole within {found.limit:g} s, the rest is extrapolated"
+            f"~: its batch was not computed whole within {found.limit:g} s, the rest is extrapolated"
         )
     return Table(_COLUMNS, tuple(map(_cells, found.rows)), tuple(notes), keys=2)
 

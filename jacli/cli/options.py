@@ -133,7 +133,7 @@ Device = Annotated[
     str | None, option("--device", panel=METHOD, help="auto, cpu, cuda or cuda:N [auto].", metavar="DEVICE")
 ]
 BatchSize = Annotated[
-    str | None, option("--batch-size", panel=METHOD, help="Samples a block [auto].", metavar="N|auto")
+    str | None, option("--batch-size", panel=METHOD, help="Samples per batch [auto].", metavar="N|auto")
 ]
 ChunkSize = Annotated[
     str | None,

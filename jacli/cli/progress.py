@@ -48,7 +48,7 @@ class Reporter:
 
 @contextmanager
 def progress_reporter(*, quiet: bool, every: float) -> Iterator[Reporter]:
-    """What a run reports to: it draws a bar on a terminal, and a line now and then elsewhere.
+    """Displays a run's progress: a bar on a terminal, a line now and then elsewhere.
 
     Args:
         quiet: Say nothing.

@@ -38,7 +38,7 @@ _NARROWEST = 20
 
 
 class TableFormat(StrEnum):
-    """How a table is written."""
+    """Format of a table."""
 
     TABLE = "table"
     CSV = "csv"

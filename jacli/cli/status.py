@@ -67,7 +67,7 @@ def _print(run: RunStatus) -> None:
 
 
 def _rows(files: Sequence[FileStatus]) -> Iterator[Row]:
-    """A row a file; of many files, those that are complete, missing or waiting together."""
+    """A row per file; of many files, those that are complete, missing or waiting together."""
     together: dict[str, list[FileStatus]] = {}
     single = []
     for file in files:

@@ -37,7 +37,7 @@ class Stopped(BaseException):
     """Unwinds the command, which saves what is finished; no ``except Exception`` on the way keeps it."""
 
     def as_error(self) -> JacliError:
-        """What to tell, with what the run has noted on the exception (its ``__notes__``)."""
+        """The message, with the notes of the run on the exception (its ``__notes__``)."""
         noted = " ".join(getattr(self, "__notes__", ()))
         why = noted or "Nothing had been finished."
         hint = "Run the same command again: it goes on." if noted else ""

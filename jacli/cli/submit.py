@@ -93,7 +93,7 @@ def _signed(command: Callable[..., None]) -> Callable[..., None]:
 def submit(**flags: Any) -> None:
     """Example: jacli submit model.pt inputs.npy -o out.h5 --shards 16 --gpus 1 --time 4:00:00.
 
-    The same run as a Slurm job array, a shard a task, and a job after it that merges them.  The same
+    The same run as a Slurm job array, one shard per task, and a job after it that merges them.  The same
     command again submits only what is missing.
     """
     print_only = flags.pop("print_only")

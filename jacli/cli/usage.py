@@ -195,7 +195,7 @@ class Command(TyperCommand):
         raise _together(problems, path)
 
     def _wrong_values(self, ctx: Any, arguments: Sequence[Any], words: Words) -> list[JacliError]:
-        """What is wrong with the values of a run's options, beside the words."""
+        """Problems with the values of a run's options, besides unknown words."""
         if not _takes_a_run(arguments):
             return []
         from jacli.options.config import NOT_GIVEN

@@ -97,7 +97,7 @@ def _parsed(samples: str, tolerance: str | None, seed: str, device: str | None) 
 
 
 def _samples(text: str) -> int | None:
-    """How many; None for all."""
+    """Number of samples; None for all."""
     if text == "all":
         return None
     try:
@@ -107,7 +107,7 @@ def _samples(text: str) -> int | None:
 
 
 _ROWS = 20
-"""Of more rechecked samples than this, only those that are not ok are listed."""
+"""If more samples than this are rechecked, only those that are not ok are listed."""
 
 
 def _print(found: Verification) -> None:

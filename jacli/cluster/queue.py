@@ -35,7 +35,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Submitted:
-    """What was submitted for a result so far.
+    """The jobs submitted for a result so far.
 
     Attributes:
         arrays: The oldest first; those that had ended when the next was submitted are left out.
@@ -50,7 +50,7 @@ _FILE = "jobs.json"
 
 
 def read_submitted(folder: Path) -> Submitted:
-    """What ``folder`` tells; nothing where there is nothing to be understood."""
+    """The jobs recorded in ``folder``; none if there is no valid record."""
     try:
         values = parse_json(read_own(folder / _FILE))
         arrays = tuple(

@@ -47,7 +47,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class ShardName:
-    """What the name of a shard's file says.
+    """The shard that a file's name stands for.
 
     Attributes:
         out: The file of the whole run.
@@ -87,7 +87,7 @@ def shards_beside(out: Path) -> dict[int, set[int]]:
 def shard_of_environment(environ: Mapping[str, str]) -> Shard:
     """The shard that ``--shard auto`` means.
 
-    A Slurm array is a shard a task; inside an srun step of several tasks each of them is one, and both
+    A Slurm array is one shard per task; inside an srun step of several tasks each of them is one, and both
     multiply.  torchrun's ``RANK`` counts where torchrun started the process: under srun there is one
     torchrun a node, whose ``SLURM_PROCID`` is not the worker's.
 
@@ -136,7 +136,7 @@ def _not_whole(what: str) -> UsageError:
 
 
 _SPECIAL_STEPS = 0xFFFFFFF0
-"""From here on Slurm numbers steps that are not srun's: the batch script, the shell of salloc."""
+"""Slurm steps numbered from here on are not srun's: the batch script, the shell of salloc."""
 
 
 def _in_step(environ: Mapping[str, str]) -> bool:

@@ -1,4 +1,4 @@
-"""Slurm's batch scripts, as text: an array with a task a shard, and the job that merges the shards.
+"""Slurm's batch scripts, as text: an array with one task per shard, and the job that merges the shards.
 
 Plain ``sbatch`` and not submitit: the script is text that one can read, change and keep, and it runs the
 same command that one would type.  submitit pickles a function into a folder that all nodes must share,
@@ -34,7 +34,7 @@ again must resume, and ``--print`` is what shows the plan of an array."""
 
 @dataclass(frozen=True)
 class Resources:
-    """What is asked of Slurm; None leaves it to the partition.
+    """Resources requested of Slurm; None: the partition's default.
 
     Attributes:
         job_name: Name in the queue.
@@ -185,7 +185,7 @@ def _setup(job: Job) -> list[str]:
 
 
 def _threads(cpus: int | None) -> list[str]:
-    """Where tasks are not confined to their processors, torch would take all of the node's."""
+    """Limit torch's threads: where tasks are not confined to their CPUs, it would take all of the node's."""
     return [f"export OMP_NUM_THREADS={cpus}"] if cpus else []
 
 

@@ -1,4 +1,4 @@
-"""``jacli bench``: every method that applies, side by side on the first block of a run."""
+"""``jacli bench``: every method that applies, side by side on the first batch of a run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LIMIT = 20.0
 
 _TIMES = 3
 _REPEATED_SECONDS = 0.5
-"""A block is computed up to so many times, within so many seconds in all: short ones are timed badly."""
+"""A batch is computed up to so many times, within so many seconds in all: short ones are timed badly."""
 
 _SHARE = 1000.0
 """The search for a method's sizes may take its full time, however short the run: it is what is asked for."""
@@ -55,11 +55,11 @@ class BenchRow:
         method: Its name.
         precision: Of its linear passes.
         plan: Its best sizes and its passes; None if it cannot serve.
-        seconds: Of the run's Jacobians, from the first block.
+        seconds: Of the run's Jacobians, from the first batch.
         seconds_a_sample: Likewise.
         relative: Seconds of the run in multiples of the fastest method's in ``ieee``.
-        estimated: Whether the block was stopped, and the rest of its seconds extrapolated.
-        peak_bytes: Most that was held during the block beyond what was held before it.
+        estimated: Whether the batch was stopped, and the rest of its seconds extrapolated.
+        peak_bytes: Most that was held during the batch beyond what was held before it.
         error_median: Relative error of some rows (Frobenius), over the first samples; None if not compared.
         error_worst: Likewise.
         notes: What the user must be told.
@@ -108,7 +108,7 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What `bench` found.
+    """Result of `bench`.
 
     Attributes:
         rows: The fastest method first, the refused ones last.
@@ -116,7 +116,7 @@ class BenchResult:
         device: Where it computed.
         dtype: Its arithmetic.
         reference_dtype: Arithmetic of the reverse passes that the errors are against.
-        limit: Seconds a block might take.
+        limit: Seconds a batch might take.
         auto: The plan that ``--method auto`` would choose; None if it finds none.
         auto_seconds: How long that choice took.
         notes: What the user must be told.
@@ -153,17 +153,17 @@ class BenchResult:
 def bench(
     config: RunConfig, *, limit: float = LIMIT, progress: Callable[[str], None] = lambda method: None
 ) -> BenchResult:
-    """Time every method on the first block of a run, each with its best sizes, and compare what it gives.
+    """Time every method on the first batch of a run, each with its best sizes, and compare what it gives.
 
     Args:
         config: As of `jacli compute`; its method and precision do not matter.
-        limit: A block that takes more seconds is stopped, and its seconds are extrapolated.
+        limit: A batch that takes more seconds is stopped, and its seconds are extrapolated.
         progress: Called with a method before it is tried.
 
     Raises:
         JacliError: As the run itself would; a method that cannot serve is no error while another can.
 
-    Cost a method: the search for its sizes (`jacli.plans.search`) and up to three blocks; and the reference,
+    Cost a method: the search for its sizes (`jacli.plans.search`) and up to three batches; and the reference,
     eight reverse passes over four samples in float64.
     """
     config = replace(config, method="auto", precision="ieee")
@@ -233,7 +233,7 @@ class _Bench:
         self.failure: JacliError | None = None
 
     def choose_auto(self) -> tuple[Plan | None, float]:
-        """What a run would choose, and how long that takes."""
+        """The plan that a run would choose, and how long the choice takes."""
         began = now(self._device)
         try:
             with memory_errors(_TRYING):
@@ -243,7 +243,7 @@ class _Bench:
         return plan, now(self._device) - began
 
     def row(self, name: str, before: Sequence[BenchRow], precision: str = "ieee") -> BenchRow:
-        """One method: its best sizes, its first block, its error; or why not."""
+        """One method: its best sizes, its first batch, its error; or why not."""
         notes: list[str] = []
         request = replace(self._request, method=name, precision=precision, search_share=_SHARE)
         if name in METHODS and METHODS[name].known_as_one_call and request.chunk_size is None:
@@ -259,7 +259,7 @@ class _Bench:
             return BenchRow(name, precision, refused=failure.why or failure.what)
 
     def _copies(self, before: Sequence[BenchRow]) -> int | None:
-        """Copies of a block that fit, by what `loop` took; None where those of all outputs do.
+        """Copies of a batch that fit, by what `loop` took; None where those of all outputs do.
 
         ``replicate`` is known as a single call, so its search begins with that, however large.
         """
@@ -303,7 +303,7 @@ class _Bench:
         )
 
     def _fitting(self, request: Request, choice: Choice, plan: Plan, count: int) -> tuple[Plan, TimedBatch]:
-        """The block by the plan, or by one with half the sizes, and so on, if memory runs out."""
+        """The batch by the plan, or by one with half the sizes, and so on, if memory runs out."""
         return halving(
             plan,
             lambda plan: self._fastest(request, choice, plan, min(count, plan.batch_size)),
@@ -316,7 +316,7 @@ class _Bench:
         )
 
     def _fastest(self, request: Request, choice: Choice, plan: Plan, count: int) -> TimedBatch:
-        """The block, computed a few times if that is short."""
+        """The batch, computed a few times if that is short."""
         computed = self._once(request, choice, plan, count)
         best = spent = computed.seconds
         for _ in range(_TIMES - 1):
@@ -338,11 +338,11 @@ class _Bench:
 
 
 def _row(
-    plan: Plan, shapes: Shapes, block_seconds: float, notes: Sequence[str], *, estimated: bool
+    plan: Plan, shapes: Shapes, batch_seconds: float, notes: Sequence[str], *, estimated: bool
 ) -> BenchRow:
-    """A row from the seconds of a whole block; the last block is as long as the others only if padded."""
-    blocks = plan.n_batches if shapes.fixed_batch else shapes.n_samples / plan.batch_size
-    seconds = blocks * block_seconds
+    """A row from the seconds of a whole batch; the last batch is as long as the others only if padded."""
+    batches = plan.n_batches if shapes.fixed_batch else shapes.n_samples / plan.batch_size
+    seconds = batches * batch_seconds
     return BenchRow(
         plan.method,
         plan=plan,
@@ -354,7 +354,7 @@ def _row(
 
 
 def _narrowest(factorization: Factorization, shapes: Shapes) -> str:
-    """Where the network is cut, and whether that is of use."""
+    """The cuts of the network, and whether they save work."""
     width, name = min(zip(factorization.widths[1:-1], factorization.cuts, strict=True))
     useful = width < min(shapes.n_in, shapes.n_selected)
     return f"{'' if useful else 'no useful cut: '}{width} wide at {name}"
@@ -363,7 +363,7 @@ def _narrowest(factorization: Factorization, shapes: Shapes) -> str:
 def _doubts(
     plan: Plan, computed: TimedBatch, errors: Tensor, config: RunConfig, reduced: str | None
 ) -> Iterator[str]:
-    """What is wrong with the results, in the run's own arithmetic or against the reference alone."""
+    """Notes on wrong results, in the run's own arithmetic or against the reference alone."""
     linearization, matrices = computed.linearization, computed.matrices
     complete = (computed.n_rows, computed.n_columns) == (matrices.n_out, matrices.n_in)
     if complete and not plan_is_reference(plan):  # which consists of the passes of the check

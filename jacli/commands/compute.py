@@ -261,7 +261,7 @@ class ComputeJob:
         )
 
     def _notes(self) -> list[str]:
-        """What the user must be told, of this process and of earlier ones."""
+        """Notes for the user, of this process and of earlier ones."""
         earlier = self._unfinished.notes if self._unfinished else []
         now = [*self._run.prepared.notes, *self._choice.notes, *self._engine.notes]
         return list(dict.fromkeys([*earlier, *now]))

@@ -1,4 +1,4 @@
-"""What is installed here, what this machine has, and whether a folder can hold results."""
+"""Installed packages, hardware of this machine, and whether a folder can hold results."""
 
 from __future__ import annotations
 

@@ -22,14 +22,14 @@ from jacli.store import bytes_on_disk, check_place, free_bytes, part_path, read_
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would do: nothing was written, and only the first samples were tried.
+    """Plan of a run: nothing was written, and only the first samples were tried.
 
     Attributes:
         shapes: Name to shape, in words.
         dtype: The run's arithmetic.
         precision: That of its linear passes.
         plan: The fastest plan, with the seconds of the whole run and what was measured.
-        alternatives: Methods that come next should the first block refuse it, with the run's seconds.
+        alternatives: Methods that come next should the first batch refuse it, with the run's seconds.
         disk: Dataset to bytes, uncompressed.
         free: Bytes free where the file would go.
         memory: Bytes that may be held.
@@ -66,7 +66,7 @@ def dry_run(config: RunConfig) -> DryRun:
     """The plan of a run: shapes, method, passes, seconds, bytes.
 
     Raises:
-        JacliError: As the run itself would, up to its first block.
+        JacliError: As the run itself would, up to its first batch.
     """
     with exact_arithmetic(), ExitStack() as stack:
         out = result_path(config)

@@ -26,7 +26,7 @@ _MODELS = (
 _INPUTS = (Content.NPY, Content.NPZ)
 _ROWS = 1024
 _BYTES = 64 * 2**20
-"""Of rows examined."""
+"""Bytes of rows examined."""
 
 
 def inspect(

@@ -38,7 +38,7 @@ _SHOWN_COMMANDS = 3
 
 @dataclass(frozen=True)
 class Merged:
-    """What was written.
+    """Result of a merge.
 
     Attributes:
         out: The file.
@@ -145,7 +145,7 @@ def _merged_before(target: Path) -> Results | None:
 def _left_as_it_is(
     earlier: Results, shards: Sequence[ShardFile], notes: Sequence[str], *, virtual: bool
 ) -> Merged:
-    """What was merged before, provided that it was merged from these shards and in this way.
+    """The result of an earlier merge, provided that it was of these shards and of this kind.
 
     Raises:
         OutputError: It was not.

@@ -30,7 +30,7 @@ EACH_OPENED = 64
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How far a run is, in one file or in shards.
+    """Progress of a run, in one file or in shards.
 
     Attributes:
         out: The file of the whole run, as it was asked for.
@@ -110,7 +110,7 @@ def _as_json(file: FileStatus) -> dict[str, Any]:
 
 
 def status(files: Sequence[str | os.PathLike[str]]) -> list[RunStatus]:
-    """How far each of these runs is.
+    """Progress of each of these runs.
 
     Args:
         files: Results, finished or not; of a run in shards its whole name, which stands for all of them,
@@ -145,7 +145,7 @@ def _final(path: Path) -> Path:
 
 
 def _runs_of(out: Path) -> list[RunStatus]:
-    """What there is of this name: the file itself, and sets of shards, of which there is one as a rule."""
+    """All results of this name: the file itself, and sets of shards (normally one)."""
     whole = look_at(out)
     beside = shards_beside(out)
     if whole.state != "missing" or not beside:
@@ -160,7 +160,7 @@ def _runs_of(out: Path) -> list[RunStatus]:
 
 
 def _shards(out: Path, count: int) -> tuple[list[FileStatus], bool]:
-    """How far the shards of a run are, and whether their numbers of samples are estimates.
+    """Progress of a run's shards, and whether their numbers of samples are estimates.
 
     Of many, one finished shard is opened: the last.  Where in the inputs it ends tells how many samples there
     are, exactly if it is the last of all.

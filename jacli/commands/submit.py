@@ -37,7 +37,7 @@ PROGRAM = (sys.executable, "-P", "-m", "jacli")
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to be submitted, and why no more.
+    """The tasks to be submitted, and why no more.
 
     Attributes:
         job: The run; its ``shards`` are those missing.
@@ -98,7 +98,7 @@ def plan_submission(flags: Mapping[str, Any]) -> Submission:
 
 
 def _check_model_and_inputs(config: RunConfig, asked: SlurmOptions) -> None:
-    """What every task would fail at, told at once."""
+    """Refuse what every task would fail at, before anything is submitted."""
     if not os.path.exists(config.model) and ":" not in config.model:
         raise ModelError(
             f"There is no file {config.model}.",
@@ -192,7 +192,7 @@ def _notes(job: Job, before: Submitted, *, started: bool) -> list[str]:
 
 @dataclass(frozen=True)
 class Handed:
-    """What was handed to Slurm.
+    """The jobs submitted to Slurm.
 
     Attributes:
         array: Number of the array's job, or None.

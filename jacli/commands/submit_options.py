@@ -21,7 +21,7 @@ _ONLY_HERE = names_of(lambda option: option.task == "submit")
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What the array is asked for; named as the options.
+    """Options of the job array, named as on the command line.
 
     Attributes:
         time: As typed; Slurm writes it in several ways.
@@ -41,7 +41,7 @@ class SlurmOptions:
     setup: tuple[str, ...] = ()
 
     def resources(self, out: Path) -> Resources:
-        """What each task gets."""
+        """Resources of each task."""
         return Resources(
             job_name=self.job_name or f"jacli-{out.stem}",
             partition=self.partition,

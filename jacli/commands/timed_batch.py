@@ -26,7 +26,7 @@ _COMPARED_ROWS = 8
 """With float64."""
 
 _PRODUCT_BYTES = 64 * 2**20
-"""Of a product of factors that is multiplied out at once."""
+"""Bytes of a product of factors that is multiplied out at once."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class RowsInFloat64:
 
     @property
     def notes(self) -> list[str]:
-        """What the user must be told of the reference."""
+        """Notes for the user about the reference."""
         return self._references.notes
 
     @property

@@ -56,7 +56,7 @@ class VerifiedSample:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` found.
+    """Result of `verify`.
 
     Attributes:
         path: The result file.
@@ -84,7 +84,7 @@ class Verification:
 
     @property
     def worst_error(self) -> float | None:
-        """Of samples away from kinks; None where there are no others."""
+        """Largest error of samples away from kinks; None if all are near one."""
         return max((s.found.error for s in self.samples if not s.found.near_kink), default=None)
 
     @property
@@ -159,7 +159,7 @@ def verify(
         if not len(done):
             raise ResultsError(
                 f"{path} holds no finished sample.",
-                why="The run that wrote it was stopped in its first block.",
+                why="The run that wrote it was stopped in its first batch.",
                 hint="Compute it again.",
             )
         missing = {"sample_index", "outputs", "class_norms", "plan"} - {*results.names, *results.attrs}

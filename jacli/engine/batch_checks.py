@@ -130,12 +130,12 @@ class BatchChecks:
         """Check every further batch as a whole: the method was wrong in one."""
         self._doubted = True
 
-    def error(self, plan: Plan, block: ComputedBatch, *, taken_over: bool) -> float:
+    def error(self, plan: Plan, batch: ComputedBatch, *, taken_over: bool) -> float:
         """Check a batch.
 
         Args:
             plan: How it was computed.
-            block: What was computed.
+            batch: What was computed.
             taken_over: Whether the method has proved itself in an earlier run.
 
         Returns:
@@ -146,31 +146,31 @@ class BatchChecks:
             MethodError: The method is wrong.
             MemoryError: An allocation failed.
         """
-        history, size = self._history, block.linearization.batch
+        history, size = self._history, batch.linearization.batch
         history.batches += 1
         whole = size not in history.sizes or self._doubted or self._now_and_then or history.whole.due
         history.whole.begin()
         try:
-            self._check_outputs(block.linearization, self._seed(block), whole=whole)
+            self._check_outputs(batch.linearization, self._seed(batch), whole=whole)
         except ModelError:
             if (
                 isinstance(plan, WholePlan) and plan.filled_by.runs_program
             ):  # the graph may be wrong, not the model
-                _check_graph_outputs(block)
+                _check_graph_outputs(batch)
             raise
-        error = self._derivatives(plan, block) if whole else 0.0
+        error = self._derivatives(plan, batch) if whole else 0.0
         if whole:
-            self._check_company(plan, block)
+            self._check_company(plan, batch)
             history.sizes.add(size)
             history.whole.end()
-        if whole or block.start + block.count == self._problem.shapes.n_samples:
+        if whole or batch.start + batch.count == self._problem.shapes.n_samples:
             self._check_state()
         if plan_is_reference(plan):
             return 0.0  # it is the reference of the checks itself
-        if block.start == 0 and not taken_over:
-            return max(error, self._checked(plan, block, row_error))
+        if batch.start == 0 and not taken_over:
+            return max(error, self._checked(plan, batch, row_error))
         if not whole and (isinstance(plan, ChainPlan) or history.few.due):
-            error = self._error_of_few(plan, block)
+            error = self._error_of_few(plan, batch)
         return error
 
     @property
@@ -212,8 +212,8 @@ class BatchChecks:
             return False
         return True
 
-    def _seed(self, block: ComputedBatch) -> int:
-        return self._request.seed + block.start
+    def _seed(self, batch: ComputedBatch) -> int:
+        return self._request.seed + batch.start
 
     def _check_outputs(self, linearization: Linearized, seed: int, *, whole: bool) -> None:
         """Run the batch in another order, and some samples alone."""
@@ -237,14 +237,14 @@ class BatchChecks:
         with torch.no_grad(), translating(lambda error: batch_failure(len(x), error)):
             check_state(before, network(x, extra), network.module)
 
-    def _check_company(self, plan: Plan, block: ComputedBatch) -> None:
+    def _check_company(self, plan: Plan, batch: ComputedBatch) -> None:
         """Raise if gradients depend on position or other samples; or if it is the method that is wrong."""
-        matrices = block.matrices
+        matrices = batch.matrices
         try:
-            self._check_gradients(block.linearization, matrices, self._seed(block), rows=matrices)
+            self._check_gradients(batch.linearization, matrices, self._seed(batch), rows=matrices)
         except ModelError:
             if not plan_is_reference(plan):
-                self._checked(plan, block, cotangent_error)
+                self._checked(plan, batch, cotangent_error)
             raise
 
     def _check_gradients(
@@ -270,11 +270,11 @@ class BatchChecks:
                 self._history.watched = watch(lambda: linearization.at(index).outputs)
         return self._history.watched
 
-    def _derivatives(self, plan: Plan, block: ComputedBatch) -> float:
+    def _derivatives(self, plan: Plan, batch: ComputedBatch) -> float:
         """Raise if samples have gradients at others; the error of a random combination of all rows."""
-        if block.linearization.batch == 1:
-            return 0.0 if plan_is_reference(plan) else self._checked(plan, block, cotangent_error)
-        return self._checked(plan, block, self._batch_error)
+        if batch.linearization.batch == 1:
+            return 0.0 if plan_is_reference(plan) else self._checked(plan, batch, cotangent_error)
+        return self._checked(plan, batch, self._batch_error)
 
     def _every_row(self, linearization: Linearized, matrices: Matrices, seed: int) -> float:
         tape = linearization.tape()
@@ -292,27 +292,27 @@ class BatchChecks:
             raise mixing_error(self._problem.network.module, how)
         return error
 
-    def _checked(self, plan: Plan, block: ComputedBatch, check: Callable[..., float]) -> float:
+    def _checked(self, plan: Plan, batch: ComputedBatch, check: Callable[..., float]) -> float:
         """The error found by a check; raises if it is too large for a correct method.
 
         The run's forward pass may have used other kernels or a larger batch, so that a ReLU fell to the other
         side: if the error is too large, the check is repeated with passes that round as the run did.
         """
         linearization, seed, tolerance = (
-            block.linearization,
-            self._seed(block),
-            self._tolerance(block.linearization),
+            batch.linearization,
+            self._seed(batch),
+            self._tolerance(batch.linearization),
         )
         with translating(lambda error: batch_failure(linearization.batch, error)):
-            error = check(linearization.tape(), block.matrices, seed=seed)
+            error = check(linearization.tape(), batch.matrices, seed=seed)
             if error <= tolerance:
                 return error
             for passes in as_run(linearization, plan.to_dict(), recurrent=self._problem.network.recurrent):
-                error = min(error, check(passes.map, block.matrices, seed=seed))
+                error = min(error, check(passes.map, batch.matrices, seed=seed))
                 if error <= tolerance:
                     return error
-            if block.matrices.n_out <= MOST_ROWS:
-                by_rows = self._every_row(linearization, block.matrices, seed)
+            if batch.matrices.n_out <= MOST_ROWS:
+                by_rows = self._every_row(linearization, batch.matrices, seed)
                 if by_rows <= tolerance:
                     return by_rows
         raise self._wrong(plan, error)
@@ -345,28 +345,28 @@ class BatchChecks:
             else "Leave --precision out.",
         )
 
-    def _error_of_few(self, plan: Plan, block: ComputedBatch) -> float:
+    def _error_of_few(self, plan: Plan, batch: ComputedBatch) -> float:
         """The error at a few samples, by a pass over these alone; if that is too large, of the whole batch.
 
         Among the other samples, these few may have fallen to the other side of a kink: then their outputs
         differ, too, and only a pass over the whole batch can tell.
         """
         if self._problem.shapes.fixed_batch is not None:
-            return self._checked(plan, block, cotangent_error)
+            return self._checked(plan, batch, cotangent_error)
         self._history.few.begin()
-        seed = self._seed(block)
-        count = min(_FEW_SAMPLES, block.count)
-        start = seed % (block.count - count + 1)
-        index = torch.arange(start, start + count, device=block.linearization.device)
+        seed = self._seed(batch)
+        count = min(_FEW_SAMPLES, batch.count)
+        start = seed % (batch.count - count + 1)
+        index = torch.arange(start, start + count, device=batch.linearization.device)
         with translating(lambda error: batch_failure(count, error)):
-            some = block.linearization.at(index)
-            error = cotangent_error(some.tape(), block.matrices.take(slice(start, start + count)), seed=seed)
-            same = same_outputs(some.outputs, block.linearization.outputs[index])
+            some = batch.linearization.at(index)
+            error = cotangent_error(some.tape(), batch.matrices.take(slice(start, start + count)), seed=seed)
+            same = same_outputs(some.outputs, batch.linearization.outputs[index])
         self._history.few.end()
-        if same and error <= self._tolerance(block.linearization):
+        if same and error <= self._tolerance(batch.linearization):
             return error
-        error = self._checked(plan, block, cotangent_error)
-        self._check_company(plan, block)
+        error = self._checked(plan, batch, cotangent_error)
+        self._check_company(plan, batch)
         return error
 
 
@@ -379,9 +379,9 @@ def plan_is_reference(plan: Plan) -> bool:
             return False
 
 
-def _check_graph_outputs(block: ComputedBatch) -> None:
+def _check_graph_outputs(batch: ComputedBatch) -> None:
     """Compare the outputs of the linear program at a batch with those of the model itself."""
-    linearization = block.linearization
+    linearization = batch.linearization
     itself = linearization.at(torch.arange(linearization.batch, device=linearization.device))
     with translating(lambda error: batch_failure(linearization.batch, error)):
         same = same_outputs(itself.outputs, linearization.outputs)

@@ -93,7 +93,7 @@ class ResultsError(JacliError):
 
 
 class OutOfMemoryError(JacliError):
-    """Out of memory at this block size."""
+    """Out of memory at this batch size."""
 
     exit_code = 5
 

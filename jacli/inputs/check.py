@@ -1,4 +1,4 @@
-"""Are these numbers that a network can be differentiated at?"""
+"""Checks of the inputs' dtype and values before a network is differentiated at them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_PIECES = 20
 
 _READ_BYTES = 64 * 2**20
 _MAX_SEARCHED_BYTES = 2**31
-"""Of inputs that are searched for every sample that is not finite, once one was found."""
+"""Largest inputs, in bytes, that are searched for every sample that is not finite, once one was found."""
 
 
 def check_dtype(dtype: np.dtype) -> None:

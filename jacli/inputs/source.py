@@ -16,7 +16,7 @@ from jacli.errors import InputsError, JacliError
 from jacli.errors.printable import count_of
 
 _HASHED_BYTES = 64 * 2**20
-"""Of rows read at once, to be hashed."""
+"""Bytes of rows read at once, to be hashed."""
 
 
 def _close_nothing() -> None:
@@ -101,7 +101,7 @@ class InputSource:
         return rows
 
     def sha256(self, start: int, stop: int) -> hashlib._Hash:
-        """Of rows ``start:stop`` as `read` gives them, 64 MiB at a time; more may be added to it."""
+        """SHA-256 of rows ``start:stop`` as `read` gives them, 64 MiB at a time; may be updated further."""
         digest = hashlib.sha256()
         step = max(1, _HASHED_BYTES // max(1, math.prod(self.shape) * self.dtype.itemsize))
         for first in range(start, stop, step):

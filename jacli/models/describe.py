@@ -1,4 +1,4 @@
-"""What a set of weights looks like, for ``jacli inspect``."""
+"""Description of a set of weights, for ``jacli inspect``."""
 
 from __future__ import annotations
 

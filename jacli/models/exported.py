@@ -71,7 +71,7 @@ class NamedArguments(torch.nn.Module):
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
-        """Of the program's arguments, in order."""
+        """Names of the program's arguments, in order."""
         return (*self.positional, *self.named)
 
     def forward(self, *x: torch.Tensor, **extra: object) -> object:

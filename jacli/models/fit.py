@@ -251,7 +251,7 @@ def _fitting_part(
     *,
     ignore_extra: bool,
 ) -> Part | None:
-    """What of the file goes into the module, if that fits strictly, shared tensors filled in."""
+    """The tensors of the file that fit the module strictly, shared tensors filled in."""
     part = spelling.part(prefix)
     notes = [spelling.note] if spelling.note else []
     notes += _prefix_notes(spelling.weights, prefix)

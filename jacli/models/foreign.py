@@ -8,7 +8,7 @@ from jacli.errors import ModelError
 
 _HEAD = 2**16
 _TORCH_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-"""How a file of torch.save before PyTorch 1.6 begins, after the pickle's protocol."""
+"""Magic number of a file of torch.save before PyTorch 1.6, after the pickle's protocol."""
 
 _NOT_A_NETWORK = "It is no PyTorch network: build the same function in PyTorch and save its state_dict()."
 _OTHERS = {

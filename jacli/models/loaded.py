@@ -1,4 +1,4 @@
-"""What is asked of a loader and what it gives back."""
+"""Request to, and result of, a model loader."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ModelRequest:
     allow_pickle: bool = False
     seed: int = 0
     dtype: torch.dtype | None = None
-    """Of the module into which a file's weights are loaded; the file's own if None."""
+    """Of the module into which a file's weights are loaded; None: the file's own dtype."""
     ignore_extra_weights: bool = False
 
     def options_about_weights(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a user's own module has that builds networks: classes of networks, and functions defined there."""
+"""Builders of networks in a user's own module: classes of networks, and functions defined there."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def builder_names(module: ModuleType) -> list[str]:
 
 
 def surely_builds_a_network(builder: Callable[..., Any]) -> bool:
-    """Whether calling it does nothing else: a class of networks, or a function that says to return one."""
+    """Whether it can only build a network: a class of networks, or a function annotated to return one."""
     if inspect.isclass(builder):
         return True
     try:
@@ -39,7 +39,7 @@ def surely_builds_a_network(builder: Callable[..., Any]) -> bool:
 
 
 def builder_named(module: ModuleType, place: str, callable_name: str) -> Callable[..., Any]:
-    """What the name stands for, once that is a network's class or a function of the module itself.
+    """The object of that name, if it is a network's class or a function defined in the module itself.
 
     ``arch.py:os.system`` is neither: nothing that a module merely imported is called.
 

@@ -128,7 +128,7 @@ def _offset_within(tensor: torch.Tensor, source: torch.Tensor) -> int | None:
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether it fills its part of the storage, in whatever order of its axes (a transposed weight does)."""
+    """Whether the tensor is contiguous up to a permutation of its axes (a transposed weight is)."""
     step = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride != step:

@@ -42,7 +42,7 @@ def load_torch_save(path: Path, request: ModelRequest) -> LoadedModel:
 
 
 def describe_torch_save(path: Path) -> dict[str, Any]:
-    """Where the weights are, tensors, types, prefix, matching architectures."""
+    """Description of the weights: entry, tensors, dtypes, prefix, matching architectures."""
     selection, _ = _select(path, ModelRequest())
     return {"format": "checkpoint" if selection.key else "state_dict", **describe_weights(selection)}
 
@@ -65,7 +65,7 @@ def _select(path: Path, request: ModelRequest) -> tuple[Selection, tuple[str, ..
 
 
 class _NeedsItsCode(ModelError):
-    """What --allow-pickle permits; damage, and a choice between several weights, it does not."""
+    """Loading needs --allow-pickle; raised neither for damage nor for a choice between several weights."""
 
 
 def _refuse(path: Path, selection: Selection) -> _NeedsItsCode:

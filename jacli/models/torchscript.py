@@ -31,7 +31,7 @@ _UNKNOWN_OPERATOR = re.compile(r"[Uu]nknown builtin op: ?(\w+::\w+)")
 _TORCHS_OWN = ("aten", "prim", "quantized", "mkldnn", "sparse")
 
 MAX_PRINTED_BYTES = 100_000
-"""Of what an archive prints while it is read, as far as it is shown."""
+"""Most that is shown of the text that an archive prints while it is read."""
 
 
 def load_torchscript(path: Path, request: ModelRequest) -> LoadedModel:
@@ -101,7 +101,7 @@ def _read(path: Path) -> Any:
 
 @contextmanager
 def _printed_as_text(path: Path) -> Iterator[None]:
-    """What the archive prints while it is read, to stderr, escaped.
+    """Send to stderr, escaped, what the archive prints while it is read.
 
     ``__setstate__`` runs then.  Its ``print`` goes through Python, to stdout; its warnings are written by C++
     to descriptor 2, past `sys.stderr`.

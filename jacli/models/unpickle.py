@@ -26,7 +26,7 @@ from jacli.models.own_builders import names_in_source
 
 
 def read_running_its_code(path: Path, arch: str | None) -> tuple[Any, list[str]]:
-    """What the file holds, and which source files were run for its classes.
+    """Result of unpickling: the object, and which source files were run for its classes.
 
     Classes are looked up where Python finds them; those of ``__main__``, and of modules that are not
     installed, in the file that ``arch`` names and beside ``path``.

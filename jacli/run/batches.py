@@ -60,11 +60,11 @@ class Run:
 
     @property
     def jacobian_shape(self) -> tuple[int, ...]:
-        """Of a sample as stored: ``(*domain, *output)``, or ``(*input, k)`` with ``--classes``."""
+        """A sample's stored Jacobian: ``(*domain, *output)``, or ``(*input, k)`` with ``--classes``."""
         return jacobian_shape(self.prepared.shapes, self.config.classes)
 
     def notes(self, plan: Plan) -> list[str]:
-        """What the plan leaves out without having been told to."""
+        """Notes on what the plan leaves out without having been told to."""
         shapes = self.prepared.shapes
         smaller = min(shapes.n_in, shapes.n_selected)
         found = []
@@ -78,7 +78,7 @@ class Run:
         return found
 
     def layout(self, plan: Plan) -> ResultLayout:
-        """What the file will hold."""
+        """Layout of the result file."""
         config, shapes = self.config, self.prepared.shapes
         saves_factors = config.save == "factors"
         return ResultLayout(
@@ -118,7 +118,7 @@ class Run:
         return x, extra, selected_outputs(prepared.network, x, extra, self.config.classes, labels)
 
     def arrays(self, batch: ComputedBatch, plan: Plan) -> dict[str, StoredArray]:
-        """What the file stores of a batch, in the datasets' shapes."""
+        """Arrays of a batch, in the datasets' shapes."""
         count, shapes = batch.count, self.prepared.shapes
         raw = self.prepared.source.read(batch.start, batch.start + count)
         index = self.prepared.source.index[batch.start : batch.start + count]

@@ -212,7 +212,7 @@ def dtype_of(dtype: object) -> torch.dtype | None:
 
 
 def check_count(k: object) -> int | None:
-    """How many singular values; None for all.
+    """Number of singular values; None for all.
 
     Raises:
         UsageError: It is no whole number of at least 1.
@@ -328,7 +328,7 @@ def is_array(given: object) -> bool:
 
 
 def described(given: object) -> str:
-    """What somebody gave, in words: its type, and where it has one its shape."""
+    """Description of an argument: its type, and its shape if it has one."""
     if isinstance(given, Tensor):
         return f"a tensor, {str(given.dtype).removeprefix('torch.')} {tuple(given.shape)}"
     if isinstance(given, np.ndarray):

@@ -1,4 +1,4 @@
-"""What a result file declares, weighed against the bytes it has: HDF5 gives fill values without end."""
+"""Compares the sizes a result file declares with the bytes it has: HDF5 gives fill values without end."""
 
 from __future__ import annotations
 

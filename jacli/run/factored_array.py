@@ -49,7 +49,7 @@ class FactoredArray:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the pieces."""
+        """Dtype of the pieces."""
         numpy_dtype: np.dtype = self.factors.right[:0].cpu().numpy().dtype
         return numpy_dtype
 

@@ -71,7 +71,7 @@ class Finished:
             raise
 
     def outcome(self, prepared: Prepared) -> Outcome:
-        """What the run that made the file did, provided that it is the run that is asked for now.
+        """Outcome of the run that made the file, provided that it is the run requested now.
 
         Raises:
             OutputError: It is not; everything that differs is named.
@@ -109,7 +109,7 @@ class Finished:
         )
 
     def refusal(self, differences: list[str]) -> OutputError:
-        """What to tell where it is the result of another run."""
+        """The error for a file that is the result of another run."""
         path, command = self._results.path, self._results.attrs.text("command")
         made = f" It was made by: {command}" if command else ""
         return OutputError(
@@ -130,7 +130,7 @@ class Finished:
         )
 
     def _recheck(self, index: np.ndarray, not_finite: list[int]) -> Recheck:
-        """What the recheck of the run found, as the file has it sample by sample."""
+        """Result of the run's recheck, from the values stored per sample."""
         results = self._results
         if "verified_error" not in results or "near_kink" not in results:
             return Recheck(0, None, self._tolerance(), None, (), ())
@@ -150,7 +150,7 @@ class Finished:
         )
 
     def _tolerance(self) -> float:
-        """What the run allowed; where the file is older than that attribute, what its options say."""
+        """Tolerance of the run; from its options if the file is older than that attribute."""
         recorded = self._results.attrs.get("tolerance")
         if isinstance(recorded, float):
             return recorded
@@ -161,7 +161,7 @@ class Finished:
             raise self._results.attrs.damaged("config", error.what) from error
 
     def _notes(self, prepared: Prepared) -> Iterator[str]:
-        """What of this command's options the file was not made with, though it counts as the same run."""
+        """Options of this command that the file was not made with, though it counts as the same run."""
         path, config = quote_path(self._results.path), self._config
         before = {**usual_options(), **self._recorded}
         for name in _ROUNDING_ONLY:

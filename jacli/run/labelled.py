@@ -18,7 +18,7 @@ from jacli.store.indexed import Shards
 from jacli.store.structure import check_numbers
 
 _READ_BYTES = 64 * 2**20
-"""Of outputs read at once."""
+"""Bytes of outputs read at once."""
 
 
 def correct_samples(datasets: Mapping[str, Any]) -> NDArray[np.bool_] | None:
@@ -48,7 +48,7 @@ def correct_samples(datasets: Mapping[str, Any]) -> NDArray[np.bool_] | None:
 
 
 def accuracy_notes(datasets: Mapping[str, Any]) -> list[str]:
-    """How many samples have their largest output at their label; nothing where that is not known."""
+    """The accuracy, as a note for the user; no note if there are no labels or outputs."""
     found = correct_samples(datasets)
     if found is None:
         return []

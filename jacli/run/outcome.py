@@ -1,4 +1,4 @@
-"""What a run did, or what the finished file of the same run says that it did."""
+"""Outcome of a run, or of the earlier one that finished the same file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jacli.engine.engine import Chosen
 
 @dataclass(frozen=True)
 class Recheck:
-    """What the recheck of a run's samples found.
+    """Result of the recheck of a run's samples.
 
     Attributes:
         samples: How many were rechecked.
@@ -37,7 +37,7 @@ class Recheck:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did.
+    """Outcome of a run.
 
     Attributes:
         out: The result file.

@@ -1,4 +1,4 @@
-"""A thread that writes a block while the next one is computed."""
+"""A thread that writes a batch while the next one is computed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from jacli.device.transfer import background_work
 from jacli.store import ResultWriter, WriteCancelled
 
 PATIENCE = 3.0
-"""Seconds that a run which is stopped waits for the block being written; then that is given up."""
+"""Seconds that a run which is stopped waits for the batch being written; then that is given up."""
 
 
 @dataclass(frozen=True)
 class WrittenBatch:
-    """A block for the file.
+    """A batch for the file.
 
     Attributes:
         start: First sample.
-        arrays: Name -> rows, as `ResultWriter.write_block` takes them.
+        arrays: Name -> rows, as `ResultWriter.write_batch` takes them.
         inputs_sha256: Of the rows up to its last.
         attributes: Root attributes that changed with it.
     """
@@ -36,19 +36,19 @@ class WrittenBatch:
 
 
 class Pipeline:
-    """Writes blocks in a thread of its own, one at a time; whoever brings the next one waits for it.
+    """Writes batches in a thread of its own, one at a time; whoever brings the next one waits for it.
 
-    So two blocks are held at most, and a slow disk slows the computation instead of filling the memory.
+    So two batches are held at most, and a slow disk slows the computation instead of filling the memory.
     The thread commits as soon as that takes little of the time.  On CPUs it uses one of the cores: products
     of factors are multiplied out here.
 
-    As a context manager: an exception ends it after the block being written, which is given up if that
+    As a context manager: an exception ends it after the batch being written, which is given up if that
     takes longer than `PATIENCE`.
 
     Args:
         writer: The file; nobody else may use it until `finish`.
         device: Where the arrays come from.
-        before_commit: Called in the thread before blocks are made part of the file for good; may refuse.
+        before_commit: Called in the thread before batches are made part of the file for good; may refuse.
         written: Called in the thread with the number of samples that are written, and of those that are in
             the file for good.
     """
@@ -66,7 +66,7 @@ class Pipeline:
         self._before_commit = before_commit
         self._written = written
         self._condition = threading.Condition()
-        self._block: WrittenBatch | None = None
+        self._batch: WrittenBatch | None = None
         self._error: BaseException | None = None
         self._ending = False
         self._over = False  # Thread.is_alive is wrong after a signal has left a join (Python 3.11 and 3.12)
@@ -74,23 +74,23 @@ class Pipeline:
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
-    def put(self, block: WrittenBatch, *, wait: bool = False) -> None:
-        """Have a block written, after the one before it; with ``wait``, return when it is.
+    def put(self, batch: WrittenBatch, *, wait: bool = False) -> None:
+        """Have a batch written, after the one before it; with ``wait``, return when it is.
 
         Raises:
-            JacliError: As the writer did, of this block or an earlier one.
+            JacliError: As the writer did, of this batch or an earlier one.
         """
         with self._condition:
             self._wait()
-            self._block = block
+            self._batch = batch
             self._condition.notify_all()
-        del block
+        del batch
         if wait:
             with self._condition:
                 self._wait()
 
     def _wait(self) -> None:
-        self._condition.wait_for(lambda: self._block is None or self._over)
+        self._condition.wait_for(lambda: self._batch is None or self._over)
         if self._error is not None:
             raise self._error
 
@@ -116,7 +116,7 @@ class Pipeline:
         except BaseException as error:
             self._error = error
         with self._condition:
-            self._over, self._block = True, None
+            self._over, self._batch = True, None
             self._condition.notify_all()
 
     def _work(self) -> None:
@@ -124,29 +124,29 @@ class Pipeline:
             while True:
                 with self._condition:
                     self._condition.wait_for(
-                        lambda: self._block is not None or self._ending, self._writer.seconds_to_commit
+                        lambda: self._batch is not None or self._ending, self._writer.seconds_to_commit
                     )
-                    block, ending = self._block, self._ending
-                if block is None:  # nothing came while a commit was waited for, or nothing will
+                    batch, ending = self._batch, self._ending
+                if batch is None:  # nothing came while a commit was waited for, or nothing will
                     self._commit()
                     if ending:
                         return
                     continue
-                self._write(block)
-                del block
+                self._write(batch)
+                del batch
                 with self._condition:
-                    self._block = None
+                    self._batch = None
                     self._condition.notify_all()
 
-    def _write(self, block: WrittenBatch) -> None:
+    def _write(self, batch: WrittenBatch) -> None:
         writer = self._writer
-        if block.start != writer.written:
-            raise RuntimeError(f"the block of sample {block.start} came after {writer.written} samples")
-        writer.set_attributes(block.attributes)
-        writer.write_block(
-            block.start,
-            block.arrays,
-            inputs_sha256=block.inputs_sha256,
+        if batch.start != writer.written:
+            raise RuntimeError(f"the batch of sample {batch.start} came after {writer.written} samples")
+        writer.set_attributes(batch.attributes)
+        writer.write_batch(
+            batch.start,
+            batch.arrays,
+            inputs_sha256=batch.inputs_sha256,
             given_up=lambda: time.monotonic() > self._deadline,
         )
         if writer.seconds_to_commit == 0:

@@ -1,4 +1,4 @@
-"""Everything a run needs before its first block: model, inputs, labels, probe."""
+"""Everything a run needs before its first batch: model, inputs, labels, probe."""
 
 from __future__ import annotations
 
@@ -200,17 +200,17 @@ def _probe_notes(probed: Probed, network: TensorNetwork) -> Iterator[str]:
     if probed.alone:
         yield "samples influence one another in larger batches: each is computed alone (--batch-size 1)"
     elif probed.fixed_batch:
-        yield f"the model runs in batches of {probed.fixed_batch}, not of any size: the last block is padded"
+        yield f"the model runs in batches of {probed.fixed_batch}, not of any size: the last batch is padded"
 
 
 def _read_labels(path: str, source: InputSource) -> np.ndarray:
-    """Labels as int64, one a chosen sample; a text file holds one number a line."""
+    """Labels as int64, one per chosen sample; a text file holds one number per line."""
     if os.path.isfile(path) and recognise_content(Path(path)) is Content.TEXT:
         try:
             every = np.loadtxt(path, dtype=np.int64, ndmin=1)
         except ValueError as error:
             raise InputsError(
-                f"{path} holds no labels.", why=f"{error}.", hint="Give one whole number a line."
+                f"{path} holds no labels.", why=f"{error}.", hint="Give one whole number per line."
             ) from error
         if every.ndim != 1 or len(every) <= int(source.index.max()):
             raise InputsError(
@@ -226,7 +226,7 @@ def _read_labels(path: str, source: InputSource) -> np.ndarray:
     if labels.ndim != 1 or not np.array_equal(labels, labels.astype(np.int64)):
         raise InputsError(
             f"{path} holds no labels.",
-            why=f"Its rows are {labels.dtype} of shape {labels.shape[1:]}, not one whole number a sample.",
+            why=f"Its rows are {labels.dtype} of shape {labels.shape[1:]}, not one whole number per sample.",
             hint="Give class indices, shape (batch,): of one-hot rows, np.save('labels.npy', y.argmax(1))."
             if labels.ndim == 2
             else "Give class indices: shape (batch,).",

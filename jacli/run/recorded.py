@@ -1,4 +1,4 @@
-"""What a result file records of its run, compared with a run that is asked for now."""
+"""Compares the run that a result file records with the run requested now."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jacli.store.attributes import Attributes
 from jacli.store.sources import Source
 
 _READ_BYTES = 64 * 2**20
-"""Of finished outputs read at once."""
+"""Bytes of finished outputs read at once."""
 
 NOT_COMPARED = (
     "device",  # of which the kind is compared

@@ -1,4 +1,4 @@
-"""What a run tells while it is under way: to its caller, and in the small file beside ``OUT.part``."""
+"""Progress of a run under way: to its caller, and in the small file beside ``OUT.part``."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Report:
         self._write("running")
 
     def busy(self, stage: str) -> None:
-        """What the run does now."""
+        """Report the current stage of the run."""
         with contextlib.suppress(OSError):
             self._stage(stage)
 

@@ -1,4 +1,4 @@
-"""From the options of a run, or of a call, to what is asked of the engine."""
+"""Makes the engine's request from the options of a run, or of a call."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class WantedOutputs:
 
 
 def request_of(config: RunConfig, *, must_follow: bool = False) -> Request:
-    """What the options ask of the engine.
+    """The engine's request for these options.
 
     Args:
         config: The options.

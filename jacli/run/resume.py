@@ -44,7 +44,7 @@ class Unfinished:
 
     @classmethod
     def of(cls, out: Path, config: RunConfig) -> Unfinished | None:
-        """What there is to go on with; None if nothing, or if the run is to start anew (at its first block).
+        """The unfinished result to resume; None if there is none, or if the run starts over.
 
         The caller holds the lock.
 

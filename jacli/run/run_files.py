@@ -27,12 +27,12 @@ UNFINISHED = ("stopped", "killed", "failed", "missing")
 """States of a file that nobody works on."""
 
 COMPUTE = ("jacli", "compute")
-"""How a command begins that goes on with a run: no other is printed, whatever a file says."""
+"""First words of a command that resumes a run: no other command is printed, whatever a file says."""
 
 
 @dataclass(frozen=True)
 class RunCommand:
-    """What computes a run.
+    """The command that computes a run.
 
     Attributes:
         words: Program and arguments.
@@ -61,12 +61,12 @@ class RunCommand:
 
 @dataclass(frozen=True)
 class FileStatus:
-    """How far a file is.
+    """Progress of a file.
 
     Attributes:
         path: Its final name.
         shard: Which part of its run; None for the whole.
-        state: ``complete``; ``running``; ``waiting`` (a process has it, and no block yet); ``stopped`` (by
+        state: ``complete``; ``running``; ``waiting`` (a process has it, and no batch yet); ``stopped`` (by
             a signal, saved); ``failed`` (see ``reason``); ``killed`` (it says running, but its process is
             gone); ``missing``.
         samples: In the file; None if unknown.
@@ -91,7 +91,7 @@ class FileStatus:
 
 
 def look_at(path: Path, shard: Shard | None = None, *, counted: bool = True) -> FileStatus:
-    """How far one file is.
+    """Progress of one file.
 
     Args:
         path: Its final name.
@@ -127,7 +127,7 @@ def look_at(path: Path, shard: Shard | None = None, *, counted: bool = True) -> 
 
 
 def _command_of(progress: Progress) -> RunCommand | None:
-    """What goes on with a run, as its progress file says; None where it names anything but that."""
+    """The command that resumes a run, from its progress file; None if that holds any other command."""
     folder = progress.folder if Path(progress.folder).is_absolute() else ""
     is_ours = progress.command[:2] == COMPUTE and (folder or not progress.folder)
     return RunCommand(progress.command, folder) if is_ours else None
@@ -149,7 +149,7 @@ def _finished(path: Path, shard: Shard | None) -> FileStatus:
 
 
 def look_at_shards(out: Path, count: int, *, counted: bool = True) -> list[FileStatus]:
-    """How far each shard of a run is; none is left out."""
+    """Progress of every shard of a run, missing ones included."""
     shards = (Shard(index, count) for index in range(1, count + 1))
     return [look_at(shard_path(out, shard), shard, counted=counted) for shard in shards]
 
@@ -172,7 +172,7 @@ def command_recorded(path: Path, out: Path) -> RunCommand:
 
 
 def command_of_another(out: Path, files: Sequence[FileStatus]) -> RunCommand | None:
-    """What computes a shard of this run, as far as any of its files tells."""
+    """The command that computes a shard of this run, if any of its files records it."""
     for file in files:
         if file.command is not None:
             return file.command

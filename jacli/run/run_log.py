@@ -1,4 +1,4 @@
-"""What a run tells in Python: the logger ``jacli``, and nothing on the screen."""
+"""Progress and notes of a run in Python: the logger ``jacli``, nothing on the screen."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RunLog:
         logger.info("%s: %d of %d samples", self._out, done, total)
 
     def waiting(self, what: str) -> None:
-        """What is waited for."""
+        """Log what the run waits for."""
         if not self._quiet:
             logger.info("%s", what)
 

@@ -1,4 +1,4 @@
-"""Are these the shards of one run, and all of it?"""
+"""Checks that shards belong to one run, and that none is missing."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from jacli.spectrum.exact import PIECE_BYTES
 
 @dataclass(frozen=True)
 class BatchStatistics:
-    """Of every sample of a batch, in float64.
+    """Norms and singular values of every sample of a batch, in float64.
 
     Attributes:
         class_norms: ``(batch, n_out)``, 2-norm of each row.

@@ -1,4 +1,4 @@
-"""Result files: their schema, the writer that fills one block by block, the lazy reader."""
+"""Result files: their schema, the writer that fills one batch by batch, the lazy reader."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Attributes(Mapping[str, object]):
         return found
 
     def damaged(self, name: str, why: str) -> ResultsError:
-        """What to tell of an attribute that cannot be understood."""
+        """The error for an attribute of the wrong type."""
         return ResultsError(
             f"{self._path} cannot be read.",
             why=f"Its attribute `{name}` is damaged: {why}.",

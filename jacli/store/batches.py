@@ -21,7 +21,7 @@ from jacli.store.schema import CHECKSUMS, DatasetLayout, chunk_shape
 
 
 class Stored(Protocol):
-    """What is needed of an ``h5py.Dataset`` to check it."""
+    """The part of ``h5py.Dataset`` that a check needs."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -85,7 +85,7 @@ def damaged_batches(datasets: Mapping[str, Stored], done: int) -> Iterator[Damag
 
 
 def first_damage(datasets: Mapping[str, Stored], done: int) -> str:
-    """What is wrong with the first damaged batch, in words; empty if all are what was written."""
+    """Description of the first damaged batch; empty if all checksums agree."""
     try:
         return str(next(damaged_batches(datasets, done), ""))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What an open result file holds, on a few lines: the ``repr`` of its reader."""
+"""Summary of an open result file on a few lines: the ``repr`` of its reader."""
 
 from __future__ import annotations
 

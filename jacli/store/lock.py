@@ -37,7 +37,7 @@ GONE_AFTER = 90.0
 
 @dataclass(frozen=True)
 class Holder:
-    """Who writes a result.
+    """The owner of a lock: the process that writes a result.
 
     Attributes:
         host: Name of the machine.
@@ -68,12 +68,12 @@ class Holder:
 
     @property
     def is_neighbour(self) -> bool:
-        """Whether its process number means something here."""
+        """Whether its process number is one of this host and PID namespace."""
         return (self.host, self.space) == (socket.gethostname(), _space())
 
     @property
     def was_requeued(self) -> bool:
-        """Whether this process is its successor: the same job, started again."""
+        """Whether this process is the same Slurm job, started again."""
         job, restarts = _job()
         return job is not None and job == self.job and restarts > self.restarts
 
@@ -249,7 +249,7 @@ def _began(pid: int) -> int:
 
 
 def _space() -> str:
-    """What process numbers are numbers of; empty where the system tells nothing."""
+    """The PID namespace of this process; empty if the system does not tell."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"

@@ -38,13 +38,13 @@ copies (322 MB), 2.3 s from the shards, which with copies may as well be on tape
 """
 
 _NEVER_COPIED = ("jacobian", "inputs", "factors/", "parameters/")
-"""What no table reads; names, or beginnings of names."""
+"""Datasets that no table reads; names, or beginnings of names."""
 
 _PIECE_BYTES = 8 * 2**20
 """Rows copied at once, where a sample is smaller."""
 
 _CACHE_BYTES = 64 * 2**20
-"""Of decoded chunks of a shard: its chunks and those of the copy need not begin at the same sample."""
+"""Cache of decoded chunks of a shard, in bytes: its chunks and those of the copy need not be aligned."""
 
 
 def is_indexed(name: str, layout: DatasetLayout) -> bool:

@@ -125,7 +125,7 @@ def _as_index(part: Any) -> Any:
 
 
 def _axes(part: Any) -> int:
-    """How many axes an index is for."""
+    """Number of axes that an index consumes."""
     if part is Ellipsis:
         return 0
     return part.ndim if isinstance(part, np.ndarray) and part.dtype == bool else 1

@@ -24,7 +24,7 @@ _RESERVED = (*_BESIDE, *(f"{ending}.new" for ending in _BESIDE))
 
 
 def part_path(out: Path) -> Path:
-    """Where ``out`` is written until it is complete."""
+    """Path of the unfinished result: ``OUT.part``."""
     return out.with_name(out.name + ".part")
 
 
@@ -39,7 +39,7 @@ def progress_path(out: Path) -> Path:
 
 
 def new_progress_path(out: Path) -> Path:
-    """Where that is written before it takes the place of the last one."""
+    """Path under which it is written before it replaces the last one."""
     return out.with_name(out.name + ".part.json.new")
 
 
@@ -200,7 +200,7 @@ def rename_to_new(old: Path, new: Path) -> None:
 
 
 def words_of(error: OSError, out: Path) -> str:
-    """What the system says, with the name of the file that it is about where that is not ``out``."""
+    """The system's message, with the name of its file if that is not ``out``."""
     said = error.strerror or str(error)
     about = error.filename2 or error.filename
     if not isinstance(about, str | bytes) or os.path.basename(os.fsdecode(about)) == out.name:
@@ -209,7 +209,7 @@ def words_of(error: OSError, out: Path) -> str:
 
 
 def cannot_write(out: Path, error: OSError) -> OutputError:
-    """What to tell of a place that the system does not let be written."""
+    """The error for a path that may not be written."""
     hint = "Choose a folder that you may write to, with -o."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "Free space, or write elsewhere with -o."
@@ -227,7 +227,7 @@ def _exists(out: Path) -> OutputError:
 
 
 def part_exists(out: Path) -> OutputError:
-    """What to tell of a ``.part`` that is not to be continued."""
+    """The error for a ``.part`` that is not to be resumed."""
     part = part_path(out)
     return OutputError(
         f"{part} exists.",
@@ -237,7 +237,7 @@ def part_exists(out: Path) -> OutputError:
 
 
 def disk_error(out: Path, error: OSError, *, kept: int) -> OutputError:
-    """What to tell of a write that failed, with so many finished samples kept."""
+    """The error for a failed write; says how many finished samples are kept."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     said = words_of(error, out) + (f" in {out.parent}" if full else "")
     why = f"{said}; {count_of(kept, 'finished sample')} kept in {part_path(out)}." if kept else f"{said}."
@@ -252,7 +252,7 @@ def disk_error(out: Path, error: OSError, *, kept: int) -> OutputError:
 
 
 def not_continued(part: Path, why: str) -> OutputError:
-    """What to tell of a ``.part`` that is no sound unfinished result."""
+    """The error for a ``.part`` that is damaged, or no unfinished result."""
     return OutputError(
         f"{part} cannot be continued.",
         why=f"It is no unfinished result of jacli, or damaged: {why.rstrip('.')}.",

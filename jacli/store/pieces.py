@@ -1,4 +1,4 @@
-"""From a block to the chunks of a dataset: which regions, in which order of bytes, in which dtype."""
+"""From a batch to the chunks of a dataset: which regions, in which order of bytes, in which dtype."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jacli.store.schema import DatasetLayout
 
 
 class Rows(Protocol):
-    """What is needed of an array to write it: an `np.ndarray`, or one computed piece by piece when asked."""
+    """An array that can be written: an `np.ndarray`, or one whose pieces are computed on demand."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -22,7 +22,7 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, piece: Any, /) -> Any:
-        """The piece of that tuple of slices, one an axis, as an ``np.ndarray``."""
+        """The piece of that tuple of slices, one per axis, as an ``np.ndarray``."""
         ...
 
 

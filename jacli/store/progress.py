@@ -22,7 +22,7 @@ STATES = ("running", "stopped", "failed")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, as its own process says.
+    """A run's progress, as its own process reports it.
 
     Attributes:
         state: ``running``; ``stopped`` (by a signal or the keyboard, saved), ``failed`` (see ``reason``).
@@ -30,7 +30,7 @@ class Progress:
         samples: In this file.
         done: Of these, on disk.
         done_before: On disk when this process began; the rate is that of the others.
-        started: When this process began its first block, seconds since 1970.
+        started: When this process began its first batch, seconds since 1970.
         updated: When this was written.
         command: What continues the run: program and arguments.
         folder: Where that was typed.
@@ -51,7 +51,7 @@ class Progress:
 
     @property
     def rate(self) -> float | None:
-        """Samples a second of this process; None before its first block."""
+        """Samples a second of this process; None before its first batch."""
         seconds = self.updated - self.started
         return (
             (self.done - self.done_before) / seconds if self.done > self.done_before and seconds > 0 else None
@@ -79,7 +79,7 @@ def remove_progress(out: Path) -> None:
 
 
 def read_progress(out: Path) -> Progress | None:
-    """What the run that writes ``out`` last said; None where there is nothing to be understood."""
+    """The last progress of the run that writes ``out``; None if there is none, or no valid one."""
     try:
         values = parse_json(read_own(progress_path(out)))
     except (OSError, ValueError):
@@ -88,7 +88,7 @@ def read_progress(out: Path) -> Progress | None:
 
 
 def _from_json(values: Mapping[str, Any]) -> Progress | None:
-    """What a file says, once each of its values is of the right kind; None if one is not."""
+    """Progress from JSON; None if a value has the wrong type."""
     known = {name: values[name] for name in (f.name for f in fields(Progress)) if name in values}
     command = known.get("command", [])
     if not isinstance(command, list) or not all(isinstance(word, str) for word in command):

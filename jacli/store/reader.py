@@ -114,11 +114,11 @@ class Results:
 
     @property
     def complete(self) -> bool:
-        """Whether the run that wrote the file ended."""
+        """Whether the run that wrote the file has finished."""
         return self.attrs.flag("complete")
 
     def json(self, name: str) -> dict[str, Any]:
-        """What a root attribute says in JSON: ``config``, ``plan``.
+        """A root attribute that holds JSON: ``config``, ``plan``.
 
         Raises:
             ResultsError: It is damaged or not there.
@@ -191,7 +191,7 @@ def open_as(kind: type[Kind], path: str | os.PathLike[str]) -> Kind:
 
 
 def describe_results(path: str | Path) -> dict[str, object]:
-    """What a result file holds, for `jacli inspect`; made of JSON's types only.
+    """Description of a result file for `jacli inspect`; made of JSON's types only.
 
     Returns:
         ``path``, ``schema``, ``complete``, ``samples``, ``samples_done``, ``datasets`` (name -> shape, dtype,

@@ -57,7 +57,7 @@ class DatasetLayout:
 
     @property
     def fill_value(self) -> float | int:
-        """What it reads as until it is written."""
+        """Fill value: what is read where nothing was written."""
         return math.nan if self.dtype.kind == "f" else self.unwritten
 
     @property
@@ -72,7 +72,7 @@ class DatasetLayout:
 
 @dataclass(frozen=True)
 class ResultLayout:
-    """What a run stores, from which every dataset of its file follows.
+    """Shapes and options of a run, from which every dataset of its file follows.
 
     Attributes:
         n_samples: B.
@@ -91,7 +91,7 @@ class ResultLayout:
         input_dtype: Of the inputs as they were read.
         output_dtype: The run's arithmetic.
         compress: none, gzip, lzf or zstd.
-        batch_size: Samples a block; chunks are aligned to it.
+        batch_size: Samples per batch; chunks are aligned to it.
         domain_shape: Of what is differentiated with respect to, per sample: the first axes of the Jacobian;
             the inputs if empty.
     """
@@ -284,12 +284,12 @@ def bytes_on_disk(layout: ResultLayout) -> dict[str, int]:
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int, batch_size: int) -> tuple[int, ...]:
-    """The chunk of a dataset (B, ...): whole samples, at most 4 MiB, aligned to the blocks that are written.
+    """The chunk of a dataset (B, ...): whole samples, at most 4 MiB, aligned to the batches that are written.
 
-    The number of samples divides ``batch_size``, so that no block ends inside a chunk; where whole blocks
+    The number of samples divides ``batch_size``, so that no batch ends inside a chunk; where whole batches
     are tiny, a chunk is several of them. A sample beyond 4 MiB is split along its leading axes.
     """
-    block = min(batch_size, shape[0])
+    batch = min(batch_size, shape[0])
     chunk = list(shape)
     for axis, size in enumerate(shape):
         row_bytes = math.prod(shape[axis + 1 :]) * itemsize
@@ -297,8 +297,8 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, batch_size: int) -> tuple
         if fit == 0:
             chunk[axis] = 1
         elif axis == 0:
-            blocks = max(1, _SMALL_CHUNK_BYTES // (block * row_bytes))
-            chunk[0] = min(shape[0], block * blocks) if blocks > 1 else _largest_divisor(block, fit)
+            batches = max(1, _SMALL_CHUNK_BYTES // (batch * row_bytes))
+            chunk[0] = min(shape[0], batch * batches) if batches > 1 else _largest_divisor(batch, fit)
             break
         else:
             chunk[axis] = _even_split(size, fit)

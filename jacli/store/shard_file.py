@@ -1,4 +1,4 @@
-"""What a finished shard's file says of itself, before it is merged."""
+"""Metadata of a finished shard, read before it is merged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jacli.store.untrusted_file import DAMAGED, open_guarded, reading_results
 
 @dataclass(frozen=True)
 class ShardFile:
-    """What a finished shard's file says of itself; nothing large is held.
+    """Metadata of a finished shard; no large array is held.
 
     Attributes:
         path: As it was given.

@@ -5,7 +5,7 @@ nobody can read.  Here, bytes that the last commit knows are never changed befor
 pages wait in memory, where HDF5 reads them back, and a commit writes them down
 (`jacli.store.write_ahead_log`) before it puts them in place.  Bytes beyond, where new chunks
 go, are written at once: nothing refers to them yet.  So memory is that of HDF5's own bookkeeping,
-whatever the size of a block.
+whatever the size of a batch.
 
 When a write of HDF5 fails, its cache can no longer be emptied: closing the file raises again, and the
 interpreter crashes when it frees the last handle (seen with HDF5 2.0, h5py 3.16). So this object remembers
@@ -164,7 +164,7 @@ class FileSink:
         """HDF5 flushes whenever it likes; what counts is `commit`."""
 
     def first_commit(self, name: Path, rename: Callable[[Path, Path], None]) -> None:
-        """What was written so far is the file, and it gets its name: nobody meets it half made."""
+        """Commit what was written so far and rename the file: it is never seen half written."""
         try:
             if self.error is None:
                 os.fsync(self._descriptor)

@@ -58,7 +58,7 @@ class Source:
 
 
 def sources_of(index: Path, attributes: Mapping[str, object]) -> tuple[Source, ...]:
-    """Of a merged file; none of any other.
+    """The sources of a merged file; none of any other file.
 
     Raises:
         ResultsError: They cannot be understood.
@@ -80,7 +80,7 @@ def attributes_of(file: h5py.File) -> dict[str, object]:
 
 
 def attributes_of_done(path: Path, done: h5py.Dataset) -> Attributes:
-    """What ``done`` says of the finished samples: ``overflowed`` and ``inputs_sha256``."""
+    """Attributes of ``done`` about the finished samples: ``overflowed`` and ``inputs_sha256``."""
     names = [name for name in ("overflowed", "inputs_sha256") if name in done.attrs]
     return Attributes(path, {name: as_python(done.attrs[name]) for name in names})
 
@@ -101,7 +101,7 @@ def identity_of(attributes: Mapping[str, object]) -> str:
 
 
 def path_of(index: Path, source: Source) -> Path:
-    """Where it is now; HDF5 itself looks beside a link to the index, and then beside the index."""
+    """Its current path; HDF5 itself looks beside a link to the index, then beside the index."""
     beside = index.parent / source.name
     if index.is_symlink() and not beside.exists():
         return index.resolve().parent / source.name

@@ -64,7 +64,7 @@ def open_unfinished(part: Path) -> tuple[FileSink, h5py.File]:
 def layouts_of(
     part: Path, file: h5py.File, expected: Mapping[str, DatasetLayout]
 ) -> dict[str, DatasetLayout]:
-    """How the datasets lie in the file, once they are those that the run would have laid out, and no others.
+    """The layout of the datasets, checked to be exactly those that the run would have created.
 
     Raises:
         OutputError: They are not.

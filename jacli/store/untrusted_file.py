@@ -15,7 +15,7 @@ from jacli.untrusted.content import MAX_EXPANSION, WHAT_TO_DO, Content
 from jacli.untrusted.hdf5_guard import examine_hdf5
 
 DAMAGED = (KeyError, ValueError, TypeError, RuntimeError)
-"""What h5py raises over damaged metadata, besides OSError."""
+"""Exceptions that h5py raises over damaged metadata, besides OSError."""
 
 
 def open_guarded(path: Path) -> h5py.File:
@@ -77,7 +77,7 @@ def read_whole(path: Path, dataset: h5py.Dataset) -> np.ndarray:
 
 
 def closed(path: Path) -> ResultsError:
-    """What to tell who reads from a file that was closed."""
+    """The error for reading from a closed file."""
     return ResultsError(
         f"{path} was closed.",
         why="Datasets are read from the open file; arrays that were read before stay.",

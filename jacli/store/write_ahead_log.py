@@ -26,7 +26,7 @@ _HEADER = struct.Struct("<16sQQQ")  # magic, size of the file, its inode, number
 _PAGE_NUMBER = struct.Struct("<Q")
 _CHECK = struct.Struct("<I")
 _MAX_BYTES = 2**31
-"""Of a journal that is read; HDF5 changes far fewer pages between two commits."""
+"""Largest log that is read, in bytes; HDF5 changes far fewer pages between two commits."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def journal_path(part: Path) -> Path:
 
 
 def new_journal_path(part: Path) -> Path:
-    """Where a journal is written before it takes the place of the last one."""
+    """Path under which a log is written before it replaces the last one."""
     return part.with_name(part.name + ".journal.new")
 
 

@@ -1,4 +1,4 @@
-"""Writes a result file block by block; nobody ever meets a half-written ``OUT``, and no block is lost."""
+"""Writes a result file batch by batch; nobody ever meets a half-written ``OUT``, and no batch is lost."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ from jacli.untrusted.hdf5_chunks import checked
 _COMMIT_SHARE = 0.1
 """Part of the time that commits may take: each waits for the disk three times."""
 _GIVEN_UP_BYTES = 64 * 2**20
-"""A block beyond this may be given up halfway; what came before is committed first."""
+"""A batch beyond this may be given up halfway; what came before is committed first."""
 
 
 class WriteCancelled(Exception):
-    """Writing a block was stopped halfway, as asked."""
+    """Writing a batch was stopped halfway, as asked."""
 
 
 class ResultWriter:
-    """A result file under way: `create` or `reopen`, `write_block` ..., `finish`.
+    """A result file under way: `create` or `reopen`, `write_batch` ..., `finish`.
 
     It is a context manager.  When the block ends without `finish`, the finished samples stay in ``OUT.part``
     for `reopen`; where there are none, nothing stays.  The caller holds the `RunLock`.
@@ -60,7 +60,7 @@ class ResultWriter:
         out: The final path.
         part: The path until then.
         overflowed: Finite values that a narrower dtype in the file turned into infinity so far.
-        written: Samples that are in the file, up to the last block.
+        written: Samples that are in the file, up to the last batch.
         committed: Of these, how many are there for good.
     """
 
@@ -77,7 +77,7 @@ class ResultWriter:
         self._file = file
         self._batches = BatchRecord(file)
         self._open = True
-        self._whole = True  # no block is half written
+        self._whole = True  # no batch is half written
         self._commit_took, self._commit_ended = 0.0, 0.0
 
     @classmethod
@@ -166,11 +166,11 @@ class ResultWriter:
     @property
     @uninterrupted()
     def inputs_sha256(self) -> str:
-        """Of the rows of the finished samples, as given to `write_block`; empty where there are none."""
+        """SHA-256 of the rows of the finished samples, as given to `write_batch`; empty if there are none."""
         told = attributes_of_done(self.part, self._file["done"])
         return (told.text("inputs_sha256") or "").strip()
 
-    def write_block(
+    def write_batch(
         self,
         start: int,
         arrays: Mapping[str, Rows],
@@ -183,10 +183,10 @@ class ResultWriter:
         Args:
             start: First row.
             arrays: Name -> (b, ...), all datasets with a batch axis but those of `AFTERWARDS`. Any strides:
-                pieces of one chunk are made contiguous and cast in turn, so nothing the size of the block is
+                pieces of one chunk are made contiguous and cast in turn, so nothing the size of the batch is
                 copied. Nor need it exist: anything that is `Rows` will do, asked once for each chunk.
-            inputs_sha256: Of the rows of all samples up to this block's last.
-            given_up: Asked before each piece of a large block: whether to stop halfway.
+            inputs_sha256: Of the rows of all samples up to this batch's last.
+            given_up: Asked before each piece of a large batch: whether to stop halfway.
 
         Raises:
             OutputError: The disk is full, or failed.
@@ -251,7 +251,7 @@ class ResultWriter:
         return cast
 
     def commit(self) -> None:
-        """Make the blocks written so far part of the file for good.
+        """Make the batches written so far part of the file for good.
 
         Raises:
             OutputError: The disk is full, or failed.

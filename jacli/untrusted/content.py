@@ -1,4 +1,4 @@
-"""What is this file?  Recognition by content; a suffix is never believed.
+"""File types, recognised by content; a suffix is never believed.
 
 Only the standard library is used, nothing is unpickled, and at most the table of contents of an
 archive is read.
@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 MAX_EXPANSION = 2**30
-"""What a file holds may take this many bytes of memory more than the file: a bomb declares terabytes."""
+"""Bytes of memory that a file's content may take beyond the file's size: a bomb declares terabytes."""
 
 _HEAD = 4096
 _KERAS_HEAD = 2**16

@@ -1,4 +1,4 @@
-"""What an exported program says in words, before torch believes it.
+"""Checks the text of an exported program before torch loads it.
 
 ``torch.export.load`` evaluates the shapes written in the program (sympy's ``sympify`` is Python's
 ``eval``), executes its guards (``exec``), imports the modules that its structures of arguments name, and
@@ -50,10 +50,10 @@ _FACTORIES = frozenset(f"builtins.{name}" for name in ("dict", "float", "int", "
 
 @dataclass(frozen=True)
 class ProgramFindings:
-    """What a serialised program would have torch do.
+    """Findings about a serialised program.
 
     Attributes:
-        problem: What would run code, as a sentence; None where nothing does.
+        problem: The part that would run code, as a sentence; None if there is none.
         quick: Whether its sizes are sums and products: others may take for ever, and are tried in a process
             of their own first.
     """
@@ -127,7 +127,7 @@ def _is_arithmetic(expression: Any) -> bool:
 
 
 def _is_quick(expression: Any) -> bool:
-    """Whether sympy is done with it at once."""
+    """Whether sympy parses it at once: it is short, and calls only simple functions."""
     if expression is None:
         return True
     if len(expression) > _LONGEST_QUICK:
@@ -176,7 +176,7 @@ def _exponents(power: ast.AST) -> list[ast.expr]:
 
 
 def _depth(expression: str) -> int:
-    """How deep brackets and signs are nested, at most."""
+    """Largest nesting depth of brackets and signs."""
     depth = deepest = 0
     for sign in expression:
         depth += (sign in "([{") - (sign in ")]}")

@@ -27,7 +27,7 @@ SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Hdf5Findings:
-    """What the child found.
+    """Report of the child process.
 
     Attributes:
         problem: Why the file must not be opened, as a sentence; None where it may be.  A file that HDF5

@@ -22,7 +22,7 @@ from typing import Any
 import h5py
 
 COPIES = 3
-"""Of a chunk that is unpacked, held at once: a buffer that doubles as it grows, and the one before it."""
+"""Copies of a chunk held while it is decompressed: a buffer that doubles as it grows, and the one before."""
 MAX_MEMORY = 2**30
 """Bytes of memory that unpacking a chunk may take at its peak, beyond `COPIES` times the chunk as stored."""
 MAX_CHUNK = MAX_MEMORY // COPIES
@@ -280,7 +280,7 @@ class _Walk:
 
 
 def _bytes_on_disk(path: str) -> int:
-    """Of what is really there: a file may declare holes of any length."""
+    """Bytes really allocated: a file may declare holes of any length."""
     return os.stat(path).st_blocks * 512
 
 

@@ -17,7 +17,7 @@ MAX_READ = 2**20
 
 
 class ForeignFileError(OSError):
-    """What lies there was not made by jacli: a link, a pipe, a folder, a file with a second name."""
+    """The path holds something not made by jacli: a link, a pipe, a folder, a file with a second name."""
 
 
 def open_own(path: Path, flags: int) -> int:

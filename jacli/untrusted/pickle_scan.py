@@ -31,14 +31,14 @@ class Global:
 
 @dataclass(frozen=True)
 class Made:
-    """What a call or an instantiation of a global gives."""
+    """Result of calling or instantiating a global."""
 
     name: str
 
 
 @dataclass
 class PickleScan:
-    """What a pickle would do.
+    """Effects of a pickle.
 
     Attributes:
         globals: Every class and function named, as ``module.name``, Python 2 names translated.

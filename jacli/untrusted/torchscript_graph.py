@@ -1,4 +1,4 @@
-"""What torch compiled from a TorchScript archive: does every node of its graphs only compute?
+"""Checks the graphs torch compiled from a TorchScript archive: every node must only compute.
 
 The source has been judged before (`jacli.untrusted.torchscript_source`); this is the same question asked of
 what will run, after torch resolved every name.

@@ -105,7 +105,7 @@ _FOREIGN = re.compile(r"[^\n\x20-\x7e]")
 
 @dataclass
 class _Program:
-    """What the archive defines itself: qualified names of functions and classes, and names of methods."""
+    """Definitions of the archive: qualified names of functions and classes, and names of methods."""
 
     names: set[str] = field(default_factory=set)
     methods: set[str] = field(default_factory=set)
@@ -126,7 +126,7 @@ def problem_of_classes(named: Iterable[str]) -> str | None:
 
 
 def problem_of_sources(sources: Mapping[str, str]) -> str | None:
-    """What in an archive's sources does more than compute, as a sentence; None where nothing does.
+    """The first construct in an archive's sources that does more than compute, as a sentence; or None.
 
     Args:
         sources: Qualifier (``__torch__.torch.nn``) to source.
@@ -158,7 +158,7 @@ def problem_of_sources(sources: Mapping[str, str]) -> str | None:
 
 
 def _problem_of_text(source: str) -> str | None:
-    """What torch's lexer could read otherwise than Python's."""
+    """Text that torch's lexer could read otherwise than Python's."""
     found = _FOREIGN.search(source)
     if found:
         return f"Its code holds the character {found[0]!r}, which torch never writes there."

@@ -84,7 +84,7 @@ def test_what_is_stopped_is_marked(files: Path, jacli: Any) -> None:
     assert ran.code == 0
     rows = ran.out.splitlines()[2:]
     assert len(rows) >= len(METHOD_NAMES) and all(row.count("~") == 2 for row in rows)
-    assert "note: ~: its block was not computed whole within 1e-09 s" in ran.err
+    assert "note: ~: its batch was not computed whole within 1e-09 s" in ran.err
 
 
 def test_json_alone_on_stdout(files: Path, jacli: Any) -> None:

@@ -12,7 +12,7 @@ from jacli.cluster import shard_path, shard_rows
 from jacli.options.config import from_options
 from jacli.options.values import Shard
 from jacli.store import Progress, ResultLayout, ResultWriter, part_path, write_progress
-from tests.store.layouts import random_block
+from tests.store.layouts import random_batch
 
 LAYOUT = ResultLayout(1, (3, 5, 4), (7,), n_singular_values=7, nuclear_norm=True, batch_size=4)
 SAMPLES = 10
@@ -45,11 +45,11 @@ def write_shard(
         **attributes,
     }
     layout = replace(layout, n_samples=len(rows))
-    arrays = random_block(layout, 0, len(rows))
+    arrays = random_batch(layout, 0, len(rows))
     arrays["sample_index"] = np.arange(rows.start, rows.stop) + shift
     with ResultWriter.create(path, layout, told, overwrite=False) as writer:
         kept = len(rows) if done is None else done
-        writer.write_block(0, {name: values[:kept] for name, values in arrays.items()})
+        writer.write_batch(0, {name: values[:kept] for name, values in arrays.items()})
         writer.finish()
     return path
 

@@ -17,7 +17,7 @@ from jacli.choice.memory_limit import MemoryLimit
 from jacli.errors import OutputError
 from jacli.run.pipeline import Pipeline, WrittenBatch
 from jacli.store import ResultWriter, WriteCancelled, open_results
-from tests.store.layouts import IMAGES, random_block
+from tests.store.layouts import IMAGES, random_batch
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ class Writer:
     def set_attributes(self, attributes: Mapping[str, object]) -> None:
         self.attributes |= attributes
 
-    def write_block(self, start: int, arrays: Mapping[str, object], *, inputs_sha256: str, given_up) -> None:
+    def write_batch(self, start: int, arrays: Mapping[str, object], *, inputs_sha256: str, given_up) -> None:
         self.threads.add(threading.current_thread().name)
         began = time.monotonic()
         while time.monotonic() - began < self.seconds:
@@ -219,13 +219,13 @@ def test_into_a_real_file(tmp_path: Path) -> None:
     with ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=False) as writer:
         with Pipeline(writer, CPU, written=ignore) as pipeline:
             for start in range(0, 10, 4):
-                arrays = random_block(IMAGES, start, min(10, start + 4))
+                arrays = random_batch(IMAGES, start, min(10, start + 4))
                 pipeline.put(WrittenBatch(start, arrays, "", {"plan": {"start": start}}))
             pipeline.finish()
         writer.finish()
     with open_results(tmp_path / "out.h5") as results:
         assert results.attrs["plan"] == '{"start": 8}'
-        np.testing.assert_array_equal(results.jacobian[4:8], random_block(IMAGES, 4, 8)["jacobian"])
+        np.testing.assert_array_equal(results.jacobian[4:8], random_batch(IMAGES, 4, 8)["jacobian"])
 
 
 @pytest.mark.parametrize("both_fit", [True, False])

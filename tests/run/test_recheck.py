@@ -26,7 +26,7 @@ from jacli.run import stored_matrices as stored
 from jacli.run.prepare import prepare
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of
 from jacli.store import ResultLayout, ResultWriter, open_results
-from tests.store.layouts import random_block
+from tests.store.layouts import random_batch
 from tests.toy_models import Constants, FixedBatch, Stateful
 
 B, INPUT, N = 6, (3, 5, 4), 13
@@ -227,7 +227,7 @@ def _factored(source: Path, out: Path) -> None:
         arrays["factors/left"] = left * values[:, None, :]
         arrays["factors/right"] = right.reshape(B, N, *INPUT)
         with ResultWriter.create(out, layout, results.attrs, overwrite=False) as writer:
-            writer.write_block(0, arrays)
+            writer.write_batch(0, arrays)
             writer.finish()
 
 
@@ -250,9 +250,9 @@ def test_products_of_what_is_stored(
     """Rows, products and norms are those of the array, whatever the pieces it is read in."""
     monkeypatch.setattr(stored, "PIECE_NUMBERS", pieces)
     layout = ResultLayout(3, INPUT, output_shape, factor_width=2, batch_size=2, compress="gzip")
-    blocks = random_block(layout, 0, 3)
+    blocks = random_batch(layout, 0, 3)
     with ResultWriter.create(tmp_path / "out.h5", layout, {}, overwrite=False) as writer:
-        writer.write_block(0, blocks)
+        writer.write_batch(0, blocks)
         datasets = writer.datasets
         n_out = int(np.prod(output_shape))
         matrix = blocks["jacobian"][1].reshape(60, n_out).T.astype(np.float64)
@@ -342,7 +342,7 @@ def test_before_the_file_is_published(folder: Path, tmp_path: Path) -> None:
         ResultWriter.create(tmp_path / "b.h5", layout, {}, overwrite=False) as writer,
         (prepared := prepare(config)).source,
     ):
-        writer.write_block(0, arrays)
+        writer.write_batch(0, arrays)
         for row, found in recheck_samples(prepared, writer.datasets, plan, config, choose_rows(B, 2, 0)):
             assert not found.failed
             writer.write_recheck(row, found.error, found.near_kink)
@@ -357,7 +357,7 @@ def test_the_batch_of_a_sample_is_the_one_that_ran(tmp_path: Path) -> None:
     layout = ResultLayout(11, INPUT, (N,), batch_size=4)
     with ResultWriter.create(tmp_path / "out.h5", layout, {}, overwrite=False) as writer:
         for start, stop in ((0, 4), (4, 5), (5, 7), (7, 11)):
-            writer.write_block(start, random_block(layout, start, stop))
+            writer.write_batch(start, random_batch(layout, start, stop))
         plan = {"batch_size": 2}
         batches = [recheck._own_batch(writer.datasets, plan, row) for row in (0, 3, 4, 5, 6, 7, 10)]
         assert batches == [(0, 4), (0, 4), (4, 5), (5, 7), (5, 7), (7, 11), (7, 11)]

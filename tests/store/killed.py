@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jacli.store import ResultLayout, ResultWriter, part_path, tidy
-from tests.store.layouts import IMAGES, random_block
+from tests.store.layouts import IMAGES, random_batch
 
 LAYOUTS = {
     "images": IMAGES,
@@ -37,7 +37,7 @@ def write_on(out: Path, layout: ResultLayout) -> None:
         writer = ResultWriter.create(out, layout, {"command": "test"}, overwrite=False)
     for start in range(writer.committed, layout.n_samples, layout.batch_size):
         stop = min(start + layout.batch_size, layout.n_samples)
-        writer.write_block(start, random_block(layout, start, stop), inputs_sha256=f"{stop:064}")
+        writer.write_batch(start, random_batch(layout, start, stop), inputs_sha256=f"{stop:064}")
         writer.commit()
     writer.finish()
 

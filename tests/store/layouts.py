@@ -12,7 +12,7 @@ from jacli.store.schema import AFTERWARDS
 IMAGES = ResultLayout(10, (3, 5, 4), (7,), n_singular_values=7, nuclear_norm=True, batch_size=4)
 
 
-def random_block(layout: ResultLayout, start: int, stop: int) -> dict[str, np.ndarray]:
+def random_batch(layout: ResultLayout, start: int, stop: int) -> dict[str, np.ndarray]:
     """Arrays for rows ``start:stop`` of every per-sample dataset that a block brings."""
     draw = np.random.default_rng(start)
     arrays = {
@@ -29,7 +29,7 @@ def write_file(out: Path, layout: ResultLayout = IMAGES, **attributes: object) -
     blocks = []
     with ResultWriter.create(out, layout, attributes, overwrite=False) as writer:
         for start in range(0, layout.n_samples, layout.batch_size):
-            blocks.append(random_block(layout, start, min(start + layout.batch_size, layout.n_samples)))
-            writer.write_block(start, blocks[-1])
+            blocks.append(random_batch(layout, start, min(start + layout.batch_size, layout.n_samples)))
+            writer.write_batch(start, blocks[-1])
         writer.finish()
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}

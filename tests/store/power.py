@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jacli.store import ResultLayout, ResultWriter, part_path
 from jacli.store.write_ahead_log import journal_path
-from tests.store.layouts import random_block
+from tests.store.layouts import random_batch
 
 SECTOR = 512
 
@@ -81,7 +81,7 @@ def record(out: Path, layout: ResultLayout) -> Recorded:
     with _recording(writer._sink._descriptor, recorded.calls):
         for start in range(0, layout.n_samples, layout.batch_size):
             stop = min(start + layout.batch_size, layout.n_samples)
-            writer.write_block(start, random_block(layout, start, stop))
+            writer.write_batch(start, random_batch(layout, start, stop))
             writer.commit()
             recorded.calls.append(("committed", stop))
     writer.close()

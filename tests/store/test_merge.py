@@ -22,7 +22,7 @@ from jacli.store.indexed import IndexedDataset
 from jacli.store.merge import COPIED_BYTES, write_merged
 from jacli.store.shard_file import ShardFile, count_samples, read_shard
 from jacli.store.sources import sources_of
-from tests.store.layouts import IMAGES, random_block
+from tests.store.layouts import IMAGES, random_batch
 
 LAYOUTS = {
     "images": IMAGES,
@@ -43,7 +43,7 @@ VIRTUAL = pytest.mark.parametrize("virtual", [True, False], ids=["index", "copy"
 def write_shards(folder: Path, layout: ResultLayout, counts: tuple[int, ...] = (4, 3, 3)) -> list[ShardFile]:
     """Shards of so many samples; what is in them depends on the sample alone."""
     shards, start = [], 0
-    whole = random_block(layout, 0, sum(counts))
+    whole = random_batch(layout, 0, sum(counts))
     for number, count in enumerate(counts):
         path = folder / f"shard{number}.h5"
         own = replace(layout, n_samples=count)
@@ -51,7 +51,7 @@ def write_shards(folder: Path, layout: ResultLayout, counts: tuple[int, ...] = (
         with ResultWriter.create(path, own, {"created": f"at {number}"}, overwrite=False) as writer:
             for first in range(0, count, layout.batch_size):
                 stop = min(count, first + layout.batch_size)
-                writer.write_block(first, {name: values[first:stop] for name, values in rows.items()})
+                writer.write_batch(first, {name: values[first:stop] for name, values in rows.items()})
             if layout.selected is not None and not layout.per_sample_classes:
                 writer.write_static("class_index", np.array([5, 3]))
             writer.finish()
@@ -130,7 +130,7 @@ def test_xarray_opens_it(tmp_path: Path, virtual: bool) -> None:
     merge(tmp_path / "out.h5", write_shards(tmp_path, IMAGES), virtual=virtual)
     with xarray.open_dataset(tmp_path / "out.h5", engine="h5netcdf") as dataset:
         assert dataset.jacobian.dims == ("batch", "c", "h", "w", "n_classes")
-        np.testing.assert_array_equal(dataset.jacobian.values, random_block(IMAGES, 0, 10)["jacobian"])
+        np.testing.assert_array_equal(dataset.jacobian.values, random_batch(IMAGES, 0, 10)["jacobian"])
 
 
 @pytest.mark.parametrize("compress", ["gzip", "lzf"])
@@ -161,7 +161,7 @@ KEYS = [
 @pytest.mark.parametrize("key", KEYS, ids=str)
 def test_an_index_is_sliced_as_an_array(tmp_path: Path, key: object) -> None:
     merge(tmp_path / "out.h5", write_shards(tmp_path, IMAGES), virtual=True)
-    expected = random_block(IMAGES, 0, 10)["jacobian"]
+    expected = random_batch(IMAGES, 0, 10)["jacobian"]
     with open_results(tmp_path / "out.h5") as results:
         jacobian = results.jacobian
         assert isinstance(jacobian, IndexedDataset)
@@ -205,7 +205,7 @@ def test_an_index_moves_with_its_shards(tmp_path: Path) -> None:
     (tmp_path / "link.h5").symlink_to(tmp_path / "b" / "out.h5")
     for path in (tmp_path / "b" / "out.h5", tmp_path / "link.h5"):
         with open_results(path) as results:
-            np.testing.assert_array_equal(results.jacobian[...], random_block(IMAGES, 0, 10)["jacobian"])
+            np.testing.assert_array_equal(results.jacobian[...], random_batch(IMAGES, 0, 10)["jacobian"])
 
 
 def _remove(path: Path) -> None:

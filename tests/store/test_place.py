@@ -12,7 +12,7 @@ from jacli.store.merge import write_merged
 from jacli.store.paths import words_of
 from jacli.store.shard_file import read_shard
 from tests.run.shard_files import write_shards
-from tests.store.layouts import IMAGES, random_block
+from tests.store.layouts import IMAGES, random_batch
 
 ENDINGS = (
     ".part",
@@ -32,7 +32,7 @@ def _run(out: Path) -> None:
         tidy(out)
         with ResultWriter.create(out, IMAGES, {}, overwrite=False) as writer:
             for start in (0, 4):
-                writer.write_block(start, random_block(IMAGES, start, start + 4))
+                writer.write_batch(start, random_batch(IMAGES, start, start + 4))
                 writer.commit()
     finally:
         lock.release()
@@ -44,7 +44,7 @@ def _resume(out: Path) -> None:
         tidy(out)
         with ResultWriter.reopen(out, overwrite=False) as writer:
             writer.expect(IMAGES)
-            writer.write_block(8, random_block(IMAGES, 8, 10))
+            writer.write_batch(8, random_batch(IMAGES, 8, 10))
             writer.commit()
     finally:
         lock.release()

@@ -10,7 +10,7 @@ import pytest
 from jacli.commands.summarize import summarize
 from jacli.errors import ResultsError
 from jacli.store import ResultLayout, describe_results, open_results
-from tests.store.layouts import IMAGES, random_block, write_file
+from tests.store.layouts import IMAGES, random_batch, write_file
 
 SCHEMA_1 = ResultLayout(5, (6,), (3,), n_singular_values=3, nuclear_norm=True, batch_size=2)
 
@@ -109,7 +109,7 @@ def test_a_file_of_schema_1_stays_readable() -> None:
     path = Path(__file__).parent / "data" / "schema_1.h5"
     with open_results(path) as results:
         assert results.attrs["schema"] == "jacli/1" and results.complete and len(results) == 5
-        expected = [random_block(SCHEMA_1, start, min(start + 2, 5)) for start in (0, 2, 4)]
+        expected = [random_batch(SCHEMA_1, start, min(start + 2, 5)) for start in (0, 2, 4)]
         for name in expected[0]:
             np.testing.assert_array_equal(results[name][...], np.concatenate([b[name] for b in expected]))
         # Then 0 was written also where nothing was checked.

@@ -17,7 +17,7 @@ from jacli.store import ResultLayout, ResultWriter, open_results, part_path
 from jacli.store.sink import FileSink
 from jacli.store.write_ahead_log import PAGE, Commit, journal_path, read_journal, write_journal
 from tests.store.killed import LAYOUTS, SYNCS, unsynced, write_on
-from tests.store.layouts import IMAGES, random_block
+from tests.store.layouts import IMAGES, random_batch
 from tests.store.power import after_a_power_cut, record
 
 
@@ -57,7 +57,7 @@ def test_memory_is_that_of_the_bookkeeping(tmp_path: Path) -> None:
     layout = ResultLayout(8, (3, 64, 64), (100,), batch_size=1)
     writer = ResultWriter.create(tmp_path / "out.h5", layout, {}, overwrite=False)
     for start in range(8):
-        writer.write_block(start, random_block(layout, start, start + 1))
+        writer.write_batch(start, random_batch(layout, start, start + 1))
         assert len(writer._sink._pages) * PAGE < 2**20  # of a block of 5 MB
         writer.commit()
         assert not writer._sink._pages
@@ -84,15 +84,15 @@ def test_what_waits_in_memory_is_read_back(tmp_path: Path) -> None:
 def test_a_reader_meanwhile_sees_the_last_commit_and_stops_nobody(tmp_path: Path) -> None:
     out = tmp_path / "out.h5"
     with ResultWriter.create(out, IMAGES, {}, overwrite=False) as writer:
-        writer.write_block(0, random_block(IMAGES, 0, 4))
+        writer.write_batch(0, random_batch(IMAGES, 0, 4))
         writer.commit()
         with h5py.File(part_path(out), "r") as reader:
-            writer.write_block(4, random_block(IMAGES, 4, 8))
+            writer.write_batch(4, random_batch(IMAGES, 4, 8))
             assert reader["done"][:].tolist() == [1] * 4 + [0] * 6
             writer.commit()
         with h5py.File(part_path(out), "r") as reader:
             assert reader["done"][:].tolist() == [1] * 8 + [0] * 2
-        writer.write_block(8, random_block(IMAGES, 8, 10))
+        writer.write_batch(8, random_batch(IMAGES, 8, 10))
         writer.finish()
 
 
@@ -100,7 +100,7 @@ def two_thirds(out: Path) -> None:
     """An unfinished file with two of its three blocks."""
     with ResultWriter.create(out, IMAGES, {"command": "test"}, overwrite=False) as writer:
         for start in (0, 4):
-            writer.write_block(start, random_block(IMAGES, start, start + 4))
+            writer.write_batch(start, random_batch(IMAGES, start, start + 4))
 
 
 def test_a_file_that_was_cut_short_is_not_continued(tmp_path: Path) -> None:
@@ -161,5 +161,5 @@ def test_after_a_power_cut_nothing_is_lost_that_was_committed(tmp_path: Path, na
             assert writer.committed >= committed
             for start in range(0, writer.committed, layout.batch_size):
                 stop = min(start + layout.batch_size, layout.n_samples)
-                for dataset, values in random_block(layout, start, stop).items():
+                for dataset, values in random_batch(layout, start, stop).items():
                     np.testing.assert_array_equal(writer.datasets[dataset][start:stop], values)

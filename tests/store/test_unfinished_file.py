@@ -15,7 +15,7 @@ from jacli.store import ResultLayout, ResultWriter, part_path
 from jacli.store.batches import first_damage
 from jacli.store.lay_out import CHECKSUMMED_METADATA
 from jacli.store.write_ahead_log import journal_path
-from tests.store.layouts import IMAGES, random_block
+from tests.store.layouts import IMAGES, random_batch
 
 Edit = Callable[[h5py.File], object]
 
@@ -36,7 +36,7 @@ def out(tmp_path: Path) -> Path:
 
 def _begin(out: Path, layout: ResultLayout, done: int = 4) -> None:
     with ResultWriter.create(out, layout, {}, overwrite=False) as writer:
-        writer.write_block(0, random_block(layout, 0, done), inputs_sha256="f" * 64)
+        writer.write_batch(0, random_batch(layout, 0, done), inputs_sha256="f" * 64)
 
 
 def _edit(out: Path, edit: Edit) -> None:
@@ -54,7 +54,7 @@ def _go_on(out: Path, layout: ResultLayout = IMAGES) -> None:
         assert not damage, damage
         for start in range(writer.committed, layout.n_samples, layout.batch_size):
             stop = min(start + layout.batch_size, layout.n_samples)
-            writer.write_block(start, random_block(layout, start, stop))
+            writer.write_batch(start, random_batch(layout, start, stop))
         writer.write_recheck(0, 0.5, False)
         writer.finish()
 
@@ -224,6 +224,6 @@ def test_a_sound_one_is_continued(tmp_path: Path, compress: str) -> None:
     _begin(out, layout)
     _go_on(out, layout)
     with h5py.File(out) as file:
-        expected = [random_block(layout, start, min(start + 4, 10))["jacobian"] for start in (0, 4, 8)]
+        expected = [random_batch(layout, start, min(start + 4, 10))["jacobian"] for start in (0, 4, 8)]
         np.testing.assert_array_equal(file["jacobian"], np.concatenate(expected))
         assert file.attrs["complete"]

@@ -18,7 +18,7 @@ import pytest
 from jacli.errors import OutputError, UsageError
 from jacli.store import ResultLayout, ResultWriter, WriteCancelled, open_results, part_path
 from jacli.store.sink import FileSink
-from tests.store.layouts import IMAGES, random_block, write_file
+from tests.store.layouts import IMAGES, random_batch, write_file
 
 LAYOUTS = {
     "images": IMAGES,
@@ -108,7 +108,7 @@ def test_a_block_may_be_computed_piece_by_piece(tmp_path: Path, save_dtype: str)
     with ResultWriter.create(tmp_path / "out.h5", layout, {}, overwrite=False) as writer:
         for start, stop in ((0, 2), (2, 3)):
             lazy = Lazy(left[start:stop], right[start:stop])
-            writer.write_block(start, {**random_block(layout, start, stop), "jacobian": lazy})
+            writer.write_batch(start, {**random_batch(layout, start, stop), "jacobian": lazy})
             bounds = {tuple((s.start, s.stop) for s in piece) for piece in lazy.asked}
             assert len(bounds) == len(lazy.asked)  # each once
             sizes = [np.prod([stop - start for start, stop in piece]) for piece in bounds]
@@ -124,9 +124,9 @@ def test_a_block_may_be_computed_piece_by_piece(tmp_path: Path, save_dtype: str)
 def test_the_recheck_is_written_afterwards(tmp_path: Path) -> None:
     """What is on disk can be read back before the file is published."""
     with ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=False) as writer:
-        blocks = {start: random_block(IMAGES, start, min(start + 4, 10)) for start in (0, 4, 8)}
+        blocks = {start: random_batch(IMAGES, start, min(start + 4, 10)) for start in (0, 4, 8)}
         for start, block in blocks.items():
-            writer.write_block(start, block)
+            writer.write_batch(start, block)
         assert set(writer.datasets) == set(IMAGES.datasets())
         np.testing.assert_array_equal(writer.datasets["jacobian"][5], blocks[4]["jacobian"][1])
         with pytest.raises(TypeError):
@@ -167,7 +167,7 @@ def test_strided_views_and_blocks_across_chunks(tmp_path: Path, order: tuple[int
     rows = [(0, 3), (3, 4), (4, 9)]
     with ResultWriter.create(tmp_path / "out.h5", layout, {}, overwrite=False) as writer:
         for start, stop in (rows[at] for at in order):
-            writer.write_block(start, {**random_block(layout, start, stop), "jacobian": jacobian[start:stop]})
+            writer.write_batch(start, {**random_batch(layout, start, stop), "jacobian": jacobian[start:stop]})
         writer.finish()
     with open_results(tmp_path / "out.h5") as results:
         np.testing.assert_array_equal(results.jacobian[...], jacobian)
@@ -175,12 +175,12 @@ def test_strided_views_and_blocks_across_chunks(tmp_path: Path, order: tuple[int
 
 def test_a_block_is_not_copied_whole(tmp_path: Path) -> None:
     layout = ResultLayout(1, (3, 128, 128), (200,))
-    block = random_block(layout, 0, 1)
+    block = random_batch(layout, 0, 1)
     block["jacobian"] = np.zeros((200, 1, 3, 128, 128)).transpose(1, 2, 3, 4, 0)  # 79 MB, float64
     with ResultWriter.create(tmp_path / "out.h5", layout, {}, overwrite=False) as writer:
         tracemalloc.start()
         try:
-            writer.write_block(0, block)
+            writer.write_batch(0, block)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -189,11 +189,11 @@ def test_a_block_is_not_copied_whole(tmp_path: Path) -> None:
 
 def test_overflow_into_float16_is_counted(tmp_path: Path) -> None:
     layout = replace(IMAGES, save_dtype="float16")
-    block = random_block(layout, 0, 4)
+    block = random_batch(layout, 0, 4)
     block["jacobian"] = np.zeros((4, 3, 5, 4, 7), np.float32)
     block["jacobian"][0, 0, 0, 0, :3] = [1e6, -1e6, np.inf]
     with ResultWriter.create(tmp_path / "out.h5", layout, {}, overwrite=False) as writer:
-        writer.write_block(0, block)
+        writer.write_batch(0, block)
         assert writer.overflowed == 2
 
 
@@ -220,21 +220,21 @@ def test_static_classes(tmp_path: Path) -> None:
     layout = ResultLayout(2, (6,), (7,), selected=3, batch_size=2)
     with ResultWriter.create(tmp_path / "out.h5", layout, {}, overwrite=False) as writer:
         writer.write_static("class_index", np.array([0, 3, 6]))
-        writer.write_block(0, random_block(layout, 0, 2))
+        writer.write_batch(0, random_batch(layout, 0, 2))
         writer.finish()
     with open_results(tmp_path / "out.h5") as results:
         assert results.class_index.tolist() == [0, 3, 6]
 
 
 def test_a_block_that_is_not_whole_is_refused(tmp_path: Path) -> None:
-    block = random_block(IMAGES, 0, 4)
+    block = random_batch(IMAGES, 0, 4)
     with ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=False) as writer:
         with pytest.raises(ValueError, match="jacobian"):
-            writer.write_block(0, {name: rows for name, rows in block.items() if name != "jacobian"})
+            writer.write_batch(0, {name: rows for name, rows in block.items() if name != "jacobian"})
         with pytest.raises(ValueError, match="same number of rows"):
-            writer.write_block(0, {**block, "outputs": block["outputs"][:2]})
+            writer.write_batch(0, {**block, "outputs": block["outputs"][:2]})
         with pytest.raises(ValueError, match="do not fit"):
-            writer.write_block(8, block)
+            writer.write_batch(8, block)
 
 
 def test_an_exception_before_the_first_block_leaves_nothing(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_an_exception_keeps_what_is_finished(tmp_path: Path) -> None:
         pytest.raises(KeyboardInterrupt),
         ResultWriter.create(out, IMAGES, {"command": "test"}, overwrite=False) as writer,
     ):
-        writer.write_block(0, random_block(IMAGES, 0, 4), inputs_sha256="ab" * 32)
+        writer.write_batch(0, random_batch(IMAGES, 0, 4), inputs_sha256="ab" * 32)
         raise KeyboardInterrupt
     assert not out.exists()
     with ResultWriter.reopen(out, overwrite=False) as writer:
@@ -260,14 +260,14 @@ def test_an_exception_keeps_what_is_finished(tmp_path: Path) -> None:
         assert writer.attributes["command"] == "test"
         writer.expect(IMAGES)
         for start in (4, 8):
-            writer.write_block(start, random_block(IMAGES, start, min(10, start + 4)))
+            writer.write_batch(start, random_batch(IMAGES, start, min(10, start + 4)))
         writer.finish()
     assert [path.name for path in tmp_path.iterdir()] == ["out.h5"]
     with open_results(out) as results:
         assert results.complete
         assert results.done.all()
         for start in (0, 4, 8):
-            for name, values in random_block(IMAGES, start, min(10, start + 4)).items():
+            for name, values in random_batch(IMAGES, start, min(10, start + 4)).items():
                 np.testing.assert_array_equal(results[name][start : start + 4], values)
 
 
@@ -289,7 +289,7 @@ def test_what_is_not_an_unfinished_result_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_file_of_other_shapes_is_not_continued(tmp_path: Path) -> None:
     with ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=False) as writer:
-        writer.write_block(0, random_block(IMAGES, 0, 4))
+        writer.write_batch(0, random_batch(IMAGES, 0, 4))
     with ResultWriter.reopen(tmp_path / "out.h5", overwrite=False) as writer:
         with pytest.raises(OutputError, match="jacobian"):
             writer.expect(replace(IMAGES, save_dtype="float64"))
@@ -304,13 +304,13 @@ def test_a_large_block_can_be_given_up_halfway(tmp_path: Path) -> None:
         asked.append(1)
         return len(asked) > 10
 
-    block = {**random_block(layout, 0, 2), "jacobian": np.broadcast_to(np.float32(1), (2, 3, 128, 128, 200))}
+    block = {**random_batch(layout, 0, 2), "jacobian": np.broadcast_to(np.float32(1), (2, 3, 128, 128, 200))}
     with (
         pytest.raises(WriteCancelled),
         ResultWriter.create(tmp_path / "out.h5", layout, {}, overwrite=False) as writer,
     ):
-        writer.write_block(0, block)
-        writer.write_block(2, {**random_block(layout, 2, 4), "jacobian": block["jacobian"]}, given_up=later)
+        writer.write_batch(0, block)
+        writer.write_batch(2, {**random_batch(layout, 2, 4), "jacobian": block["jacobian"]}, given_up=later)
     with ResultWriter.reopen(tmp_path / "out.h5", overwrite=False) as writer:
         assert writer.committed == 2
 
@@ -319,12 +319,12 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from jacli.store import ResultWriter
-from tests.store.layouts import IMAGES, random_block
+from tests.store.layouts import IMAGES, random_batch
 writer = ResultWriter.create(Path(sys.argv[1]), IMAGES, {"command": "test"}, overwrite=False)
 for start in (0, 4):
-    writer.write_block(start, random_block(IMAGES, start, start + 4))
+    writer.write_batch(start, random_batch(IMAGES, start, start + 4))
     writer.commit()
-writer.write_block(8, random_block(IMAGES, 8, 10))  # not committed
+writer.write_batch(8, random_batch(IMAGES, 8, 10))  # not committed
 os._exit(9)
 """
 
@@ -340,7 +340,7 @@ def test_killed_after_two_blocks_the_part_says_so(tmp_path: Path) -> None:
     with open_results(part_path(out)) as results:
         assert not results.complete
         assert results.done.tolist() == [1] * 8 + [0] * 2
-        np.testing.assert_array_equal(results.jacobian[4:8], random_block(IMAGES, 4, 8)["jacobian"])
+        np.testing.assert_array_equal(results.jacobian[4:8], random_batch(IMAGES, 4, 8)["jacobian"])
         assert np.isnan(results.jacobian[8:]).all()  # never zeros for what is not there
     with pytest.raises(OutputError, match="unfinished file of another run"):
         ResultWriter.create(out, IMAGES, {}, overwrite=True)
@@ -354,7 +354,7 @@ def test_an_existing_result_is_only_replaced_when_asked(tmp_path: Path) -> None:
         ResultWriter.create(out, IMAGES, {}, overwrite=False)
     with ResultWriter.create(out, IMAGES, {}, overwrite=True) as writer:
         assert out.read_text() == "precious"
-        writer.write_block(0, random_block(IMAGES, 0, 4))
+        writer.write_batch(0, random_batch(IMAGES, 0, 4))
         writer.finish()
     with open_results(out) as results:
         assert results.complete
@@ -420,19 +420,19 @@ def test_an_error_of_the_system_ends_in_a_message(
         raise OSError(errno.EIO, "Input/output error")
 
     writer = ResultWriter.create(tmp_path / "out.h5", IMAGES, {}, overwrite=False)
-    writer.write_block(0, random_block(IMAGES, 0, 4))
+    writer.write_batch(0, random_batch(IMAGES, 0, 4))
     writer.commit()
     with monkeypatch.context() as broken:
         broken.setattr(os, call, fail)
         with pytest.raises(OutputError, match="4 finished samples kept"), writer:
-            writer.write_block(4, random_block(IMAGES, 4, 8))
+            writer.write_batch(4, random_batch(IMAGES, 4, 8))
             writer.finish()
     with ResultWriter.reopen(tmp_path / "out.h5", overwrite=False) as again:
         # Once the journal is there the commit stands, even if the pages could not be put in place.
         assert again.committed == (8 if call == "pwrite" else 4)
         again.expect(IMAGES)
         for start in range(0, again.committed, 4):
-            expected = random_block(IMAGES, start, start + 4)["jacobian"]
+            expected = random_batch(IMAGES, start, start + 4)["jacobian"]
             np.testing.assert_array_equal(again.datasets["jacobian"][start : start + 4], expected)
 
 
@@ -444,12 +444,12 @@ from dataclasses import replace
 from pathlib import Path
 from jacli.errors import OutputError
 from jacli.store import ResultLayout, ResultWriter
-from tests.store.layouts import random_block
+from tests.store.layouts import random_batch
 layout = ResultLayout(1000, (3, 32, 32), (10,), batch_size=4, compress=sys.argv[2])
 try:
     with ResultWriter.create(Path(sys.argv[1]), layout, {}, overwrite=False) as writer:
         for start in range(0, 1000, 4):
-            writer.write_block(start, random_block(layout, start, start + 4))
+            writer.write_batch(start, random_batch(layout, start, start + 4))
             writer.commit()
         writer.finish()
 except OutputError as error:
@@ -497,7 +497,7 @@ def test_a_full_disk_ends_in_a_message_and_keeps_what_is_finished(small_disk: Pa
         assert 0 < writer.committed < 1000
         writer.expect(SMALL_DISK)
         for start in range(0, writer.committed, 4):
-            expected = random_block(SMALL_DISK, start, start + 4)["jacobian"]
+            expected = random_batch(SMALL_DISK, start, start + 4)["jacobian"]
             np.testing.assert_array_equal(writer.datasets["jacobian"][start : start + 4], expected)
 
 
