@@ -105,7 +105,7 @@ class MemoryLimit:
 
 @contextmanager
 def memory_errors(doing: str) -> Iterator[None]:
-    """Turn running out of memory, outside of batches, into an error that says what to do.
+    """Turn an out-of-memory failure outside the batches into an error that says what to do.
 
     Args:
         doing: What is being done, as a phrase for the message.

@@ -38,7 +38,7 @@ class Problem:
     Attributes:
         network: The network.
         shapes: Its shapes and the number of samples.
-        points: Samples from the first number on, as many as the second; padded where the batch size is fixed.
+        points: (start, size) -> ``size`` samples from ``start`` on; padded where the batch size is fixed.
         memory: What may be held.
     """
 

@@ -85,7 +85,7 @@ def recorded_plan(attributes: Attributes) -> dict[str, Any]:
 
 
 def check_plan(plan: Mapping[str, Any]) -> None:
-    """Look at each value of a plan as JSON has it.
+    """Check each value of a plan as read from JSON.
 
     Raises:
         ValueError: One is of another type.

@@ -76,7 +76,7 @@ class Output(io.TextIOBase):
 
     def write(self, text: str) -> int:
         if not isinstance(text, str):
-            raise TypeError(f"text is written here, not {type(text).__name__}")
+            raise TypeError(f"write() takes str, not {type(text).__name__}")
         self.write_trusted(escape(text, keep="\n\t"))
         return len(text)
 

@@ -249,7 +249,7 @@ class _Bench:
         if name in METHODS and METHODS[name].known_as_one_call and request.chunk_size is None:
             request = replace(request, chunk_size=self._copies(before))
             if request.chunk_size:
-                notes.append("in several calls: a single one would take too much")
+                notes.append("in several calls: a single one would take too much memory or time")
         _release(self._device)
         try:
             with memory_errors(_TRYING):

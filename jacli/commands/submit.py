@@ -37,7 +37,7 @@ PROGRAM = (sys.executable, "-P", "-m", "jacli")
 
 @dataclass(frozen=True)
 class Submission:
-    """The tasks to be submitted, and why no more.
+    """The tasks to submit, and why the others are not.
 
     Attributes:
         job: The run; its ``shards`` are those missing.

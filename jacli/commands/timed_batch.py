@@ -35,12 +35,12 @@ class TimedBatch:
 
     Attributes:
         linearization: The network there.
-        matrices: Of its samples; what is beyond the rows and columns computed means nothing.
+        matrices: Jacobians of its samples; entries beyond the rows and columns computed are meaningless.
         count: Samples, without those that pad the batch.
-        n_rows: The first so many rows are computed.
-        n_columns: Of them, the first so many columns.
-        seconds: Of a batch of the plan's size.
-        estimated: Whether they are extrapolated.
+        n_rows: How many rows, from the first on, are computed.
+        n_columns: How many columns of them, from the first on, are computed.
+        seconds: Time for a batch of the plan's size.
+        estimated: Whether ``seconds`` is extrapolated.
     """
 
     linearization: Linearized
@@ -122,7 +122,7 @@ class RowsInFloat64:
 
     @property
     def reduced(self) -> str | None:
-        """The dtype below the run's that the model computes in inside, see `References`."""
+        """The dtype, lower than the run's, that the model computes in internally; see `References`."""
         return self._references.reduced
 
     def errors(self, computed: TimedBatch) -> Tensor:

@@ -139,9 +139,9 @@ def verify(
     """Recheck samples of a result file against reverse passes through its model; the file stays as it is.
 
     Args:
-        path: A result file, also an unfinished ``OUT.part``: only samples that are done are rechecked.
+        path: A result file, or an unfinished ``OUT.part``; only samples that are done are rechecked.
         samples: How many, chosen at random; all of them if None.
-        seed: Of the choice of samples, rows and probes.
+        seed: Seed for the choice of samples, rows and probes.
         tolerance: Largest relative error; by the run's dtype and precision if None.
         progress: Called with samples done and samples in all.
         **moved: ``model``, ``inputs``, ``arch``, ``allow_pickle``, ``device`` in place of those recorded.
@@ -149,7 +149,7 @@ def verify(
     Raises:
         ResultsError: ``path`` is no result file, or nothing in it is done.
         ModelError: The model is not the recorded one.
-        InputsError: Nor are the inputs.
+        InputsError: The inputs are not the recorded ones.
         UsageError: The file names code that is not the recorded code.
     """
     given = {name: value for name, value in moved.items() if value not in (None, False)}

@@ -33,7 +33,7 @@ class StoredArray:
         dtype: As read: native byte order; bfloat16, which NumPy lacks, as float32.
         read_slice: (start, stop) -> rows of the array, as anything that `numpy.asarray` takes.
         close: Releases the file.
-        file_bytes: Of the file, and of others that it draws from; None for the file alone.
+        file_bytes: Size of the file and of others that it draws from; None: the size of the file alone.
     """
 
     key: str | None

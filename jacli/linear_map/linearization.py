@@ -69,7 +69,7 @@ class Linearization(Protocol):
         """Plain reverse passes over one recorded forward pass, one vector after another.
 
         Args:
-            copies: Of the batch, over which as many vectors are pulled back in one pass.
+            copies: Copies of the batch; as many vectors are pulled back in one pass.
         """
         ...
 
@@ -88,7 +88,7 @@ class Linearization(Protocol):
             index: ``(m,)``.
             noise: Moves every input by Gaussian noise of this size, relative to it or to the root mean square
                 of its sample, whichever is larger.
-            seed: Of the noise.
+            seed: Seed for the noise.
         """
         ...
 

@@ -83,7 +83,7 @@ def assemble(slabs: Iterable[Slab], linearization: Linearization, out: Tensor | 
 
     Args:
         slabs: Of a method.
-        linearization: What they are of.
+        linearization: The linearisation that they come from.
         out: Where to write, ``(<= b, o, i)``: the first samples, without those that pad a batch.
 
     Raises:

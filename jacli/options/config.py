@@ -22,13 +22,13 @@ from jacli.options.values import Classes, Shard
 class RunConfig:
     """Every option of one run (see `INTERFACE`, ``jacli compute``); defaults are the command line's.
 
-    Attributes are named as the options.  ``batch_size`` and ``chunk_size`` of ``None`` mean
+    Attributes are named after the options.  ``batch_size`` and ``chunk_size`` of ``None`` mean
     ``auto``; ``singular_values`` is ``"auto"``, ``"all"``, ``"none"`` or a number K; ``memory`` is in
     bytes, a safe share of what is free if None; ``precision`` is that of the linear passes alone;
     ``tolerance`` of None follows dtype and precision; ``shard`` is ``"auto"`` until the environment has
     been asked.
 
-    Two are no options but come from the result file that ``--config RESULT.h5`` repeats: ``repeated_plan``,
+    Two are not options but come from the result file that ``--config RESULT.h5`` repeats: ``repeated_plan``,
     whose choice is then taken over and not measured again, and ``repeated_arch_sha256``, with which the
     architecture's source is compared where its name is given again.
     """

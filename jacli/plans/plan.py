@@ -80,8 +80,8 @@ class Measured:
         method: Its method.
         batch_size: Samples per batch.
         chunk_size: Vectors per pass.
-        setup_seconds: Of a batch, before its first vector: the linearisation.
-        vector_seconds: Of one row (or column) of every sample of a batch.
+        setup_seconds: Time for a batch before its first vector: the linearisation.
+        vector_seconds: Time for one row (or column) of every sample of a batch.
         bytes_held: Most that the process (or the device) held meanwhile, beyond what it held before the run.
         failure: Why it cannot serve, or None.
         link: Number of the link that it fills in, where the network is cut; None for the whole network.
@@ -102,7 +102,7 @@ class Measured:
 
     @property
     def name(self) -> str:
-        """The method, and which link it is of."""
+        """The method, after the number of its link if it has one."""
         return self.method if self.link is None else f"link {self.link}: {self.method}"
 
     def to_dict(self) -> dict[str, Any]:

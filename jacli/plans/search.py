@@ -68,10 +68,10 @@ class Budget:
     These are a share of a short run, at most `most`, and 4 % of a long run.
 
     Attributes:
-        share: Part of a short run.
-        most: Seconds, for runs too short for the 4 % to be more.
+        share: Fraction of a short run.
+        most: Limit on that share in seconds; it does not limit the 4 %.
         run_seconds: The best estimate of the run so far.
-        clock: Tells seconds.
+        clock: Returns the time in seconds.
     """
 
     share: float = 0.25

@@ -114,7 +114,7 @@ class Finished:
         made = f" It was made by: {command}" if command else ""
         return OutputError(
             f"{path} exists already.",
-            why="It is the finished result of another run. Different are: "
+            why="It is the finished result of another run. What differs: "
             + "; ".join(differences)
             + f".{made}",
             hint="Choose another name with -o, or give --overwrite.",

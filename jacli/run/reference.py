@@ -29,7 +29,7 @@ class References:
     in the run's dtype, as `notes` say.
 
     Attributes:
-        reduced: The dtype below the run's where the model computes in one inside; known after the first `at`.
+        reduced: A dtype below the run's that the model computes in internally; known after the first `at`.
         notes: What the user must be told of the reference; known after the first `at`.
     """
 

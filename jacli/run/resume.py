@@ -87,7 +87,7 @@ class Unfinished:
         command = str(self._recorded.get("command", ""))
         raise OutputError(
             f"{self.writer.part} is the unfinished file of another run.",
-            why="Different are: " + "; ".join(differences) + f". It was begun by: {command}",
+            why="What differs: " + "; ".join(differences) + f". It was begun by: {command}",
             hint="Run that command to finish it, choose another name with -o, or start anew with "
             "--no-resume, which removes it.",
         )

@@ -125,7 +125,7 @@ def check_same_run(shards: Sequence[ShardFile]) -> list[str]:
         if differences:
             raise ResultsError(
                 f"{shard.path} is not of the same run as {first.path}.",
-                why=f"Different are: {'; '.join(differences)}.",
+                why=f"What differs: {'; '.join(differences)}.",
                 hint="Compute it again with the options of the others, in the same folder.",
             )
     notes = [f"the shards were computed with different --{name}: equal to rounding" for name in sorted(noted)]

@@ -98,7 +98,7 @@ class Attributes(Mapping[str, object]):
         """
         found = self.json_list(name)
         if not all(isinstance(part, str) for part in found):
-            raise self.damaged(name, "it is no list of texts")
+            raise self.damaged(name, "it is not a list of strings")
         return found
 
     def damaged(self, name: str, why: str) -> ResultsError:

@@ -71,7 +71,7 @@ def damaged_batches(datasets: Mapping[str, Stored], done: int) -> Iterator[Damag
             continue
         dataset = datasets.get(name.removeprefix(CHECKSUMS))
         if dataset is None:
-            raise ValueError(f"there is {name}, and no dataset of that name")
+            raise ValueError(f"there is {name}, but not the dataset that it belongs to")
         expected = np.asarray(checksums[:])
         if len(expected) != len(starts):
             raise ValueError(f"{name} has {len(expected)} entries for {len(starts)} batches")

@@ -35,9 +35,9 @@ def take(
     Args:
         read: Box -> its numbers.
         shape: Of the array.
-        key: As NumPy takes it, but for ``np.newaxis``.
+        key: Any index that NumPy takes, except ``np.newaxis``.
         itemsize: Bytes per number.
-        rows_per_chunk: Rows of the first axis that are stored together: those needed are read at once.
+        rows_per_chunk: Rows of the first axis in one stored chunk: those needed of a chunk are read at once.
 
     Memory: the result, and `MAX_PIECE_BYTES` or one row, whichever is more.
 
@@ -112,7 +112,7 @@ def _as_index(part: Any) -> Any:
     if isinstance(part, slice) or part is Ellipsis:
         return part
     if part is None:
-        raise IndexError("np.newaxis is no index here: index the array that comes")
+        raise IndexError("np.newaxis is not supported here: apply it to the array returned")
     array = np.asarray(part)
     if array.size == 0 and not isinstance(part, np.ndarray):
         array = array.astype(np.intp)  # an empty list

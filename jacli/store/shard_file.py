@@ -61,7 +61,7 @@ def read_shard(path: Path) -> ShardFile:
         if "sample_index" not in results:
             raise ResultsError(
                 f"{path} is no shard.",
-                why="It has no dataset sample_index, which says whose its samples are.",
+                why="It has no dataset sample_index, which says which samples it holds.",
                 hint="Compute it again.",
             )
         return ShardFile(

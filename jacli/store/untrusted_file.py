@@ -80,6 +80,6 @@ def closed(path: Path) -> ResultsError:
     """The error for reading from a closed file."""
     return ResultsError(
         f"{path} was closed.",
-        why="Datasets are read from the open file; arrays that were read before stay.",
+        why="Datasets are read from the open file; arrays already read stay valid.",
         hint="Read inside the `with` block, or open the file again with jacli.open.",
     )
