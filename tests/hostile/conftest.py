@@ -25,7 +25,8 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            # A file that a job runs (--arch) leaves no bytecode: that would count as a file written.
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
             text=True,
         )
         self.specimens: list[str] = self._answer()["specimens"]
