@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jacli.device.torch_switches import batched_pass
-from jacli.linear_map import LinearMap, Samples
+from jacli.linear_map import LinearMap, Samples, Wrapper
 from jacli.network import Linearized
 from jacli.options.methods import METHODS
 from jacli.verify import PlainPasses
@@ -50,59 +50,41 @@ def ways(plan: Mapping[str, Any]) -> list[tuple[bool, int]]:
 
 
 @dataclass(frozen=True)
-class SpreadOverCopies:
+class SpreadOverCopies(Wrapper):
     """The Jacobians of a batch, whose row ``o`` comes from copy ``o % copies`` of it, as with ``replicate``.
 
     A cotangent u pulls back as the sum over the copies c of the parts of u at c, ``c + copies``, ...
 
     Attributes:
-        of_copies: The map of the copies, one after another: ``(copies b)`` samples.
+        whole: The map of the copies, one after another: ``(copies b)`` samples.
         copies: How many.
         kernels: Around each pass: which kernels may serve.
     """
 
-    of_copies: LinearMap
+    whole: LinearMap
     copies: int
     kernels: Kernels
 
     @property
     def batch(self) -> int:
-        return self.of_copies.batch // self.copies
-
-    @property
-    def n_out(self) -> int:
-        return self.of_copies.n_out
-
-    @property
-    def n_in(self) -> int:
-        return self.of_copies.n_in
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.of_copies.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.of_copies.device
+        return self.whole.batch // self.copies
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         k = len(cotangents)
         spread = (cotangents[:, None] * self._own_rows).reshape(k, -1, self.n_out)  # k (c b) o
         with self.kernels():
-            rows = self.of_copies.vjp(spread)
+            rows = self.whole.vjp(spread)
         return rows.reshape(k, self.copies, self.batch, self.n_in).sum(1)
 
     def jvp(self, tangents: Tensor) -> Tensor:
         k = len(tangents)
         with self.kernels():
-            columns = self.of_copies.jvp(tangents.repeat(1, self.copies, 1))
+            columns = self.whole.jvp(tangents.repeat(1, self.copies, 1))
         return (columns.reshape(k, self.copies, self.batch, self.n_out) * self._own_rows).sum(1)
 
     def take(self, samples: Samples) -> SpreadOverCopies:
-        everyone = torch.arange(self.of_copies.batch, device=self.device).reshape(self.copies, -1)
-        return SpreadOverCopies(
-            self.of_copies.take(everyone[:, samples].flatten()), self.copies, self.kernels
-        )
+        everyone = torch.arange(self.whole.batch, device=self.device).reshape(self.copies, -1)
+        return SpreadOverCopies(self.whole.take(everyone[:, samples].flatten()), self.copies, self.kernels)
 
     @property
     def _own_rows(self) -> Tensor:

@@ -9,7 +9,9 @@ from jacli.linear_map.maps import (
     Matrices,
     Samples,
     SelectedOutputs,
+    Shaped,
     Slab,
+    Wrapper,
 )
 
 __all__ = [
@@ -24,5 +26,7 @@ __all__ = [
     "Network",
     "Samples",
     "SelectedOutputs",
+    "Shaped",
     "Slab",
+    "Wrapper",
 ]

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
-import torch
 from torch import Tensor, nn
 
-from jacli.linear_map.maps import LinearMap
+from jacli.linear_map.maps import LinearMap, Shaped
 
 Extra = Mapping[str, object]
 """Further arguments of a forward pass: a value, or a tensor with one row per sample."""
@@ -38,27 +37,12 @@ class Network(Protocol):
         ...
 
 
-class Linearization(Protocol):
+class Linearization(Shaped, Protocol):
     """A network at a batch of points: its Jacobians as linear maps, by every primitive there is.
 
     A context manager: what a primitive holds (activations, a linear program) lives until it is closed, and a
     map that is used after that raises ``ValueError``.
     """
-
-    @property
-    def batch(self) -> int: ...
-
-    @property
-    def n_out(self) -> int: ...
-
-    @property
-    def n_in(self) -> int: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def device(self) -> torch.device: ...
 
     @property
     def outputs(self) -> Tensor:

@@ -22,14 +22,14 @@ Samples = slice | Tensor
 """Which samples of a batch: a slice, or their positions ``(m,)``, which may repeat."""
 
 
-class LinearMap(Protocol):
-    """A batch of linear maps: sample ``b`` has the matrix ``J[b]`` of shape ``(n_out, n_in)``.
+class Shaped(Protocol):
+    """The sizes of a batch of matrices ``J[b]``, and the kind of vectors that go with them.
 
     Attributes:
         batch: Number of samples.
         n_out: Rows of each matrix (flattened outputs).
         n_in: Columns of each matrix (flattened inputs).
-        dtype: Of the vectors that it takes.
+        dtype: Of the vectors.
         device: Where these must be.
     """
 
@@ -47,6 +47,10 @@ class LinearMap(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+
+class LinearMap(Shaped, Protocol):
+    """A batch of linear maps: sample ``b`` has the matrix ``J[b]`` of shape ``(n_out, n_in)``."""
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         """Vector-Jacobian products: ``(k, b, o) -> (k, b, i)``, ``u[k, b] -> u[k, b] @ J[b]``."""
@@ -242,8 +246,34 @@ class FactoredMap(Chain):
         return FactoredMap(self.left[samples], self.right[samples])
 
 
+class Wrapper:
+    """What is made of another map: its sizes, dtype and device are those of ``whole`` unless overridden."""
+
+    whole: Shaped
+
+    @property
+    def batch(self) -> int:
+        return self.whole.batch
+
+    @property
+    def n_out(self) -> int:
+        return self.whole.n_out
+
+    @property
+    def n_in(self) -> int:
+        return self.whole.n_in
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.whole.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.whole.device
+
+
 @dataclass(frozen=True)
-class SelectedOutputs:
+class SelectedOutputs(Wrapper):
     """Some outputs of each sample: ``S[b] J[b]``, of which ``S[b]`` picks the rows ``index[b]``.
 
     >>> J = DenseMap(torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]]))
@@ -259,24 +289,8 @@ class SelectedOutputs:
     index: Tensor
 
     @property
-    def batch(self) -> int:
-        return self.whole.batch
-
-    @property
     def n_out(self) -> int:
         return self.index.shape[1]
-
-    @property
-    def n_in(self) -> int:
-        return self.whole.n_in
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.whole.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.whole.device
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         k = len(cotangents)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jacli.errors import MethodError, telling_line, translating
-from jacli.linear_map import LinearMap, Samples
+from jacli.linear_map import LinearMap, Samples, Wrapper
 
 if TYPE_CHECKING:
     from jacli.network.linearize import Linearized
@@ -25,7 +25,7 @@ Passes = Callable[[Tensor], Tensor]
 """Products with all vectors of a chunk, ``(k, b, m) -> (k, b, n)``."""
 
 
-class PrimitiveMap:
+class PrimitiveMap(Wrapper):
     """A primitive of a linearisation as a `jacli.linear_map.LinearMap`.
 
     Args:
@@ -35,52 +35,34 @@ class PrimitiveMap:
         again: The same primitive of another linearisation, for `take`.
     """
 
+    whole: Linearized
+
     def __init__(
         self, of: Linearized, *, vjp: Passes, jvp: Passes, again: Callable[[Linearized], LinearMap]
     ) -> None:
-        self._of = of
+        self.whole = of
         self._vjp = vjp
         self._jvp = jvp
         self._again = again
 
     @property
-    def batch(self) -> int:
-        """Number of samples."""
-        return self._of.batch
-
-    @property
     def n_out(self) -> int:
         """Flattened outputs, all of them."""
-        return self._of.n_all
-
-    @property
-    def n_in(self) -> int:
-        """Flattened inputs."""
-        return self._of.n_in
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the vectors."""
-        return self._of.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the vectors."""
-        return self._of.device
+        return self.whole.n_all
 
     def vjp(self, cotangents: Tensor) -> Tensor:
         """``(k, b, o) -> (k, b, i)``."""
-        self._of.require_open()
+        self.whole.require_open()
         return self._vjp(cotangents)
 
     def jvp(self, tangents: Tensor) -> Tensor:
         """``(k, b, i) -> (k, b, o)``."""
-        self._of.require_open()
+        self.whole.require_open()
         return self._jvp(tangents)
 
     def take(self, samples: Samples) -> LinearMap:
         """The map of some samples: these are linearised anew."""
-        return self._again(self._of.part(samples))
+        return self._again(self.whole.part(samples))
 
 
 def one_by_one(pass_: Callable[[Tensor], Tensor]) -> Passes:
