@@ -14,7 +14,7 @@ from jacli.choice.problem import Graph, Problem
 from jacli.choice.repeated_plan import repeated_plan
 from jacli.choice.sizes import Sizes, load_batching_rules
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, UsageError
-from jacli.errors.printable import count_of
+from jacli.errors.printable import capitalised, count_of
 from jacli.network import CutNetwork, NotTraceableError, Program
 from jacli.options.methods import CHAIN, METHOD_NAMES, METHODS, PROGRAM_METHODS, Method, trace_refusal
 from jacli.plans.plan import ChainPlan, Measured, Plan, Shapes, WholePlan, check_batch_size, whole_plan
@@ -101,7 +101,7 @@ def require_served(method: str, refused: Mapping[str, str | None]) -> None:
         others = ", ".join(name for name in METHOD_NAMES if refused[name] is None)
         raise MethodError(
             f"The method {method} cannot serve this model.",
-            why=f"{reason[0].upper()}{reason[1:]}.",
+            why=f"{capitalised(reason)}.",
             hint=f"Leave --method out, or choose one of: {others}.",
         )
 
@@ -363,6 +363,6 @@ class _Search:
             )
         return MethodError(
             f"The method {CHAIN} cannot serve this model.",
-            why=f"{why[0].upper()}{why[1:]}",
+            why=capitalised(why),
             hint="Leave --method out, or choose another.",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jacli.choice.problem import Graph, Problem, cut_network, program_of
 from jacli.errors import MethodError
+from jacli.errors.printable import capitalised
 from jacli.network import CutNetwork, NotTraceableError, Program, TracedNetwork
 from jacli.options.methods import METHODS, Method
 from jacli.plans.request import Request
@@ -93,7 +94,7 @@ class LazyTrace:
         asked = f"--method {method.name}" if method is not None and method.runs_program else "--precision"
         raise MethodError(
             "The network does not run as a program.",
-            why=f"{why[0].upper()}{why[1:]}.",
+            why=f"{capitalised(why)}.",
             hint=f"Leave {asked} out: plain methods serve it.",
         )
 

@@ -80,11 +80,11 @@ def measure(
         with memory.peak() as held:
             setup, vector = _Stopwatch(linearize, candidate, device).seconds(patience)
     except MethodError as failure:
-        return _failed(named, failure.summary)
+        return replace(named, failure=failure.summary)
     except Exception as error:
         if not means_out_of_memory(error):
             raise
-        return _failed(named, OUT_OF_MEMORY)
+        return replace(named, failure=OUT_OF_MEMORY)
     return replace(named, setup_seconds=setup, vector_seconds=vector, bytes_held=held[0])
 
 
@@ -154,10 +154,6 @@ def load_rules() -> None:
     one = torch.ones(1)
     torch.func.vmap(torch.func.vjp(torch.sin, one)[1])(one[None])
     torch.func.jvp(torch.sin, (one,), (one,))
-
-
-def _failed(named: Measured, why: str) -> Measured:
-    return replace(named, failure=why)
 
 
 def seconds_per_multiply(dtype: torch.dtype, device: torch.device) -> float:

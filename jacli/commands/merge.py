@@ -14,7 +14,7 @@ from typing import Any
 import jacli
 from jacli.cluster import name_of_shard, shard_path, shards_beside
 from jacli.errors import OutputError, ResultsError, UnsoundResultsError, UsageError
-from jacli.errors.printable import Lines, count_of, quote_path
+from jacli.errors.printable import Lines, capitalised, count_of, quote_path
 from jacli.options.values import Shard
 from jacli.run.run_files import (
     UNFINISHED,
@@ -247,7 +247,7 @@ def _refuse_unfinished(out: Path, states: Sequence[FileStatus]) -> None:
         hint = f"Wait for them: jacli status {quote_path(out)} tells how far they are."
     raise UnsoundResultsError(
         f"{sum(map(len, lacking.values()))} of {count_of(count, 'shard')} of {out} are not complete.",
-        why=f"{listed[0].upper()}{listed[1:]}.",
+        why=f"{capitalised(listed)}.",
         hint=hint,
     )
 

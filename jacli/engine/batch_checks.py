@@ -21,6 +21,7 @@ from jacli.plans.request import Request
 from jacli.verify import (
     CROSS_SAMPLE_LIMIT,
     MOST_ROWS,
+    PlainPasses,
     batch_errors,
     batch_failure,
     check_batch,
@@ -148,7 +149,9 @@ class BatchChecks:
         """
         history, size = self._history, batch.linearization.batch
         history.batches += 1
-        whole = size not in history.sizes or self._doubted or self._now_and_then or history.whole.due
+        whole = (
+            size not in history.sizes or self._doubted or now_and_then(history.batches) or history.whole.due
+        )
         history.whole.begin()
         try:
             self._check_outputs(batch.linearization, self._seed(batch), whole=whole)
@@ -172,12 +175,6 @@ class BatchChecks:
         if not whole and (isinstance(plan, ChainPlan) or history.few.due):
             error = self._error_of_few(plan, batch)
         return error
-
-    @property
-    def _now_and_then(self) -> bool:
-        """Is this the first batch, the second, the fourth, the eighth ...?"""
-        number = self._history.batches
-        return number & (number - 1) == 0
 
     def products_serve(self, linearization: Linearized, *, start: int) -> bool:
         """Check a batch for which no matrices are formed, only products with J and its transpose.
@@ -277,13 +274,9 @@ class BatchChecks:
         return self._checked(plan, batch, self._batch_error)
 
     def _every_row(self, linearization: Linearized, matrices: Matrices, seed: int) -> float:
-        tape = linearization.tape()
         like = torch.empty(linearization.batch, dtype=linearization.dtype, device=linearization.device)
-        return float(
-            every_row_errors(
-                lambda cotangents: tape.vjp(cotangents[None])[0], matrices, like, seed=seed
-            ).max()
-        )
+        pull = PlainPasses.at(linearization).pull
+        return float(every_row_errors(pull, matrices, like, seed=seed).max())
 
     def _batch_error(self, passes: LinearMap, matrices: LinearMap, *, seed: int) -> float:
         error, crossed = batch_errors(passes, matrices, seed=seed)
@@ -368,6 +361,11 @@ class BatchChecks:
         error = self._checked(plan, batch, cotangent_error)
         self._check_company(plan, batch)
         return error
+
+
+def now_and_then(number: int) -> bool:
+    """Whether a batch is the first, the second, the fourth, the eighth, ...; counted from 1."""
+    return number & (number - 1) == 0
 
 
 def plan_is_reference(plan: Plan) -> bool:

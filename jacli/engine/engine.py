@@ -15,7 +15,7 @@ from jacli.choice.halving import halving
 from jacli.choice.problem import Graph, Points, Problem
 from jacli.device.hardware import is_gpu
 from jacli.device.memory import release_cached_memory
-from jacli.engine.batch_checks import BatchChecks, CheckHistory, plan_is_reference
+from jacli.engine.batch_checks import BatchChecks, CheckHistory, now_and_then, plan_is_reference
 from jacli.engine.batch_graph import batch_graphs
 from jacli.engine.computed_batch import ComputedBatch
 from jacli.errors import MethodError, OutOfMemoryError
@@ -113,7 +113,7 @@ class Engine:
         while start < n_samples:
             # What a batch holds does not change from one to the next: it is measured now and then.
             self._number += 1
-            watch = self._problem.memory.peak() if self._now_and_then else nullcontext([0])
+            watch = self._problem.memory.peak() if now_and_then(self._number) else nullcontext([0])
             with watch as held:
                 batch = self._first() if self.chosen is None else self._next(start)
             batch.linearization.close()
@@ -123,11 +123,6 @@ class Engine:
             yield batch
             del batch
             self._stay_within(beside, start < n_samples)
-
-    @property
-    def _now_and_then(self) -> bool:
-        """At the first batch, the second, the fourth, the eighth ..."""
-        return self._number & (self._number - 1) == 0
 
     def _kept_bytes(self, count: int) -> int:
         """Bytes of the result of the first samples, where it is kept: it does not count as held."""

@@ -25,6 +25,15 @@ def count_of(number: int, noun: str) -> str:
     return f"{number} {noun}{'es' if noun.endswith(('s', 'sh', 'ch', 'x')) else 's'}"
 
 
+def capitalised(text: str) -> str:
+    """The same with a capital first letter; the others stay as they are.
+
+    >>> capitalised("its ReLU is scripted")
+    'Its ReLU is scripted'
+    """
+    return text[:1].upper() + text[1:]
+
+
 class Lines(str):
     """Text whose line breaks are meant: everything else is printed on one line."""
 

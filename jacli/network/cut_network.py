@@ -298,25 +298,21 @@ class CutLinearized(Linearized):
 
     def _checked_values(self) -> dict[fx.Node, Tensor]:
         """One forward pass of the graph, held against the model's own outputs."""
-
-        def failure(error: Exception) -> MethodError:
-            return MethodError(
-                "The network cannot be cut.",
-                why=f"Its traced graph fails on this batch: {telling_line(error)}",
-                hint="Leave --method out, or choose --method loop.",
-            )
-
-        with translating(failure):
+        with translating(
+            lambda error: _not_cut(f"Its traced graph fails on this batch: {telling_line(error)}")
+        ):
             values = self.cut_network.values(self._x, self._extra)
         if same_outputs(self.outputs, values[self.cut_network.traced.output]):
             return values
-        raise MethodError(
-            "The network cannot be cut.",
-            why="The outputs of its traced graph are not those of the model on this batch.",
-            hint="Leave --method out, or choose --method loop.",
-        )
+        raise _not_cut("The outputs of its traced graph are not those of the model on this batch.")
 
     def close(self) -> None:
         """Free what the linearisation holds."""
         super().close()
         self._values = None
+
+
+def _not_cut(why: str) -> MethodError:
+    return MethodError(
+        "The network cannot be cut.", why=why, hint="Leave --method out, or choose --method loop."
+    )

@@ -13,6 +13,7 @@ from torch import Tensor, func, nn
 
 from jacli.device.torch_switches import batched_pass, forward_pass, thawed
 from jacli.errors import MethodError, telling_line, translating
+from jacli.errors.printable import capitalised
 from jacli.linear_map import Extra, LinearMap, Samples, SelectedOutputs
 from jacli.linear_map.agreement import same_outputs
 from jacli.linear_map.tape import Tape
@@ -383,6 +384,6 @@ def _gaussian_like(x: Tensor, seed: int) -> Tensor:
 def _no_program(why: str) -> MethodError:
     return MethodError(
         "The network does not run as a program.",
-        why=f"{why[0].upper()}{why[1:].rstrip('.')}.",
+        why=f"{capitalised(why).rstrip('.')}.",
         hint="Leave --method out, or choose --method loop; and --precision, if it was given.",
     )

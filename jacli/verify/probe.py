@@ -22,6 +22,7 @@ from jacli.errors import (
     translating,
     user_code_behind,
 )
+from jacli.errors.printable import capitalised
 from jacli.linear_map import Extra, Network
 from jacli.linear_map.agreement import finite, gaps
 from jacli.linear_map.tape import Tape
@@ -346,7 +347,7 @@ def mixing_error(module: nn.Module, how: str) -> MixingError:
     suspects = f" Suspects: {', '.join(layers[:3])}, normalising by batch statistics." if layers else ""
     return MixingError(
         "The model mixes samples: an output depends on the others in its batch, or on its place there.",
-        why=f"{how[0].upper()}{how[1:]}, so a Jacobian per sample does not exist in such a batch.{suspects}",
+        why=f"{capitalised(how)}, so a Jacobian per sample does not exist in such a batch.{suspects}",
         hint="Compute each sample alone with --batch-size 1, where that is what the model means; or save it "
         "in eval mode with running statistics, or wrap it so that samples stay apart.",
     )
