@@ -25,7 +25,7 @@ from benchmarks.profile_maps import Step, clock, count, steps_of, timed, watchin
 from benchmarks.workloads import WORKLOADS, Sizes, Workload, sizes_of
 from jacli.device.allocator import reused_memory
 from jacli.device.precision import precisions_of
-from jacli.linear_program import Program, ProgramMap
+from jacli.linear_program import LinearizedGraph, LinearProgram
 from jacli.network import TensorNetwork, exact_arithmetic, trace_network
 
 _LONG_RUN = 120.0
@@ -107,9 +107,9 @@ def profile(workload: Workload, precision: str, device: torch.device, *, rounds:
     network = TensorNetwork.of_module(model)
     with exact_arithmetic(), reused_memory():
         traced, tracing = timed(lambda: trace_network(network, x, {}), device)
-        program = Program(traced.graph)
+        program = LinearProgram(traced.graph)
 
-        def linearize() -> ProgramMap:
+        def linearize() -> LinearizedGraph:
             return program.linearize(x, precision=precision)
 
         with torch.inference_mode():
@@ -142,7 +142,7 @@ def profile(workload: Workload, precision: str, device: torch.device, *, rounds:
     )
 
 
-def _chunk(linear: ProgramMap, given: Tensor, *, pushed: bool) -> Tensor:
+def _chunk(linear: LinearizedGraph, given: Tensor, *, pushed: bool) -> Tensor:
     return linear.jvp(given) if pushed else linear.vjp(given)
 
 

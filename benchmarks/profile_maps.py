@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.compare import synchronize
-from jacli.linear_program import ProgramMap
+from jacli.linear_program import LinearizedGraph
 from jacli.linear_program.local_map import LocalMap
 from jacli.network import TracedNetwork
 
@@ -95,7 +95,7 @@ def timed(work: Callable[[], Result], device: torch.device) -> tuple[Result, flo
 
 
 @contextmanager
-def watching(linear: ProgramMap, steps: dict[int, Step], watch: Watch) -> Iterator[None]:
+def watching(linear: LinearizedGraph, steps: dict[int, Step], watch: Watch) -> Iterator[None]:
     """Measure every map of the linearised graph in the body; ``steps`` by the `id` of the map."""
     plain = [edge.maps for edge in linear.edges]
     for edge in linear.edges:
@@ -107,7 +107,7 @@ def watching(linear: ProgramMap, steps: dict[int, Step], watch: Watch) -> Iterat
             edge.maps = maps
 
 
-def steps_of(linear: ProgramMap, traced: TracedNetwork) -> dict[int, Step]:
+def steps_of(linear: LinearizedGraph, traced: TracedNetwork) -> dict[int, Step]:
     """One step per local map of the linearised graph, by the `id` of the map.
 
     A map with weights names the node of its weights; the others follow the last such map of their chain.

@@ -27,7 +27,7 @@ from jacli.device.torch_switches import reduced_precision
 from jacli.linear_program.convolution_kernels import Geometry, rewrite_transposed
 from jacli.linear_program.pass_settings import PassSettings
 from jacli.linear_program.weight_cache import WeightCache
-from jacli.network import Program, TensorNetwork, exact_arithmetic, trace_network
+from jacli.network import LinearProgram, TensorNetwork, exact_arithmetic, trace_network
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def _record_subject(record: Record, subject: Subject, device: torch.device, *, s
     batch, vectors = (1, 2) if small else (subject.batch, subject.vectors)
     model, x = WORKLOADS[subject.network].make(batch, device)
     network = TensorNetwork.of_module(model)
-    program = Program(trace_network(network, x, {}).graph)
+    program = LinearProgram(trace_network(network, x, {}).graph)
     for precision in precisions_of(device, torch.float32):
         title = f"{subject.network}, {batch} x {vectors}, {precision}"
         record.run(title, partial(_pass, program, x, vectors, precision))
 
 
-def _pass(program: Program, x: Tensor, vectors: int, precision: str) -> dict[str, object]:
+def _pass(program: LinearProgram, x: Tensor, vectors: int, precision: str) -> dict[str, object]:
     device = x.device
     linear = program.linearize(x, precision=precision)
     cotangents = torch.randn(vectors, linear.batch, linear.n_out, device=device)

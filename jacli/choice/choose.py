@@ -15,7 +15,7 @@ from jacli.choice.repeated_plan import repeated_plan
 from jacli.choice.sizes import Sizes, load_batching_rules
 from jacli.errors import JacliError, MethodError, OutOfMemoryError, UsageError
 from jacli.errors.printable import capitalised, count_of
-from jacli.network import CutNetwork, NotTraceableError, Program
+from jacli.network import CutNetwork, LinearProgram, NotTraceableError
 from jacli.options.methods import CHAIN, METHOD_NAMES, METHODS, PROGRAM_METHODS, Method, trace_refusal
 from jacli.plans.plan import ChainPlan, Measured, Plan, Shapes, WholePlan, check_batch_size, whole_plan
 from jacli.plans.request import Request
@@ -41,7 +41,7 @@ class Choice:
     """
 
     plans: tuple[Plan, ...]
-    program: Program | None = None
+    program: LinearProgram | None = None
     cut: CutNetwork | None = None
     notes: tuple[str, ...] = ()
     not_traced: str | None = None

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from jacli.choice.problem import Graph
-from jacli.network import CutNetwork, Program
+from jacli.network import CutNetwork, LinearProgram
 from jacli.plans.bracketing import Bracketing, Product, Pull, Push, Seed
 from jacli.plans.factorization import Factorization
 from jacli.plans.plan import ChainPlan, Plan, WholePlan
@@ -17,12 +17,12 @@ def fallback_notes(plan: Plan, graph: Graph) -> tuple[str, ...]:
 
     A program knows them once it was linearised: in a first batch, or as it was measured.
     """
-    programs: list[Program] = []
+    programs: list[LinearProgram] = []
     match plan, graph:
         case ChainPlan(factorization=factorization), CutNetwork():
             spans = sorted(_spans(factorization.tree, factorization))
             programs = [graph.span(first, last).program for first, last in spans]
-        case WholePlan(filled_by=method), Program() if method.runs_program:
+        case WholePlan(filled_by=method), LinearProgram() if method.runs_program:
             programs = [graph]
     counts = sum((Counter(program.without_rule) for program in programs), Counter[str]())
     listed = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))

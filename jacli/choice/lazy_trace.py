@@ -5,7 +5,7 @@ from __future__ import annotations
 from jacli.choice.problem import Graph, Problem, cut_network, program_of
 from jacli.errors import MethodError
 from jacli.errors.printable import capitalised
-from jacli.network import CutNetwork, NotTraceableError, Program, TracedNetwork
+from jacli.network import CutNetwork, LinearProgram, NotTraceableError, TracedNetwork
 from jacli.options.methods import METHODS, Method
 from jacli.plans.request import Request
 from jacli.plans.search import Budget
@@ -35,16 +35,16 @@ class LazyTrace:
         self._problem = problem
         self._budget = budget
         self._traced: TracedNetwork | None = None
-        self.program: Program | None = None
+        self.program: LinearProgram | None = None
         self.cut_network: CutNetwork | None = None
         self.not_traced: str | None = None
 
     def take_over(self, graph: Graph) -> None:
         """That of an earlier call."""
         self.cut_network = graph if isinstance(graph, CutNetwork) else None
-        self.program = graph if isinstance(graph, Program) else None
+        self.program = graph if isinstance(graph, LinearProgram) else None
 
-    def of_method(self, method: Method) -> Program | None:
+    def of_method(self, method: Method) -> LinearProgram | None:
         """The program, for the methods that run one."""
         return self.program if method.runs_program else None
 

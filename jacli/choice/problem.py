@@ -12,8 +12,8 @@ from jacli.network import (
     CutLinearized,
     CutNetwork,
     Linearized,
+    LinearProgram,
     NotTraceableError,
-    Program,
     TensorNetwork,
     TracedNetwork,
     any_cut,
@@ -27,7 +27,7 @@ Points = tuple[Tensor, dict[str, Tensor], Tensor | None]
 """Points ``(batch, *input)``, their further arguments, and the selected outputs (None for all)."""
 
 
-Graph = CutNetwork | Program | None
+Graph = CutNetwork | LinearProgram | None
 """The network as traced, in links or as one program; None: as it is."""
 
 
@@ -88,9 +88,9 @@ class Problem:
         return trace_network(self.network, x, extra)
 
 
-def program_of(traced: TracedNetwork) -> Program:
+def program_of(traced: TracedNetwork) -> LinearProgram:
     """A traced network as one program of linear maps."""
-    return Program(traced.graph, names=traced.extra)
+    return LinearProgram(traced.graph, names=traced.extra)
 
 
 def cut_network(request: Request, problem: Problem, traced: TracedNetwork) -> CutNetwork:

@@ -17,7 +17,7 @@ from jacli.choice.problem import Points
 from jacli.device.clock import now
 from jacli.device.compute_graph import ComputeGraph, record
 from jacli.methods import fill
-from jacli.network import Linearized, Program
+from jacli.network import Linearized, LinearProgram
 from jacli.options.methods import Method
 
 LAUNCH_BOUND_SHARE = 0.6
@@ -140,10 +140,10 @@ class BatchGraphs:
         return linearization, out.copy_(matrices[: len(out)])
 
 
-_GRAPHS: WeakKeyDictionary[Program, BatchGraphs] = WeakKeyDictionary()
+_GRAPHS: WeakKeyDictionary[LinearProgram, BatchGraphs] = WeakKeyDictionary()
 
 
-def batch_graphs(program: Program) -> BatchGraphs:
+def batch_graphs(program: LinearProgram) -> BatchGraphs:
     """The graphs of a linear program, which live as long as it does."""
     return _GRAPHS.setdefault(program, BatchGraphs())
 

@@ -22,7 +22,7 @@ from jacli.errors import MethodError, OutOfMemoryError
 from jacli.errors.printable import count_of
 from jacli.linear_map import DenseMap
 from jacli.methods import factors_of, fill
-from jacli.network import CutNetwork, Linearized, Program
+from jacli.network import CutNetwork, Linearized, LinearProgram
 from jacli.options.methods import REFERENCE, Method
 from jacli.plans.plan import ChainPlan, Plan, WholePlan, whole_plan
 from jacli.plans.request import Request
@@ -270,7 +270,7 @@ class Engine:
     ) -> tuple[Linearized, Tensor]:
         """The network at a batch, and its dense Jacobians."""
         problem, precision = self._problem, self._request.precision
-        if isinstance(graph, Program) and is_gpu(points[0].device):
+        if isinstance(graph, LinearProgram) and is_gpu(points[0].device):
             return batch_graphs(graph).fill(
                 lambda points, outputs: problem.linearize(points, graph, outputs, precision=precision),
                 points,
@@ -296,7 +296,7 @@ class Engine:
             self._continue_with(smaller)
 
     def _release(self) -> None:
-        if self.chosen is not None and isinstance(self.chosen.graph, Program):
+        if self.chosen is not None and isinstance(self.chosen.graph, LinearProgram):
             batch_graphs(self.chosen.graph).clear()
         gc.collect()
         release_cached_memory(self._problem.memory.device)

@@ -1,7 +1,7 @@
 """The linear program of a traced network: its Jacobians, as a graph of local linear maps.
 
-`Program.linearize` runs the graph once at a batch of samples, operator by operator as it stands, so that
-outputs, masks and the argmax of pools are those of the model's own forward pass, in its own arithmetic.  Each
+`LinearProgram.linearize` runs the graph once at a batch of samples, operator by operator as it stands: the
+outputs, masks and argmax of pools are those of the model's own forward pass, in its own arithmetic.  Each
 operator between input and output records its local Jacobians, by its rule (`jacli.linear_program.rules`) or,
 where there is none, by autograd (`jacli.linear_program.autograd_fallback`).  Peephole fusion then rewrites
 the linearised graph (`jacli.linear_program.peephole`), and any number of cotangents and tangents pass through
@@ -35,7 +35,7 @@ PASSES_DTYPE = {"bf16": torch.bfloat16}
 """Precision to the dtype of the vectors; the other precisions use the dtype of the input."""
 
 
-class Program:
+class LinearProgram:
     """The linear program of a graph, valid at every batch size at which the graph is.
 
     Transformed weights (flipped kernels, folded scales) are cached from batch to batch.
@@ -55,7 +55,7 @@ class Program:
         >>> from jacli.network import trace_network, TensorNetwork
         >>> network = TensorNetwork.of_module(torch.nn.Linear(3, 2).eval().requires_grad_(False))
         >>> x = torch.randn(5, 3)
-        >>> linear = Program(trace_network(network, x, {}).graph).linearize(x)
+        >>> linear = LinearProgram(trace_network(network, x, {}).graph).linearize(x)
         >>> linear.batch, linear.n_out, linear.n_in
         (5, 2, 3)
         >>> rows = linear.vjp(torch.eye(2)[:, None].expand(2, 5, 2))  # (k, batch, n_in)
@@ -76,7 +76,9 @@ class Program:
         self._last_use = _last_uses(nodes)
         self._weights: dict[tuple[object, ...], WeightCache] = {}
 
-    def linearize(self, x: Tensor, constants: Sequence[Any] = (), *, precision: str = "ieee") -> ProgramMap:
+    def linearize(
+        self, x: Tensor, constants: Sequence[Any] = (), *, precision: str = "ieee"
+    ) -> LinearizedGraph:
         """Run the graph at a batch and record its derivative there.
 
         Args:
@@ -100,10 +102,10 @@ class Program:
         self.without_rule = dict(forward.without_rule)
         ends = self._placeholders[0], self._returned
         chains = Chains(fuse(forward.edges, *ends), *ends)
-        return ProgramMap(chains, x, outputs, dtype, precision)
+        return LinearizedGraph(chains, x, outputs, dtype, precision)
 
 
-class ProgramMap:
+class LinearizedGraph:
     """The linearised graph: the Jacobians at a batch, as a `jacli.linear_map.LinearMap`.
 
     Attributes:
@@ -160,7 +162,7 @@ class ProgramMap:
 class _ForwardPass:
     """One run of the graph that records the edges of the linearised graph."""
 
-    def __init__(self, program: Program, settings: PassSettings) -> None:
+    def __init__(self, program: LinearProgram, settings: PassSettings) -> None:
         self._program = program
         self._settings = settings
         self._values: dict[fx.Node, Any] = {}

@@ -1,7 +1,7 @@
 """From a module to a linear map: the network as a function of its input, traced, cut and linearised."""
 
 from jacli.device.torch_switches import exact_arithmetic
-from jacli.linear_program import Program
+from jacli.linear_program import LinearProgram
 from jacli.linear_program.graph import NotTraceableError
 from jacli.network.cut import Cut, any_cut, useful_cuts
 from jacli.network.cut_network import CutLinearized, CutNetwork
@@ -15,9 +15,9 @@ __all__ = [
     "Cut",
     "CutLinearized",
     "CutNetwork",
+    "LinearProgram",
     "Linearized",
     "NotTraceableError",
-    "Program",
     "TensorNetwork",
     "TracedNetwork",
     "Watched",

@@ -20,7 +20,7 @@ from jacli.device.torch_switches import batched_pass, forward_pass
 from jacli.errors import MethodError, telling_line, translating
 from jacli.linear_map import Extra
 from jacli.linear_map.agreement import same_outputs
-from jacli.linear_program import Program
+from jacli.linear_program import LinearProgram
 from jacli.linear_program.graph import NotTraceableError, value_of
 from jacli.network.cut import Cut, crossing_constants, differentiable_nodes, narrowest_of
 from jacli.network.linearize import Linearized
@@ -50,9 +50,9 @@ class SpanNetwork:
     scripted_attention: bool = field(default=False, init=False)
 
     @cached_property
-    def program(self) -> Program:
+    def program(self) -> LinearProgram:
         """The part as a program of linear maps."""
-        return Program(self.module, names=self.constants)
+        return LinearProgram(self.module, names=self.constants)
 
     def __call__(self, x: Tensor, extra: Extra) -> Tensor:
         arguments = [x, *(extra[name] for name in self.constants)]

@@ -17,7 +17,7 @@ from jacli.errors.printable import capitalised
 from jacli.linear_map import Extra, LinearMap, Samples, SelectedOutputs
 from jacli.linear_map.agreement import same_outputs
 from jacli.linear_map.tape import Tape
-from jacli.linear_program import Program, ProgramMap
+from jacli.linear_program import LinearizedGraph, LinearProgram
 from jacli.network.network import duplicated
 from jacli.network.primitives import Passes, PrimitiveMap, naming, on_copies, on_first_samples, one_by_one
 
@@ -76,7 +76,7 @@ class Linearized:
         *,
         outputs: Tensor | None = None,
         n_out: int | None = None,
-        program: Program | None = None,
+        program: LinearProgram | None = None,
         precision: str = "ieee",
     ) -> None:
         self._network = network
@@ -91,7 +91,7 @@ class Linearized:
         self._open = True
         self._tape: Tape | None = None
         self._pullback: Callable[[Tensor], Tensor] | None = None
-        self._program_map: ProgramMap | None = None
+        self._program_map: LinearizedGraph | None = None
         self._parts: list[Linearized] = []
 
     def __enter__(self) -> Self:
@@ -342,7 +342,7 @@ class Linearized:
         self._transformed = self._network.renewing()
         return run(partial(self._function, network=self._transformed))
 
-    def _linearized_program(self) -> ProgramMap:
+    def _linearized_program(self) -> LinearizedGraph:
         if self._program_map is None:
             self.require_open()
             if self._program is None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from benchmarks import adjoint, profile_maps
 from benchmarks.workloads import WORKLOADS
 from jacli.device.precision import precisions_of
-from jacli.linear_program import Program
+from jacli.linear_program import LinearProgram
 from jacli.network import TensorNetwork, exact_arithmetic, trace_network
 
 
@@ -30,7 +30,7 @@ def test_a_watched_program_gives_the_same(device: torch.device) -> None:
     x = torch.randn(2, 4, device=device)
     with exact_arithmetic():
         traced = trace_network(TensorNetwork.of_module(model), x, {})
-        linear = Program(traced.graph).linearize(x)
+        linear = LinearProgram(traced.graph).linearize(x)
         cotangents, tangents = torch.randn(3, 2, 5, device=device), torch.randn(3, 2, 4, device=device)
         expected = linear.vjp(cotangents), linear.jvp(tangents)
         steps = profile_maps.steps_of(linear, traced)

@@ -20,8 +20,8 @@ from jacli.linear_map import DenseMap
 from jacli.methods import factors_of, fill
 from jacli.network import (
     CutNetwork,
+    LinearProgram,
     NotTraceableError,
-    Program,
     TensorNetwork,
     exact_arithmetic,
     frozen_twin,
@@ -110,7 +110,7 @@ def test_a_program_is_measured_where_tracing_pays(monkeypatch: pytest.MonkeyPatc
     choice = work_of(wide()).choose(measure=figures)
     best = choice.plans[0]
     assert (best.method, best.why) == ("adjoint", "the fastest measured")
-    assert isinstance(choice.graph_of(best), Program)
+    assert isinstance(choice.graph_of(best), LinearProgram)
     assert figures.names[0] == "loop"  # before anything is traced, one plain size says whether that pays
     assert choice.not_traced is None
     assert {measured.method for measured in best.measured} == {"adjoint", "loop", "vmap"}
@@ -325,7 +325,7 @@ def test_a_plan_of_a_result_file_is_taken_over(
     assert choice.taken_over and choice.notes == ()
     assert plan.to_dict()["factored"] == first.to_dict()["factored"] and plan.measured == first.measured
     assert (plan.method, plan.batch_size, plan.chunk_size) == (method, first.batch_size, first.chunk_size)
-    assert isinstance(choice.graph_of(plan), CutNetwork if method == "factored" else Program)
+    assert isinstance(choice.graph_of(plan), CutNetwork if method == "factored" else LinearProgram)
     expected = reference_jacobian(module, work.points(0, 11)[0]).mT
     torch.testing.assert_close(jacobians(work, choice), expected, rtol=1e-10, atol=1e-12)
 

@@ -22,7 +22,7 @@ from jacli.engine.engine import Engine
 from jacli.engine.probed import padded
 from jacli.errors import MethodError, ModelError, OutOfMemoryError
 from jacli.linear_map import FactoredMap
-from jacli.network import CutNetwork, Program, TensorNetwork, exact_arithmetic, frozen_twin
+from jacli.network import CutNetwork, LinearProgram, TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.options.methods import METHODS
 from jacli.plans.bracketing import Product, Seed
 from jacli.plans.factorization import Factorization, LinkPlan
@@ -111,7 +111,7 @@ def engine_of(work: Work, *plans: Plan, out_buffer=None, graphs_of: Work | None 
     graphs = [graph_for(graphs_of or work, plan) for plan in plans]
     choice = Choice(
         plans,
-        program=next((g for g in graphs if isinstance(g, Program)), None),
+        program=next((g for g in graphs if isinstance(g, LinearProgram)), None),
         cut=next((g for g in graphs if isinstance(g, CutNetwork)), None),
     )
     return work.engine(choice, out_buffer=out_buffer)

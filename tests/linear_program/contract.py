@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from jacli.linear_program import Program
+from jacli.linear_program import LinearProgram
 from jacli.network import TensorNetwork, frozen_twin, trace_network
 from tests.linear_program.operators import BATCH, OPERATORS, Of, points, seeded
 
@@ -52,14 +52,14 @@ def at(name: str, batch: int, dtype: torch.dtype, device: torch.device) -> Tenso
 
 
 @cache
-def program(name: str, dtype: torch.dtype, device: torch.device) -> Program:
+def program(name: str, dtype: torch.dtype, device: torch.device) -> LinearProgram:
     """One program per case, shared by all tests as it is by all batches of a run."""
     traced = trace_network(network(name, dtype, device), at(name, BATCH, dtype, device), {})
-    return Program(traced.graph)
+    return LinearProgram(traced.graph)
 
 
 @cache
-def below_autograd(name: str, device: torch.device) -> Program:
+def below_autograd(name: str, device: torch.device) -> LinearProgram:
     """A program of the same graph in float64 after an in-place write.
 
     Torch functionalises such writes below autograd, where operators are different: ``addmm`` for ``linear``,
@@ -68,7 +68,7 @@ def below_autograd(name: str, device: torch.device) -> Program:
     x = at(name, BATCH, torch.float64, device)
     own = network(name, torch.float64, device)
     after_a_write = TensorNetwork.of_module(Of(lambda m, x: m.own(x.clone().mul_(1)), own=own.module))
-    return Program(trace_network(after_a_write, x, {}).graph)
+    return LinearProgram(trace_network(after_a_write, x, {}).graph)
 
 
 @cache

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jacli.linear_program import Program
+from jacli.linear_program import LinearProgram
 from jacli.models.torchvision_import import import_torchvision
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin, trace_network
 from tests.linear_program.contract import error, plain_jacobian, pulled, pushed, vectors
@@ -120,7 +120,7 @@ def test_the_program_is_the_network(name: str, kind: str) -> None:
             module = frozen_twin(KINDS[kind](own.to(dtype)))
             network = TensorNetwork.of_module(module, select=select)
             x = points(family, BATCH).to(dtype)
-            program = Program(trace_network(network, x, {}).graph)
+            program = LinearProgram(trace_network(network, x, {}).graph)
             expected = plain_jacobian(lambda z, network=network: network(z, {}), x).double()
             for precision, bound in allowed.items():
                 found = program.linearize(x, precision=precision)

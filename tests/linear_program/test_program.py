@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import jacli
-from jacli.linear_program import Program
+from jacli.linear_program import LinearProgram
 from jacli.linear_program.graph import NotTraceableError
 from jacli.network import CutNetwork, TensorNetwork, any_cut, exact_arithmetic, frozen_twin, trace_network
 from tests.linear_program.contract import error, plain_jacobian, pulled, pushed, vectors
@@ -41,7 +41,7 @@ def test_pieces_of_a_cut_network(name, batch):
         span, point = cut.span(first, last), cut.point(first, x, values)
         constants = cut.constants(first, last, values)
         expected = plain_jacobian(lambda z, span=span, constants=constants: span(z, constants), point)
-        found = Program(span.module).linearize(point, [constants[name] for name in span.constants])
+        found = LinearProgram(span.module).linearize(point, [constants[name] for name in span.constants])
         assert torch.equal(found.outputs, span(point, constants))
         check(found, expected)
 
@@ -54,7 +54,7 @@ class Detached(nn.Module):
 def test_an_output_that_does_not_move_has_a_jacobian_of_zeros():
     x = torch.randn(2, 5)
     network = TensorNetwork.of_module(Detached())
-    found = Program(trace_network(network, x, {}).graph).linearize(x)
+    found = LinearProgram(trace_network(network, x, {}).graph).linearize(x)
     assert torch.equal(found.outputs, torch.sin(x))
     assert torch.equal(found.vjp(torch.ones(3, 2, 5)), torch.zeros(3, 2, 5))
     assert torch.equal(found.jvp(torch.ones(3, 2, 5)), torch.zeros(3, 2, 5))
@@ -69,7 +69,7 @@ def test_more_vectors_than_one_chunk_and_fewer_after():
     network = TensorNetwork.of_module(frozen_twin(module).double())
     x = torch.randn(2, 3, 5, 4, dtype=torch.float64)
     expected = plain_jacobian(lambda z: network(z, {}), x)
-    found = Program(trace_network(network, x, {}).graph).linearize(x)
+    found = LinearProgram(trace_network(network, x, {}).graph).linearize(x)
     for count in (8, 3, 8, 1, 16):
         u, v = vectors(count, 2, found.n_out, x), vectors(count, 2, found.n_in, x)
         assert error(found.vjp(u), pulled(expected, u)) <= 1e-12
@@ -79,7 +79,7 @@ def test_more_vectors_than_one_chunk_and_fewer_after():
 def test_an_earlier_answer_is_not_written_over_by_a_later_one():
     network = TensorNetwork.of_module(nn.Sequential(nn.ReLU(), nn.ReLU()))
     x = torch.randn(2, 5)
-    found = Program(trace_network(network, x, {}).graph).linearize(x)
+    found = LinearProgram(trace_network(network, x, {}).graph).linearize(x)
     u = torch.randn(3, 2, 5)
     first = found.vjp(u)
     kept = first.clone()
@@ -91,7 +91,7 @@ def test_an_earlier_answer_is_not_written_over_by_a_later_one():
 def test_the_answer_is_the_callers_own_to_write_to():
     network = TensorNetwork.of_module(nn.ReLU())
     x, u = torch.randn(2, 5), torch.randn(3, 2, 5)
-    found = Program(trace_network(network, x, {}).graph).linearize(x)
+    found = LinearProgram(trace_network(network, x, {}).graph).linearize(x)
     first = found.vjp(u)
     kept = first.clone()
     first += 1
@@ -113,7 +113,7 @@ def test_an_infinite_slope_is_left_to_plain_passes(shut, steep):
 
     x = torch.tensor([[-1.0, 2.0, -3.0], [4.0, -0.5, 0.25]])
     network = TensorNetwork.of_module(Steep())
-    program = Program(trace_network(network, x, {}).graph)
+    program = LinearProgram(trace_network(network, x, {}).graph)
     with pytest.raises(NotTraceableError, match="not finite"):
         program.linearize(x)
     rows = plain_jacobian(lambda z: network(z, {}), x)
@@ -134,7 +134,7 @@ def test_complex_numbers_on_the_way_are_refused():
     x = torch.randn(2, 7, dtype=torch.float64)
     traced = trace_network(TensorNetwork.of_module(Spectrum()), x, {})
     with pytest.raises(NotTraceableError, match=r"fft_r2c|fft_rfft"):
-        Program(traced.graph).linearize(x)
+        LinearProgram(traced.graph).linearize(x)
     # By plain passes it is served.
     rows = torch.autograd.functional.jacobian(lambda z: torch.fft.rfft(z).abs(), x[:1])[0, :, 0]
     assert torch.allclose(jacli.jacobian(Spectrum(), x)[0].mT, rows)

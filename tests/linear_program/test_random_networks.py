@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 
-from jacli.linear_program import Program
+from jacli.linear_program import LinearProgram
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin, trace_network
 from tests.linear_program.contract import error, plain_jacobian
 from tests.linear_program.random_networks import Drawn, networks
@@ -42,7 +42,7 @@ def network_of(case, dtype):
 
 
 def program_of(network, x):
-    return Program(trace_network(network, x, {}).graph)
+    return LinearProgram(trace_network(network, x, {}).graph)
 
 
 def plain(network, x):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from jacli.linear_program import Program
+from jacli.linear_program import LinearProgram
 from jacli.linear_program.call import Call
 from jacli.linear_program.local_map import Diagonal, LocalMap, Multiple
 from jacli.linear_program.rule import RULES, bilinear, elementwise, linear, rule
@@ -58,14 +58,14 @@ class Between(nn.Module):
         return self.second(self.function(y, torch.tanh(y)))
 
 
-def check(function: Callable[[Tensor, Tensor], Tensor]) -> Program:
+def check(function: Callable[[Tensor, Tensor], Tensor]) -> LinearProgram:
     """Both directions of the network with this function are those of plain reverse passes."""
     torch.manual_seed(0)
     module = Between(function).double().eval().requires_grad_(False)
     x = torch.randn(BATCH, N_IN, dtype=torch.float64)
     network = TensorNetwork.of_module(module)
     with exact_arithmetic():
-        program = Program(trace_network(network, x, {}).graph)
+        program = LinearProgram(trace_network(network, x, {}).graph)
         found, expected = program.linearize(x), plain_jacobian(module, x)
         u, v = vectors(4, BATCH, N_OUT, x), vectors(4, BATCH, N_IN, x)
         assert error(found.vjp(u), pulled(expected, u)) <= 1e-12

@@ -18,7 +18,7 @@ from jacli.network import (
     CutLinearized,
     CutNetwork,
     Linearized,
-    Program,
+    LinearProgram,
     TensorNetwork,
     any_cut,
     exact_arithmetic,
@@ -68,7 +68,7 @@ def linearized(name, method, device):
         return Linearized(network, x, {})
     traced = trace_network(network, x, {})
     if method in PROGRAM_METHODS:
-        return Linearized(network, x, {}, program=Program(traced.graph, names=traced.extra))
+        return Linearized(network, x, {}, program=LinearProgram(traced.graph, names=traced.extra))
     return CutLinearized(network, x, {}, cut_network=CutNetwork(traced, any_cut(traced)))
 
 

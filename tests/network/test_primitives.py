@@ -12,7 +12,7 @@ from jacli.errors import MethodError
 from jacli.linear_map import LinearMap
 from jacli.network import (
     Linearized,
-    Program,
+    LinearProgram,
     TensorNetwork,
     exact_arithmetic,
     frozen_twin,
@@ -71,7 +71,7 @@ def linearized(name: str, batch: int, selected: list[list[int]] | None) -> tuple
     expected = reference_jacobian(lambda points: network(points, {}), x).mT
     if index is not None:
         expected = expected[torch.arange(batch)[:, None], index]
-    program = Program(traced.graph, names=traced.extra)
+    program = LinearProgram(traced.graph, names=traced.extra)
     return Linearized(network, x, {}, index, program=program), expected
 
 
