@@ -137,9 +137,16 @@ def jacobian(
     What a run would tell as a note goes to the logger ``jacli`` at level INFO; nothing is printed.
     """
     request, which = asked_of_call(
+        select=select,
+        classes=classes,
         labels=labels,
-        **{"select": select, "of": of, "classes": classes, "method": method, "precision": precision},
-        **{"batch_size": batch_size, "chunk_size": chunk_size, "memory": memory, "seed": seed},
+        of=of,
+        method=method,
+        precision=precision,
+        batch_size=batch_size,
+        chunk_size=chunk_size,
+        memory=memory,
+        seed=seed,
     )
     with exact_arithmetic(), reused_memory():
         run = InMemoryRun(model, x, request, which, arguments, per_sample, dtype=dtype, labels=labels)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from jacli.options.config import RunConfig, parsed_options
+from jacli.options.config import parsed_options
+from jacli.options.table import RunConfig
 from jacli.options.values import Classes
 from jacli.plans.request import Request
 
@@ -34,6 +36,9 @@ class WantedOutputs:
     classes: Classes = field(default_factory=Classes)
 
 
+_Asked = TypeVar("_Asked", Request, WantedOutputs)
+
+
 def request_of(config: RunConfig, *, must_follow: bool = False) -> Request:
     """The engine's request for these options.
 
@@ -41,16 +46,11 @@ def request_of(config: RunConfig, *, must_follow: bool = False) -> Request:
         config: The options.
         must_follow: Whether the run continues an unfinished file, whose plan must be followed.
     """
-    return Request(
-        method=config.method,
-        precision=config.precision,
-        batch_size=config.batch_size,
-        chunk_size=config.chunk_size,
-        memory=config.memory,
+    return _filled(
+        Request,
+        vars(config),
         keep=_KEEP[config.save],
         written=True,
-        singular_values=config.singular_values,
-        seed=config.seed,
         earlier_plan=config.repeated_plan,
         must_follow=must_follow,
     )
@@ -67,11 +67,13 @@ def asked_of_call(
     given = {**options, "classes": _plain(classes)}
     given |= {} if labels is None else {"labels": "given"}
     parsed = parsed_options(given)
-    of_request, of_outputs = ({f.name for f in fields(kind)} for kind in (Request, WantedOutputs))
-    return (
-        Request(**{name: value for name, value in parsed.items() if name in of_request}),
-        WantedOutputs(**{name: value for name, value in parsed.items() if name in of_outputs}),
-    )
+    return _filled(Request, parsed), _filled(WantedOutputs, parsed)
+
+
+def _filled(kind: type[_Asked], options: Mapping[str, Any], **others: Any) -> _Asked:
+    """A dataclass whose fields take the options of the same names, and ``others``."""
+    taken = {field.name for field in fields(kind)} & set(options)
+    return kind(**{name: options[name] for name in taken}, **others)
 
 
 def _plain(classes: object) -> object:
