@@ -25,7 +25,7 @@ import torch
 
 from benchmarks import report
 from jacli.cluster import shard_path, shard_rows
-from jacli.options.config import RunConfig
+from jacli.options.table import RunConfig
 from jacli.options.values import Shard
 from jacli.store import Progress, ResultLayout, ResultWriter, part_path, write_progress
 from jacli.store.schema import AFTERWARDS

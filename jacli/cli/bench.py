@@ -42,7 +42,7 @@ from jacli.cli.usage import parse_all
 
 if TYPE_CHECKING:
     from jacli.commands.bench import BenchResult, BenchRow
-    from jacli.options.config import RunConfig
+    from jacli.options.table import RunConfig
     from jacli.summary import Table
 
 
@@ -114,7 +114,7 @@ def _parsed(flags: Mapping[str, Any], limit: str) -> tuple[RunConfig, float]:
         settings = from_options(flags)
     except UsageError as error:
         problems = error.problems or (error,)
-    seconds: float = parse_all("bench", {"limit": limit}, {"limit": parse_seconds}, problems)["limit"]
+    seconds: float = parse_all("bench", {"limit": (limit, parse_seconds)}, problems)["limit"]
     return settings, seconds
 
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from jacli.commands.dry_run import DryRun
     from jacli.errors import UnsoundResultsError
-    from jacli.options.config import RunConfig
+    from jacli.options.table import RunConfig
     from jacli.run.outcome import Outcome, Recheck
 
 

@@ -40,13 +40,13 @@ def inspect(
     found = inspect_path(
         path,
         inputs=inputs,
+        inputs_key=inputs_key,
         arch=arch,
-        arch_arg=arch_arg or [],
-        arg=arg or [],
-        constant=constant or [],
+        arch_arg=arch_arg,
+        arg=arg,
+        constant=constant,
         input_arg=input_arg,
         select=select,
-        inputs_key=inputs_key,
     )
     if as_json:
         show_json(found)

@@ -110,10 +110,8 @@ def _parsed(
                 hint="Leave it out, or name the dataset.",
             )
         )
+    parsers = {"limit": whole(1), "output_axes": whole(1), "format": one_of(*TableFormat)}
     parsed = parse_all(
-        "summarize",
-        values,
-        {"limit": whole(1), "output_axes": whole(1), "format": one_of(*TableFormat)},
-        problems,
+        "summarize", {name: (values[name], parse) for name, parse in parsers.items()}, problems
     )
     return parsed | {"format": parsed["format"] and TableFormat(parsed["format"])}

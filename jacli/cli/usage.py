@@ -17,6 +17,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from jacli.errors import JacliError, UsageError
 from jacli.errors.printable import count_of, join_words
+from jacli.options.config import MissingError, parse_values
+from jacli.options.table import OPTIONS, POSITIONAL
 from jacli.untrusted.content import Content, recognise_content
 
 _TRUTH_VALUES = ("yes", "no", "true", "false", "on", "off", "0", "1")
@@ -111,7 +113,7 @@ def _unknown(name: str, options: Mapping[str, Any], path: str) -> UsageError:
     near = _close(name, long)
     if f"-{name}" in options:
         why, near = "Long names begin with two hyphens.", [f"-{name}"]
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"`{path} --help` lists every option."
+    hint = f"Did you mean {' or '.join(near)}?" if near else ""
     return UsageError(f"There is no option {name}.", why=why, hint=hint)
 
 
@@ -125,44 +127,25 @@ def _close(name: str, known: Sequence[str]) -> list[str]:
 
 def parse_all(
     command: str,
-    values: Mapping[str, str | None],
-    parsers: Mapping[str, Callable[[str], Any]],
+    typed: Mapping[str, tuple[str | None, Callable[[str], Any]]],
     problems: Sequence[JacliError] = (),
 ) -> dict[str, Any]:
-    """The values of a command's own options.
+    """The values of a command's own options; None where nothing was typed.
 
     Args:
         command: Its name.
-        values: Option (underscores) -> what was typed; None was not.
-        parsers: Option -> its parser, which raises ValueError with what the value must be.
+        typed: Option (underscores) -> what was typed, None if nothing was, and its parser, which raises
+            ValueError with what the value must be.
         problems: What else is wrong.
 
     Raises:
         UsageError: With everything that is wrong.
     """
-    found, parsed = list(problems), {}
-    for name, parse in parsers.items():
-        value = values[name]
-        try:
-            parsed[name] = None if value is None else parse(value)
-        except ValueError as error:
-            flag = f"--{name.replace('_', '-')}"
-            found.append(UsageError(f"{flag} {value} is wrong.", why=f"It must be {error}."))
-    if found:
-        raise _together(found, f"jacli {command}")
-    return parsed
-
-
-def _together(problems: Sequence[JacliError], path: str) -> UsageError:
-    """Everything that is wrong with a command in one error."""
-    usage = UsageError.from_problems(problems)
-    more = f"`{path} --help` lists every option."
-    if len(problems) > 1:
-        usage.hint = f"Correct them together; {more}"
-    elif "--help" not in usage.hint:
-        hint = usage.hint or "Correct it"
-        usage.hint = f"{hint}{' ' if hint.endswith(('.', '?')) else '; '}{more}"
-    return usage
+    given = {name: value for name, (value, _) in typed.items() if value is not None}
+    parsed, wrong = parse_values(given, {name: parse for name, (_, parse) in typed.items()})
+    if problems or wrong:
+        raise UsageError.from_problems([*problems, *wrong], command=f"jacli {command}")
+    return dict.fromkeys(typed) | parsed
 
 
 class Command(TyperCommand):
@@ -192,22 +175,20 @@ class Command(TyperCommand):
         if not problems:
             return args
         problems += self._wrong_values(ctx, arguments, words)
-        raise _together(problems, path)
+        raise UsageError.from_problems(problems, command=path)
 
     def _wrong_values(self, ctx: Any, arguments: Sequence[Any], words: Words) -> list[JacliError]:
         """Problems with the values of a run's options, besides unknown words."""
         if not _takes_a_run(arguments):
             return []
-        from jacli.options.config import NOT_GIVEN
-        from jacli.options.table import OPTIONS
         from jacli.run.config_file import resolve_options
 
         super().parse_args(ctx, words.options)
         given = {name: value for name, value in ctx.params.items() if name in OPTIONS or name == "config"}
         try:
-            resolve_options(given | dict(zip(("model", "inputs"), words.arguments, strict=False)))
-        except UsageError as error:
-            return [p for p in error.problems or (error,) if not p.what.endswith(NOT_GIVEN)]
+            resolve_options(given | dict(zip(POSITIONAL, words.arguments, strict=False)))
+        except UsageError as error:  # arguments that are missing are found among the words
+            return [p for p in error.problems or (error,) if not isinstance(p, MissingError)]
         except JacliError:
             pass  # of the file that --config names: reported when the words are right
         return []
@@ -253,7 +234,7 @@ def example_of(command: Any) -> str:
 
 def _takes_a_run(arguments: Sequence[Any]) -> bool:
     """Whether these are MODEL and INPUTS of a run, with its options."""
-    return [p.name for p in arguments] == ["model", "inputs"]
+    return tuple(p.name for p in arguments) == POSITIONAL
 
 
 def _named(parameter: Any) -> str:
@@ -268,7 +249,8 @@ def _too_few(path: str, arguments: Sequence[Any], words: Words, example: str) ->
     if missing:
         names = " and ".join(map(_named, missing))
         needed = " and ".join(map(_named, needed_ones))
-        yield UsageError(f"No {names} given.", why=f"{path} needs {needed}.", hint=f"For example: {example}")
+        why, hint = f"{path} needs {needed}.", f"For example: `{example}`."
+        yield UsageError(f"No {names} given.", why=why, hint=hint)
 
 
 def _too_many(path: str, arguments: Sequence[Any], words: Words) -> Iterator[JacliError]:
@@ -289,13 +271,11 @@ def _too_many(path: str, arguments: Sequence[Any], words: Words) -> Iterator[Jac
         hint = (
             "Decode and preprocess them as for the model's training, save them as one array, "
             "np.save('inputs.npy', np.stack(images)), and give it: "
-            f"{path} {join_words([given[0], 'inputs.npy'])}"
+            f"`{path} {join_words([given[0], 'inputs.npy'])}`."
         )
         yield UsageError(what, why=why, hint=hint)
         return
-    hint = (
-        f"Leave out what is too many; a name with spaces stands in quotes. `{path} --help` shows an example."
-    )
+    hint = "Leave out what is too many; a name with spaces stands in quotes."
     if flag and extra[-1].lower() in _TRUTH_VALUES:
         hint = f"{flag} is switched on by its name alone: leave {extra[-1]} out."
     elif at_most == 2 and all(Path(word).suffix == Path(given[1]).suffix for word in extra):

@@ -88,11 +88,14 @@ def verify(
 
 def _parsed(samples: str, tolerance: str | None, seed: str, device: str | None) -> dict[str, Any]:
     """The options that are not texts; all that are wrong are reported at once."""
-    values = {"samples": samples, "tolerance": tolerance, "seed": seed, "device": device}
     return parse_all(
         "verify",
-        values,
-        {"samples": _samples, "tolerance": parse_fraction, "seed": whole(0), "device": parse_device},
+        {
+            "samples": (samples, _samples),
+            "tolerance": (tolerance, parse_fraction),
+            "seed": (seed, whole(0)),
+            "device": (device, parse_device),
+        },
     )
 
 

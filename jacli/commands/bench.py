@@ -23,8 +23,8 @@ from jacli.engine.batch_checks import plan_is_reference
 from jacli.errors import JacliError, MethodError, OutOfMemoryError
 from jacli.errors.numbers import json_ready
 from jacli.network import exact_arithmetic
-from jacli.options.config import RunConfig
 from jacli.options.methods import AUTOGRAD_METHODS, METHOD_NAMES, METHODS, REFERENCE
+from jacli.options.table import RunConfig
 from jacli.plans.factorization import Factorization
 from jacli.plans.plan import ChainPlan, Plan, Shapes, WholePlan
 from jacli.plans.request import Request

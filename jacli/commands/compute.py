@@ -17,8 +17,7 @@ from jacli.device.allocator import reused_memory
 from jacli.engine.engine import Chosen, Engine
 from jacli.errors import JacliError, OutputError, ResultsError, UsageError
 from jacli.network import exact_arithmetic
-from jacli.options.config import RunConfig
-from jacli.options.table import names_of
+from jacli.options.table import RunConfig, names_of
 from jacli.run.batches import Run
 from jacli.run.call_arguments import check_paths
 from jacli.run.config_file import resolve_options, result_path

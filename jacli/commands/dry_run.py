@@ -12,7 +12,7 @@ from jacli.choice.choose import choose
 from jacli.choice.memory_limit import memory_errors
 from jacli.errors.printable import count_of
 from jacli.network import exact_arithmetic
-from jacli.options.config import RunConfig
+from jacli.options.table import RunConfig
 from jacli.plans.plan import Plan
 from jacli.run.batches import Run
 from jacli.run.config_file import result_path

@@ -11,6 +11,7 @@ import numpy as np
 
 from jacli.errors import InputsError, JacliError, ResultsError, UsageError
 from jacli.options.config import from_options
+from jacli.options.table import flag_of
 from jacli.untrusted.content import WHAT_TO_DO, Content, recognise_content, why_unseen
 
 if TYPE_CHECKING:
@@ -33,38 +34,26 @@ def inspect(
     path: str,
     *,
     inputs: str | None = None,
-    arch: str | None = None,
-    arch_arg: list[str] | None = None,
-    arg: list[str] | None = None,
-    constant: list[str] | None = None,
-    input_arg: str | None = None,
-    select: str | None = None,
     inputs_key: str | None = None,
+    **of_model: Any,
 ) -> dict[str, Any]:
     """Describe a file by its content; JSON-able.
 
     With ``inputs`` (or a model's name in place of a path) the model is loaded and probed on a few
     samples: output shape, state, accepted batch sizes, what ``auto`` would choose.
 
+    Args:
+        path: The file.
+        inputs: What the model is probed on.
+        inputs_key: Which array of a file of inputs.
+        **of_model: Options of ``jacli compute`` about the model and ``forward``; empty ones are not given.
+
     Raises:
         JacliError: The file is unreadable, or is none of a model, inputs and a result.
     """
     if inputs is not None:
-        asked = {"arch": arch, "arch_arg": arch_arg, "arg": arg, "constant": constant, "input_arg": input_arg}
-        asked |= {"select": select, "inputs_key": inputs_key}
-        return _probed({"model": path, "inputs": inputs, **{k: v for k, v in asked.items() if v}})
-    given = [
-        name
-        for name, value in (
-            ("--arch", arch),
-            ("--arch-arg", arch_arg),
-            ("--arg", arg),
-            ("--constant", constant),
-            ("--input-arg", input_arg),
-            ("--select", select),
-        )
-        if value
-    ]
+        return _probed({"model": path, "inputs": inputs, "inputs_key": inputs_key, **of_model})
+    given = [flag_of(name) for name, value in of_model.items() if value]
     if given:
         raise UsageError(
             f"{', '.join(given)} goes with --inputs.",

@@ -25,7 +25,7 @@ from jacli.commands.submit_options import SlurmOptions, refuse_unprintable, reso
 from jacli.errors import ModelError, OutputError, UsageError
 from jacli.errors.printable import count_of, join_words
 from jacli.inputs import open_inputs
-from jacli.options.config import RunConfig
+from jacli.options.table import RunConfig
 from jacli.options.values import Shard
 from jacli.store import check_place, read_holder
 from jacli.untrusted.content import why_unseen

@@ -10,13 +10,13 @@ from typing import Any
 
 from jacli.cluster.slurm import NOT_OF_TASKS, Job, Resources
 from jacli.errors import JacliError, UsageError
-from jacli.options.config import RunConfig
-from jacli.options.table import OPTIONS, names_of
+from jacli.options.config import parse_values
+from jacli.options.table import OPTIONS, POSITIONAL, File, RunConfig, flag_of, names_of
 from jacli.options.values import parse_text, whole
 from jacli.run.config_file import resolve_options
 
-_ONLY_HERE = names_of(lambda option: option.task == "submit")
-"""Options that say what ``jacli submit`` itself prints."""
+_NOT_PASSED_ON = names_of(lambda o: o.positional or o.file is File.WRITTEN or o.task == "submit")
+"""Options that are not given to a task as flags as they were typed: it gets OUT as an absolute path."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def resolve_submission(flags: Mapping[str, Any]) -> tuple[RunConfig, SlurmOption
     Raises:
         UsageError: Naming every wrong option of both.
     """
-    own = {name: flags.get(name) for name in PARSERS}
+    own = {name: flags[name] for name in PARSERS if flags.get(name) not in (None, [])}
     of_run = {name: value for name, value in flags.items() if name in OPTIONS or name == "config"}
     problems: list[JacliError] = []
     config: RunConfig | None = None
@@ -69,28 +69,12 @@ def resolve_submission(flags: Mapping[str, Any]) -> tuple[RunConfig, SlurmOption
         problems += _not_of_tasks(config)
     except UsageError as error:
         problems += error.problems or (error,)
-    parsed: dict[str, Any] = {}
-    for name, value in own.items():
-        if value is None or value == []:
-            continue
-        try:
-            parsed[name] = PARSERS[name](value)
-        except ValueError as error:
-            flag = f"--{name.replace('_', '-')}"
-            problems.append(UsageError(f"{flag} {_shown(value)} is wrong.", why=f"It must be {error}."))
+    parsed, wrong = parse_values(own, PARSERS)
+    problems += wrong
     problems += _contradictions(own, parsed)
     if problems or config is None:
-        raise _wrong(problems)
+        raise UsageError.from_problems(problems, command="jacli submit")
     return config, SlurmOptions(**parsed), tuple(_arguments(of_run))
-
-
-def _wrong(problems: list[JacliError]) -> UsageError:
-    usage = UsageError.from_problems(problems)
-    if len(problems) > 1:
-        usage.hint = "Correct them together; `jacli submit --help` lists every option."
-    elif not usage.hint:
-        usage.hint = "Correct it; `jacli submit --help` lists every option."
-    return usage
 
 
 def _not_of_tasks(config: RunConfig) -> list[JacliError]:
@@ -108,12 +92,12 @@ def _not_of_tasks(config: RunConfig) -> list[JacliError]:
 
 def _contradictions(own: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[JacliError]:
     found: list[JacliError] = []
-    if own["shards"] is None:
+    if "shards" not in own:
         found.append(
             UsageError(
                 "--shards is not given.",
                 why="It says how many tasks share the samples.",
-                hint="For example: jacli submit model.pt inputs.npy --shards 16",
+                hint="For example: `jacli submit model.pt inputs.npy --shards 16`.",
             )
         )
     notice = parsed.get("notice", SlurmOptions.notice)
@@ -130,17 +114,17 @@ def _contradictions(own: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[J
 
 def _arguments(of_run: Mapping[str, Any]) -> list[str]:
     """The command line of the run, back from its options; a path that begins with a hyphen gets ``./``."""
-    paths = [of_run[name] for name in ("model", "inputs") if of_run.get(name)]
+    paths = [of_run[name] for name in POSITIONAL if of_run.get(name)]
     arguments = [f"./{path}" if path.startswith("-") else path for path in paths]
     for name, value in of_run.items():
-        if value is None or name in ("model", "inputs", "out", *_ONLY_HERE):
+        if value is None or name in _NOT_PASSED_ON:
             continue
-        flag = name.replace("_", "-")
+        flag = flag_of(name, value)
         if isinstance(value, bool):
-            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+            arguments.append(flag)
             continue
         for text in value if isinstance(value, (list, tuple)) else [value]:
-            arguments += [f"--{flag}={text}"] if str(text).startswith("-") else [f"--{flag}", str(text)]
+            arguments += [f"{flag}={text}"] if str(text).startswith("-") else [flag, str(text)]
     return arguments
 
 
@@ -252,7 +236,3 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "setup": tuple,
 }
 """Options of the array: name to parser, as the parsers of `jacli.options.table`."""
-
-
-def _shown(value: Any) -> str:
-    return " ".join(value) if isinstance(value, list) else str(value)

@@ -18,8 +18,9 @@ from jacli.errors.printable import count_of
 from jacli.inputs import RANDOM_PREFIX
 from jacli.models.loaded import sha256_of
 from jacli.network import exact_arithmetic
-from jacli.options.config import RunConfig, from_options
+from jacli.options.config import from_options
 from jacli.options.methods import PRECISIONS
+from jacli.options.table import RunConfig
 from jacli.run.config_file import read_options
 from jacli.run.prepare import Prepared, prepare
 from jacli.run.recheck import choose_rows, recheck_samples, tolerance_of

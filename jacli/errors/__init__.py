@@ -44,24 +44,36 @@ class JacliError(Exception):
 
 
 class UsageError(JacliError):
-    """Wrong options or arguments; all of them are reported at once, each among ``problems``."""
+    """Wrong options or arguments; all are reported at once.
+
+    Attributes:
+        problems: The errors that this one was made of (`from_problems`).
+    """
 
     exit_code = 2
     problems: tuple[JacliError, ...] = ()
 
     @classmethod
-    def from_problems(cls, problems: Sequence[JacliError]) -> UsageError:
-        """One error out of several bad options, in the order they were found."""
+    def from_problems(cls, problems: Sequence[JacliError], *, command: str = "") -> UsageError:
+        """One error out of all that is wrong with a call, in the order in which it was found.
+
+        Args:
+            problems: One at least.
+            command: The command whose help lists the options; empty where Python's own help does.
+        """
+        listed = f"`{command} --help` lists every option." if command else ""
         if len(problems) == 1:
             only = problems[0]
-            return cls(only.what, why=only.why, hint=only.hint)
-        lines = [escape(" ".join(filter(None, (p.what, p.why, p.hint)))) for p in problems]
-        several = cls(
-            Lines("\n".join([f"{len(problems)} options are wrong:", *lines])),
-            hint="Correct them together; `jacli compute --help` lists every option.",
-        )
-        several.problems = tuple(problems)
-        return several
+            hint = f"{only.hint} {listed}" if only.hint else f"Correct it; {listed}"
+            found = cls(only.what, why=only.why, hint=hint if listed else only.hint)
+        else:
+            lines = [escape(" ".join(filter(None, (p.what, p.why, p.hint)))) for p in problems]
+            found = cls(
+                Lines("\n".join([f"{len(problems)} options are wrong:", *lines])),
+                hint=f"Correct them together; {listed}" if listed else "Correct them together.",
+            )
+        found.problems = tuple(problems)
+        return found
 
 
 class ModelError(JacliError):

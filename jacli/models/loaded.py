@@ -5,42 +5,42 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jacli.errors import UsageError
 from jacli.models.hooks import drop_backward_hooks
+from jacli.options.table import flag_of
 
 if TYPE_CHECKING:
     import torch
+
+
+_ABOUT_WEIGHTS = {"about": "weights"}
+"""Of options that choose an architecture or a part of a checkpoint."""
 
 
 @dataclass(frozen=True)
 class ModelRequest:
     """The options of ``load_model``, see there."""
 
-    arch: str | None = None
+    arch: str | None = field(default=None, metadata=_ABOUT_WEIGHTS)
     arch_args: Mapping[str, object] = field(default_factory=dict)
-    weights_key: str | None = None
-    strip_prefix: str | None = None
-    ema: bool | None = None
+    weights_key: str | None = field(default=None, metadata=_ABOUT_WEIGHTS)
+    strip_prefix: str | None = field(default=None, metadata=_ABOUT_WEIGHTS)
+    ema: bool | None = field(default=None, metadata=_ABOUT_WEIGHTS)
     allow_pickle: bool = False
     seed: int = 0
     dtype: torch.dtype | None = None
     """Of the module into which a file's weights are loaded; None: the file's own dtype."""
-    ignore_extra_weights: bool = False
+    ignore_extra_weights: bool = field(default=False, metadata=_ABOUT_WEIGHTS)
 
     def options_about_weights(self) -> list[str]:
         """The options given that choose an architecture or a part of a checkpoint, as typed."""
-        given = {
-            "--arch": self.arch is not None,
-            "--weights-key": self.weights_key is not None,
-            "--strip-prefix": self.strip_prefix is not None,
-            "--ema/--no-ema": self.ema is not None,
-            "--ignore-extra-weights": self.ignore_extra_weights,
-        }
-        return [option for option, present in given.items() if present]
+        asked = {f.name: getattr(self, f.name) for f in fields(self) if f.metadata == _ABOUT_WEIGHTS}
+        usual = ModelRequest()
+        return [flag_of(name, value) for name, value in asked.items() if value != getattr(usual, name)]
 
 
 @dataclass(frozen=True)

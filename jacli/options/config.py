@@ -1,4 +1,4 @@
-"""What was asked: every option of a run, parsed and checked, as one frozen `RunConfig`.
+"""From options of any origin to one frozen `RunConfig`.
 
 Options arrive as text from the command line, as TOML values from a file, or as JSON from an older
 result.  All three go through the same table (`jacli.options.table`), and all wrong ones are reported at once.
@@ -7,103 +7,22 @@ result.  All three go through the same table (`jacli.options.table`), and all wr
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jacli.errors import JacliError, UsageError
 from jacli.options.methods import AUTOGRAD_METHODS, CHAIN, METHODS, PROGRAM_METHODS
-from jacli.options.table import OPTIONS
-from jacli.options.values import Classes, Shard
+from jacli.options.table import OPTIONS, POSITIONAL, RunConfig, flag_of
+from jacli.options.values import Classes
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """Every option of one run (see `INTERFACE`, ``jacli compute``); defaults are the command line's.
-
-    Attributes are named after the options.  ``batch_size`` and ``chunk_size`` of ``None`` mean
-    ``auto``; ``singular_values`` is ``"auto"``, ``"all"``, ``"none"`` or a number K; ``memory`` is in
-    bytes, a safe share of what is free if None; ``precision`` is that of the linear passes alone;
-    ``tolerance`` of None follows dtype and precision; ``shard`` is ``"auto"`` until the environment has
-    been asked.
-
-    Two are not options but come from the result file that ``--config RESULT.h5`` repeats: ``repeated_plan``,
-    whose choice is then taken over and not measured again, and ``repeated_arch_sha256``, with which the
-    architecture's source is compared where its name is given again.
-    """
-
-    model: str
-    inputs: str
-    out: str = "out.h5"
-    arch: str | None = None
-    arch_arg: Mapping[str, Any] = field(default_factory=dict)
-    weights_key: str | None = None
-    strip_prefix: str | None = None
-    ema: bool | None = None
-    ignore_extra_weights: bool = False
-    arg: Mapping[str, Any] = field(default_factory=dict)
-    constant: Mapping[str, str] = field(default_factory=dict)
-    input_arg: str | None = None
-    select: str | None = None
-    allow_pickle: bool = False
-    inputs_key: str | None = None
-    samples: str | None = None
-    classes: Classes = field(default_factory=Classes)
-    of: str = "logits"
-    labels: str | None = None
-    method: str = "auto"
-    dtype: str = "float32"
-    precision: str = "ieee"
-    device: str = "auto"
-    batch_size: int | None = None
-    chunk_size: int | None = None
-    memory: int | None = None
-    save: str = "full"
-    save_dtype: str | None = None
-    compress: str = "none"
-    save_inputs: bool = True
-    singular_values: str | int = "auto"
-    verify: int = 1
-    tolerance: float | None = None
-    resume: bool = True
-    overwrite: bool = False
-    shard: Shard | str | None = None
-    seed: int = 0
-    quiet: bool = False
-    json: bool = False
-    log_every: float = 30.0
-    debug: bool = False
-    dry_run: bool = False
-    repeated_plan: Mapping[str, Any] | None = None
-    repeated_arch_sha256: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The options as JSON-able values; `from_options` reads them back."""
-        values = asdict(self)
-        for name in FROM_THE_RESULT:
-            del values[name]
-        values["classes"] = str(self.classes)
-        values["shard"] = None if self.shard is None else str(self.shard)
-        return values
-
-
-NOT_GIVEN = " given."
-"""How the message ends that MODEL or INPUTS is missing."""
-
-FROM_THE_RESULT = ("repeated_plan", "repeated_arch_sha256")
-"""Fields that are no options: what ``--config RESULT.h5`` takes from the result."""
-
-
-def usual_options() -> dict[str, Any]:
-    """Every option's default as JSON: what a file says that is older than the option."""
-    usual: dict[str, Any] = json.loads(json.dumps(RunConfig("-", "-").to_dict()))
-    return usual
+class MissingError(UsageError):
+    """An option that must be given is not."""
 
 
 def from_options(options: Mapping[str, Any]) -> RunConfig:
     """The options of a run; see `parsed_options`."""
-    return RunConfig(**parsed_options(options, needed=("model", "inputs")))
+    return RunConfig(**parsed_options(options, needed=POSITIONAL))
 
 
 def parsed_options(options: Mapping[str, Any], *, needed: Sequence[str] = ()) -> dict[str, Any]:
@@ -116,43 +35,54 @@ def parsed_options(options: Mapping[str, Any], *, needed: Sequence[str] = ()) ->
     Raises:
         UsageError: Naming every option that is unknown, missing or wrong.
     """
-    problems: list[JacliError] = []
+    given = {name: value for name, value in options.items() if value is not None}
+    problems: list[JacliError] = [_unknown(name) for name in given if name not in OPTIONS]
+    parsed, wrong = parse_values(given, {name: option.parse for name, option in OPTIONS.items()})
+    problems += wrong
+    problems += [
+        MissingError(
+            f"No {flag_of(name)} given.",
+            why="A run needs a model and inputs.",
+            hint="For example: `jacli compute model.pt inputs.npy`.",
+        )
+        for name in needed
+        if name not in given
+    ]
+    problems += _contradictions(parsed)
+    if problems:
+        raise UsageError.from_problems(problems, command="jacli compute")
+    return parsed
+
+
+def _unknown(name: str) -> UsageError:
+    near = difflib.get_close_matches(name, OPTIONS, n=3)
+    return UsageError(
+        f"There is no option {name!r}.",
+        why="It is not among jacli compute's options.",
+        hint=f"Did you mean {' or '.join(near)}?" if near else "",
+    )
+
+
+def parse_values(
+    values: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]]
+) -> tuple[dict[str, Any], list[UsageError]]:
+    """The values of options by their parsers, and the refusals of those that are wrong.
+
+    Args:
+        values: Option (underscores) to its value; those without a parser are left aside.
+        parsers: Option to its parser, which raises ``ValueError`` with what the value must be.
+    """
     parsed: dict[str, Any] = {}
-    for name, value in options.items():
-        if value is None:
-            continue
-        if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, n=3)
-            problems.append(
-                UsageError(
-                    f"There is no option {name!r}.",
-                    why="It is not among jacli compute's options.",
-                    hint=f"Did you mean {' or '.join(near)}?" if near else "See `jacli compute --help`.",
-                )
-            )
+    wrong: list[UsageError] = []
+    for name, value in values.items():
+        if name not in parsers:
             continue
         try:
-            parsed[name] = OPTIONS[name].parse(value)
+            parsed[name] = parsers[name](value)
         except ValueError as error:
-            flag = name if name in ("model", "inputs") else f"--{name.replace('_', '-')}"
-            problems.append(
-                UsageError(f"{flag} {_shown(value)} is wrong.", why=_sentence("It must be", str(error)))
-            )
-    for name in needed:
-        if not parsed.get(name) and not any(name in str(p) for p in problems):
-            problems.append(
-                UsageError(
-                    f"No {name.upper()}{NOT_GIVEN}",
-                    why="A run needs a model and inputs.",
-                    hint="For example: jacli compute model.pt inputs.npy",
-                )
-            )
-    problems += _contradictions(parsed)
-    if len(problems) == 1 and not problems[0].hint:
-        problems[0].hint = "Correct it; `jacli compute --help` lists every option."
-    if problems:
-        raise UsageError.from_problems(problems)
-    return parsed
+            what = f"{flag_of(name)} {_shown(value)} is wrong."
+            wrong.append(UsageError(what, why=f"It must be {error}."))
+    return parsed, wrong
 
 
 def _contradictions(parsed: Mapping[str, Any]) -> list[JacliError]:
@@ -229,9 +159,8 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str, str]
 
 
 def _shown(value: Any) -> str:
+    """A value as it was typed; in quotes where it is empty or has spaces."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
     text = value if isinstance(value, str) else repr(value)
     return repr(text) if not text or " " in text else text
-
-
-def _sentence(start: str, rest: str) -> str:
-    return f"{start} {rest}."

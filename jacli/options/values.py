@@ -155,6 +155,16 @@ def joined(value: Any) -> str:
     return ",".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value)
 
 
+def parse_name_or_index(value: Any) -> str:
+    """A text, or a number as it would be typed."""
+    return parse_text(str(value))
+
+
+def parse_listed(value: Any) -> str:
+    """A text, or a list of a TOML file as it would be typed."""
+    return parse_text(joined(value))
+
+
 _LISTED_CLASSES = 10
 """A range of more classes is written as a command that lists them."""
 

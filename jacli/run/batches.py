@@ -14,7 +14,7 @@ from jacli.device.transfer import ArrivingArray, HostCopies
 from jacli.engine.computed_batch import ComputedBatch
 from jacli.engine.probed import padded
 from jacli.linear_map import FactoredMap, Matrices
-from jacli.options.config import RunConfig
+from jacli.options.table import RunConfig
 from jacli.plans.plan import SINGULAR_VALUES_LIMIT, ChainPlan, Plan, WholePlan
 from jacli.plans.request import Request
 from jacli.run.factored_array import FactoredArray

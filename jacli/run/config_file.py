@@ -13,8 +13,8 @@ from typing import Any
 from jacli.cluster import shard_of_environment, shard_path
 from jacli.errors import ResultsError, UsageError
 from jacli.models.names import absolute_name, model_runs_code, runs_own_code, split_name
-from jacli.options.config import RunConfig, from_options
-from jacli.options.table import names_of
+from jacli.options.config import from_options
+from jacli.options.table import RunConfig, names_of
 from jacli.options.values import Shard
 from jacli.untrusted.content import Content, recognise_content, why_unseen
 

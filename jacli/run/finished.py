@@ -11,8 +11,8 @@ import numpy as np
 from jacli.choice.recorded_plan import recorded_plan
 from jacli.errors import OutputError, ResultsError, UsageError
 from jacli.errors.printable import quote_path
-from jacli.options.config import RunConfig, from_options, usual_options
-from jacli.options.table import Changes, names_of
+from jacli.options.config import from_options
+from jacli.options.table import Changes, RunConfig, flag_of, names_of, usual_options
 from jacli.run.labelled import accuracy_notes
 from jacli.run.outcome import Outcome, Recheck
 from jacli.run.prepare import Prepared
@@ -168,7 +168,7 @@ class Finished:
             asked = getattr(config, name)
             if asked is not None and asked != before.get(name):
                 was = before.get(name) or "auto"
-                yield f"computed with --{name.replace('_', '-')} {was}, not {asked}: equal to rounding"
+                yield f"computed with {flag_of(name)} {was}, not {asked}: equal to rounding"
         kind = str(self._results.attrs.get("device", "")).partition(":")[0]
         if kind != prepared.device.type:
             yield f"computed on {kind}, not on {prepared.device.type}: equal to rounding"

@@ -23,7 +23,7 @@ from jacli.inputs import InputSource, check_dtype, check_rows, open_inputs, scal
 from jacli.models import LoadedModel, load_model
 from jacli.models.hooks import forward_hooks
 from jacli.network import TensorNetwork
-from jacli.options.config import RunConfig
+from jacli.options.table import RunConfig
 from jacli.options.values import Shard
 from jacli.plans.plan import Shapes
 from jacli.run.arguments import read_along, read_arguments

@@ -11,7 +11,7 @@ import jacli
 from jacli.device.hardware import device_name
 from jacli.engine.engine import Chosen
 from jacli.models.names import absolute_name
-from jacli.options.config import RunConfig
+from jacli.options.table import RunConfig
 from jacli.run.prepare import Prepared
 
 READ_BY_CONTENT = {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jacli.engine.replicated_passes import as_run
-from jacli.options.config import RunConfig
+from jacli.options.table import RunConfig
 from jacli.plans.plan import Plan
 from jacli.run.prepare import Prepared
 from jacli.run.reference import References, batch_of, linearized

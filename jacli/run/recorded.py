@@ -11,8 +11,7 @@ import numpy as np
 
 from jacli.errors.printable import quote
 from jacli.inputs import InputSource
-from jacli.options.config import RunConfig, usual_options
-from jacli.options.table import Changes, File, names_of
+from jacli.options.table import Changes, File, RunConfig, flag_of, names_of, usual_options
 from jacli.run.prepare import Prepared
 from jacli.run.provenance import READ_BY_CONTENT
 from jacli.store.attributes import Attributes
@@ -41,7 +40,7 @@ def other_options(
         options["arg"] = _without_paths(options["arg"])
         options["constant"] = sorted(options["constant"])  # compared by their content
     return [
-        f"--{name.replace('_', '-')} was {_shown(before.get(name))}, is {_shown(now[name])}"
+        f"{flag_of(name)} was {_shown(before.get(name))}, is {_shown(now[name])}"
         for name in now
         if name not in may_differ
         and before.get(name) != now[name]

@@ -14,7 +14,7 @@ from jacli.choice.memory_limit import memory_errors
 from jacli.choice.recorded_plan import recorded_plan
 from jacli.engine.engine import Chosen
 from jacli.errors import OutputError, ResultsError
-from jacli.options.config import RunConfig
+from jacli.options.table import RunConfig
 from jacli.plans.plan import Plan
 from jacli.run.batches import Run
 from jacli.run.prepare import Prepared

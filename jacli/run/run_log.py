@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from time import monotonic
 
-from jacli.options.config import RunConfig
+from jacli.options.table import RunConfig
 from jacli.run.outcome import Outcome
 
 logger = logging.getLogger("jacli")

@@ -13,8 +13,7 @@ import numpy as np
 from jacli.cluster import shard_rows
 from jacli.errors import ResultsError, UnsoundResultsError
 from jacli.errors.printable import count_of, quote_path
-from jacli.options.config import RunConfig
-from jacli.options.table import Changes, File, names_of
+from jacli.options.table import Changes, File, RunConfig, flag_of, names_of
 from jacli.options.values import Shard, parse_shard
 from jacli.run.provenance import READ_BY_CONTENT
 from jacli.store.shard_file import ShardFile
@@ -119,7 +118,7 @@ def check_same_run(shards: Sequence[ShardFile]) -> list[str]:
             elif name in NOTED:
                 noted.add(name)
             elif name != "model" or first.attributes.get("model_sha256") is None:
-                differences.append(_difference(f"--{name.replace('_', '-')}", was, now))
+                differences.append(_difference(flag_of(name), was, now))
         if not differences:
             differences = _other_layout(first, shard)
         if differences:

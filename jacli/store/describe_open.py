@@ -11,8 +11,7 @@ import numpy as np
 
 from jacli.errors import ResultsError
 from jacli.errors.printable import escape
-from jacli.options.config import usual_options
-from jacli.options.table import Changes, names_of
+from jacli.options.table import Changes, names_of, usual_options
 from jacli.store.attributes import Attributes
 from jacli.store.schema import CHECKSUMS
 from jacli.store.untrusted_file import DAMAGED
@@ -21,6 +20,7 @@ from jacli.untrusted.hdf5_chunks import checked
 _DAMAGED = (*DAMAGED, OSError, ResultsError)
 
 _SAID_OF_MODEL = ("model_path", "arch", "model_format")
+_SAID_OF_METHOD = ("method", "dtype", "precision")
 
 
 def describe_open(path: Path, file: h5py.File, names: Sequence[str], attributes: Attributes) -> list[str]:
@@ -39,7 +39,7 @@ def describe_open(path: Path, file: h5py.File, names: Sequence[str], attributes:
     said = {
         "model": ", ".join(model),
         "inputs": attributes.get("inputs_path", ""),
-        "method": ", ".join(str(attributes[n]) for n in ("method", "dtype", "precision") if n in attributes),
+        "method": ", ".join(str(attributes[n]) for n in _SAID_OF_METHOD if n in attributes),
         "options": ", ".join(_options(attributes)),
     }
     lines += [f"  {name}: {escape(str(what))}" for name, what in said.items() if what]
@@ -60,17 +60,13 @@ def _progress(file: h5py.File, attributes: Attributes) -> str:
     return f"{done} of {samples} samples done, {finished}"
 
 
-_SAID_APART = ("model", "inputs", "method", "dtype", "precision")
-"""Options that have a line of their own."""
-
-
 def _options(attributes: Attributes) -> Iterator[str]:
-    """Those that are not the command's defaults, and that change numbers."""
+    """Those that have no line of their own, change numbers and are not the command's defaults."""
     with suppress(*_DAMAGED):
         usual = usual_options()
-        of_interest = names_of(lambda option: option.changes is not Changes.NOTHING)
+        of_interest = names_of(lambda o: o.changes is not Changes.NOTHING and not o.positional)
         for name, value in attributes.json_object("config").items():
-            if name in of_interest and name not in _SAID_APART and value != usual[name]:
+            if name in of_interest and name not in _SAID_OF_METHOD and value != usual[name]:
                 yield f"{name}={value}"
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from jacli.cli import app
 from jacli.cli.compute import compute
-from jacli.options.config import RunConfig
-from jacli.options.table import OPTIONS
+from jacli.options.table import OPTIONS, RunConfig
 
 COMMANDS = ("compute", "summarize", "verify", "merge", "status", "bench", "inspect", "submit", "doctor")
 HEAVY = {

@@ -25,8 +25,9 @@ from jacli.commands.bench import BenchResult, BenchRow, bench
 from jacli.commands.timed_batch import _extrapolated
 from jacli.errors import OutOfMemoryError
 from jacli.linear_map import Slab
-from jacli.options.config import RunConfig, from_options
+from jacli.options.config import from_options
 from jacli.options.methods import AUTOGRAD_METHODS, METHOD_NAMES, METHODS
+from jacli.options.table import RunConfig
 from tests.cases import CASES
 from tests.toy_models import Constants, FixedBatch
 

@@ -140,7 +140,7 @@ OTHER_RUNS: dict[str, tuple[dict[str, Any], str]] = {
     "arguments": ({"arguments_sha256": "1"}, "labels or arguments"),
     "option": ({"options": {"of": "probs"}}, r"--of \(logits there, probs here\)"),
     "classes": ({"options": {"classes": "1,2"}}, r"--classes \(all there, 1,2 here\)"),
-    "inputs": ({"options": {"inputs": "y.npy"}}, r"--inputs \(x.npy there, y.npy here\)"),
+    "inputs": ({"options": {"inputs": "y.npy"}}, r"INPUTS \(x.npy there, y.npy here\)"),
     "samples": ({"options": {"samples": "0:10"}}, "--samples"),
     "datasets": ({"layout": replace(LAYOUT, save_inputs=False)}, "inputs in one only"),
     "shape": ({"layout": replace(LAYOUT, output_shape=(6,))}, "the dataset jacobian"),

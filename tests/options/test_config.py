@@ -3,9 +3,9 @@
 import pytest
 
 from jacli.errors import UsageError
-from jacli.options.config import RunConfig, from_options
+from jacli.options.config import from_options
 from jacli.options.methods import AUTOGRAD_METHODS
-from jacli.options.table import OPTIONS
+from jacli.options.table import OPTIONS, RunConfig
 from jacli.options.values import Classes
 
 BASE = {"model": "m.pt", "inputs": "x.npy"}

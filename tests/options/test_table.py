@@ -1,4 +1,4 @@
-"""Every option has its row, its field, its flag and its place in the manual; nothing else lists options."""
+"""Every option has its row, its flag and its place in the manual; nothing else lists options."""
 
 from __future__ import annotations
 
@@ -8,76 +8,104 @@ import inspect
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from jacli.cli.compute import compute
-from jacli.options.config import FROM_THE_RESULT, RunConfig
-from jacli.options.table import OPTIONS, TABLE, Changes, File, Option, names_of
+from jacli.options.table import (
+    OPTIONS,
+    POSITIONAL,
+    Changes,
+    File,
+    RunConfig,
+    flag_of,
+    names_of,
+    usual_options,
+)
 from tests.readme import TEXT
 
 ROOT = Path(__file__).parents[2]
+JSON = "keys of what its command prints as JSON, or of a part of a result file"
+COLUMNS = "columns of the table that it prints"
 LISTS = {
-    "api.py": "the keywords of its functions, as it hands them on",
-    "choice/recorded_plan.py": "keys of a plan",
-    "cli/bench.py": "columns of its table",
-    "cli/status.py": "columns of its table",
-    "cli/usage.py": "the two arguments",
-    "cli/verify.py": "options of verify",
-    "commands/bench.py": "keys of its JSON",
-    "commands/compute.py": "the arguments of jacli.compute",
-    "commands/dry_run.py": "keys of its JSON",
-    "commands/inspect.py": "options of inspect, keys of its JSON",
-    "commands/merge.py": "keys of its JSON",
-    "commands/status.py": "keys of its JSON",
-    "commands/submit_options.py": "the two arguments and the result",
-    "commands/verify.py": "keys of its JSON, and what goes with --classes",
-    "models/loaded.py": "names for messages",
-    "options/config.py": "the two arguments",
-    "plans/plan.py": "keys of a plan",
-    "run/outcome.py": "keys of its JSON",
-    "run/provenance.py": "attributes of a result",
-    "run/resume.py": "attributes of a result",
-    "run/same_run.py": "attributes of a result",
-    "store/describe_open.py": "attributes that have a line of their own",
+    ("choice/recorded_plan.py", ("method", "batch_size", "chunk_size")): JSON,
+    ("cli/bench.py", ("method", "precision", "samples", "memory")): COLUMNS,
+    ("cli/status.py", ("shard", "of")): COLUMNS,
+    ("cli/verify.py", ("samples", "tolerance", "seed", "device")): "options of verify, of other kinds",
+    ("commands/bench.py", ("method", "precision")): JSON,
+    ("commands/bench.py", ("samples", "device", "dtype")): JSON,
+    ("commands/compute.py", ("model", "inputs", "out")): "arguments of jacli.compute, as it hands them on",
+    ("commands/dry_run.py", ("dtype", "precision")): JSON,
+    ("commands/inspect.py", ("model", "inputs", "inputs_key")): "its arguments, as it hands them on",
+    ("commands/inspect.py", ("samples", "dtype")): JSON,
+    ("commands/inspect.py", ("arch", "samples")): JSON,
+    ("commands/merge.py", ("out", "samples")): JSON,
+    ("commands/merge.py", ("shard", "out")): JSON,
+    ("commands/status.py", ("out", "samples")): JSON,
+    ("commands/status.py", ("shard", "samples")): JSON,
+    ("commands/verify.py", ("classes", "labels")): "a result says otherwise which outputs it is of",
+    ("commands/verify.py", ("tolerance", "samples")): JSON,
+    ("plans/plan.py", ("method", "batch_size", "chunk_size", "singular_values")): JSON,
+    ("run/outcome.py", ("out", "samples")): JSON,
+    ("run/provenance.py", ("arch", "shard", "device", "dtype", "precision", "method")): JSON,
+    ("run/resume.py", ("dtype", "precision")): "attributes that follow from the options, which are compared",
+    ("run/same_run.py", ("dtype", "precision")): "attributes that older files have without the options",
+    ("store/describe_open.py", ("method", "dtype", "precision")): "attributes on one line",
+    ("store/describe_open.py", ("model", "inputs", "method")): "what its lines begin with",
 }
-"""Files with two or more names of options side by side, and why these are no list of options."""
+"""Names of options side by side: in which file, and why these are no list of options."""
 
 
-def test_every_option_has_a_row_a_field_a_flag_and_a_line_in_the_manual():
-    names = [option.name for option in TABLE]
-    assert len(names) == len(OPTIONS)
-    assert set(names) == {f.name for f in dataclasses.fields(RunConfig)} - set(FROM_THE_RESULT)
-    assert set(names) == set(inspect.signature(compute).parameters) - {"config"}
-    flags = [f"--{name.replace('_', '-')}" for name in names if name not in ("model", "inputs")]
+def test_every_option_has_a_flag_and_a_line_in_the_manual():
+    assert set(OPTIONS) == set(inspect.signature(compute).parameters) - {"config"}
+    flags = [flag_of(name) for name in OPTIONS if name not in POSITIONAL]
     assert [flag for flag in flags if not re.search(rf"`{flag}(?![\w-])", TEXT)] == []
 
 
-def names_side_by_side(path: Path) -> bool:
+def test_every_field_is_a_row_or_comes_from_a_result():
+    """A field without a row would be parsed by nobody, and be missing from every list."""
+    assert {f.name for f in dataclasses.fields(RunConfig)} - set(OPTIONS) == {
+        "repeated_plan",
+        "repeated_arch_sha256",
+    }
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_help_says_the_default_of_the_table(name: str):
+    """``[auto]`` at the end of a help text; a switch's is in words, where it is said."""
+    default = usual_options().get(name)
+    if isinstance(default, str | int | float) and not isinstance(default, bool) and name not in POSITIONAL:
+        shown = inspect.signature(compute, eval_str=True).parameters[name].annotation.__metadata__[0].help
+        assert f"[{default:g}]" in shown if isinstance(default, float) else f"[{default}]" in shown
+
+
+def names_side_by_side(path: Path) -> Iterator[tuple[str, ...]]:
+    """Of each display of a module, the names of options in it, where there are several."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         match node:
             case ast.Tuple(elts=items) | ast.Set(elts=items) | ast.List(elts=items) | ast.Dict(keys=items):
                 texts = [item.value for item in items if isinstance(item, ast.Constant)]
                 names = [t for t in texts if isinstance(t, str) and t.strip("-").replace("-", "_") in OPTIONS]
                 if len(names) > 1:
-                    return True
-    return False
+                    yield tuple(names)
 
 
 def test_nothing_else_lists_options():
     """Derive the list from the table; or say here why it is another kind of list."""
     package = ROOT / "jacli"
     found = {
-        str(path.relative_to(package))
+        (str(path.relative_to(package)), names)
         for path in package.rglob("*.py")
-        if path.name != "table.py" and names_side_by_side(path)
+        for names in names_side_by_side(path)
     }
     assert found == set(LISTS)
 
 
-@pytest.mark.parametrize("option", TABLE, ids=lambda option: option.name)
-def test_the_answers_of_a_row_fit_together(option: Option):
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_answers_of_a_row_fit_together(name: str):
+    option = OPTIONS[name]
     if not option.repeated:
         assert option.changes is Changes.NOTHING  # else the repeated run would be another one
     if option.changes is Changes.NUMBERS:
@@ -89,20 +117,19 @@ def test_the_answers_of_a_row_fit_together(option: Option):
 WITH_A_NEW_OPTION = """
 import dataclasses
 import sys
+from typing import Annotated
 
 from jacli.options import config, table
 from jacli.options.values import whole
 
-row = table.Option("depth", whole(1), table.Changes.NUMBERS, plan=True)
-table.TABLE, table.OPTIONS["depth"] = (*table.TABLE, row), row
-
 
 @dataclasses.dataclass(frozen=True)
-class Deeper(config.RunConfig):
-    depth: int = 3
+class Deeper(table.RunConfig):
+    depth: Annotated[int, table.Option(whole(1), table.Changes.NUMBERS, plan=True)] = 3
 
 
-config.RunConfig = Deeper
+table.RunConfig = config.RunConfig = Deeper
+table.OPTIONS |= table.options_of(Deeper)
 
 from jacli.commands.compute import run_compute
 from jacli.errors import JacliError
@@ -132,7 +159,7 @@ for name, given in {
 """
 
 
-def test_a_new_option_is_a_row_a_field_and_a_flag(tmp_path: Path):
+def test_a_new_option_is_a_row_and_a_flag(tmp_path: Path):
     """A throw-away option is parsed, refused, written to a result, read back and compared with it."""
     files = [ROOT / "sample_models" / name for name in ("digits_cnn.pt", "digits.npy")]
     command = [sys.executable, "-c", WITH_A_NEW_OPTION, *map(str, files)]

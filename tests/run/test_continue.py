@@ -19,7 +19,7 @@ from torch import nn
 
 import jacli
 from jacli.errors import ModelError, OutputError
-from jacli.options.config import RunConfig
+from jacli.options.table import RunConfig
 from jacli.store import open_results, part_path, read_progress
 from jacli.store.batches import damaged_batches
 from jacli.store.lock import lock_path
