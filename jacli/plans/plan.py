@@ -275,14 +275,12 @@ def whole_plan(
         batch_size: Samples per batch.
         chunk_size: Vectors per pass.
     """
-    count, every = _singular_value_count(request.singular_values, min(shapes.n_in, shapes.n_selected))
     return WholePlan(
         filled_by=method,
         vectors_per_pass=chunk_size,
         why=why,
         batch_size=batch_size,
-        singular_values=count,
-        all_singular_values=every,
+        **_singular_values(request.singular_values, min(shapes.n_in, shapes.n_selected)),
     ).counted(shapes)
 
 
@@ -290,13 +288,11 @@ def chain_plan(
     factorization: Factorization, why: str, shapes: Shapes, request: Request, *, batch_size: int
 ) -> ChainPlan:
     """A plan from a factorization and its batch size; the arguments are those of `whole_plan`."""
-    count, every = _singular_value_count(request.singular_values, min(shapes.n_in, shapes.n_selected))
     return ChainPlan(
         factorization=factorization,
         why=why,
         batch_size=batch_size,
-        singular_values=count,
-        all_singular_values=every,
+        **_singular_values(request.singular_values, min(shapes.n_in, shapes.n_selected)),
     ).counted(shapes)
 
 
@@ -314,9 +310,11 @@ def check_batch_size(shapes: Shapes, request: Request) -> None:
         )
 
 
-def _singular_value_count(asked: str | int, smaller: int) -> tuple[int, bool]:
+def _singular_values(asked: str | int, smaller: int) -> dict[str, Any]:
+    """The fields of a plan that say how many there are, ``smaller`` being all of them."""
+    count = smaller
     if asked == "none" or (asked == "auto" and smaller > SINGULAR_VALUES_LIMIT):
-        return 0, False
-    if isinstance(asked, int) and asked < smaller:
-        return asked, False
-    return smaller, True
+        count = 0
+    elif isinstance(asked, int):
+        count = min(asked, smaller)
+    return {"singular_values": count, "all_singular_values": asked != "none" and count == smaller}
