@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from jacli.choice.problem import Graph, Problem, cut_network, program_of
-from jacli.errors import MethodError
-from jacli.errors.printable import capitalised
-from jacli.network import CutNetwork, LinearProgram, NotTraceableError, TracedNetwork
+from jacli.network import CutNetwork, LinearProgram, NotTraceableError, TracedNetwork, no_program
 from jacli.options.methods import METHODS, Method
 from jacli.plans.request import Request
 from jacli.plans.search import Budget
@@ -92,11 +90,7 @@ class LazyTrace:
         why = refusal or f"of its operators no graph can be had: {self.not_traced}"
         method = METHODS.get(self._request.method)
         asked = f"--method {method.name}" if method is not None and method.runs_program else "--precision"
-        raise MethodError(
-            "The network does not run as a program.",
-            why=f"{capitalised(why)}.",
-            hint=f"Leave {asked} out: plain methods serve it.",
-        )
+        raise no_program(why, asked=asked)
 
     def worth_tracing(self) -> bool:
         """Whether tracing takes little of what a program or a cut may save."""

@@ -15,7 +15,7 @@ from jacli.engine.replicated_passes import as_run
 from jacli.errors import JacliError, MethodError, ModelError, translating
 from jacli.linear_map import LinearMap, Matrices
 from jacli.linear_map.agreement import same_outputs
-from jacli.network import Linearized, Watched, watch
+from jacli.network import OTHER_OUTPUTS, Linearized, Watched, no_program, watch
 from jacli.plans.plan import ChainPlan, Plan, WholePlan
 from jacli.plans.request import Request
 from jacli.verify import (
@@ -384,8 +384,4 @@ def _check_graph_outputs(batch: ComputedBatch) -> None:
     with translating(lambda error: batch_failure(linearization.batch, error)):
         same = same_outputs(itself.outputs, linearization.outputs)
     if not same:
-        raise MethodError(
-            "The network does not run as a program.",
-            why="Its outputs are not those of the model on this batch.",
-            hint="Leave --method out, or choose --method loop.",
-        )
+        raise no_program(OTHER_OUTPUTS)

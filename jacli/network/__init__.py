@@ -5,13 +5,14 @@ from jacli.linear_program import LinearProgram
 from jacli.linear_program.graph import NotTraceableError
 from jacli.network.cut import Cut, any_cut, useful_cuts
 from jacli.network.cut_network import CutLinearized, CutNetwork
-from jacli.network.linearize import Linearized
+from jacli.network.linearize import OTHER_OUTPUTS, Linearized, no_program
 from jacli.network.network import TensorNetwork, frozen_twin
 from jacli.network.parameters import as_declared, input_parameter, parameters_of
 from jacli.network.trace import TracedNetwork, trace_network
 from jacli.network.watched import Watched, watch
 
 __all__ = [
+    "OTHER_OUTPUTS",
     "Cut",
     "CutLinearized",
     "CutNetwork",
@@ -26,6 +27,7 @@ __all__ = [
     "exact_arithmetic",
     "frozen_twin",
     "input_parameter",
+    "no_program",
     "parameters_of",
     "trace_network",
     "useful_cuts",

@@ -346,13 +346,13 @@ class Linearized:
         if self._program_map is None:
             self.require_open()
             if self._program is None:
-                raise _no_program("it was not traced")
+                raise no_program("it was not traced")
             program = self._program
             arguments: list[Any] = [self._x, *(self._extra[name] for name in program.names)]
             if self._network.squeezes_batch_of_one and self.batch == 1:
                 arguments = list(map(duplicated, arguments))
             with (
-                translating(lambda error: _no_program(f"it fails on this batch: {telling_line(error)}")),
+                translating(lambda error: no_program(f"it fails on this batch: {telling_line(error)}")),
                 forward_pass(recurrent=self._network.recurrent, device=self.device),
             ):
                 made = program.linearize(arguments[0], arguments[1:], precision=self._precision)
@@ -366,7 +366,7 @@ class Linearized:
     def _hold_against(self, own: Tensor) -> None:
         """Compare the program's outputs, where there is a program, with the network's own."""
         if self._program_map is not None and not same_outputs(own, self._program_map.outputs[: self.batch]):
-            raise _no_program("its outputs are not those of the model on this batch")
+            raise no_program(OTHER_OUTPUTS)
 
 
 def _sizes(x: Tensor) -> Tensor:
@@ -381,9 +381,18 @@ def _gaussian_like(x: Tensor, seed: int) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=torch.float32).to(x)
 
 
-def _no_program(why: str) -> MethodError:
+OTHER_OUTPUTS = "its outputs are not those of the model on this batch"
+
+
+def no_program(why: str, *, asked: str = "--method, and --precision if it was given,") -> MethodError:
+    """The error of a network of which there is no linear program.
+
+    Args:
+        why: As a clause.
+        asked: The options that need one.
+    """
     return MethodError(
         "The network does not run as a program.",
         why=f"{capitalised(why).rstrip('.')}.",
-        hint="Leave --method out, or choose --method loop; and --precision, if it was given.",
+        hint=f"Leave {asked} out: plain methods serve it.",
     )
