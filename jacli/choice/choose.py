@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from jacli.choice.cutting import Cutting
+from jacli.choice.cutting import Cutting, NotServedError
 from jacli.choice.fallback_notes import fallback_notes
 from jacli.choice.lazy_trace import MAX_PLAIN_VECTORS, LazyTrace
 from jacli.choice.measure import OUT_OF_MEMORY, Measuring, measure
@@ -55,6 +55,11 @@ class Choice:
                 return self.cut
             case WholePlan(filled_by=method):
                 return self.program if method.runs_program else None
+
+    def noted(self, plan: Plan) -> Plan:
+        """The plan, with a note of the operators that its program leaves to autograd, as far as known."""
+        notes = dict.fromkeys((*plan.notes, *fallback_notes(plan, self.graph_of(plan))))
+        return replace(plan, notes=tuple(notes))
 
 
 def choose(
@@ -141,7 +146,7 @@ class _Search:
         plans = [earlier] if earlier is not None else self._by_measurement()
         if not plans:
             raise self._nothing_serves()
-        return Choice(
+        found = Choice(
             tuple(plans),
             program=self._trace.program,
             cut=self._trace.cut_network,
@@ -150,6 +155,7 @@ class _Search:
             not_cut=self._not_cut,
             taken_over=earlier is not None,
         )
+        return replace(found, plans=tuple(map(found.noted, plans)))
 
     def _taken_over(self, kept: tuple[Plan, Graph] | None) -> Plan | None:
         """The plan of an earlier call or of the result file that is repeated; None if there is none."""
@@ -179,13 +185,8 @@ class _Search:
         notes += [f"not cut: {self._not_cut}"] if self._not_cut else []
         if len(plans) == 1 and len({m.name for m in self._measured}) == 1 and request.is_free:
             plans = [replace(plans[0], why="not compared with others: the run is too short")]
-        found = Choice(tuple(plans), self._trace.program, self._trace.cut_network)
         return [
-            replace(
-                plan,
-                measured=tuple(self._measured),
-                notes=(*notes, *fallback_notes(plan, found.graph_of(plan))),
-            )
+            replace(plan, measured=tuple(self._measured), notes=tuple(notes))
             for plan in sorted(plans, key=lambda plan: plan.seconds or 0.0)
         ]
 
@@ -346,23 +347,22 @@ class _Search:
         except OutOfMemoryError as failure:
             if request.needs_chain:
                 raise
-            self._not_cut = failure.why.rstrip(".")
-        except (NotTraceableError, MethodError) as failure:
-            why = failure.why if isinstance(failure, MethodError) else f"{failure}."
+            self._not_cut = failure.reason
+        except (NotTraceableError, NotServedError) as failure:
             if request.needs_chain:
-                raise self._must_be_cut(why) from failure
-            self._not_cut = why.rstrip(".")
+                raise self._must_be_cut(str(failure)) from failure
+            self._not_cut = str(failure)
         return []
 
     def _must_be_cut(self, why: str) -> JacliError:
         if self._request.keep == "factors":
             return UsageError(
                 "--save factors is not possible with this model.",
-                why=f"There are no two narrow factors: {why}",
+                why=f"There are no two narrow factors: {why}.",
                 hint="Give --save full or none.",
             )
         return MethodError(
             f"The method {CHAIN} cannot serve this model.",
-            why=capitalised(why),
+            why=f"{capitalised(why)}.",
             hint="Leave --method out, or choose another.",
         )

@@ -10,7 +10,7 @@ from jacli.choice.measure import OUT_OF_MEMORY, Measuring, seconds_per_multiply
 from jacli.choice.memory_limit import spectrum_bytes
 from jacli.choice.problem import Problem
 from jacli.choice.sizes import least_rows
-from jacli.errors import MethodError, OutOfMemoryError
+from jacli.errors import OutOfMemoryError
 from jacli.errors.printable import count_of
 from jacli.network import CutLinearized, CutNetwork
 from jacli.options.methods import CHAIN, METHODS, Method
@@ -30,6 +30,10 @@ layers is measured after all others, and one vector per pass would cost far more
 
 MAX_VECTOR_RATIO = 4
 """A link is not tried in the direction that takes more than this many times the vectors of the other."""
+
+
+class NotServedError(Exception):
+    """No method fills in a link of the cut network; the text says why."""
 
 
 class Cutting:
@@ -59,7 +63,7 @@ class Cutting:
         """The cheapest bracketing at the best batch size.
 
         Raises:
-            MethodError: A link can be filled in by no method.
+            NotServedError: A link can be filled in by no method.
             OutOfMemoryError: One sample with one vector per pass is too large.
         """
         plans: list[ChainPlan] = []
@@ -124,7 +128,7 @@ class Cutting:
             failures = [link.failure for link in links if link.failure]
             if OUT_OF_MEMORY in failures:
                 raise self._too_large(size, 0)
-            raise MethodError("The method factored cannot serve this model.", why=failures[0])
+            raise NotServedError(failures[0].rstrip("."))
         factorization = Factorization(
             cuts=tuple(c.name for c in cut.cuts),
             widths=whole.widths,

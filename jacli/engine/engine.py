@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from jacli.choice.choose import Choice, choose
-from jacli.choice.fallback_notes import fallback_notes
 from jacli.choice.halving import halving
 from jacli.choice.problem import Graph, Points, Problem
 from jacli.device.hardware import is_gpu
@@ -145,9 +144,8 @@ class Engine:
                 passed_over[plan.method] = failure.summary
                 last = failure
                 continue
-            graph = self._choice.graph_of(plan)
-            notes = dict.fromkeys((*plan.notes, *fallback_notes(plan, graph)))
-            self.chosen = Chosen(replace(plan, notes=tuple(notes)), error, passed_over, graph)
+            plan, graph = self._choice.noted(plan), self._choice.graph_of(plan)
+            self.chosen = Chosen(plan, error, passed_over, graph)
             self.accepted = self.chosen
             return batch
         if self._choice.taken_over:

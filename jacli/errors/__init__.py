@@ -40,7 +40,12 @@ class JacliError(Exception):
     @property
     def summary(self) -> str:
         """What is wrong and why, on one line, for an error or a note that this one is the cause of."""
-        return f"{self.what} {self.why}"
+        return f"{self.what} {self.why}".rstrip()
+
+    @property
+    def reason(self) -> str:
+        """Why, as a clause of a longer sentence: without the full stop."""
+        return self.why.rstrip(".")
 
 
 class UsageError(JacliError):

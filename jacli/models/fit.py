@@ -154,7 +154,7 @@ def _the_fitting_one(
         try:
             fitting.append((candidate, fit_to(candidate)))
         except (ModelError, UsageError) as error:
-            reasons.append(f"{candidate.name.rpartition(':')[2]}: {error.why.rstrip('.')}")
+            reasons.append(f"{candidate.name.rpartition(':')[2]}: {error.reason}")
     if len(fitting) == 1:
         return fitting[0]
     names = [one.name.rpartition(":")[2] for one in ([one for one, _ in fitting] or candidates)]

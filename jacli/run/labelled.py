@@ -83,7 +83,7 @@ def labelled(
     except ResultsError as error:
         if by is not None:
             raise
-        notes.append(f"no accuracy: {error.what} {error.why}")
+        notes.append(f"no accuracy: {error.summary}")
         return None, None
 
 

@@ -86,9 +86,9 @@ class References:
             restore_built_dtypes(loaded)
             module = loaded.module
         except JacliError as error:
-            note = f"rechecked against the model as it was loaded for the run. {error.what} {error.why or ''}"
-            if note.rstrip() not in self.notes:
-                self.notes.append(note.rstrip())
+            note = f"rechecked against the model as it was loaded for the run. {error.summary}"
+            if note not in self.notes:
+                self.notes.append(note)
             module = frozen_twin(network.module)
         if dtype is None:
             move(module, prepared.dtype, prepared.device, prepared.converted)
