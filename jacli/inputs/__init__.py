@@ -16,7 +16,7 @@ import numpy as np
 from jacli.errors import InputsError
 from jacli.inputs.check import check_dtype, check_rows, scale_notes
 from jacli.inputs.samples import sample_positions
-from jacli.inputs.source import InputSource, StoredArray, reading
+from jacli.inputs.source import InputSource, StoredArray, Wanted, reading
 from jacli.inputs.text_table import text_table
 from jacli.untrusted.content import MAX_EXPANSION, WHAT_TO_DO, Content, recognise_content, what_is_no_file
 
@@ -39,7 +39,7 @@ LOADERS = {
     Content.LEGACY_PICKLE: "jacli.inputs.torch_file:load_legacy_pickle",
     Content.HDF5: "jacli.inputs.hdf5_file:load_hdf5",
 }
-"""Content -> ``"module:function"``; the function takes (path, key) and returns a `StoredArray`."""
+"""Content -> ``"module:function"``; the function takes (path, `Wanted`) and returns a `StoredArray`."""
 
 RANDOM_PREFIX = "random:"
 
@@ -47,7 +47,12 @@ _MODELS = (Content.TORCHSCRIPT, Content.TORCHSCRIPT_1_1, Content.TORCH_EXPORT, C
 
 
 def open_inputs(
-    source: str, *, key: str | None = None, samples: str | None = None, seed: int = 0
+    source: str,
+    *,
+    key: str | None = None,
+    samples: str | None = None,
+    seed: int = 0,
+    named_by: str = Wanted.named_by,
 ) -> InputSource:
     """Open ``source`` and choose samples of it; rows are read later, a range at a time.
 
@@ -56,21 +61,23 @@ def open_inputs(
         key: Which array, where the file holds several: a name, a path with dots (.pt), or an HDF5 path.
         samples: Which samples, as `sample_positions` reads them; None takes all, in order.
         seed: For ``random:`` only.
+        named_by: What names the file, for messages: INPUTS, or an option such as ``--arg mask``.
 
     Raises:
         InputsError: No such file, not a file of inputs, damaged, or no array of numbers with samples.
         UsageError: ``samples`` or a ``random:`` shape that cannot be read.
     """
+    wanted = Wanted(key, named_by)
     if source.startswith(RANDOM_PREFIX):
         from jacli.inputs.random_normal import make_random
 
-        stored, path, format_name = make_random(source, key=key, seed=seed), None, "random"
+        stored, path, format_name = make_random(source, wanted, seed=seed), None, "random"
         room = None
     else:
         absolute = Path(source).absolute()
-        content = _recognise(source)
+        content = _recognise(source, wanted)
         with reading(source, content):
-            stored = _find_loader(content)(absolute, key)
+            stored = _find_loader(content)(absolute, wanted)
         path, format_name = str(absolute), content.value
         room = (stored.file_bytes or absolute.stat().st_size) + MAX_EXPANSION
     try:
@@ -88,19 +95,20 @@ def open_inputs(
     return InputSource(path=path, format=format_name, stored=stored, index=index, room=room)
 
 
-def _find_loader(content: Content) -> Callable[[Path, str | None], StoredArray]:
+def _find_loader(content: Content) -> Callable[[Path, Wanted], StoredArray]:
     module, function = LOADERS[content].split(":")
-    loader: Callable[[Path, str | None], StoredArray] = getattr(importlib.import_module(module), function)
+    loader: Callable[[Path, Wanted], StoredArray] = getattr(importlib.import_module(module), function)
     return loader
 
 
-def _recognise(source: str) -> Content:
+def _recognise(source: str, wanted: Wanted) -> Content:
     """The content of ``source``; refuses everything that holds no inputs, each by its name."""
     path = Path(source)
     try:
         if not os.path.exists(path):
             why, hint = what_is_no_file(source)
-            raise InputsError(f"{source}: no such file.", why=why, hint=hint or "Check the path of INPUTS.")
+            hint = hint or f"Check the path of {wanted.named_by}."
+            raise InputsError(f"{source}: no such file.", why=why, hint=hint)
         if not path.is_file() and not path.is_dir():
             raise InputsError(
                 f"{source} is not a regular file.",
@@ -119,7 +127,9 @@ def _recognise(source: str) -> Content:
         raise InputsError(
             what,
             why=f"It is a model ({content.value}), not an array of samples.",
-            hint="Give MODEL first and INPUTS second: `jacli compute model.pt inputs.npy`.",
+            hint="Give MODEL first and INPUTS second: `jacli compute model.pt inputs.npy`."
+            if wanted.of_inputs
+            else f"Give an array with {wanted.named_by}.",
         )
     if content in (Content.FOLDER, Content.IMAGE):
         article = "an" if content is Content.IMAGE else "a"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 
 from jacli.errors import InputsError
-from jacli.inputs.source import StoredArray, choose_key
+from jacli.inputs.source import StoredArray, Wanted, choose_key
 from jacli.untrusted.hdf5_chunks import checked
 from jacli.untrusted.hdf5_guard import examine_hdf5
 
@@ -17,7 +18,7 @@ with contextlib.suppress(ImportError):
     import hdf5plugin  # noqa: F401
 
 
-def load_hdf5(path: Path, key: str | None) -> StoredArray:
+def load_hdf5(path: Path, wanted: Wanted) -> StoredArray:
     """One dataset of an HDF5 file, read in slices."""
     found = examine_hdf5(path)
     if found.problem is not None:
@@ -27,10 +28,10 @@ def load_hdf5(path: Path, key: str | None) -> StoredArray:
     file = h5py.File(path, "r")
     try:
         shapes = _list_datasets(file)
-        wanted = key.strip("/") if key is not None else None
-        if wanted is None and str(file.attrs.get("schema", "")).startswith("jacli/"):
-            wanted = "inputs"
-        chosen = choose_key(path, shapes, wanted)
+        key = wanted.key.strip("/") if wanted.key is not None else None
+        if key is None and str(file.attrs.get("schema", "")).startswith("jacli/"):
+            key = "inputs"
+        chosen = choose_key(path, shapes, replace(wanted, key=key))
         dataset = checked(file[chosen])
         return StoredArray(
             chosen,

@@ -11,13 +11,13 @@ from typing import IO
 import numpy as np
 
 from jacli.errors import InputsError
-from jacli.inputs.source import StoredArray, choose_key, refuse_key
+from jacli.inputs.source import StoredArray, Wanted, choose_key, refuse_key
 from jacli.untrusted.zip_archive import check_zip
 
 
-def load_npy(path: Path, key: str | None) -> StoredArray:
+def load_npy(path: Path, wanted: Wanted) -> StoredArray:
     """A .npy file, memory-mapped."""
-    refuse_key(path, key, why="A NumPy array has no name.")
+    refuse_key(path, wanted, why="A NumPy array has no name.")
     # Python objects, a single number and no samples cannot be mapped; `open_inputs` refuses them by name.
     with path.open("rb") as file:
         shape, dtype = _read_header(file)
@@ -27,7 +27,7 @@ def load_npy(path: Path, key: str | None) -> StoredArray:
     return StoredArray(None, shape, dtype.newbyteorder("="), lambda start, stop: rows[start:stop])
 
 
-def load_npz(path: Path, key: str | None) -> StoredArray:
+def load_npz(path: Path, wanted: Wanted) -> StoredArray:
     """One member of a .npz file; only that member is read, whole, when its first rows are."""
     with path.open("rb") as file:
         members = check_zip(file, checksums=False)  # reading a member compares its checksum
@@ -36,7 +36,7 @@ def load_npz(path: Path, key: str | None) -> StoredArray:
             for name in members:
                 with archive.open(name) as member:
                     headers[name.removesuffix(".npy")] = _read_header(member)
-    chosen = choose_key(path, {name: shape for name, (shape, _) in headers.items()}, key)
+    chosen = choose_key(path, {name: shape for name, (shape, _) in headers.items()}, wanted)
     shape, dtype = headers[chosen]
     declared, there = math.prod(shape) * dtype.itemsize, members[f"{chosen}.npy"].file_size
     if declared > there and not dtype.hasobject:  # objects are refused by `open_inputs`

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from jacli.errors import UsageError
-from jacli.inputs.source import StoredArray, refuse_key
+from jacli.inputs.source import StoredArray, Wanted, refuse_key
 
 
-def make_random(source: str, *, key: str | None, seed: int) -> StoredArray:
+def make_random(source: str, wanted: Wanted, *, seed: int) -> StoredArray:
     """Standard normal float32 samples.
 
     Sample i comes from a generator of its own, ``numpy.random.default_rng((seed, i))``, so it is the
@@ -17,7 +17,7 @@ def make_random(source: str, *, key: str | None, seed: int) -> StoredArray:
     Raises:
         UsageError: The shape or the seed cannot be read.
     """
-    refuse_key(source, key, why="Random inputs are one array without a name.")
+    refuse_key(source, wanted, why="Random inputs are one array without a name.")
     shape = _parse_shape(source)
     if seed < 0:
         raise UsageError(

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import safe_open
 
 from jacli.errors import InputsError
-from jacli.inputs.source import StoredArray, choose_key
+from jacli.inputs.source import StoredArray, Wanted, choose_key
 from jacli.untrusted.content import path_as_text
 
 _DTYPES = {
@@ -19,12 +19,12 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def load_safetensors(path: Path, key: str | None) -> StoredArray:
+def load_safetensors(path: Path, wanted: Wanted) -> StoredArray:
     """One tensor of a safetensors file."""
     with ExitStack() as stack:
         file = stack.enter_context(safe_open(stack.enter_context(path_as_text(path)), framework="np"))
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        chosen = choose_key(path, shapes, key)
+        chosen = choose_key(path, shapes, wanted)
         stored_as = file.get_slice(chosen).get_dtype()
         if stored_as == "BF16":
             return _load_bfloat16(path, chosen, shapes[chosen])

@@ -165,41 +165,60 @@ def reading(name: str, format: str) -> Iterator[None]:
         ) from error
 
 
-def choose_key(path: object, arrays: Mapping[str, tuple[int, ...]], key: str | None) -> str:
-    """The array that ``key`` names, or the only one.
+@dataclass(frozen=True)
+class Wanted:
+    """Which array of a file is wanted.
+
+    Attributes:
+        key: Its name; None: the only one.
+        named_by: What names the file: INPUTS, or an option (``--arg mask``), which has no key.
+    """
+
+    key: str | None = None
+    named_by: str = "INPUTS"
+
+    @property
+    def of_inputs(self) -> bool:
+        """Whether the file is that of the inputs."""
+        return self.named_by == Wanted.named_by
+
+    @property
+    def remedy(self) -> str:
+        """What to do where a file holds several arrays."""
+        if self.of_inputs:
+            return "Name one of them with --inputs-key."
+        return f"Save the one that {self.named_by} means in a file of its own."
+
+
+def choose_key(path: object, arrays: Mapping[str, tuple[int, ...]], wanted: Wanted) -> str:
+    """The array that is wanted.
 
     Args:
         path: For the messages.
         arrays: Names and shapes of what the file holds.
-        key: What the user asked for, if anything.
+        wanted: What was asked for.
 
     Raises:
         InputsError: Unknown key; several arrays and no key; no array at all.
     """
     if not arrays:
         raise InputsError(f"{path} holds no array.", hint="Save the inputs as one array, shape (batch, ...).")
-    listing = _list_arrays(arrays)
+    listing, key = _list_arrays(arrays), wanted.key
     if key is not None:
         if key not in arrays:
             raise InputsError(
-                f"{path} holds no array {key!r}.",
-                why=f"It holds {listing}.",
-                hint="Name one of them with --inputs-key.",
+                f"{path} holds no array {key!r}.", why=f"It holds {listing}.", hint=wanted.remedy
             )
         return key
     if len(arrays) == 1:
         return next(iter(arrays))
-    if any(name.rpartition(".")[2] in ("weight", "bias") for name in arrays):
+    if wanted.of_inputs and any(name.rpartition(".")[2] in ("weight", "bias") for name in arrays):
         raise InputsError(
             f"{path} looks like the weights of a model.",
             why=f"It holds {listing}.",
             hint="Give MODEL first and INPUTS second, or name the array of inputs with --inputs-key.",
         )
-    raise InputsError(
-        f"{path} holds several arrays.",
-        why=f"They are {listing}.",
-        hint="Name one of them with --inputs-key.",
-    )
+    raise InputsError(f"{path} holds several arrays.", why=f"They are {listing}.", hint=wanted.remedy)
 
 
 _LISTED = 20
@@ -211,7 +230,7 @@ def _list_arrays(arrays: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(shown + more)
 
 
-def refuse_key(path: object, key: str | None, *, why: str) -> None:
+def refuse_key(path: object, wanted: Wanted, *, why: str) -> None:
     """Refuse a key where the file holds one array without a name."""
-    if key is not None:
-        raise InputsError(f"{path} holds no array {key!r}.", why=why, hint="Leave out --inputs-key.")
+    if wanted.key is not None:
+        raise InputsError(f"{path} holds no array {wanted.key!r}.", why=why, hint="Leave out --inputs-key.")

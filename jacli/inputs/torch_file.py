@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from jacli.errors import InputsError
-from jacli.inputs.source import StoredArray, choose_key, refuse_key
+from jacli.inputs.source import StoredArray, Wanted, choose_key, refuse_key
 from jacli.untrusted.content import path_as_text
 from jacli.untrusted.torch_archive import NoTorchSaveError, scan_torch_save
 
@@ -19,17 +19,17 @@ _MOST_PARTS = 100_000
 _DEEPEST = 50
 
 
-def load_torch_zip(path: Path, key: str | None) -> StoredArray:
+def load_torch_zip(path: Path, wanted: Wanted) -> StoredArray:
     """A zip archive of `torch.save`, memory-mapped."""
-    return _load(path, key, mmap=True)
+    return _load(path, wanted, mmap=True)
 
 
-def load_legacy_pickle(path: Path, key: str | None) -> StoredArray:
+def load_legacy_pickle(path: Path, wanted: Wanted) -> StoredArray:
     """A pickle of `torch.save` before PyTorch 1.6, read whole."""
-    return _load(path, key, mmap=False)
+    return _load(path, wanted, mmap=False)
 
 
-def _load(path: Path, key: str | None, *, mmap: bool) -> StoredArray:
+def _load(path: Path, wanted: Wanted, *, mmap: bool) -> StoredArray:
     with path.open("rb") as file:
         try:
             scan_torch_save(file, is_zip=mmap, mapped=mmap)
@@ -45,17 +45,17 @@ def _load(path: Path, key: str | None, *, mmap: bool) -> StoredArray:
     except pickle.UnpicklingError as error:
         if "weights_only" not in str(error).lower():
             raise
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         raise InputsError(
             f"{path} holds Python objects, not tensors alone.",
-            why=f"Loading it would run code: it asks for {wanted[1] if wanted else 'classes of its own'}.",
+            why=f"Loading it would run code: it asks for {asked[1] if asked else 'classes of its own'}.",
             hint="Save the tensor of inputs alone; a model comes first: `jacli compute MODEL INPUTS`.",
         ) from error
     if isinstance(loaded, torch.Tensor):
-        refuse_key(path, key, why="It holds one tensor without a name.")
+        refuse_key(path, wanted, why="It holds one tensor without a name.")
         return _as_stored(path, None, loaded)
     tensors = dict(_walk_tensors(path, loaded))
-    chosen = choose_key(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, key)
+    chosen = choose_key(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, wanted)
     return _as_stored(path, chosen, tensors[chosen])
 
 

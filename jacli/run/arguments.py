@@ -55,17 +55,8 @@ def read_arguments(
     return Arguments(constant, rowwise, hashed.hexdigest() if read else None)
 
 
-def _open(path: str, what: str) -> InputSource:
-    try:
-        return open_inputs(path)
-    except InputsError as error:
-        raise InputsError(
-            f"{what}: {error.what}", why=error.why, hint=f"Check the file given with {what}."
-        ) from error
-
-
 def _read_whole(path: str, what: str) -> np.ndarray:
-    with _open(path, what) as opened:
+    with open_inputs(path, named_by=what) as opened:
         return opened.read(0, len(opened))
 
 
@@ -75,7 +66,7 @@ def read_along(path: str, source: InputSource, what: str) -> np.ndarray:
     Raises:
         InputsError: It cannot be read, or has too few rows; it says ``what`` named the file.
     """
-    with _open(path, what) as other:
+    with open_inputs(path, named_by=what) as other:
         if len(other) <= int(source.index.max()):
             raise InputsError(
                 f"{what}: {path} has {count_of(len(other), 'row')}.",

@@ -109,6 +109,8 @@ def test_one_of_several_arrays(tmp_path: Path, save: Callable[[Path], object], k
         open_inputs(str(path))
     with pytest.raises(InputsError, match=rf"no array 'z'(?s:.*){key} \(11, 3, 5, 4\)"):
         open_inputs(str(path), key="z")
+    with pytest.raises(InputsError, match=r"several arrays(?s:.*)Save the one that --arg mask means"):
+        open_inputs(str(path), named_by="--arg mask")
 
 
 def test_a_result_file_gives_its_inputs(tmp_path: Path) -> None:
