@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from jacli.engine.engine import Engine
 from jacli.engine.module_cache import CachedPlan
 from jacli.engine.probed import padded, probed_network
 from jacli.engine.whole_result import WholeResult
-from jacli.errors import InputsError, ModelError, means_out_of_memory
+from jacli.errors import means_out_of_memory
 from jacli.models import LoadedModel
 from jacli.models.dtypes import as_dtype, real_dtypes
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
@@ -31,8 +32,8 @@ from jacli.run.call_arguments import (
     check_points,
     dtype_of,
     labels_of,
+    mistake_in_points,
     rows_of,
-    why_refused,
 )
 from jacli.run.placing import place
 from jacli.run.request import WantedOutputs, asked_of_call
@@ -277,20 +278,18 @@ class InMemoryRun:
             )
             _tell(placed.notes)
             return placed.network, placed.probed
-        try:
-            return probed_network(
-                module,
-                x,
-                rows,
-                arguments=self.constant,
-                signature=model,
-                select=select,
-                of=of,
-                batch_hints=hints,
-                alone=alone,
-            )
-        except (ModelError, InputsError) as refusal:
-            raise why_refused(module, self.x, refusal) from refusal
+        return probed_network(
+            module,
+            x,
+            rows,
+            arguments=self.constant,
+            signature=model,
+            select=select,
+            of=of,
+            batch_hints=hints,
+            alone=alone,
+            mistake=partial(mistake_in_points, module, self.x),
+        )
 
     @property
     def shapes(self) -> Shapes:

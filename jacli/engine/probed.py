@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from jacli.linear_map import Extra
 from jacli.network import TensorNetwork, input_parameter, parameters_of
-from jacli.verify import BATCH_SIZES, Probed, probe, repeated_rows
+from jacli.verify import BATCH_SIZES, Mistake, Probed, probe, repeated_rows
 
 
 def probed_network(
@@ -25,6 +25,7 @@ def probed_network(
     of: str = "logits",
     batch_hints: Sequence[int] = BATCH_SIZES,
     alone: bool = False,
+    mistake: Mistake | None = None,
 ) -> tuple[TensorNetwork, Probed]:
     """Wrap a frozen module and probe it on the first rows of the inputs.
 
@@ -39,6 +40,7 @@ def probed_network(
         of: See `TensorNetwork`.
         batch_hints: See `probe`.
         alone: See `probe`.
+        mistake: See `probe`.
     """
     names = (*(arguments or {}), *extra)
     network = TensorNetwork.of_module(
@@ -59,6 +61,7 @@ def probed_network(
         names=names,
         left_out=[name for name in others if name != inputs],
         alone=alone,
+        mistake=mistake,
     )
     network = replace(
         network,

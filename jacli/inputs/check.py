@@ -25,8 +25,12 @@ _MAX_SEARCHED_BYTES = 2**31
 """Largest inputs, in bytes, that are searched for every sample that is not finite, once one was found."""
 
 
-def check_dtype(dtype: np.dtype) -> None:
+def check_dtype(dtype: np.dtype, what: str = "") -> None:
     """Refuse inputs that have no derivative: only float16, float32 and float64 pass.
+
+    Args:
+        dtype: Of the inputs.
+        what: What is wrong with another one, where the inputs are no file.
 
     Raises:
         InputsError: With the remedy for this dtype.
@@ -47,7 +51,7 @@ def check_dtype(dtype: np.dtype) -> None:
     else:
         hint = "Save it as float32: x.astype('float32')."
     raise InputsError(
-        f"The inputs have dtype {dtype}.",
+        what or f"The inputs have dtype {dtype}.",
         why="A Jacobian is a derivative, so inputs must be floating numbers (float16, float32, float64).",
         hint=hint,
     )

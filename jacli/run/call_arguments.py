@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -87,12 +88,8 @@ def check_points(x: object, model: object = None) -> Tensor:
                 hint=f"Give {remedy}.",
             )
     if not x.is_floating_point():
-        try:
-            check_dtype(np.empty(0, str(x.dtype).removeprefix("torch.")).dtype)
-        except InputsError as error:
-            raise InputsError(f"x is {described(x)}.", why=error.why, hint=error.hint) from None
-        except TypeError:  # a dtype that NumPy does not have
-            pass
+        with suppress(TypeError):  # a dtype that NumPy does not have
+            check_dtype(np.dtype(str(x.dtype).removeprefix("torch.")), f"x is {described(x)}.")
     if not x.is_floating_point() or x.dim() < 1 or x.numel() == 0:
         raise InputsError(
             f"x is {described(x)}.",
@@ -162,36 +159,34 @@ def _check_device(x: Tensor, model: object) -> None:
         )
 
 
-def why_refused(model: object, x: Tensor, refusal: JacliError) -> JacliError:
-    """The refusal of a model, or the mistake behind it: a dtype, or a sample in place of a batch.
+def mistake_in_points(model: nn.Module, x: Tensor, said: str) -> JacliError | None:
+    """The mistake behind a model's own error, if it is a usual one: a dtype, or a sample in place of a batch.
 
     Args:
         model: Frozen; it is run on ``x[None]``.
         x: The points.
-        refusal: What the probe raised.
+        said: What the model says, as a sentence.
     """
-    kinds = real_dtypes(model) if isinstance(model, nn.Module) else frozenset()
-    if len(kinds) == 1 and x.dtype not in kinds and is_about_dtypes(refusal.why):
+    kinds = real_dtypes(model)
+    if len(kinds) == 1 and x.dtype not in kinds and is_about_dtypes(said):
         own, given = (str(kind).removeprefix("torch.") for kind in (*kinds, x.dtype))
         return InputsError(
             f"x is {given}, the model {own}.",
-            why=refusal.why,
+            why=said,
             hint=f'Give x.to(torch.{own}); or dtype="{given}", which converts a copy of the model.'
             if given in _DTYPES
             else f"Give x.to(torch.{own}).",
         )
-    if isinstance(refusal, InputsError) and callable(model):
-        try:
-            with torch.no_grad():
-                model(x[None])
-        except Exception:  # the model's own code may raise anything: then it is no lone sample
-            return refusal
-        return InputsError(
-            f"x of shape {tuple(x.shape)} has no batch axis, or the model needs another shape.",
-            why=f"The model does not accept it, but accepts {(1, *x.shape)}. {refusal.why}",
-            hint="Give x[None] if x is a single sample.",
-        )
-    return refusal
+    try:
+        with torch.no_grad():
+            model(x[None])
+    except Exception:  # the model's own code may raise anything: then it is no lone sample
+        return None
+    return InputsError(
+        f"x of shape {tuple(x.shape)} has no batch axis, or the model needs another shape.",
+        why=f"The model does not accept it, but accepts {(1, *x.shape)}. {said}",
+        hint="Give x[None] if x is a single sample.",
+    )
 
 
 def dtype_of(dtype: object) -> torch.dtype | None:

@@ -1,5 +1,6 @@
 """Trust: a probe before the run, checks of its batches, a recheck; always through the original model."""
 
+from jacli.verify.explain import Mistake
 from jacli.verify.independence import batch_failure, check_batch, check_gradients, check_state
 from jacli.verify.other_values import with_others_changed
 from jacli.verify.passes import PlainPasses
@@ -25,6 +26,7 @@ __all__ = [
     "BATCH_SIZES",
     "CROSS_SAMPLE_LIMIT",
     "MOST_ROWS",
+    "Mistake",
     "PlainPasses",
     "Probed",
     "Rechecked",

@@ -17,12 +17,17 @@ _MAX_NUMBERS_TRIED = 2**24
 _DEVICE_WORDS = ("same device", "at least two devices", "is on cpu", "on cpu, but")
 
 
+Mistake = Callable[[str], JacliError | None]
+"""What a model said, as a sentence -> the error of the mistake behind it, if it is one."""
+
+
 def explain_failure(
     run: Callable[[Tensor], Tensor],
     x: Tensor,
     error: Exception,
     names: Collection[str] = (),
     left_out: Collection[str] = (),
+    mistake: Mistake | None = None,
 ) -> JacliError:
     """An error that a user can act on, made from the one that torch raised.
 
@@ -32,10 +37,13 @@ def explain_failure(
         error: What the model raised for a batch of one.
         names: Of the further arguments of ``forward``; the error names one that the model's message names.
         left_out: Names of its arguments that keep their default values, such as None.
+        mistake: Who called knows more of the inputs: gives the error of a mistake in them, if it finds one.
     """
     said = f"The model says: {telling_line(error)}"
     shape = tuple(x.shape[1:])
     words = str(error).lower()
+    if mistake is not None and (found := mistake(said)) is not None:
+        return found
     if x.dtype == torch.float64 and is_about_dtypes(words):
         return ModelError(
             "The model does not run in float64.",

@@ -26,7 +26,7 @@ from jacli.errors.printable import capitalised
 from jacli.linear_map import Extra, Network
 from jacli.linear_map.agreement import finite, gaps
 from jacli.linear_map.tape import Tape
-from jacli.verify.explain import explain_failure
+from jacli.verify.explain import Mistake, explain_failure
 from jacli.verify.other_values import with_others_changed
 
 CROSS_SAMPLE_LIMIT = 1e-6
@@ -77,6 +77,7 @@ def probe(
     names: Collection[str] = (),
     left_out: Collection[str] = (),
     alone: bool = False,
+    mistake: Mistake | None = None,
 ) -> Probed:
     """Find out shapes and state of a network, and refuse one without a per-sample Jacobian.
 
@@ -89,6 +90,7 @@ def probe(
         left_out: Names of its arguments that keep their default values, for messages.
         alone: Whether each sample will be run in a batch of its own (``--batch-size 1``): it then has a
             Jacobian even if samples influence one another in larger batches.
+        mistake: See `explain_failure`.
 
     Raises:
         ModelError: The outputs are random, have no batch axis, are of another dtype than the inputs, or do
@@ -102,7 +104,9 @@ def probe(
             hint="Check how they were saved.",
         )
     with fork_random_state(x.device), torch.no_grad():
-        batch, fixed, squeezes_batch_of_one = _accepted_batch(network, x, extra, batch_hints, names, left_out)
+        batch, fixed, squeezes_batch_of_one = _accepted_batch(
+            network, x, extra, batch_hints, names, left_out, mistake
+        )
         try:
             return _probe_at(network, x, extra, batch, fixed, squeezes_batch_of_one)
         except MixingError:
@@ -160,6 +164,7 @@ def _accepted_batch(
     hints: Iterable[int],
     names: Collection[str],
     left_out: Collection[str],
+    mistake: Mistake | None,
 ) -> tuple[int, int | None, bool]:
     """A batch size to probe with, the only one accepted (or None), and whether a single sample fails."""
     two, one = (_attempt(network, x, extra, size) for size in (2, 1))
@@ -179,6 +184,7 @@ def _accepted_batch(
         one,
         names,
         left_out,
+        mistake,
     )
     started = time.monotonic()
     for size in dict.fromkeys(hints):
