@@ -122,19 +122,17 @@ def _inputs(path: str, key: str | None) -> dict[str, Any]:
 
 
 def _result_or_inputs(path: str, key: str | None) -> dict[str, Any]:
-    from jacli.store import describe_results
+    from jacli.store import UnreadableError, describe_results
 
     if key is not None:
         return _inputs(path, key)
     try:
         return {"kind": "result", "path": str(Path(path).resolve()), **describe_results(Path(path))}
-    except ResultsError as error:
-        try:
-            return _inputs(path, None)
-        except InputsError as inputs_error:
-            if "truncated" in str(error).lower():
-                raise error from None
-            raise inputs_error from None
+    except UnreadableError:
+        raise
+    except ResultsError:  # of another program
+        pass
+    return _inputs(path, None)
 
 
 def _probed(options: dict[str, Any]) -> dict[str, Any]:

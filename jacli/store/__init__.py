@@ -14,7 +14,7 @@ from jacli.store.paths import (
     tidy,
 )
 from jacli.store.progress import Progress, read_progress, remove_progress, write_progress
-from jacli.store.reader import Results, describe_results, open_results
+from jacli.store.reader import Results, UnreadableError, describe_results, open_results
 from jacli.store.schema import SCHEMA, ResultLayout, bytes_on_disk, dimension_names
 from jacli.store.uninterrupted import uninterrupted
 from jacli.store.writer import ResultWriter, WriteCancelled
@@ -27,6 +27,7 @@ __all__ = [
     "ResultWriter",
     "Results",
     "RunLock",
+    "UnreadableError",
     "WriteCancelled",
     "bytes_on_disk",
     "check_folder",

@@ -139,6 +139,10 @@ class Results:
         self.close()
 
 
+class UnreadableError(ResultsError):
+    """An HDF5 file that cannot be opened, whatever it holds."""
+
+
 Kind = TypeVar("Kind", bound=Results)
 
 
@@ -170,7 +174,7 @@ def open_as(kind: type[Kind], path: str | os.PathLike[str]) -> Kind:
     except OSError as error:
         if not h5py.is_hdf5(path):
             raise _not_results(path, "It is not an HDF5 file.") from error
-        raise ResultsError(
+        raise UnreadableError(
             f"{path} cannot be read.",
             why=f"{str(error).splitlines()[-1]}.",
             hint="Wait if it is being written; else it is damaged or truncated: copy or compute it again.",
