@@ -43,6 +43,7 @@ from jacli.cli.options import (
 from jacli.cli.stopping import finished
 from jacli.cli.streams import results_are_kept, say, show, show_json
 from jacli.errors.printable import count_of, join_words, quote_path
+from jacli.options.methods import CHAIN, METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +84,7 @@ def compute(
         option(
             "--method",
             panel=METHOD,
-            help="auto, loop, replicate, vmap, forward, adjoint, tangent or factored [auto].",
+            help=f"auto, {', '.join(METHODS)} or {CHAIN} [auto].",
             metavar="NAME",
         ),
     ] = None,

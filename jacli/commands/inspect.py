@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jacli import inputs as inputs_formats
+from jacli import models
 from jacli.errors import InputsError, JacliError, ResultsError, UsageError
 from jacli.options.config import from_options
 from jacli.options.table import flag_of
@@ -17,14 +19,6 @@ from jacli.untrusted.content import WHAT_TO_DO, Content, recognise_content, why_
 if TYPE_CHECKING:
     from jacli.run.batches import Run
 
-_MODELS = (
-    Content.TORCHSCRIPT,
-    Content.TORCH_EXPORT,
-    Content.TORCH_ZIP,
-    Content.LEGACY_PICKLE,
-    Content.SAFETENSORS,
-)
-_INPUTS = (Content.NPY, Content.NPZ)
 _ROWS = 1024
 _BYTES = 64 * 2**20
 """Bytes of rows examined."""
@@ -68,24 +62,22 @@ def inspect(
             hint="Check the path.",
         )
     content = recognise_content(file)
-    if content in _MODELS:
-        return _model_or_inputs(file, inputs_key)
-    if content in _INPUTS:
-        return _inputs(path, inputs_key)
     if content is Content.HDF5:
         return _result_or_inputs(path, inputs_key)
+    if content in models.LOADERS:
+        return _model_or_inputs(file, inputs_key)
+    if content in inputs_formats.LOADERS:
+        return _inputs(path, inputs_key)
     why, hint = WHAT_TO_DO.get(content, (f"It is: {content}.", "Give a model, inputs or a result."))
     raise InputsError(f"{path} is no model, inputs or result.", why=why, hint=hint)
 
 
 def _model_or_inputs(file: Path, key: str | None) -> dict[str, Any]:
     """Weights and inputs share two formats; few tensors of one length, or a key, mean inputs."""
-    from jacli.models import describe_model
-
     if key is not None:
         return _inputs(str(file), key)
     try:
-        return {"kind": "model", "path": str(file.resolve()), **describe_model(file)}
+        return {"kind": "model", "path": str(file.resolve()), **models.describe_model(file)}
     except JacliError:
         try:
             return _inputs(str(file), None)
@@ -96,9 +88,7 @@ def _model_or_inputs(file: Path, key: str | None) -> dict[str, Any]:
 
 def _inputs(path: str, key: str | None) -> dict[str, Any]:
     """Shape, dtype and range of an array; the range over its first rows."""
-    from jacli.inputs import open_inputs
-
-    with open_inputs(path, key=key) as source:
+    with inputs_formats.open_inputs(path, key=key) as source:
         row_bytes = math.prod(source.shape) * source.dtype.itemsize
         rows = source.read(0, max(1, min(len(source), _ROWS, _BYTES // max(1, row_bytes))))
         numbers = rows.dtype.kind in "fiub"

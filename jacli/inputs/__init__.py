@@ -138,7 +138,8 @@ def _recognise(source: str, wanted: Wanted) -> Content:
             why=f"It is {article} {content.value}, and jacli reads arrays.",
             hint="Preprocess them as for the model's training and save one .npy of shape (batch, c, h, w).",
         )
-    why, hint = text_table(path) or WHAT_TO_DO[content]
+    unread = WHAT_TO_DO.get(content, (f"It is: {content.value}.", "Give an array, such as a .npy file."))
+    why, hint = text_table(path) or unread
     raise InputsError(what, why=why, hint=hint)
 
 

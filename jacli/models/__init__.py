@@ -1,7 +1,7 @@
 """From a model file, or an architecture's name, to a frozen network on the CPU.
 
 One module a file format, found by what the file contains and never by its suffix.  Importing this
-package imports no torch: the entries of ``LOADERS`` and ``DESCRIBERS`` are resolved when used.
+package imports no torch: the entries of ``LOADERS`` are resolved when used.
 """
 
 from __future__ import annotations
@@ -20,25 +20,16 @@ from jacli.untrusted.content import WHAT_TO_DO, Content, recognise_model, what_i
 if TYPE_CHECKING:
     import torch
 
-LOADERS: dict[Content, str] = {
-    Content.TORCHSCRIPT: "jacli.models.torchscript:load_torchscript",
-    Content.TORCH_EXPORT: "jacli.models.exported:load_exported",
-    Content.TORCH_ZIP: "jacli.models.torch_save:load_torch_save",
-    Content.LEGACY_PICKLE: "jacli.models.torch_save:load_torch_save",
-    Content.SAFETENSORS: "jacli.models.safetensors_file:load_safetensors",
+LOADERS: dict[Content, tuple[str, str, str]] = {
+    Content.TORCHSCRIPT: ("torchscript", "load_torchscript", "describe_torchscript"),
+    Content.TORCH_EXPORT: ("exported", "load_exported", "describe_exported"),
+    Content.TORCH_ZIP: ("torch_save", "load_torch_save", "describe_torch_save"),
+    Content.LEGACY_PICKLE: ("torch_save", "load_torch_save", "describe_torch_save"),
+    Content.SAFETENSORS: ("safetensors_file", "load_safetensors", "describe_safetensors"),
 }
-"""Kind of file -> function (path, request) -> LoadedModel."""
+"""Kind of file -> module of this room, its function (path, request) -> LoadedModel, and (path) -> dict."""
 
-DESCRIBERS: dict[Content, str] = {
-    Content.TORCHSCRIPT: "jacli.models.torchscript:describe_torchscript",
-    Content.TORCH_EXPORT: "jacli.models.exported:describe_exported",
-    Content.TORCH_ZIP: "jacli.models.torch_save:describe_torch_save",
-    Content.LEGACY_PICKLE: "jacli.models.torch_save:describe_torch_save",
-    Content.SAFETENSORS: "jacli.models.safetensors_file:describe_safetensors",
-}
-"""Kind of file -> function (path) -> dict, ready for JSON."""
-
-__all__ = ["DESCRIBERS", "LOADERS", "LoadedModel", "describe_model", "load_anew", "load_model"]
+__all__ = ["LOADERS", "LoadedModel", "describe_model", "load_anew", "load_model"]
 
 _TOO_OLD = {
     Content.TORCHSCRIPT_1_1: "It is a TorchScript archive of PyTorch 1.0 or 1.1, no longer readable.",
@@ -97,7 +88,7 @@ def load_model(
     path = Path(source)
     if not os.path.exists(path):
         return replace(_load_untrained(source, request), source=source, request=request)
-    loaded: LoadedModel = _entry(LOADERS, path)(path.resolve(), request)
+    loaded: LoadedModel = _functions(path)[0](path.resolve(), request)
     return replace(loaded, source=source, request=loaded.request or request)
 
 
@@ -121,7 +112,7 @@ def load_anew(loaded: LoadedModel, *, dtype: torch.dtype | None = None) -> Loade
         same = path.is_file() and sha256_of(path) == loaded.sha256
         if not same:
             raise _other_since(loaded, "The file is gone, or its sha256 is not what it was.")
-        again = _entry(LOADERS, path)(path, request)
+        again = _functions(path)[0](path, request)
     if again.arch_sha256 != loaded.arch_sha256:
         raise _other_since(loaded, "The source file of its architecture has changed.")
     if again.weights_sha256 != loaded.weights_sha256:
@@ -149,7 +140,7 @@ def describe_model(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not os.path.exists(path):
         raise _no_such_file(str(path))
-    description: dict[str, Any] = _entry(DESCRIBERS, path)(path.resolve())
+    description: dict[str, Any] = _functions(path)[1](path.resolve())
     return description
 
 
@@ -168,18 +159,18 @@ def _load_untrained(source: str, request: ModelRequest) -> LoadedModel:
     return loaded
 
 
-def _entry(table: Mapping[Content, str], path: Path) -> Callable[..., Any]:
-    """The table's function for this file's content; ModelError where there is none."""
+def _functions(path: Path) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What loads and describes this file, by its content; ModelError where nothing does."""
     try:
         content = recognise_model(path)
     except OSError as error:
         raise ModelError(
             f"{path} cannot be read.", why=str(error), hint="Check the path and its permissions."
         ) from error
-    if content in table:
-        module, function = table[content].split(":")
-        entry: Callable[..., Any] = getattr(importlib.import_module(module), function)
-        return entry
+    if content in LOADERS:
+        name, load, describe = LOADERS[content]
+        module = importlib.import_module(f"{__name__}.{name}")
+        return getattr(module, load), getattr(module, describe)
     if content is Content.TEXT and (names := _callables_in(path)):
         why = (
             f"It is Python code, which is not run without a name. At its top it defines: {', '.join(names)}."
