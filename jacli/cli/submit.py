@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from jacli.cli.compute import compute
 from jacli.cli.options import option
 from jacli.cli.streams import results_are_kept, say, show_json
+from jacli.cluster.launchers import LAUNCHERS
 from jacli.cluster.slurm import NOT_OF_TASKS, compress
 from jacli.errors.printable import quote_path
 
@@ -23,6 +24,15 @@ SLURM = "Slurm"
 def _array_options(
     shards: Annotated[
         str | None, option("--shards", panel=SLURM, help="Tasks that share the samples.", metavar="N")
+    ] = None,
+    launcher: Annotated[
+        str | None,
+        option(
+            "--launcher",
+            panel=SLURM,
+            help=f"What starts them: {', '.join(LAUNCHERS)} [slurm].",
+            metavar="NAME",
+        ),
     ] = None,
     partition: Annotated[
         str | None, option("--partition", panel=SLURM, help="Where to run.", metavar="NAME")

@@ -10,17 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from jacli.cluster import shard_path, shards_beside
-from jacli.cluster.queue import (
-    Array,
-    Submitted,
-    cancel,
-    queued_tasks,
-    read_submitted,
-    require_sbatch,
-    sbatch,
-    write_submitted,
-)
-from jacli.cluster.slurm import Job, render_array, render_merge
+from jacli.cluster.launchers import LAUNCHERS, Launcher
+from jacli.cluster.queue import Array, Submitted, read_submitted, write_submitted
+from jacli.cluster.slurm import Job
 from jacli.commands.submit_options import SlurmOptions, refuse_unprintable, resolve_submission
 from jacli.errors import ModelError, OutputError, UsageError
 from jacli.errors.printable import count_of, join_words
@@ -40,6 +32,7 @@ class Submission:
     """The tasks to submit, and why the others are not.
 
     Attributes:
+        launcher: What they are handed to.
         job: The run; its ``shards`` are those missing.
         array: Script of the array; None where no shard is missing.
         merge: Script of the merge job; None where one is queued already, or the merged file is there.
@@ -51,6 +44,7 @@ class Submission:
         notes: What the user must be told.
     """
 
+    launcher: Launcher
     job: Job
     array: str | None
     merge: str | None
@@ -94,7 +88,7 @@ def plan_submission(flags: Mapping[str, Any]) -> Submission:
     )
     refuse_unprintable(job)
     check_place(out, overwrite=True)
-    return _plan(job)
+    return _plan(LAUNCHERS[asked.launcher], job)
 
 
 def _check_model_and_inputs(config: RunConfig, asked: SlurmOptions) -> None:
@@ -129,13 +123,15 @@ def _current_folder() -> Path:
     return Path.cwd()
 
 
-def _plan(job: Job) -> Submission:
+def _plan(launcher: Launcher, job: Job) -> Submission:
     if job.out.exists() and not job.overwrite:
         every = tuple(range(1, job.count + 1))
-        return Submission(job, None, None, (), None, every, (), {}, (f"{job.out} is there already",))
+        return Submission(
+            launcher, job, None, None, (), None, every, (), {}, (f"{job.out} is there already",)
+        )
     before = read_submitted(job.logs)
     jobs = [array.job for array in before.arrays] + ([before.merge] if before.merge else [])
-    tasks = queued_tasks(jobs)
+    tasks = launcher.queued_tasks(jobs)
     notes = [] if tasks is not None else ["squeue is not here: tasks in the queue are not left out"]
     tasks = tasks or {}
     active = [array for array in before.arrays if array.job in tasks]
@@ -154,9 +150,10 @@ def _plan(job: Job) -> Submission:
     wants_merge = bool(missing) or (merge_queued is None and (bool(queued) or not written))
     notes += _notes(job, before, started=bool(complete or queued))
     return Submission(
+        launcher=launcher,
         job=job,
-        array=render_array(job) if missing else None,
-        merge=render_merge(job) if wants_merge else None,
+        array=launcher.render_array(job) if missing else None,
+        merge=launcher.render_merge(job) if wants_merge else None,
         after=tuple(array.job for array in active),
         superseded=merge_queued if wants_merge else None,
         complete=tuple(sorted(complete)),
@@ -210,23 +207,23 @@ def submit(submission: Submission) -> Handed:
         UsageError: There is no sbatch, or it refuses a script.
         OutputError: The folder cannot be written.
     """
-    job = submission.job
+    job, launcher = submission.job, submission.launcher
     array: str | None = None
     if submission.array is None and submission.merge is None:
         return Handed(None, None)
-    require_sbatch()
+    launcher.require()
     before = read_submitted(job.logs)
     active = tuple(a for a in before.arrays if a.job in submission.after)
     if submission.array is not None:
-        array = sbatch(_written(job.logs / "array.sh", submission.array))
+        array = launcher.submit(_written(job.logs / "array.sh", submission.array))
         active = (*active, Array(array, job.count, job.arguments))
         write_submitted(job.logs, Submitted(active, before.merge))
     if submission.superseded is not None:
-        cancel(submission.superseded)
+        launcher.cancel(submission.superseded)
     merge: str | None = None
     if submission.merge is not None:
         after = [a.job for a in active]
-        merge = sbatch(_written(job.logs / "merge.sh", submission.merge), after=after)
+        merge = launcher.submit(_written(job.logs / "merge.sh", submission.merge), after=after)
         write_submitted(job.logs, Submitted(active, merge))
     return Handed(array, merge)
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jacli.cluster.launchers import LAUNCHERS
 from jacli.cluster.slurm import NOT_OF_TASKS, Job, Resources
 from jacli.errors import JacliError, UsageError
 from jacli.options.config import parse_values
 from jacli.options.table import OPTIONS, POSITIONAL, File, RunConfig, flag_of, names_of
-from jacli.options.values import parse_text, whole
+from jacli.options.values import one_of, parse_text, whole
 from jacli.run.config_file import resolve_options
 
 _NOT_PASSED_ON = names_of(lambda o: o.positional or o.file is File.WRITTEN or o.task == "submit")
@@ -28,6 +29,7 @@ class SlurmOptions:
     """
 
     shards: int
+    launcher: str = "slurm"
     partition: str | None = None
     account: str | None = None
     time: str | None = None
@@ -223,6 +225,7 @@ def _parse_sbatch(values: list[str]) -> tuple[tuple[str, str], ...]:
 
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "shards": _parse_shards,
+    "launcher": one_of(*LAUNCHERS),
     "partition": parse_text,
     "account": parse_text,
     "time": _parse_time,
