@@ -6,8 +6,6 @@ import ast
 import dataclasses
 import inspect
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,63 +110,6 @@ def test_the_answers_of_a_row_fit_together(name: str):
         assert option.task == "task"
     if option.file is File.WRITTEN:
         assert option.changes is Changes.NOTHING and not option.repeated
-
-
-WITH_A_NEW_OPTION = """
-import dataclasses
-import sys
-from typing import Annotated
-
-from jacli.options import config, table
-from jacli.options.values import whole
-
-
-@dataclasses.dataclass(frozen=True)
-class Deeper(table.RunConfig):
-    depth: Annotated[int, table.Option(whole(1), table.Changes.NUMBERS, plan=True)] = 3
-
-
-table.RunConfig = config.RunConfig = Deeper
-table.OPTIONS |= table.options_of(Deeper)
-
-from jacli.commands.compute import run_compute
-from jacli.errors import JacliError
-from jacli.run.config_file import resolve_options
-from jacli.store import open_results
-
-model, inputs = sys.argv[1:]
-with open("run.toml", "w") as file:
-    file.write("depth = 4")
-files = {"model": model, "inputs": inputs, "classes": "top:1"}
-for name, given in {
-    "usual": {},
-    "given": {"depth": "5"},
-    "by file": {"config": "run.toml"},
-    "again": {"config": "out.h5"},
-    "other": {"depth": "6"},
-    "wrong": {"depth": "0"},
-}.items():
-    out = "out.h5" if name in ("given", "other") else name + ".h5"
-    try:
-        options = resolve_options({**files, **given, "out": out})
-        run_compute(options, command="test")
-        with open_results(out) as results:
-            print(name, options.depth, results.json("config")["depth"])
-    except JacliError as error:
-        print(name, error.exit_code, " ".join(str(error).split()))
-"""
-
-
-def test_a_new_option_is_a_row_and_a_flag(tmp_path: Path):
-    """A throw-away option is parsed, refused, written to a result, read back and compared with it."""
-    files = [ROOT / "sample_models" / name for name in ("digits_cnn.pt", "digits.npy")]
-    command = [sys.executable, "-c", WITH_A_NEW_OPTION, *map(str, files)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    usual, given, by_file, again, other, wrong = done.stdout.splitlines()
-    assert [usual, given, by_file, again] == ["usual 3 3", "given 5 5", "by file 4 4", "again 5 5"]
-    assert other.startswith("other 4 ") and "--depth was 5, is 6" in other
-    assert wrong.startswith("wrong 2 --depth 0 is wrong")
 
 
 def test_what_is_derived():
