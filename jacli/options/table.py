@@ -60,7 +60,9 @@ class File(Enum):
     WHOLE = auto()
     """Its value is what is read, and is compared by its content: it may have moved."""
     INSIDE = auto()
-    """Its value holds names of files that are read."""
+    """Those of its values that begin with ``@`` are read."""
+    EACH = auto()
+    """Each of its values is read."""
     WRITTEN = auto()
     """Its value is written."""
 
@@ -123,8 +125,8 @@ class RunConfig:
     arg: Annotated[Mapping[str, Any], Option(parse_arguments, _NUMBERS, plan=True, file=File.INSIDE)] = field(
         default_factory=dict
     )
-    constant: Annotated[Mapping[str, str], Option(parse_files, _NUMBERS, plan=True, file=File.INSIDE)] = (
-        field(default_factory=dict)
+    constant: Annotated[Mapping[str, str], Option(parse_files, _NUMBERS, plan=True, file=File.EACH)] = field(
+        default_factory=dict
     )
     input_arg: Annotated[str | None, Option(parse_dotted_name, _NUMBERS, plan=True)] = None
     select: Annotated[str | None, Option(parse_name_or_index, _NUMBERS, plan=True)] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from jacli.cluster import shard_of_environment, shard_path
 from jacli.errors import ResultsError, UsageError
 from jacli.models.names import absolute_name, model_runs_code, runs_own_code, split_name
 from jacli.options.config import from_options
-from jacli.options.table import RunConfig, names_of
+from jacli.options.table import OPTIONS, File, RunConfig, names_of
 from jacli.options.values import Shard
 from jacli.untrusted.content import Content, recognise_content, why_unseen
 
@@ -35,19 +35,32 @@ def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
         config = replace(config, repeated_arch_sha256=recorded)
         if not (set(given) - again) & set(CHANGES_PLAN):
             config = replace(config, repeated_plan=_recorded_plan(path))
-    read = [config.model, config.inputs, config.labels, path, split_name(config.arch or "")[0]]
-    read += [value[1:] for value in config.arg.values() if isinstance(value, str) and value.startswith("@")]
-    read += config.constant.values()
     _check_arguments(config.arg)
     out = result_path(config)
+    read = [*_files_read(config), *([str(path)] if path else [])]
     for file in read:
-        if file and os.path.exists(out) and os.path.exists(file) and out.samefile(file):
+        if os.path.exists(out) and os.path.exists(file) and out.samefile(file):
             raise UsageError(
                 f"{out} is both read and written.",
                 why="--out would replace it with the result.",
                 hint="Give --out another name.",
             )
     return config
+
+
+def _files_read(config: RunConfig) -> Iterator[str]:
+    """Names of the files that a run reads; of code, that of its file."""
+    for name, option in OPTIONS.items():
+        value = getattr(config, name)
+        match option.file:
+            case File.WHOLE if value:
+                yield value
+                if runs_own_code(value):
+                    yield split_name(value)[0]
+            case File.INSIDE:
+                yield from (v[1:] for v in value.values() if isinstance(v, str) and v.startswith("@"))
+            case File.EACH:
+                yield from value.values()
 
 
 def _check_arguments(arguments: Mapping[str, Any]) -> None:

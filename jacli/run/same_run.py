@@ -24,7 +24,7 @@ MAY_DIFFER = names_of(lambda o: o.changes in (Changes.NOTHING, Changes.ROUNDING,
 NOTED = names_of(lambda option: option.changes is Changes.ROUNDING_NOTED)
 """Options that change numbers by rounding only, which is said where they differ."""
 
-_READ = names_of(lambda option: option.file in (File.WHOLE, File.INSIDE))
+_READ = names_of(lambda option: option.file in (File.WHOLE, File.INSIDE, File.EACH))
 """Options that name files: a task may have read its own copy, in another folder."""
 
 _SAME = {

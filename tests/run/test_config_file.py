@@ -132,6 +132,14 @@ def test_a_file_that_is_read_is_never_replaced(folder: Path, read: str) -> None:
     assert (folder / read).read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "options", [{"model": "arch.py:make"}, {"constant": {"edges": "arch.py"}}, {"arg": {"mask": "@arch.py"}}]
+)
+def test_whatever_names_it(folder: Path, options: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="both read and written"):
+        resolve_options({"model": "weights.pt", "inputs": "x.npy", **options, "out": "arch.py"})
+
+
 def test_a_pipe_is_not_replaced(folder: Path) -> None:
     os.mkfifo("pipe")
     with pytest.raises(OutputError, match="no regular file"):
