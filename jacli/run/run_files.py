@@ -144,7 +144,7 @@ def _finished(path: Path, shard: Shard | None) -> FileStatus:
     try:
         samples = count_samples(path)
     except ResultsError as error:
-        return FileStatus(path, shard, "failed", reason=f"{error.what} {error.why}".strip())
+        return FileStatus(path, shard, "failed", reason=error.summary)
     return FileStatus(path, shard, "complete", samples, samples)
 
 
