@@ -3,7 +3,7 @@
 import pytest
 
 from jacli.errors import UsageError
-from jacli.options.config import from_options
+from jacli.options.config import MissingError, from_options
 from jacli.options.methods import AUTOGRAD_METHODS
 from jacli.options.table import OPTIONS, RunConfig
 from jacli.options.values import Classes
@@ -29,6 +29,18 @@ def test_all_wrong_options_are_named_at_once():
         "INPUTS",
     ):
         assert words in str(caught.value)
+
+
+def test_a_missing_argument_is_named_beside_a_wrong_option_of_a_like_name():
+    with pytest.raises(UsageError, match=r"--inputs-key '' is wrong(?s:.*)No INPUTS given") as caught:
+        from_options({"model": "m.pt", "inputs_key": ""})
+    assert [type(problem) for problem in caught.value.problems] == [UsageError, MissingError]
+
+
+def test_one_wrong_option_keeps_its_remedy_beside_the_help():
+    with pytest.raises(UsageError) as caught:
+        from_options({**BASE, "save": "none", "compress": "gzip"})
+    assert caught.value.hint == "Leave one of them out. `jacli compute --help` lists every option."
 
 
 @pytest.mark.parametrize(
