@@ -167,7 +167,7 @@ CALLS = {
     "model inspected": "inspect three.scale --json",
     "inputs inspected": "inspect two.rows --json",
     "model as inputs": "compute three.scale three.scale -o wrong.h5",
-    "launcher": f"submit {INVERSE.removeprefix('compute ')} --shards 2 --launcher shell --print",
+    "launcher": f"submit {INVERSE.removeprefix('compute ')} --shards 2 --for shell --print",
     "option": "compute three.scale two.rows -o option.h5 --depth 5",
     "option again": "compute three.scale two.rows -o option.h5 --depth 6",
     "option repeated": "compute --config option.h5 -o repeated.h5",

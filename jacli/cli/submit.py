@@ -25,10 +25,10 @@ def _array_options(
     shards: Annotated[
         str | None, option("--shards", panel=SLURM, help="Tasks that share the samples.", metavar="N")
     ] = None,
-    launcher: Annotated[
+    for_: Annotated[
         str | None,
         option(
-            "--launcher",
+            "--for",
             panel=SLURM,
             help=f"What starts them: {', '.join(LAUNCHERS)} [slurm].",
             metavar="NAME",

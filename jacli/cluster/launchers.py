@@ -41,4 +41,4 @@ class Launcher:
 LAUNCHERS = {
     "slurm": Launcher(render_array, render_merge, require_sbatch, sbatch, queued_tasks, cancel),
 }
-"""Every launcher by the name that ``--launcher`` takes."""
+"""Every launcher by the name that ``jacli submit --for`` takes."""

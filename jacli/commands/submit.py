@@ -88,7 +88,7 @@ def plan_submission(flags: Mapping[str, Any]) -> Submission:
     )
     refuse_unprintable(job)
     check_place(out, overwrite=True)
-    return _plan(LAUNCHERS[asked.launcher], job)
+    return _plan(LAUNCHERS[asked.for_], job)
 
 
 def _check_model_and_inputs(config: RunConfig, asked: SlurmOptions) -> None:

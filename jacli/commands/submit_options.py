@@ -29,7 +29,7 @@ class SlurmOptions:
     """
 
     shards: int
-    launcher: str = "slurm"
+    for_: str = "slurm"
     partition: str | None = None
     account: str | None = None
     time: str | None = None
@@ -225,7 +225,7 @@ def _parse_sbatch(values: list[str]) -> tuple[tuple[str, str], ...]:
 
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "shards": _parse_shards,
-    "launcher": one_of(*LAUNCHERS),
+    "for_": one_of(*LAUNCHERS),
     "partition": parse_text,
     "account": parse_text,
     "time": _parse_time,

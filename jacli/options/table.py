@@ -204,7 +204,7 @@ def flag_of(name: str, value: object = None) -> str:
     >>> flag_of("batch_size"), flag_of("model"), flag_of("save_inputs", False)
     ('--batch-size', 'MODEL', '--no-save-inputs')
     """
-    hyphened = name.replace("_", "-")
+    hyphened = name.rstrip("_").replace("_", "-")  # `for_`: a keyword of Python
     return name.upper() if name in POSITIONAL else f"--no-{hyphened}" if value is False else f"--{hyphened}"
 
 
