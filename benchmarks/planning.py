@@ -36,7 +36,7 @@ class Network:
 
     @property
     def passes(self) -> int:
-        """Reverse passes a sample."""
+        """Reverse passes per sample."""
         return self.width or self.classes
 
     @property
@@ -87,7 +87,7 @@ def time_table() -> str:
     hours = " | ".join(f"hours, {samples:,} samples" for samples in SAMPLES)
     example = " | ".join(f"hours at {TERAFLOPS:.0f} TFLOP/s, {samples:,}" for samples in SAMPLES)
     lines = [
-        f"| network | passes | TFLOP a sample | s a sample, 2 cores | {hours} | {example} |",
+        f"| network | passes | TFLOP per sample | s per sample, 2 cores | {hours} | {example} |",
         f"| --- {'| ---: ' * 7}|",
     ]
     for network in NETWORKS:

@@ -177,7 +177,8 @@ def markdown(about: str, figures: list[Figure]) -> str:
     """The section of the results file."""
     machine = report.machine(torch.device("cpu"))
     lines = [f"{time.strftime('%Y-%m-%d')}; {machine}; {about}.", ""]
-    lines += [f"Each a process of its own; allowed are {SECONDS:.0f} s and {BYTES / 2**20:.0f} MiB.", ""]
+    limits = f"{SECONDS:.0f} s and {BYTES / 2**20:.0f} MiB"
+    lines += [f"Each command ran in its own process; each may take at most {limits}.", ""]
     lines += ["| command | seconds | peak MiB |", "| --- | ---: | ---: |"]
     lines += [f"| {f.what} | {f.seconds:.1f} | {f.peak / 2**20:.0f} |" for f in figures]
     return "\n".join([*lines, ""])
