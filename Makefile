@@ -28,7 +28,7 @@ test: $(VENV)/.test ## Run the tests, but not the slow ones
 test-slow: $(VENV)/.test ## Run the slow tests: memory on files of 2 GB, an array on a real Slurm
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal --durations 20 -m slow --timeout 900
 
-test-exhaustive: $(VENV)/.test ## The adjoint program over every torchvision family, and its rules below autograd (ten minutes)
+test-exhaustive: $(VENV)/.test ## The linear program over every torchvision family, and its rules below autograd (ten minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal --durations 20 -m exhaustive --timeout 900
 
 check: format-check lint types contracts test ## Format, lint, types, import contracts, tests
@@ -55,7 +55,7 @@ sample-models: $(VENV)/.test ## Train the sample models again
 bench: $(VENV)/.test ## Time jacli against what a PyTorch user could write; refresh benchmarks/RESULTS.md (an hour)
 	$(PY) -m benchmarks.compare --markdown benchmarks/RESULTS.md
 
-bench-adjoint: $(VENV)/.test ## Profile the adjoint program, map by map; refresh benchmarks/RESULTS.md
+bench-adjoint: $(VENV)/.test ## Profile the linear program, map by map; refresh benchmarks/RESULTS.md
 	$(PY) -m benchmarks.adjoint --markdown benchmarks/RESULTS.md
 
 bench-memory: $(VENV)/.jacli ## Peak memory of one ResNet-18 sample under --memory 1GiB

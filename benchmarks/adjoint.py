@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     device = device_asked()
     precisions = precisions_of(device, torch.float32)
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.adjoint", description="Where the time of the adjoint program goes."
+        prog="python -m benchmarks.adjoint", description="Where the linear program spends its time."
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=WORKLOADS, help=", ".join(WORKLOADS))
     parser.add_argument("--precision", nargs="+", choices=precisions, default=precisions)
@@ -219,7 +219,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = section(report.about(device, rates), profiles, options.top)
     print(text)
     if options.markdown:
-        title = f"Where the adjoint program spends its time ({device.type})"
+        title = f"Where the linear program spends its time ({device.type})"
         report.refresh(options.markdown, f"adjoint {device.type}", text, title=title)
     return 0
 

@@ -60,5 +60,5 @@ def test_a_quick_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str], dev
     text = tables.read_text()
     assert text.count("| lenet, 4 x 10 cotangents |") == len(precisions_of(device, torch.float32))
     assert text.count("| Convolution | 3 |") == 1
-    assert text.split("-->")[1].strip().startswith("## Where the adjoint program spends its time")
+    assert text.split("-->")[1].strip().startswith("## Where the linear program spends its time")
     assert "lenet, 4 x 10 cotangents:" in capsys.readouterr().out
