@@ -28,6 +28,15 @@ def from_options(options: Mapping[str, Any]) -> RunConfig:
 def parsed_options(options: Mapping[str, Any], *, needed: Sequence[str] = ()) -> dict[str, Any]:
     """Parse and check options of any origin; ``None`` values count as not given.
 
+    >>> parsed_options({"classes": "0,3", "precision": None})
+    {'classes': Classes(kind='indices', indices=(0, 3), k=0)}
+    >>> parsed_options({"metod": "loop"})
+    Traceback (most recent call last):
+        ...
+    jacli.errors.UsageError: There is no option 'metod'.
+    It is not among jacli compute's options.
+    Did you mean method or model?
+
     Args:
         options: Option name (underscores) to text, or to a value as TOML and JSON have them.
         needed: Options that must be given.

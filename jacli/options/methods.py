@@ -88,7 +88,11 @@ class Method:
 
 
 def trace_refusal(*, fixed_batch: int | None) -> str | None:
-    """Why a model that accepts only one batch size cannot be traced, or None."""
+    """Why a model that accepts only one batch size cannot be traced, or None.
+
+    >>> trace_refusal(fixed_batch=None), trace_refusal(fixed_batch=16)
+    (None, 'the network is traced at two batch sizes, and the model accepts 16 only')
+    """
     if fixed_batch is None:
         return None
     return f"the network is traced at two batch sizes, and the model accepts {fixed_batch} only"

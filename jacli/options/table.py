@@ -13,18 +13,15 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum, auto
 from typing import Annotated, Any, Literal, get_type_hints
 
+from jacli.options.assignments import parse_arguments, parse_assignments, parse_dotted_name, parse_files
 from jacli.options.methods import METHOD_NAMES, PRECISIONS
 from jacli.options.values import (
     Classes,
     Shard,
     one_of,
-    parse_arguments,
-    parse_assignments,
     parse_classes,
     parse_device,
-    parse_dotted_name,
     parse_dtype,
-    parse_files,
     parse_flag,
     parse_fraction,
     parse_listed,

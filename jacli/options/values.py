@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,21 +41,43 @@ class Classes:
 
 
 def parse_text(value: Any) -> str:
-    """A text that is not empty."""
+    """A text that is not empty.
+
+    >>> parse_text("resnet18")
+    'resnet18'
+    >>> parse_text("")
+    Traceback (most recent call last):
+        ...
+    ValueError: a non-empty text
+    """
     if not isinstance(value, str) or not value:
         raise ValueError("a non-empty text")
     return value
 
 
 def parse_flag(value: Any) -> bool:
-    """A truth value."""
+    """A truth value.
+
+    >>> parse_flag(True)
+    True
+    >>> parse_flag("yes")
+    Traceback (most recent call last):
+        ...
+    ValueError: true or false
+    """
     if isinstance(value, bool):
         return value
     raise ValueError("true or false")
 
 
 def one_of(*names: str) -> Callable[[Any], str]:
-    """A parser of these names."""
+    """A parser of these names.
+
+    >>> one_of("full", "factors", "none")("factor")
+    Traceback (most recent call last):
+        ...
+    ValueError: one of full, factors, none (did you mean factors?)
+    """
 
     def parse(value: Any) -> str:
         if value in names:
@@ -69,7 +90,15 @@ def one_of(*names: str) -> Callable[[Any], str]:
 
 
 def whole(minimum: int, maximum: int = 2**63 - 1) -> Callable[[Any], int]:
-    """A parser of whole numbers in a range."""
+    """A parser of whole numbers in a range.
+
+    >>> whole(0)("7")
+    7
+    >>> whole(1)(0)
+    Traceback (most recent call last):
+        ...
+    ValueError: a whole number of at least 1
+    """
 
     def parse(value: Any) -> int:
         try:
@@ -84,7 +113,11 @@ def whole(minimum: int, maximum: int = 2**63 - 1) -> Callable[[Any], int]:
 
 
 def parse_whole_or_auto(value: Any) -> int | None:
-    """A whole number of at least 1; None for ``auto``."""
+    """A whole number of at least 1; None for ``auto``.
+
+    >>> parse_whole_or_auto("32"), parse_whole_or_auto("auto")
+    (32, None)
+    """
     if value == "auto":
         return None
     try:
@@ -94,7 +127,11 @@ def parse_whole_or_auto(value: Any) -> int | None:
 
 
 def parse_seconds(value: Any) -> float:
-    """Seconds above 0."""
+    """Seconds above 0.
+
+    >>> parse_seconds("0.5")
+    0.5
+    """
     try:
         number = float(value) if not isinstance(value, bool) else 0.0
     except (TypeError, ValueError):
@@ -105,7 +142,11 @@ def parse_seconds(value: Any) -> float:
 
 
 def parse_fraction(value: Any) -> float:
-    """A relative error: above 0 and below 1."""
+    """A relative error: above 0 and below 1.
+
+    >>> parse_fraction("1e-4")
+    0.0001
+    """
     try:
         number = float(value) if not isinstance(value, bool) else 0.0
     except (TypeError, ValueError):
@@ -123,7 +164,11 @@ _UNITS = {"": 1, "b": 1} | {
 
 
 def parse_size(value: Any) -> int:
-    """Bytes, from ``4GiB``, ``500MB`` or a number; ``4G`` counts in 1024 as Slurm does."""
+    """Bytes, from ``4GiB``, ``500MB`` or a number; ``4G`` counts in 1024 as Slurm does.
+
+    >>> parse_size("4GiB"), parse_size("500MB"), parse_size("4G")
+    (4294967296, 500000000, 4294967296)
+    """
     match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*([a-z]*)", str(value).strip().lower())
     if isinstance(value, bool) or match is None or match[2] not in _UNITS:
         raise ValueError("a size in bytes, such as 4GiB, 500MB or 4000000000")
@@ -134,7 +179,11 @@ def parse_size(value: Any) -> int:
 
 
 def parse_singular_values(value: Any) -> str | int:
-    """``auto``, ``all``, ``none`` or a number."""
+    """``auto``, ``all``, ``none`` or a number.
+
+    >>> parse_singular_values("all"), parse_singular_values("10")
+    ('all', 10)
+    """
     if value in ("auto", "all", "none"):
         return str(value)
     try:
@@ -144,14 +193,22 @@ def parse_singular_values(value: Any) -> str | int:
 
 
 def parse_device(value: Any) -> str:
-    """A device's name."""
+    """A device's name.
+
+    >>> parse_device("cuda:1")
+    'cuda:1'
+    """
     if isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
         return value
     raise ValueError("auto, cpu, cuda or cuda:N")
 
 
 def joined(value: Any) -> str:
-    """A list of a TOML file as it would be typed."""
+    """A list of a TOML file as it would be typed.
+
+    >>> joined([0, 3, 7]), joined("top:5")
+    ('0,3,7', 'top:5')
+    """
     return ",".join(str(v) for v in value) if isinstance(value, (list, tuple)) else str(value)
 
 
@@ -170,7 +227,15 @@ _LISTED_CLASSES = 10
 
 
 def parse_classes(value: Any) -> Classes:
-    """Which outputs, see `Classes`."""
+    """Which outputs, see `Classes`.
+
+    >>> parse_classes([0, 3]).indices, parse_classes("top:5").k
+    ((0, 3), 5)
+    >>> parse_classes("0-3")
+    Traceback (most recent call last):
+        ...
+    ValueError: all, label, top:K, or flat output indices such as 0,3,7 (did you mean 0,1,2,3?)
+    """
     expected = "all, label, top:K, or flat output indices such as 0,3,7"
     text = joined(value).strip()
     if text in ("all", "label"):
@@ -206,7 +271,15 @@ def _classes_meant(text: str) -> str | None:
 
 
 def parse_dtype(value: Any) -> str:
-    """Arithmetic of a run."""
+    """Arithmetic of a run.
+
+    >>> parse_dtype("float64")
+    'float64'
+    >>> parse_dtype("double")
+    Traceback (most recent call last):
+        ...
+    ValueError: one of float32, float64 (did you mean float64?)
+    """
     names = ("float32", "float64")
     other = {
         "double": "float64",
@@ -228,72 +301,6 @@ def parse_dtype(value: Any) -> str:
     return one_of(*names)(value)
 
 
-def parse_assignments(value: Any) -> dict[str, Any]:
-    """``["width=64", "act=relu"]`` or a TOML table -> names to values (Python literals, else text)."""
-    if isinstance(value, Mapping):
-        return dict(value)
-    return {name: _literal(text) for name, text in _pairs(value, "VALUE", dotted=False).items()}
-
-
-def parse_arguments(value: Any) -> dict[str, Any]:
-    """As `parse_assignments`, nested by dots: ``state.0=@h.npy``, or a table in a table."""
-    if isinstance(value, Mapping):
-        return _flattened(value)
-    return {name: _literal(text) for name, text in _pairs(value, "VALUE", dotted=True).items()}
-
-
-def parse_files(value: Any) -> dict[str, str]:
-    """``["edges=edges.npy"]`` or a table -> names, nested by dots, to paths."""
-    files = _flattened(value) if isinstance(value, Mapping) else _pairs(value, "FILE", dotted=True)
-    if not all(isinstance(path, str) and path for path in files.values()):
-        raise ValueError("NAME=FILE, or a table of them")
-    return {name: path.removeprefix("@") for name, path in files.items()}
-
-
-def parse_dotted_name(value: Any) -> str:
-    """A Python identifier, or several with dots."""
-    if isinstance(value, str) and _is_dotted(value):
-        return value
-    raise ValueError("the name of an argument")
-
-
-def _pairs(value: Any, what: str, *, dotted: bool) -> dict[str, str]:
-    if not isinstance(value, (str, list, tuple)):
-        raise ValueError(f"NAME={what}, or a table of them")
-    pairs: dict[str, str] = {}
-    for item in [value] if isinstance(value, str) else value:
-        name, equals, text = str(item).partition("=")
-        name = name.strip()
-        if not equals or not (_is_dotted(name) if dotted else name.isidentifier()):
-            parts = ", its parts with dots (state.0)" if dotted else ""
-            raise ValueError(f"NAME={what}, NAME being a Python identifier{parts}")
-        pairs[name] = text
-    return pairs
-
-
-def _is_dotted(name: str) -> bool:
-    first, *rest = name.split(".")
-    return first.isidentifier() and all(part.isidentifier() or part.isdecimal() for part in rest)
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
-
-
-def _flattened(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables in tables by dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        if isinstance(value, Mapping) and value:
-            found |= {f"{name}.{part}": inner for part, inner in _flattened(value).items()}
-        else:
-            found[str(name)] = value
-    return found
-
-
 @dataclass(frozen=True)
 class Shard:
     """One of ``count`` contiguous parts of the samples.
@@ -312,7 +319,11 @@ class Shard:
 
 
 def parse_shard(value: Any) -> Shard | str:
-    """``I/N``, or ``auto``, which the environment decides."""
+    """``I/N``, or ``auto``, which the environment decides.
+
+    >>> str(parse_shard("3/16"))
+    '3/16'
+    """
     if value == "auto":
         return "auto"
     match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", str(value).strip())
