@@ -37,13 +37,21 @@ def gaps(found: Tensor, reference: Tensor) -> Tensor:
 
 
 def finite(values: Tensor) -> Tensor:
-    """The values in float64 with zeros in place of those that are not finite."""
+    """The values in float64 with zeros in place of those that are not finite.
+
+    >>> finite(torch.tensor([1.5, torch.nan, torch.inf])).tolist()
+    [1.5, 0.0, 0.0]
+    """
     values = _as_real(values).double()
     return values.masked_fill(~torch.isfinite(values), 0)
 
 
 def norms(values: Tensor) -> Tensor:
-    """2-norm per sample, ``(batch, ...) -> (batch,)``, scaled so that no square leaves float64's range."""
+    """2-norm per sample, ``(batch, ...) -> (batch,)``, scaled so that no square leaves float64's range.
+
+    >>> norms(2.0**600 * torch.tensor([[3.0, 4.0]], dtype=torch.float64)).item() / 2.0**600
+    5.0
+    """
     flat = values.reshape(len(values), -1)
     if flat.shape[1] == 0:
         return flat.new_zeros(len(flat), dtype=torch.float64)
@@ -54,7 +62,11 @@ def norms(values: Tensor) -> Tensor:
 
 
 def ratios(gap: Tensor, size: Tensor) -> Tensor:
-    """``gap / size``; 0 where the gap is 0, whatever the size.  Sizes that are not finite count as 0."""
+    """``gap / size``; 0 where the gap is 0, whatever the size.  Sizes that are not finite count as 0.
+
+    >>> ratios(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 4.0])).tolist()
+    [0.0, 0.25]
+    """
     return torch.where(gap > 0, gap / finite(size).clamp(min=_SMALLEST), 0.0)
 
 
@@ -85,7 +97,12 @@ of attention round otherwise (1e-6); a graph that lost a write or a branch is of
 
 
 def same_outputs(own: Tensor, traced: Tensor) -> bool:
-    """Whether two batches of outputs are the same, each sample by its own scale."""
+    """Whether two batches of outputs are the same, each sample by its own scale.
+
+    >>> own = torch.tensor([[1000.0, 1.0]])
+    >>> same_outputs(own, own + 0.05), same_outputs(own, own + 0.2)  # 1e-4 of the largest output is 0.1
+    (True, False)
+    """
     if own.shape != traced.shape:
         return False
     own, traced = own.reshape(len(own), -1), traced.reshape(len(own), -1)

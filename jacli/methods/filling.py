@@ -15,6 +15,15 @@ from jacli.options.methods import Method
 def primitive(method: Method, linearization: Linearization, *, chunk_size: int) -> LinearMap:
     """The map whose products a method takes.
 
+    >>> import torch
+    >>> from jacli.network import Linearized, TensorNetwork
+    >>> from jacli.options.methods import METHODS
+    >>> network = TensorNetwork.of_module(torch.nn.Linear(3, 2).eval().requires_grad_(False))
+    >>> at_points = Linearized(network, torch.ones(4, 3), {})
+    >>> rows_of_all = primitive(METHODS["loop"], at_points, chunk_size=1).vjp(torch.ones(1, 4, 2))
+    >>> tuple(rows_of_all.shape)  # one cotangent, four samples, three inputs
+    (1, 4, 3)
+
     Args:
         method: A row of the table.
         linearization: The network at a batch.
@@ -34,7 +43,16 @@ def primitive(method: Method, linearization: Linearization, *, chunk_size: int) 
 
 
 def slabs(method: Method, linearization: Linearization, *, chunk_size: int) -> Iterator[Slab]:
-    """The matrices of a batch in slabs of ``chunk_size`` rows or columns; every entry comes exactly once."""
+    """The matrices of a batch in slabs of ``chunk_size`` rows or columns; every entry comes exactly once.
+
+    >>> import torch
+    >>> from jacli.network import Linearized, TensorNetwork
+    >>> from jacli.options.methods import METHODS
+    >>> network = TensorNetwork.of_module(torch.nn.Linear(3, 2).eval().requires_grad_(False))
+    >>> at_points = Linearized(network, torch.ones(4, 3), {})
+    >>> [(slab.outputs, slab.inputs) for slab in slabs(METHODS["forward"], at_points, chunk_size=2)]
+    [(range(0, 2), range(0, 2)), (range(0, 2), range(2, 3))]
+    """
     linear_map = primitive(method, linearization, chunk_size=chunk_size)
     chunk_size = 1 if method.single_vector else chunk_size
     return (columns if method.by_columns else rows)(linear_map, chunk_size=chunk_size)
@@ -42,6 +60,14 @@ def slabs(method: Method, linearization: Linearization, *, chunk_size: int) -> I
 
 def checked_slabs(method: Method, linearization: Linearization, *, chunk_size: int) -> Iterator[Slab]:
     """As `slabs`; what torch raises on the way becomes an error that says what to do.
+
+    >>> import torch
+    >>> from jacli.network import Linearized, TensorNetwork
+    >>> from jacli.options.methods import METHODS
+    >>> network = TensorNetwork.of_module(torch.nn.Linear(3, 2).eval().requires_grad_(False))
+    >>> at_points = Linearized(network, torch.ones(4, 3), {})
+    >>> len(list(checked_slabs(METHODS["loop"], at_points, chunk_size=2)))  # a row per pass
+    2
 
     Raises:
         MethodError: The method has no rule for something in this model.
@@ -68,6 +94,15 @@ def fill(
 ) -> Tensor:
     """The dense Jacobians of a batch, ``(b, o, i)``, put together as they come (`assemble`).
 
+    >>> import torch
+    >>> from jacli.network import Linearized, TensorNetwork
+    >>> from jacli.options.methods import METHODS
+    >>> network = TensorNetwork.of_module(torch.nn.Linear(3, 2).eval().requires_grad_(False))
+    >>> at_points = Linearized(network, torch.ones(4, 3), {})
+    >>> J = fill(METHODS["vmap"], at_points, chunk_size=2)
+    >>> torch.allclose(J, network.module.weight.expand(4, 2, 3))
+    True
+
     Raises:
         MethodError: The method has no rule for something in this model.
         MemoryError: An allocation failed, on the host or on the device.
@@ -80,6 +115,12 @@ def assemble(slabs: Iterable[Slab], linearization: Linearization, out: Tensor | 
 
     Nothing is stacked: the peak is the result plus one slab, and a slab that is everything is the
     result.  In memory the rows of a sample are contiguous, or its columns where slabs are columns.
+
+    >>> import torch
+    >>> from jacli.linear_map import DenseMap
+    >>> J = DenseMap(torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]))
+    >>> torch.equal(assemble(columns(J, chunk_size=2), J), J.matrices)
+    True
 
     Args:
         slabs: Of a method.

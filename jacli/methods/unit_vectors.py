@@ -32,6 +32,11 @@ def rows(linear_map: LinearMap, *, chunk_size: int) -> Iterator[Slab]:
 def columns(linear_map: LinearMap, *, chunk_size: int) -> Iterator[Slab]:
     """``chunk_size`` columns of every sample at a time: ``J e_i``.
 
+    >>> from jacli.linear_map import DenseMap
+    >>> J = DenseMap(torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]))
+    >>> [slab.values.tolist() for slab in columns(J, chunk_size=2)]
+    [[[[1.0, 2.0], [4.0, 5.0]]], [[[3.0], [6.0]]]]
+
     Args:
         linear_map: The map; only its ``jvp`` is used.
         chunk_size: Most tangents at once.

@@ -16,6 +16,10 @@ def read_boxes(
 ) -> Iterator[tuple[tuple[slice, ...], NDArray[np.float64]]]:
     """One sample in boxes, the last axes fastest.
 
+    >>> array = np.arange(6.0).reshape(1, 2, 3)
+    >>> [numbers.tolist() for _, numbers in read_boxes(array, 0, (2, 2))]
+    [[[0.0, 1.0], [3.0, 4.0]], [[2.0], [5.0]]]
+
     Args:
         array: ``(batch, ...)``.
         sample: Along the batch axis.
@@ -33,7 +37,13 @@ def read_boxes(
 
 
 def sample_chunks(array: ChunkedArray) -> tuple[int, ...]:
-    """Extents of a chunk along the axes after the batch axis; single numbers where there are no chunks."""
+    """Extents of a chunk along the axes after the batch axis; single numbers where there are no chunks.
+
+    >>> import h5py
+    >>> with h5py.File("chunked.h5", "w", driver="core", backing_store=False) as file:
+    ...     sample_chunks(file.create_dataset("jacobian", (8, 6, 4), "f4", chunks=(1, 3, 2)))
+    (3, 2)
+    """
     return array.chunks[1:] if array.chunks else (1,) * (len(array.shape) - 1)
 
 
@@ -42,6 +52,9 @@ def box_extents(shape: Sequence[int], chunks: Sequence[int], room: int) -> list[
 
     Starts from one chunk, cut down if too large, then grows along the last axes first (they are
     contiguous) in multiples of the chunk: a chunk that two boxes share is read and decoded twice.
+
+    >>> box_extents((3, 224, 224), chunks=(1, 32, 32), room=10_000)  # 9,216 numbers, nine whole chunks
+    [1, 32, 224]
     """
     extents = [max(1, min(n, chunk)) for n, chunk in zip(shape, chunks, strict=True)]
     for axis in range(len(extents)):

@@ -86,6 +86,10 @@ def singular_values(matrices: Tensor) -> Spectrum:
 def streamed_singular_values(pieces: Pieces, n: int) -> Spectrum:
     """All singular values of one matrix that is read in pieces.
 
+    >>> matrix = torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 4.0]])
+    >>> streamed_singular_values(lambda: matrix.split(1, dim=1), n=2).values.round(decimals=6).tolist()
+    [[4.0, 3.0]]
+
     Args:
         pieces: Called once, or twice if QR is needed; yields ``(n, m_i)`` pieces, in the same order each
             time, whose concatenation along the columns is the matrix or its transpose.
@@ -100,12 +104,20 @@ def streamed_singular_values(pieces: Pieces, n: int) -> Spectrum:
 
 
 def at_once(numbers: int) -> int:
-    """How many items of ``numbers`` float64 numbers each fit in `PIECE_BYTES`; at least one."""
+    """How many items of ``numbers`` float64 numbers each fit in `PIECE_BYTES`; at least one.
+
+    >>> at_once(1000), at_once(10**9)
+    (8388, 1)
+    """
     return max(1, PIECE_BYTES // (8 * numbers))
 
 
 def columns_of(wide: Tensor) -> Pieces:
-    """Split ``(batch, n, m)`` into pieces ``(batch, n, m_i)`` whose float64 copies fit in `PIECE_BYTES`."""
+    """Split ``(batch, n, m)`` into pieces ``(batch, n, m_i)`` whose float64 copies fit in `PIECE_BYTES`.
+
+    >>> [tuple(piece.shape) for piece in columns_of(torch.zeros(1, 1000, 20_000))()]
+    [(1, 1000, 8388), (1, 1000, 8388), (1, 1000, 3224)]
+    """
     batch, n, _ = wide.shape
     return lambda: wide.split(at_once(batch * n), dim=2)
 
@@ -132,7 +144,12 @@ def _spectrum(pieces: Pieces, n: int) -> Spectrum:
 
 
 def gram_of(pieces: Pieces, n: int) -> tuple[Tensor, Tensor, int]:
-    """Gram matrices ``(batch, n, n)``, largest magnitudes of rows ``(batch, n)`` or NaN, columns."""
+    """Gram matrices ``(batch, n, n)``, largest magnitudes of rows ``(batch, n)`` or NaN, columns.
+
+    >>> gram, largest, m = gram_of(columns_of(torch.tensor([[[3.0, 4.0], [0.0, -2.0]]])), n=2)
+    >>> gram.tolist(), largest.tolist(), m
+    ([[[25.0, -8.0], [-8.0, 4.0]]], [[4.0, 2.0]], 2)
+    """
     gram = peaks = None
     m = 0
     for piece in pieces():
@@ -185,6 +202,11 @@ def r_factor(pieces: Pieces, sample: int, n: int) -> Tensor:
 
     One sample at a time: batched QR of many small matrices is slow on GPUs (pytorch #143281), and a single
     large sample already fills the memory.
+
+    >>> wide = torch.randn(1, 2, 50, dtype=torch.float64)
+    >>> r = r_factor(columns_of(wide), sample=0, n=2)
+    >>> torch.allclose(r.mT @ r, wide[0] @ wide[0].mT)  # R'R = A A'
+    True
     """
     r: Tensor | None = None
     for part in _parts_of(pieces, sample):

@@ -93,6 +93,10 @@ def factored_singular_values(core: Core, n_in: int) -> Spectrum:
 
     The error is the error of the core's own singular values plus their distance from those of J:  ``error``,
     or ``|s - sigma| = |s^2 - sigma^2| / (s + sigma) <= square_error / s``  where that is smaller.
+
+    >>> left, right = torch.eye(3)[None, :, :1], torch.full((1, 1, 4), 2.0)  # rank 1, of a 3 x 4 matrix
+    >>> factored_singular_values(core_of_factors(left, right), n_in=4).values.tolist()
+    [[4.0, 0.0, 0.0]]
     """
     own = singular_values(core.matrices)
     of_core = torch.fmin(core.error[:, None], core.square_error[:, None] / own.values)  # fmin: no 0 / 0
