@@ -90,13 +90,24 @@ def choose(
 
 
 def refusals(fixed_batch: int | None) -> dict[str, str | None]:
-    """Every method with the reason why it cannot serve a model with that only batch size, or None."""
+    """Every method with the reason why it cannot serve a model with that only batch size, or None.
+
+    >>> sorted(name for name, why in refusals(16).items() if why is None)
+    ['forward', 'loop', 'vmap']
+    """
     refused = {name: method.refusal(fixed_batch=fixed_batch) for name, method in METHODS.items()}
     return refused | {CHAIN: trace_refusal(fixed_batch=fixed_batch)}
 
 
 def require_served(method: str, refused: Mapping[str, str | None]) -> None:
     """Refuse by name a method that was asked for and cannot serve the model.
+
+    >>> require_served("replicate", refusals(16))
+    Traceback (most recent call last):
+        ...
+    jacli.errors.MethodError: The method replicate cannot serve this model.
+    It repeats the batch, and the model runs in batches of 16 only.
+    Leave --method out, or choose one of: loop, vmap, forward.
 
     Raises:
         MethodError: Always with the reason and the methods that remain.
@@ -113,6 +124,11 @@ def require_served(method: str, refused: Mapping[str, str | None]) -> None:
 
 def check_asked(request: Request, shapes: Shapes) -> dict[str, str | None]:
     """Refuse a batch size or method that cannot serve the model; gives every method's reason, see `refusals`.
+
+    >>> from jacli.plans.plan import Shapes
+    >>> shapes = Shapes(100, (3,), (2,), n_selected=2, fixed_batch=None, itemsize=4)
+    >>> any(check_asked(Request(), shapes).values())
+    False
 
     Raises:
         MethodError: The method asked for cannot serve.

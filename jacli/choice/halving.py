@@ -22,6 +22,14 @@ def halving(
 ) -> tuple[Plan, Result]:
     """Do some work under a plan; whenever memory runs out, again under one of half the size.
 
+    >>> def work(size):
+    ...     if size > 10:
+    ...         raise MemoryError
+    ...     return f"done by {size}"
+    >>> no_plan = lambda size, said: OutOfMemoryError(f"{size} is too much")
+    >>> halving(40, work, smaller=lambda size: size // 2, release=lambda: None, give_up=no_plan)
+    (10, 'done by 10')
+
     Args:
         plan: The first plan.
         work: What is done; raises what means that an allocation failed (`means_out_of_memory`).

@@ -157,7 +157,11 @@ def load_rules() -> None:
 
 
 def seconds_per_multiply(dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of one multiply-and-add in a product of two matrices of middling size."""
+    """Seconds of one multiply-and-add in a product of two matrices of middling size.
+
+    >>> 1e-13 < seconds_per_multiply(torch.float32, torch.device("cpu")) < 1e-6
+    True
+    """
     a = torch.ones(512, 512, dtype=dtype, device=device)
     b = torch.ones(512, 2048, dtype=dtype, device=device)
     product(a[None], b[None])  # the first product starts threads
@@ -167,7 +171,11 @@ def seconds_per_multiply(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def seconds_per_byte(device: torch.device) -> float:
-    """Seconds of writing one byte of a result into memory that was not touched before."""
+    """Seconds of writing one byte of a result into memory that was not touched before.
+
+    >>> 1e-13 < seconds_per_byte(torch.device("cpu")) < 1e-6
+    True
+    """
     values = torch.ones(2**22, device=device)
     began = now(device)
     torch.empty_like(values).copy_(values)

@@ -27,6 +27,10 @@ _PIECE_BYTES = 64 * 2**20
 def spectrum_bytes(shapes: Shapes, *, rank: int | None = None) -> int:
     """Memory for norms and singular values, without the matrices: two float64 pieces, four Gram matrices.
 
+    >>> shapes = Shapes(100, (3, 32, 32), (10,), n_selected=10, fixed_batch=None, itemsize=4)
+    >>> spectrum_bytes(shapes)  # 2 x 10 x 3072 and 4 x 10 x 10 float64 numbers
+    494720
+
     Args:
         shapes: Of the run.
         rank: Width of the factors that they are computed from; None for dense matrices.
@@ -106,6 +110,14 @@ class MemoryLimit:
 @contextmanager
 def memory_errors(doing: str) -> Iterator[None]:
     """Turn an out-of-memory failure outside the batches into an error that says what to do.
+
+    >>> with memory_errors("the model is traced"):
+    ...     raise MemoryError("tried to allocate 40 GiB")
+    Traceback (most recent call last):
+        ...
+    jacli.errors.OutOfMemoryError: Out of memory while the model is traced.
+    tried to allocate 40 GiB
+    Give more --memory, a smaller --batch-size, fewer outputs (--classes), or another device.
 
     Args:
         doing: What is being done, as a phrase for the message.

@@ -89,7 +89,13 @@ class Problem:
 
 
 def program_of(traced: TracedNetwork) -> LinearProgram:
-    """A traced network as one program of linear maps."""
+    """A traced network as one program of linear maps.
+
+    >>> import torch
+    >>> traced = trace_network(TensorNetwork.of_module(torch.nn.Linear(3, 2).eval()), torch.zeros(1, 3), {})
+    >>> program_of(traced).linearize(torch.ones(5, 3)).n_out
+    2
+    """
     return LinearProgram(traced.graph, names=traced.extra)
 
 

@@ -87,6 +87,11 @@ def recorded_plan(attributes: Attributes) -> dict[str, Any]:
 def check_plan(plan: Mapping[str, Any]) -> None:
     """Check each value of a plan as read from JSON.
 
+    >>> check_plan({"method": "loop", "batch_size": "many"})
+    Traceback (most recent call last):
+        ...
+    ValueError: its batch_size cannot be 'many'
+
     Raises:
         ValueError: One is of another type.
     """

@@ -145,7 +145,11 @@ class Sizes:
 
 
 def least_rows(device: torch.device) -> int:
-    """Rows in flight that a search begins with at least."""
+    """Rows in flight that a search begins with at least.
+
+    >>> least_rows(torch.device("cpu"))
+    1
+    """
     return START_ROWS_ON_GPU if is_gpu(device) else 1
 
 

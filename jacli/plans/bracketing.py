@@ -196,6 +196,10 @@ def cost(tree: Bracketing, links: Sequence[Link], *, seconds_per_multiply: float
     The arguments are those of `cheapest`; the tree may span a part of the links.  The cost is infinite where
     a tangent is pushed through a link without a forward mode.
 
+    >>> chain = [Link(100, 2, 1.0, 1.0), Link(2, 50, 1.0, 1.0)]
+    >>> cost(Seed(0, 2, "reverse"), chain, seconds_per_multiply=1e-6)  # 50 rows through both links
+    100.0
+
     Raises:
         ValueError: The chain is empty or its widths do not match, or the tree spans more links.
     """
@@ -208,6 +212,9 @@ def cost(tree: Bracketing, links: Sequence[Link], *, seconds_per_multiply: float
 
 def describe(tree: Bracketing, names: Sequence[str]) -> str:
     """Describe a bracketing in one line: ``(reverse conv2..output) x (reverse input..conv2)``.
+
+    >>> describe(Product(Seed(1, 2, "reverse"), Seed(0, 1, "reverse")), ["conv2"])
+    '(reverse conv2..output) x (reverse input..conv2)'
 
     Args:
         tree: A bracketing.
@@ -231,7 +238,11 @@ def describe(tree: Bracketing, names: Sequence[str]) -> str:
 
 
 def to_dict(tree: Bracketing) -> dict[str, Any]:
-    """The bracketing as JSON values: the fields of the root and its ``kind``, with the parts nested."""
+    """The bracketing as JSON values: the fields of the root and its ``kind``, with the parts nested.
+
+    >>> to_dict(Pull(Seed(1, 2, "reverse"), 0, 1))["upper"]
+    {'kind': 'seed', 'first': 1, 'last': 2, 'direction': 'reverse'}
+    """
     fields = vars(tree).items()
     parts = {name: to_dict(value) if isinstance(value, Bracketing) else value for name, value in fields}
     return {"kind": type(tree).__name__.lower(), **parts}
@@ -239,6 +250,10 @@ def to_dict(tree: Bracketing) -> dict[str, Any]:
 
 def from_dict(tree: object) -> Bracketing:
     """Inverse of `to_dict`, also after a round trip through JSON.
+
+    >>> tree = Product(Seed(1, 2, "forward"), Seed(0, 1, "reverse"))
+    >>> from_dict(to_dict(tree)) == tree
+    True
 
     Raises:
         ValueError: The value is something else, or its parts do not meet.

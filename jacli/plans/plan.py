@@ -267,6 +267,12 @@ def whole_plan(
 ) -> WholePlan:
     """A plan from a method and its sizes.
 
+    >>> from jacli.options.methods import METHODS
+    >>> shapes = Shapes(100, (3, 32, 32), (10,), n_selected=10, fixed_batch=None, itemsize=4)
+    >>> plan = whole_plan(METHODS["vmap"], "asked for", shapes, Request(), batch_size=32, chunk_size=5)
+    >>> plan.n_batches, plan.passes  # ceil(100 / 32) batches of ceil(10 / 5) passes
+    (4, 8)
+
     Args:
         method: The method.
         why: Why it was chosen.
@@ -298,6 +304,14 @@ def chain_plan(
 
 def check_batch_size(shapes: Shapes, request: Request) -> None:
     """Refuse a batch size that the model does not accept.
+
+    >>> shapes = Shapes(100, (3, 32, 32), (10,), n_selected=10, fixed_batch=16, itemsize=4)
+    >>> check_batch_size(shapes, Request(batch_size=8))
+    Traceback (most recent call last):
+        ...
+    jacli.errors.UsageError: --batch-size 8 is not possible with this model.
+    The model accepts batches of 16 only, the size it was saved with.
+    Leave --batch-size out, or give 16.
 
     Raises:
         UsageError: Naming the one it does.

@@ -128,6 +128,10 @@ def methods_in_order(shapes: Shapes, request: Request, refused: Mapping[str, str
     Forward mode costs n_in passes and reverse n_out; a program, where there is one, runs them fastest.
     Batched cotangents, or copies of the input, fill a pass where there are few samples; else a plain
     reverse pass over many samples does.
+
+    >>> shapes = Shapes(100, (3, 32, 32), (10,), n_selected=10, fixed_batch=None, itemsize=4)
+    >>> [method.name for method in methods_in_order(shapes, Request(), refused={"adjoint": "not traced"})]
+    ['loop', 'vmap']
     """
     if request.method in METHODS:
         return [METHODS[request.method]]
@@ -158,6 +162,11 @@ def ladder(
 ) -> Iterator[Candidate]:
     """Candidates of a method, from few rows in flight to all of them, each size once.
 
+    >>> shapes = Shapes(100, (3, 32, 32), (10,), n_selected=10, fixed_batch=None, itemsize=4)
+    >>> candidates = ladder(METHODS["loop"], shapes, Request(), most_samples=100)
+    >>> [(candidate.batch_size, candidate.chunk_size) for candidate in candidates]
+    [(32, 1), (100, 1)]
+
     Args:
         method: The method.
         shapes: The run's shapes.
@@ -179,7 +188,13 @@ def ladder(
 
 
 def with_rows(rows: int, method: Method, shapes: Shapes, request: Request, *, most_samples: int) -> Candidate:
-    """Batch size and chunk size with about ``rows`` = batch_size * chunk_size vectors in flight."""
+    """Batch size and chunk size with about ``rows`` = batch_size * chunk_size vectors in flight.
+
+    >>> shapes = Shapes(100, (3, 32, 32), (10,), n_selected=10, fixed_batch=None, itemsize=4)
+    >>> candidate = with_rows(80, METHODS["vmap"], shapes, Request(), most_samples=100)
+    >>> candidate.batch_size, candidate.chunk_size
+    (8, 10)
+    """
     vectors = shapes.vectors(method)
     most = max(1, min(shapes.n_samples, most_samples))
     fixed = shapes.fixed_batch or (request.batch_size and min(request.batch_size, shapes.n_samples))
@@ -214,6 +229,18 @@ def climb(
     trifle: float = 0.0,
 ) -> list[Measured]:
     """Measure larger and larger candidates of one method, as long as that pays.
+
+    >>> sizes = [Candidate(METHODS["loop"], samples, 1) for samples in (8, 32, 128)]
+    >>> seconds = {8: 1000.0, 32: 600.0, 128: 700.0}
+    >>> tried = climb(
+    ...     iter([*sizes, Candidate(METHODS["loop"], 512, 1)]),
+    ...     lambda candidate, patience: Measured("loop", candidate.batch_size, 1, 0.0, 0.1),
+    ...     lambda measured: seconds[measured.batch_size],
+    ...     Budget(run_seconds=1e6, clock=lambda: 0.0),
+    ...     fits=lambda measured, growth: True,
+    ... )
+    >>> [measured.batch_size for measured in tried]  # the last one no longer paid
+    [8, 32, 128]
 
     Args:
         candidates: From small to large.
