@@ -364,7 +364,11 @@ class BatchChecks:
 
 
 def now_and_then(number: int) -> bool:
-    """Whether a batch is the first, the second, the fourth, the eighth, ...; counted from 1."""
+    """Whether a batch is the first, the second, the fourth, the eighth, ...; counted from 1.
+
+    >>> [number for number in range(1, 20) if now_and_then(number)]
+    [1, 2, 4, 8, 16]
+    """
     return number & (number - 1) == 0
 
 

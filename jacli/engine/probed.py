@@ -29,6 +29,11 @@ def probed_network(
 ) -> tuple[TensorNetwork, Probed]:
     """Wrap a frozen module and probe it on the first rows of the inputs.
 
+    >>> layer = nn.Linear(3, 2).eval().requires_grad_(False)
+    >>> network, found = probed_network(layer, torch.zeros(2, 3), {}, of="probs")
+    >>> found.output_shape, network(torch.zeros(1, 3), {}).sum().item()
+    ((2,), 1.0)
+
     Args:
         module: The module.
         x: The first rows.
@@ -80,7 +85,11 @@ def _anchor(network: TensorNetwork, x: Tensor, extra: Extra, size: int) -> tuple
 
 
 def padded(rows: Tensor, size: int) -> Tensor:
-    """``rows``, the last one repeated to make ``size`` rows in all if they are fewer."""
+    """``rows``, the last one repeated to make ``size`` rows in all if they are fewer.
+
+    >>> padded(torch.tensor([[1.0], [2.0]]), 4).flatten().tolist()
+    [1.0, 2.0, 2.0, 2.0]
+    """
     if len(rows) >= size:
         return rows
     return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])

@@ -39,7 +39,11 @@ def as_run(batch: Linearized, plan: Mapping[str, Any], *, recurrent: bool) -> It
 
 
 def ways(plan: Mapping[str, Any]) -> list[tuple[bool, int]]:
-    """Whether only kernels with batching rules serve, and how many copies of the batch; likeliest first."""
+    """Whether only kernels with batching rules serve, and how many copies of the batch; likeliest first.
+
+    >>> ways({"method": "replicate", "chunk_size": 4}), ways({"method": "vmap"})
+    ([(False, 4), (False, 1)], [(True, 1), (False, 1)])
+    """
     links = (plan.get("factored") or {}).get("links", ())
     copies = [link["reverse_chunk"] for link in links if METHODS[link["reverse_method"]].repeats_batch]
     method = METHODS.get(plan["method"])

@@ -43,7 +43,15 @@ class Cut:
 
 
 def differentiable_nodes(traced: TracedNetwork) -> set[fx.Node]:
-    """Nodes that depend on the input and have a derivative; all others cross a cut as constants."""
+    """Nodes that depend on the input and have a derivative; all others cross a cut as constants.
+
+    >>> import torch
+    >>> from jacli.network import TensorNetwork, trace_network
+    >>> rounded = torch.nn.Sequential(torch.nn.Linear(8, 2), torch.nn.Softshrink()).eval()
+    >>> traced = trace_network(TensorNetwork.of_module(rounded.requires_grad_(False)), torch.zeros(1, 8), {})
+    >>> sorted(node.name for node in differentiable_nodes(traced))
+    ['arg0_1', 'clone', 'linear', 'softshrink']
+    """
     live = {traced.source}
     for node in traced.graph.graph.nodes:
         if node.op != "call_function" or not any(before in live for before in node.all_input_nodes):
@@ -55,7 +63,15 @@ def differentiable_nodes(traced: TracedNetwork) -> set[fx.Node]:
 
 
 def any_cut(traced: TracedNetwork) -> list[Cut]:
-    """The narrowest cut, however wide, with work between it and the input; none in a network of one layer."""
+    """The narrowest cut, however wide, with work between it and the input; none in a network of one layer.
+
+    >>> import torch
+    >>> from jacli.network import TensorNetwork, trace_network
+    >>> coder = torch.nn.Sequential(torch.nn.Linear(8, 2), torch.nn.Tanh(), torch.nn.Linear(2, 8)).eval()
+    >>> traced = trace_network(TensorNetwork.of_module(coder.requires_grad_(False)), torch.zeros(1, 8), {})
+    >>> [cut.width for cut in any_cut(traced)]
+    [2]
+    """
     flow = _FlowGraph(traced, math.inf)
     found = flow.narrowest(after=(traced.source,), before=(traced.output,), latest=True, above_work=True)
     return [found] if found is not None else []
@@ -66,6 +82,13 @@ def useful_cuts(traced: TracedNetwork, *, n_out: int) -> list[Cut]:
 
     Where a network is narrow at several places with work between them, each place is a cut.  Cost decides in
     which order the links between them are multiplied (`jacli.plans.bracketing`).
+
+    >>> import torch
+    >>> from jacli.network import TensorNetwork, trace_network
+    >>> coder = torch.nn.Sequential(torch.nn.Linear(8, 2), torch.nn.Tanh(), torch.nn.Linear(2, 8)).eval()
+    >>> traced = trace_network(TensorNetwork.of_module(coder.requires_grad_(False)), torch.zeros(1, 8), {})
+    >>> [cut.width for cut in useful_cuts(traced, n_out=8)], useful_cuts(traced, n_out=2)
+    ([2], [])
 
     Args:
         traced: The network.
@@ -98,7 +121,15 @@ def useful_cuts(traced: TracedNetwork, *, n_out: int) -> list[Cut]:
 
 
 def narrowest_of(cuts: Iterable[Cut]) -> Cut | None:
-    """The narrowest cut; of equally narrow ones the last, above which the least work remains."""
+    """The narrowest cut; of equally narrow ones the last, above which the least work remains.
+
+    >>> import torch
+    >>> from jacli.network import TensorNetwork, trace_network
+    >>> coder = torch.nn.Sequential(torch.nn.Linear(8, 2), torch.nn.Tanh(), torch.nn.Linear(2, 8)).eval()
+    >>> traced = trace_network(TensorNetwork.of_module(coder.requires_grad_(False)), torch.zeros(1, 8), {})
+    >>> narrowest_of(useful_cuts(traced, n_out=8)).width, narrowest_of([])
+    (2, None)
+    """
     return min(reversed(list(cuts)), key=lambda cut: cut.width, default=None)
 
 

@@ -141,6 +141,11 @@ def frozen_twin(module: nn.Module) -> nn.Module:
     The module given stays as it is, whatever the copy does to itself: its training flags,
     ``requires_grad``, parameters and buffers.
 
+    >>> layer = nn.BatchNorm1d(3).train()
+    >>> twin = frozen_twin(layer)
+    >>> twin.training, twin.weight.requires_grad, layer.training, layer.weight.requires_grad
+    (False, False, True, True)
+
     Raises:
         ModelError: The module cannot be copied.
     """
@@ -211,12 +216,20 @@ def _program(module: nn.Module) -> str:
 
 
 def duplicated(value: object) -> object:
-    """Duplicate a single sample: the model squeezes the batch axis of a batch of one."""
+    """Duplicate a single sample: the model squeezes the batch axis of a batch of one.
+
+    >>> tuple(duplicated(torch.zeros(1, 3)).shape), duplicated(0.5)
+    ((2, 3), 0.5)
+    """
     return torch.cat([value, value]) if isinstance(value, Tensor) else value
 
 
 def outputs_of(output: object) -> dict[str, Tensor]:
-    """The tensors in a nested output, by their path (``"1.0"``, ``"logits"``)."""
+    """The tensors in a nested output, by their path (``"1.0"``, ``"logits"``).
+
+    >>> {name: tuple(t.shape) for name, t in outputs_of((torch.zeros(2, 5), {"aux": torch.zeros(2)})).items()}
+    {'0': (2, 5), '1.aux': (2,)}
+    """
 
     def walk(value: object, path: str) -> Iterator[tuple[str, Tensor]]:
         if isinstance(value, Tensor):
@@ -255,6 +268,16 @@ def _parts(value: object) -> list[tuple[str, object]]:
 
 def select_output(output: object, select: str | None) -> Tensor:
     """The one tensor that is differentiated.
+
+    >>> output = {"logits": torch.zeros(2, 5), "aux": torch.zeros(2)}
+    >>> tuple(select_output(output, "logits").shape)
+    (2, 5)
+    >>> select_output(output, None)
+    Traceback (most recent call last):
+        ...
+    jacli.errors.ModelError: The model returns dict of 2 outputs: logits (2, 5), aux (2,).
+    A Jacobian is of one output.
+    Choose one with --select, for example --select logits.
 
     Raises:
         ModelError: Several outputs and none selected, or the selected one does not exist.

@@ -29,7 +29,11 @@ class Parameter:
 
 
 def parameters_of(model: Callable[..., object]) -> tuple[Parameter, ...]:
-    """The parameters of ``forward`` that can be given by name, in order; none if the signature is unknown."""
+    """The parameters of ``forward`` that can be given by name, in order; none if the signature is unknown.
+
+    >>> [parameter.name for parameter in parameters_of(lambda x, mask, *, scale=1: x)]
+    ['x', 'mask', 'scale']
+    """
     if isinstance(model, torch.jit.ScriptModule):
         schema = getattr(getattr(model, "forward", None), "schema", None)
         return tuple(
@@ -54,6 +58,10 @@ def input_parameter(
     model: Callable[..., object], given: Collection[str], asked: str | None = None
 ) -> str | None:
     """Name of the parameter of ``forward`` that takes the inputs; None for the first one, by position.
+
+    >>> forward = lambda edges, x, mask: x
+    >>> input_parameter(forward, given=["edges"]), input_parameter(forward, given=["x", "mask"])
+    ('x', None)
 
     Args:
         model: A module or a function.
@@ -102,6 +110,9 @@ def nested(flat: Mapping[str, Any], lists: Collection[str] = ()) -> dict[str, An
     """Nest arguments with dotted names in tuples and dicts.
 
     ``{"state.0": h, "state.1": c, "t": 1}`` becomes ``{"state": (h, c), "t": 1}``.
+
+    >>> nested({"state.0": 1, "state.1": 2, "options.scale": 3, "t": 4})
+    {'state': (1, 2), 'options': {'scale': 3}, 't': 4}
 
     Args:
         flat: Dotted name -> value.

@@ -66,7 +66,11 @@ class PrimitiveMap(Wrapper):
 
 
 def one_by_one(pass_: Callable[[Tensor], Tensor]) -> Passes:
-    """One vector after another, ``(k, b, m) -> (k, b, n)``, by a pass of one, ``(b, m) -> (b, n)``."""
+    """One vector after another, ``(k, b, m) -> (k, b, n)``, by a pass of one, ``(b, m) -> (b, n)``.
+
+    >>> tuple(one_by_one(lambda v: v @ torch.ones(3, 2))(torch.ones(5, 4, 3)).shape)
+    (5, 4, 2)
+    """
 
     def passes(vectors: Tensor) -> Tensor:
         if len(vectors) == 1:
@@ -80,6 +84,10 @@ def on_copies(passes: Callable[[Tensor], Tensor], copies: int) -> Passes:
     """A pass over ``copies`` copies of a batch, ``(copies b, m) -> (copies b, n)``, for a vector each.
 
     ``(k, b, m) -> (k, b, n)``, ``copies`` vectors at a time; the copies left over in the last pass have none.
+
+    >>> called = []
+    >>> tuple(on_copies(lambda v: (called.append(len(v)), v)[1], copies=2)(torch.ones(3, 4, 6)).shape), called
+    ((3, 4, 6), [8, 8])
     """
 
     def all_passes(vectors: Tensor) -> Tensor:
@@ -98,7 +106,11 @@ def on_copies(passes: Callable[[Tensor], Tensor], copies: int) -> Passes:
 
 
 def on_first_samples(passes: Callable[[Tensor], Tensor], padded: int) -> Passes:
-    """Passes over ``padded`` samples, of which the first ones count; the others are copies of them."""
+    """Passes over ``padded`` samples, of which the first ones count; the others are copies of them.
+
+    >>> tuple(on_first_samples(lambda v: 2 * v, padded=8)(torch.ones(1, 5, 3)).shape)
+    (1, 5, 3)
+    """
 
     def first_samples(vectors: Tensor) -> Tensor:
         k, batch, n = vectors.shape
@@ -110,6 +122,15 @@ def on_first_samples(passes: Callable[[Tensor], Tensor], padded: int) -> Passes:
 
 def naming(primitive: str, passes: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Passes whose errors name the primitive.
+
+    >>> def fail(vectors):
+    ...     raise RuntimeError("no batching rule for aten::histc")
+    >>> naming("batched jvp", fail)(torch.ones(1, 1, 1))
+    Traceback (most recent call last):
+        ...
+    jacli.errors.MethodError: The network has no batched jvp.
+    torch says: no batching rule for aten::histc.
+    Take another primitive: tape, batched or program.
 
     Raises:
         MethodError: It has no such product for this network.

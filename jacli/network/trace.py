@@ -71,6 +71,12 @@ class TracedNetwork:
 def trace_network(network: TensorNetwork, x: Tensor, extra: Extra) -> TracedNetwork:
     """Trace a network.
 
+    >>> from jacli.network import TensorNetwork
+    >>> network = TensorNetwork.of_module(torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU()).eval())
+    >>> traced = trace_network(network, torch.zeros(1, 3), {})
+    >>> [node.target.__name__ for node in traced.graph.graph.nodes if node.op == "call_function"]
+    ['clone.default', 'linear.default', 'relu.default']
+
     Args:
         network: The network; its structure and parameters matter, it is not run on numbers.
         x: Input ``(batch, *input)`` of at least one sample; only shape, dtype and device matter.

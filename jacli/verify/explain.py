@@ -31,6 +31,11 @@ def explain_failure(
 ) -> JacliError:
     """An error that a user can act on, made from the one that torch raised.
 
+    >>> error = RuntimeError("size mismatch")
+    >>> print(explain_failure(lambda x: x, torch.zeros(1, 3, 32, 32), error).what)
+    The inputs have shape (3, 32, 32) per sample, which the model does not accept: they are channels-first
+        (NCHW) and the model wants channels-last.
+
     Args:
         run: The network on a batch of inputs.
         x: The rows that failed, ``(m, *input)``.
@@ -126,7 +131,11 @@ def _speaks_of(name: str, said: str) -> bool:
 
 
 def is_about_dtypes(message: str) -> bool:
-    """Does the text of an error say that dtypes do not match?"""
+    """Does the text of an error say that dtypes do not match?
+
+    >>> is_about_dtypes("expected scalar type Double but found Float"), is_about_dtypes("shapes do not match")
+    (True, False)
+    """
     return any(word in message.lower() for word in _DTYPE_WORDS)
 
 

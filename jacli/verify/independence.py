@@ -90,6 +90,15 @@ def check_state(before: Tensor, now: Tensor, module: nn.Module) -> None:
     State that the probe did not see may take effect later: a counter, an observer of a quantised network that
     still widens its range, the mean over all batches so far.
 
+    >>> check_state(torch.zeros(2, 3), torch.zeros(2, 3), nn.Linear(3, 3))
+    >>> check_state(torch.zeros(2, 3), torch.ones(2, 3), nn.Linear(3, 3))
+    Traceback (most recent call last):
+        ...
+    jacli.errors.ModelError: The model mixes samples through state that it keeps.
+    Outputs of Linear at the first samples are no longer what they were before it ran on others: what is
+        computed depends on what was computed earlier.
+    Switch off what it keeps between calls (a counter, an observer, running statistics), and save it again.
+
     Args:
         before: ``(batch, *output)``.
         now: The same shape.
@@ -206,7 +215,13 @@ def _frobenius_norms(matrices: LinearMap, generator: torch.Generator, like: Tens
 
 
 def batch_failure(size: int, error: Exception) -> ModelError:
-    """The error to report if the model itself raises one on a batch of ``size`` samples."""
+    """The error to report if the model itself raises one on a batch of ``size`` samples.
+
+    >>> print(batch_failure(32, RuntimeError("batch must be even")))
+    The model fails on a batch of 32 samples.
+    The model says: batch must be even.
+    Give the batch size that it accepts: --batch-size N.
+    """
     return ModelError(
         f"The model fails on a batch of {count_of(size, 'sample')}.",
         why=f"The model says: {telling_line(error)}",

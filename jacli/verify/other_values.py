@@ -19,6 +19,12 @@ def with_others_changed(network: Network, x: Tensor, extra: Extra, kept: int | N
     shuffled, then those at the same position in another sample (each column may have its own range).  If even
     these are refused, nothing is replaced.
 
+    >>> from jacli.network import TensorNetwork
+    >>> network = TensorNetwork.of_module(torch.nn.Identity())
+    >>> changed, outputs = with_others_changed(network, torch.ones(3, 2), {}, kept=1)
+    >>> (changed == 1).all(1).tolist()
+    [False, True, False]
+
     Args:
         network: The network; it accepts the batch itself.
         x: The batch, ``(m, *input)``.

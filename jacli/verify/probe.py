@@ -81,6 +81,12 @@ def probe(
 ) -> Probed:
     """Find out shapes and state of a network, and refuse one without a per-sample Jacobian.
 
+    >>> from jacli.network import TensorNetwork
+    >>> network = TensorNetwork.of_module(nn.Linear(3, 2).eval().requires_grad_(False))
+    >>> probed = probe(network, torch.zeros(2, 3), {})
+    >>> probed.output_shape, probed.fixed_batch
+    ((2,), None)
+
     Args:
         network: The network, its parameters frozen.
         x: The first few rows of the inputs, ``(m, *input)``, m >= 1.
@@ -139,7 +145,12 @@ def _probe_at(
 
 
 def repeated_rows(x: Tensor, extra: Extra, size: int) -> tuple[Tensor, Extra]:
-    """A batch of ``size`` samples: the rows given, repeated if they are too few."""
+    """A batch of ``size`` samples: the rows given, repeated if they are too few.
+
+    >>> rows, extra = repeated_rows(torch.tensor([[1.0], [2.0]]), {"scale": 0.5}, 3)
+    >>> rows.flatten().tolist(), extra
+    ([1.0, 2.0, 1.0], {'scale': 0.5})
+    """
     index = torch.arange(size, device=x.device) % x.shape[0]
     rest = {k: v[index.to(v.device)] if isinstance(v, Tensor) else v for k, v in extra.items()}
     return x[index], rest
@@ -344,7 +355,12 @@ def _gradient(output: Tensor, points: Tensor) -> Tensor | None:
 
 
 def mixing_error(module: nn.Module, how: str) -> MixingError:
-    """The error for a model whose samples influence one another; names suspicious layers."""
+    """The error for a model whose samples influence one another; names suspicious layers.
+
+    >>> print(mixing_error(nn.Sequential(nn.BatchNorm1d(3)), "its outputs moved").why)
+    Its outputs moved, so a Jacobian per sample does not exist in such a batch. Suspects: 0 (BatchNorm1d),
+        normalising by batch statistics.
+    """
     layers = [
         f"{name} ({type(part).__name__})"
         for name, part in module.named_modules()
@@ -377,6 +393,10 @@ def differ(a: Tensor, b: Tensor, *, eps: float = 1e-5) -> bool:
 
     Each number is compared relative to its own size or to the median size, whichever is larger: a huge or
     infinite output does not hide the others, and one that nearly cancels is not compared with its own size.
+
+    >>> exact = torch.tensor([1.0, 100.0])
+    >>> differ(exact, exact + 1e-6), differ(exact, torch.tensor([1.0, torch.nan]))
+    (False, True)
     """
     if a.shape != b.shape:
         return True

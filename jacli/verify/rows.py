@@ -24,6 +24,9 @@ N_SIZES = 4
 def row_tolerance(dtype: torch.dtype, precision: str = "ieee", reduced: str | None = None) -> float:
     """Largest relative error of a correct method: rounding causes 1e-6 (1e-15), a wrong rule at least 0.1.
 
+    >>> row_tolerance(torch.float32), row_tolerance(torch.float64), row_tolerance(torch.float32, "tf32")
+    (0.001, 1e-08, 0.011)
+
     Args:
         dtype: The run's.
         precision: Of the linear passes; a reduced one adds its own error (`PASSES`).
@@ -42,6 +45,11 @@ def row_error(tape: LinearMap, matrices: Matrices, *, seed: int) -> float:
     rows or to their share of ``||J||_F``, estimated by ``||u'J||``, whichever is larger: rows that are zero
     up to cancellation (a saturated softmax) do not count as wrong.  `gaps` says how entries that are not
     finite are compared.
+
+    >>> from jacli.linear_map import DenseMap
+    >>> J, scaled = DenseMap(torch.ones(4, 3, 2)), DenseMap(torch.full((4, 3, 2), 1.5))
+    >>> row_error(J, J, seed=0), row_error(J, scaled, seed=0)
+    (0.0, 0.5)
 
     Args:
         tape: Plain reverse passes at the batch the method was given.
@@ -78,6 +86,11 @@ def cotangent_error(tape: LinearMap, matrices: LinearMap, *, seed: int) -> float
     is wrong by 10 % thus passes a tolerance of 1e-3 with probability 0.8 % if one sample has it, and
     ``0.008 ** n`` if n samples have it.
 
+    >>> from jacli.linear_map import DenseMap
+    >>> J, scaled = DenseMap(torch.ones(4, 3, 2)), DenseMap(torch.full((4, 3, 2), 1.5))
+    >>> cotangent_error(J, J, seed=0), cotangent_error(J, scaled, seed=0) > 0.05
+    (0.0, True)
+
     Args:
         tape: Plain reverse passes at the batch the method was given.
         matrices: What the method computed.
@@ -96,6 +109,11 @@ def batch_errors(tape: LinearMap, matrices: LinearMap, *, seed: int) -> tuple[fl
     other samples.  If two of the remaining samples influence one another, ``u'J`` is wrong, because their
     cotangents are drawn independently, while a row of a method's matrices has the same cotangent in every
     sample.
+
+    >>> from jacli.linear_map import DenseMap
+    >>> J, scaled = DenseMap(torch.ones(4, 3, 2)), DenseMap(torch.full((4, 3, 2), 1.5))
+    >>> batch_errors(J, J, seed=0)
+    (0.0, 0.0)
 
     Args:
         tape: Plain reverse passes at the batch the method was given, of at least two samples.
@@ -128,6 +146,12 @@ def every_row_errors(
     ones, the rounding error that remains can be larger than the Jacobian (1e-7 against 1e-9); the rows
     themselves round as the method's rows did.  In each pass, a seeded half of the samples gets the unit
     vector of one row and the others that of the next row, so that gradients at other samples show.
+
+    >>> from jacli.linear_map import DenseMap
+    >>> J, scaled = DenseMap(torch.ones(4, 3, 2)), DenseMap(torch.full((4, 3, 2), 1.5))
+    >>> pull = lambda cotangents: J.vjp(cotangents[None])[0]
+    >>> every_row_errors(pull, scaled, torch.ones(4, 1), seed=0).tolist()
+    [0.5, 0.5, 0.5, 0.5]
 
     Args:
         pull: A plain reverse pass, ``(samples, n_out) -> (samples, n_in)``.
@@ -165,6 +189,11 @@ def transpose_error(tape: LinearMap, products: LinearMap, *, seed: int) -> float
 
     ``|u'(Jv) - (u'J)v| / ||u'J||`` with u and v Gaussian: of size r for a relative error r of ``Jv``.
 
+    >>> from jacli.linear_map import DenseMap
+    >>> J, scaled = DenseMap(torch.ones(4, 3, 2)), DenseMap(torch.full((4, 3, 2), 1.5))
+    >>> transpose_error(J, J, seed=0) < 1e-6, transpose_error(J, scaled, seed=0) > 0.05
+    (True, True)
+
     Cost: one reverse pass and one forward-mode pass.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -192,5 +221,11 @@ def _combined(
 
 
 def estimated_norms(products: Tensor) -> Tensor:
-    """``||J||_F`` of each sample, ``(batch,)``, from products with Gaussian vectors, ``(k, batch, n)``."""
+    """``||J||_F`` of each sample, ``(batch,)``, from products with Gaussian vectors, ``(k, batch, n)``.
+
+    >>> J = torch.diag(torch.tensor([3.0, 4.0]))  # norm 5
+    >>> products = torch.randn(20_000, 1, 2, generator=torch.Generator().manual_seed(0)) @ J
+    >>> estimated_norms(products).round(decimals=1)
+    tensor([5.], dtype=torch.float64)
+    """
     return torch.stack([norms(finite(product)).square() for product in products]).mean(0).sqrt()
