@@ -56,6 +56,10 @@ def open_inputs(
 ) -> InputSource:
     """Open ``source`` and choose samples of it; rows are read later, a range at a time.
 
+    >>> with open_inputs("random:100x3x8x8", samples="10:20") as source:
+    ...     len(source), source.read(0, 4).shape
+    (10, (4, 3, 8, 8))
+
     Args:
         source: A file, or ``random:64x3x224x224`` (normal, float32, 64 samples).
         key: Which array, where the file holds several: a name, a path with dots (.pt), or an HDF5 path.

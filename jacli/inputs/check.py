@@ -62,6 +62,13 @@ def check_rows(
 ) -> None:
     """Refuse NaN and infinity.
 
+    >>> check_rows(np.array([[1.0], [np.nan]]), positions=[4, 5])
+    Traceback (most recent call last):
+        ...
+    jacli.errors.InputsError: The inputs are not finite: NaN or infinity in 1 of 2 samples read.
+    Sample 5.
+    Correct them, or leave them out with --samples.
+
     Args:
         rows: (batch, *sample), floating.
         positions: (batch,), where each row stands in the inputs, for the message.
@@ -97,6 +104,10 @@ def check_rows(
 
 def scale_notes(rows: np.ndarray) -> list[str]:
     """A remark where images are not scaled as networks of images are trained: numbers of 0...255, mostly.
+
+    >>> scale_notes(np.full((1, 3, 8, 8), 255.0))
+    ['the inputs reach 255 in size: are they scaled as in training? Images of 0...255 are mostly divided by
+        255 and normalised']
 
     Args:
         rows: The first samples, (batch, *sample); those of three axes (channels, height, width) are images.

@@ -14,6 +14,9 @@ def sample_positions(spec: str | None, n: int) -> np.ndarray:
     Pieces are separated by commas; each is a position or a slice, negative ones count from the end,
     and a slice that reaches past the end stops there, all as in Python.
 
+    >>> sample_positions("0:3,-1", 10), sample_positions("::4", 10)
+    (array([0, 1, 2, 9]), array([0, 4, 8]))
+
     Returns:
         int64 positions, each at most once, at least one.
 

@@ -151,6 +151,14 @@ def reading(name: str, format: str) -> Iterator[None]:
 
     The libraries document no complete list (struct.error, zlib.error, KeyError, ...), so nothing
     narrower than Exception is honest here.
+
+    >>> with reading("x.npy", "NumPy array"):
+    ...     raise KeyError("descr")
+    Traceback (most recent call last):
+        ...
+    jacli.errors.InputsError: x.npy cannot be read.
+    It starts as a NumPy array does, but reading it failed: 'descr'
+    It may be damaged or truncated: copy or download it again.
     """
     try:
         yield
@@ -192,6 +200,15 @@ class Wanted:
 
 def choose_key(path: object, arrays: Mapping[str, tuple[int, ...]], wanted: Wanted) -> str:
     """The array that is wanted.
+
+    >>> choose_key("x.npz", {"x": (5, 3)}, None)
+    'x'
+    >>> choose_key("x.npz", {"x": (5, 3), "y": (5,)}, None)
+    Traceback (most recent call last):
+        ...
+    jacli.errors.InputsError: x.npz holds several arrays.
+    They are x (5, 3), y (5,).
+    Name one of them with --inputs-key.
 
     Args:
         path: For the messages.
