@@ -50,7 +50,11 @@ _FILE = "jobs.json"
 
 
 def read_submitted(folder: Path) -> Submitted:
-    """The jobs recorded in ``folder``; none if there is no valid record."""
+    """The jobs recorded in ``folder``; none if there is no valid record.
+
+    >>> read_submitted(Path("no such folder"))
+    Submitted(arrays=(), merge=None)
+    """
     try:
         values = parse_json(read_own(folder / _FILE))
         arrays = tuple(
@@ -63,6 +67,10 @@ def read_submitted(folder: Path) -> Submitted:
 
 def write_submitted(folder: Path, submitted: Submitted) -> None:
     """Replace the file, atomically.
+
+    >>> write_submitted(Path(), Submitted((Array("4711", 4, ("net.pt", "x.npy")),), merge="4712"))
+    >>> read_submitted(Path()).merge
+    '4712'
 
     Raises:
         OutputError: The folder cannot be written.

@@ -20,6 +20,9 @@ from jacli.options.values import Shard
 def shard_rows(shard: Shard, n_samples: int) -> range:
     """The samples of a shard, among those that the run takes; the parts differ by one sample at most.
 
+    >>> [shard_rows(Shard(index, 3), 10) for index in (1, 2, 3)]
+    [range(0, 3), range(3, 6), range(6, 10)]
+
     Raises:
         UsageError: There are more shards than samples.
     """
@@ -35,7 +38,11 @@ def shard_rows(shard: Shard, n_samples: int) -> range:
 
 
 def shard_path(out: Path, shard: Shard) -> Path:
-    """``out.h5`` -> ``out.00003-of-00016.h5``."""
+    """``out.h5`` -> ``out.00003-of-00016.h5``.
+
+    >>> shard_path(Path("out.h5"), Shard(3, 16)).name
+    'out.00003-of-00016.h5'
+    """
     return out.with_name(f"{out.stem}.{shard.index:05d}-of-{shard.count:05d}{out.suffix}")
 
 
@@ -59,7 +66,11 @@ class ShardName:
 
 
 def name_of_shard(path: Path) -> ShardName | None:
-    """Back from `shard_path`; None for another name."""
+    """Back from `shard_path`; None for another name.
+
+    >>> name_of_shard(Path("out.00003-of-00016.h5")), name_of_shard(Path("out.h5"))
+    (ShardName(out=PosixPath('out.h5'), shard=Shard(index=3, count=16)), None)
+    """
     match = _NAME.fullmatch(path.name)
     if match is None:
         return None
@@ -71,7 +82,13 @@ def name_of_shard(path: Path) -> ShardName | None:
 
 
 def shards_beside(out: Path) -> dict[int, set[int]]:
-    """Shards of ``out`` in its folder, finished or under way: count -> their indices."""
+    """Shards of ``out`` in its folder, finished or under way: count -> their indices.
+
+    >>> for name in ("out.00001-of-00002.h5", "out.00002-of-00002.h5.part"):
+    ...     Path(name).touch()
+    >>> shards_beside(Path("out.h5"))
+    {2: {1, 2}}
+    """
     found: dict[int, set[int]] = {}
     try:
         names = os.listdir(out.parent)
@@ -90,6 +107,9 @@ def shard_of_environment(environ: Mapping[str, str]) -> Shard:
     A Slurm array is one shard per task; inside an srun step of several tasks each of them is one, and both
     multiply.  torchrun's ``RANK`` counts where torchrun started the process: under srun there is one
     torchrun a node, whose ``SLURM_PROCID`` is not the worker's.
+
+    >>> str(shard_of_environment({"TORCHELASTIC_RUN_ID": "none", "RANK": "2", "WORLD_SIZE": "16"}))
+    '3/16'
 
     Raises:
         UsageError: Neither started the process; or the array has gaps or does not start at 0 or 1, and then
@@ -146,7 +166,11 @@ def _in_step(environ: Mapping[str, str]) -> bool:
 
 
 def local_rank(environ: Mapping[str, str]) -> int:
-    """Which of a node's processes this one is, and so which of several visible GPUs is its own."""
+    """Which of a node's processes this one is, and so which of several visible GPUs is its own.
+
+    >>> local_rank({"LOCAL_RANK": "2"}), local_rank({})
+    (2, 0)
+    """
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
         number = _number(environ, name)
         if number is not None and (name == "LOCAL_RANK" or _in_step(environ)):

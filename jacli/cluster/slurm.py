@@ -197,7 +197,11 @@ def _every_shard(job: Job) -> str:
 
 
 def compress(numbers: Iterable[int]) -> str:
-    """``1, 2, 3, 7`` -> ``1-3,7``, as ``--array`` reads it."""
+    """``1, 2, 3, 7`` -> ``1-3,7``, as ``--array`` reads it.
+
+    >>> compress([1, 2, 3, 7])
+    '1-3,7'
+    """
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -222,7 +226,11 @@ def _lines(directives: Iterable[tuple[str, str | int | None]]) -> list[str]:
 
 
 def quote_directive(value: str) -> str:
-    """A value as sbatch reads it in its script: backslashes escape, in quotes too, and ``$`` is itself."""
+    """A value as sbatch reads it in its script: backslashes escape, in quotes too, and ``$`` is itself.
+
+    >>> print(quote_directive("a100:1"), quote_directive("two words"))
+    a100:1 "two words"
+    """
     if re.fullmatch(r"[\w@%+=:,./-]+", value, flags=re.ASCII):
         return value
     return '"' + re.sub(r'([\\"])', r"\\\1", value) + '"'

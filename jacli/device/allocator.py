@@ -28,6 +28,11 @@ def reused_memory() -> Iterator[None]:
 
     Afterwards the thresholds are those that the library itself comes to once large pieces have been freed.
     The memory kept until then stays with the process until it frees memory again, or `give_back` is called.
+
+    >>> import torch
+    >>> with reused_memory():
+    ...     tuple(torch.ones(2**20).shape)  # its memory stays with the process
+    (1048576,)
     """
     library = _gnu_library()
     if library is None:

@@ -34,12 +34,20 @@ class Gpu:
 
 
 def is_gpu(device: torch.device) -> bool:
-    """Is the device a GPU, which works beside the host and has memory of its own?"""
+    """Is the device a GPU, which works beside the host and has memory of its own?
+
+    >>> is_gpu(torch.device("cpu")), is_gpu(torch.device("cuda", 1))
+    (False, True)
+    """
     return device.type == "cuda"
 
 
 def gpus() -> list[Gpu]:
-    """The GPUs that torch sees, in the order of their numbers; empty if there are none."""
+    """The GPUs that torch sees, in the order of their numbers; empty if there are none.
+
+    >>> len(gpus()) == torch.cuda.device_count()
+    True
+    """
     if not torch.cuda.is_available():
         return []
     found = []
@@ -50,7 +58,11 @@ def gpus() -> list[Gpu]:
 
 
 def why_no_gpu() -> str:
-    """Why `gpus` is empty, as a phrase."""
+    """Why `gpus` is empty, as a phrase.
+
+    >>> why_no_gpu() in ("none seen", "this torch is built without CUDA")
+    True
+    """
     return "none seen" if torch.version.cuda else "this torch is built without CUDA"
 
 
@@ -61,6 +73,9 @@ def device_name(device: torch.device) -> str:
 
 def pick_device(asked: str, rank: int = 0) -> torch.device:
     """``auto`` is a GPU if there is one; if there are several, ``auto`` and ``cuda`` mean this process's own.
+
+    >>> pick_device("cpu")
+    device(type='cpu')
 
     Args:
         asked: ``--device``.

@@ -57,6 +57,10 @@ class Matrix:
 def product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """``left @ right``, sample by sample.
 
+    >>> left, right = torch.randn(2, 300, 64), torch.randn(2, 64, 5)
+    >>> torch.allclose(product(left, right), left @ right, atol=1e-4)
+    True
+
     Args:
         left: ``(batch, m, n)``.
         right: ``(batch, n, p)``.

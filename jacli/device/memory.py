@@ -38,7 +38,11 @@ class HostMemory:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be allocated, on the host or on a GPU."""
+    """Bytes that may still be allocated, on the host or on a GPU.
+
+    >>> free_memory(torch.device("cpu")) <= host_memory().total
+    True
+    """
     if is_gpu(device):
         free, _ = torch.cuda.mem_get_info(device)
         # What torch has cached is free for torch.
@@ -53,6 +57,10 @@ def host_memory(
 
     Control groups (cgroups, versions 1 and 2) are where batch systems and containers limit memory.  They are
     nested, and each group's limit holds for all groups inside it: the tightest one counts.
+
+    >>> memory = host_memory()
+    >>> 0 < memory.free <= memory.total
+    True
 
     Args:
         control_groups: Where the hierarchy of groups is mounted.
@@ -104,14 +112,25 @@ def _group_limits(root: Path, membership: Path) -> Iterator[tuple[int, int]]:
 
 
 def held_memory(device: torch.device) -> int:
-    """Bytes that this process holds on a device."""
+    """Bytes that this process holds on a device.
+
+    >>> cpu = torch.device("cpu")
+    >>> 0 < held_memory(cpu) <= peak_memory(cpu)
+    True
+    """
     if is_gpu(device):
         return torch.cuda.memory_allocated(device)
     return max(0, _status("VmRSS:") - _status("RssFile:")) or _most_resident()
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Have `peak_memory` count from now on."""
+    """Have `peak_memory` count from now on.
+
+    >>> cpu = torch.device("cpu")
+    >>> reset_peak_memory(cpu)
+    >>> peak_memory(cpu) > 0
+    True
+    """
     if is_gpu(device):
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -121,7 +140,14 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process has held on a device since `reset_peak_memory`."""
+    """Most bytes that this process has held on a device since `reset_peak_memory`.
+
+    >>> cpu = torch.device("cpu")
+    >>> reset_peak_memory(cpu)
+    >>> values = torch.ones(2**24)  # 64 MiB
+    >>> peak_memory(cpu) >= values.nbytes
+    True
+    """
     if is_gpu(device):
         return torch.cuda.max_memory_allocated(device)
     # Pages of files (inputs that are memory-mapped, code) can be dropped at any time: nobody holds them.

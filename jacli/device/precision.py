@@ -10,7 +10,11 @@ from jacli.options.methods import PRECISIONS
 
 
 def precisions_of(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
-    """The precisions available for linear passes there, ``ieee`` first."""
+    """The precisions available for linear passes there, ``ieee`` first.
+
+    >>> precisions_of(torch.device("cpu"), torch.float32)
+    ('ieee', 'bf16')
+    """
 
     def available(precision: str) -> bool:
         try:
@@ -24,6 +28,13 @@ def precisions_of(device: torch.device, dtype: torch.dtype) -> tuple[str, ...]:
 
 def check_precision(precision: str, device: torch.device, dtype: torch.dtype) -> None:
     """Refuse a precision that the device does not have, or that does not reduce anything for this dtype.
+
+    >>> check_precision("tf32", torch.device("cpu"), torch.float32)
+    Traceback (most recent call last):
+        ...
+    jacli.errors.UsageError: The precision tf32 does not exist on cpu.
+    TF32 is arithmetic of NVIDIA GPUs since Ampere.
+    Choose bf16, or ieee.
 
     Args:
         precision: ``ieee``, ``tf32`` or ``bf16``.

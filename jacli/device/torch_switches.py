@@ -26,6 +26,10 @@ def exact_arithmetic() -> Iterator[None]:
     by default, which moves Jacobians by 2e-4 (https://github.com/jax-ml/jax/issues/11628).  The inference
     fast path of ``nn.MultiheadAttention`` is switched off, too: a frozen model would take it, and its
     operator ``aten::_native_multi_head_attention`` has no derivative.
+
+    >>> with torch.no_grad(), exact_arithmetic():
+    ...     torch.is_grad_enabled(), torch.backends.mha.get_fastpath_enabled()
+    (True, False)
     """
     precisions = [(holder, name, getattr(holder, name)) for holder, name, _ in _precision_switches()]
     matmul = torch.get_float32_matmul_precision()
@@ -63,14 +67,23 @@ def _precision_switches(*, of_cpu: bool = True) -> list[tuple[Any, str, Any]]:
 
 
 def process_precision() -> tuple[str, str]:
-    """How this process rounds float32 matrix products and convolutions outside of jacli: IEEE or TF32."""
+    """How this process rounds float32 matrix products and convolutions outside of jacli: IEEE or TF32.
+
+    >>> set(process_precision()) <= {"IEEE", "TF32"}
+    True
+    """
     matmul = "TF32" if torch.get_float32_matmul_precision() != "highest" else "IEEE"
     return matmul, "TF32" if torch.backends.cudnn.allow_tf32 else "IEEE"
 
 
 @contextmanager
 def reduced_precision(precision: str) -> Iterator[None]:
-    """For linear passes: float32 products in TF32 if the precision is ``tf32``."""
+    """For linear passes: float32 products in TF32 if the precision is ``tf32``.
+
+    >>> with exact_arithmetic(), reduced_precision("ieee"):
+    ...     torch.get_float32_matmul_precision()
+    'highest'
+    """
     if precision != "tf32":
         yield
         return
@@ -93,6 +106,11 @@ def forward_pass(*, recurrent: bool, device: torch.device) -> Iterator[None]:
     third call on it fails under torch.func transforms (https://github.com/pytorch/pytorch/issues/170680).
     cuDNN's recurrent layers are switched off: in eval mode they have no backward, torch's own kernels do.
     Grad mode and default dtype are restored, in case the forward pass changes them.
+
+    >>> with forward_pass(recurrent=False, device=torch.device("cpu")):
+    ...     torch.set_default_dtype(torch.float64)  # as a model might
+    >>> torch.get_default_dtype()
+    torch.float32
 
     Args:
         recurrent: The network has recurrent layers.
@@ -123,6 +141,10 @@ def batched_pass(*, recurrent: bool = False) -> Iterator[None]:
     a loop; torch's plain attention has both.  oneDNN's recurrent layers have no forward-mode rule.
     Checkpoints have no rules at all, so their functions are called directly.
 
+    >>> with batched_pass():
+    ...     torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()
+    (False, True)
+
     Args:
         recurrent: Switch oneDNN off, for the recurrent layers of the network.
     """
@@ -144,6 +166,13 @@ def without_checkpoints() -> Iterator[None]:
     A checkpoint runs its part of the forward pass again during the backward pass.  A module that keeps state
     may have changed it by then, and the gradient would be that of another function.  Under torch.func's
     transforms, checkpoints of either kind fail.
+
+    >>> calls, x = [], torch.ones(1, requires_grad=True)
+    >>> with without_checkpoints():
+    ...     y = checkpoint.checkpoint(lambda x: calls.append(1) or x.sin(), x, use_reentrant=True)
+    >>> y.backward()
+    >>> len(calls)  # a checkpoint would have made it two
+    1
     """
     function: Any = CheckpointFunction  # what ``use_reentrant=True`` applies
     nested = "apply" in vars(function)
@@ -174,6 +203,13 @@ def thawed(module: nn.Module) -> Iterator[None]:
 
     A scripted attention layer looks at this flag when it runs: with frozen weights it takes an inference path
     that has no forward-mode rule, and the switch in `exact_arithmetic` reaches layers in Python only.
+
+    >>> layer = nn.Linear(3, 2).requires_grad_(False)
+    >>> with thawed(layer):
+    ...     layer.weight.requires_grad
+    True
+    >>> layer.weight.requires_grad
+    False
     """
     parameters = list(module.parameters())
     with torch.enable_grad():

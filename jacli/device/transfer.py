@@ -110,7 +110,11 @@ class StagingBuffer:
 
 
 def pinned(count: int, dtype: torch.dtype) -> Tensor:
-    """Page-locked memory, to which a GPU copies asynchronously; ordinary memory if there is none."""
+    """Page-locked memory, to which a GPU copies asynchronously; ordinary memory if there is none.
+
+    >>> pinned(10, torch.float32).shape
+    torch.Size([10])
+    """
     try:
         return torch.empty(count, dtype=dtype, pin_memory=True)
     except RuntimeError:
@@ -122,6 +126,10 @@ def background_work(device: torch.device) -> Iterator[None]:
     """For a thread that works while others compute: one core, and on a GPU a stream of its own.
 
     On the stream of the computation, each of its operations would wait for all passes queued there.
+
+    >>> with background_work(torch.device("cpu")):
+    ...     torch.get_num_threads()
+    1
     """
     cores = torch.get_num_threads()
     torch.set_num_threads(1)  # for this thread, and for threads that begin later: hence restored

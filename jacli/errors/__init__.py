@@ -138,6 +138,9 @@ def means_out_of_memory(error: BaseException) -> bool:
 
     Decided by name, since torch is not imported here; its CPU allocator raises a plain RuntimeError.  What
     jacli itself says (`OutOfMemoryError`) does not count: its remedy has been tried.
+
+    >>> means_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    True
     """
     if isinstance(error, JacliError):
         return False
@@ -149,7 +152,11 @@ def means_out_of_memory(error: BaseException) -> bool:
 
 
 def allocation_failure(error: BaseException) -> str:
-    """The first line of what an allocator said."""
+    r"""The first line of what an allocator said.
+
+    >>> allocation_failure(MemoryError("tried 40 GiB\nadvice")), allocation_failure(MemoryError())
+    ('tried 40 GiB', 'The allocation failed.')
+    """
     lines = str(error).strip().splitlines()
     return lines[0] if lines else "The allocation failed."
 
@@ -159,6 +166,9 @@ def telling_line(error: BaseException) -> str:
 
     TorchScript wraps the message in its own traceback and ends in ``RuntimeError: ...``; torch begins
     with the message and ends in advice.
+
+    >>> print(telling_line(RuntimeError("shapes do not match")))
+    shapes do not match.
     """
     noise = ("File", "Traceback", "at ", "Serialized")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -174,6 +184,13 @@ def translating(translate: Callable[[Exception], JacliError]) -> Iterator[None]:
 
     What jacli says itself passes; a failed allocation becomes a MemoryError, of which the run knows
     the remedy; the rest becomes what ``translate`` makes of it.
+
+    >>> with translating(lambda error: ModelError("The model fails.", why=telling_line(error))):
+    ...     raise KeyError("bias")
+    Traceback (most recent call last):
+        ...
+    jacli.errors.ModelError: The model fails.
+    'bias'.
     """
     try:
         yield
@@ -191,6 +208,13 @@ def noting_user_code(what: str) -> Iterator[None]:
 
     The exception itself stays what it is, since some callers try again in another way.  One that nobody
     foresaw is reported as the model's by `user_code_behind`, not as a defect of jacli.
+
+    >>> try:
+    ...     with noting_user_code("net.py:Net"):
+    ...         raise KeyError("bias")
+    ... except KeyError as error:
+    ...     print(user_code_behind(error).what)
+    The model fails in net.py:Net.
     """
     try:
         yield
@@ -202,7 +226,11 @@ def noting_user_code(what: str) -> Iterator[None]:
 
 
 def user_code_behind(error: BaseException) -> ModelError | None:
-    """The error that names the user's code which raised, and its last line; None where jacli itself did."""
+    """The error that names the user's code which raised, and its last line; None where jacli itself did.
+
+    >>> user_code_behind(KeyError("bias")) is None  # nothing says that it was the user's
+    True
+    """
     for note in getattr(error, "__notes__", ()):
         if note.startswith(_USER_CODE):
             return ModelError(

@@ -64,7 +64,11 @@ def _escaped(character: str) -> str:
 
 
 def escape_lines(text: str) -> list[str]:
-    """The lines to print for a text: one, unless it is `Lines`."""
+    r"""The lines to print for a text: one, unless it is `Lines`.
+
+    >>> escape_lines("a\nb"), escape_lines(Lines("a\nb"))
+    (['a\\nb'], ['a', 'b'])
+    """
     return [escape(line) for line in (text.split("\n") if isinstance(text, Lines) else [text])]
 
 
@@ -95,23 +99,42 @@ def _bytes(text: str) -> bytes:
 
 
 def as_argument(path: object) -> str:
-    """A path as an argument which no command takes for an option: ``-x.h5`` -> ``./-x.h5``."""
+    """A path as an argument which no command takes for an option: ``-x.h5`` -> ``./-x.h5``.
+
+    >>> as_argument("-x.h5"), as_argument("x.h5")
+    ('./-x.h5', 'x.h5')
+    """
     text = str(path)
     return f"./{text}" if text.startswith("-") else text
 
 
 def quote_path(path: object) -> str:
-    """A path as a word for a shell which no command takes for an option."""
+    """A path as a word for a shell which no command takes for an option.
+
+    >>> quote_path("-my file.h5")
+    "'./-my file.h5'"
+    """
     return quote(as_argument(path))
 
 
 def join_words(words: Iterable[str]) -> str:
-    """A command for a shell, on one line; `split_words` reads it back."""
+    """A command for a shell, on one line; `split_words` reads it back.
+
+    >>> join_words(["jacli", "inspect", "my model.pt"])
+    "jacli inspect 'my model.pt'"
+    """
     return " ".join(map(quote, words))
 
 
 def split_words(command: str) -> list[str]:
     """The words of a command that `join_words` or `shlex.join` wrote.
+
+    >>> split_words("jacli inspect 'my model.pt'")
+    ['jacli', 'inspect', 'my model.pt']
+    >>> split_words("jacli 'inspect")
+    Traceback (most recent call last):
+        ...
+    ValueError: a quotation does not end
 
     Raises:
         ValueError: A quotation does not end.
