@@ -3,7 +3,7 @@
 HDF5 changes a file in many small writes, and a process that is killed among them leaves a file that
 nobody can read.  Here, bytes that the last commit knows are never changed before the next one: their new
 pages wait in memory, where HDF5 reads them back, and a commit writes them down
-(`jacli.store.write_ahead_log`) before it puts them in place.  Bytes beyond, where new chunks
+(`jacli.durable.write_ahead_log`) before it puts them in place.  Bytes beyond, where new chunks
 go, are written at once: nothing refers to them yet.  So memory is that of HDF5's own bookkeeping,
 whatever the size of a batch.
 
@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from jacli.store.write_ahead_log import PAGE, Commit, journal_path, read_journal, sync_folder, write_journal
+from jacli.durable.write_ahead_log import PAGE, Commit, journal_path, read_journal, sync_folder, write_journal
 from jacli.untrusted.own_files import open_own
 
 

@@ -45,17 +45,30 @@ class Commit:
 
 
 def journal_path(part: Path) -> Path:
-    """``out.h5.part`` -> ``out.h5.part.journal``."""
+    """``out.h5.part`` -> ``out.h5.part.journal``.
+
+    >>> journal_path(Path("out.h5.part")).name
+    'out.h5.part.journal'
+    """
     return part.with_name(part.name + ".journal")
 
 
 def new_journal_path(part: Path) -> Path:
-    """Path under which a log is written before it replaces the last one."""
+    """Path under which a log is written before it replaces the last one.
+
+    >>> new_journal_path(Path("out.h5.part")).name
+    'out.h5.part.journal.new'
+    """
     return part.with_name(part.name + ".journal.new")
 
 
 def write_journal(part: Path, commit: Commit) -> None:
     """Write the commit down so that it outlives a power cut, in place of the last one.
+
+    >>> part, commit = Path("out.h5.part"), Commit(size=5000, file=5000, pages={1: bytes(PAGE)})
+    >>> write_journal(part, commit)
+    >>> read_journal(part) == commit
+    True
 
     Raises:
         OSError: The disk is full, or failed; the last one stays.
@@ -71,6 +84,9 @@ def write_journal(part: Path, commit: Commit) -> None:
 
 def read_journal(part: Path) -> Commit | None:
     """The last commit; None where none is recorded.
+
+    >>> read_journal(Path("no.h5.part")) is None
+    True
 
     Raises:
         OSError: It cannot be read.

@@ -11,11 +11,11 @@ _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", " ": "spaces"}
 
 
 def text_table(path: Path) -> tuple[str, str] | None:
-    """Why a table of numbers cannot be read, and the command that converts it; None of anything else.
+    r"""Why a table of numbers cannot be read, and the command that converts it; None of anything else.
 
     The first line may be a header; the second one tells.
 
-    >>> _ = Path("x.csv").write_text("a,b" + chr(10) + "1,2")
+    >>> _ = Path("x.csv").write_text("a,b\n1,2")
     >>> print(text_table(Path("x.csv"))[0])
     It is a text file, a table of 2 numbers per line between commas.
     """

@@ -54,6 +54,10 @@ class DamagedBatch:
 def damaged_batches(datasets: Mapping[str, Stored], done: int) -> Iterator[DamagedBatch]:
     """Compare every batch of every dataset with its checksum: reads all finished rows, 4 MiB at a time.
 
+    >>> datasets = {"batch_start": np.array([0, 2]), "x": np.ones((3, 2)), "checksums/x": np.zeros(2)}
+    >>> [str(batch) for batch in damaged_batches(datasets, done=3)]
+    ['rows 0 to 1 of x', 'row 2 of x']
+
     Args:
         datasets: Of a result of schema ``jacli/2`` or later.
         done: Finished samples; rows beyond are not read.
@@ -85,7 +89,12 @@ def damaged_batches(datasets: Mapping[str, Stored], done: int) -> Iterator[Damag
 
 
 def first_damage(datasets: Mapping[str, Stored], done: int) -> str:
-    """Description of the first damaged batch; empty if all checksums agree."""
+    """Description of the first damaged batch; empty if all checksums agree.
+
+    >>> datasets = {"batch_start": np.array([0, 2]), "x": np.ones((3, 2)), "checksums/x": np.zeros(2)}
+    >>> first_damage(datasets, done=3)
+    'rows 0 to 1 of x'
+    """
     try:
         return str(next(damaged_batches(datasets, done), ""))
     except ValueError as error:
@@ -94,6 +103,9 @@ def first_damage(datasets: Mapping[str, Stored], done: int) -> str:
 
 def batch_bounds(starts: np.ndarray, done: int) -> list[tuple[int, int]]:
     """First and one past the last row of each batch.
+
+    >>> batch_bounds(np.array([0, 32]), done=40)
+    [(0, 32), (32, 40)]
 
     Args:
         starts: ``batch_start``, ``(batches,)``.
@@ -109,14 +121,23 @@ def batch_bounds(starts: np.ndarray, done: int) -> list[tuple[int, int]]:
 
 
 def batch_holding(starts: np.ndarray, done: int, row: int) -> tuple[int, int]:
-    """First and one past the last row of the batch that ``row`` was computed in."""
+    """First and one past the last row of the batch that ``row`` was computed in.
+
+    >>> batch_holding(np.array([0, 32]), done=40, row=35)
+    (32, 40)
+    """
     number = int(np.searchsorted(starts, row, side="right")) - 1
     stop = int(starts[number + 1]) if number + 1 < len(starts) else done
     return int(starts[number]), stop
 
 
 def checksum_of(dataset: Stored, start: int, stop: int) -> int:
-    """CRC-32 of rows ``start:stop``."""
+    """CRC-32 of rows ``start:stop``.
+
+    >>> rows = np.arange(6.0).reshape(3, 2)
+    >>> checksum_of(rows, 1, 3) == zlib.crc32(rows[1:].tobytes())
+    True
+    """
     shape, dtype = dataset.shape, dataset.dtype
     if 0 in shape:
         return 0

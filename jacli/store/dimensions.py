@@ -12,7 +12,15 @@ _NO_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
 
 
 def create_scales(file: h5py.File, datasets: Mapping[str, DatasetLayout]) -> None:
-    """One scale without values for each dimension, at the root; they take no space for values."""
+    """One scale without values for each dimension, at the root; they take no space for values.
+
+    >>> import numpy as np
+    >>> layout = DatasetLayout((4, 3), np.dtype("f4"), ("batch", "n_classes"), "outputs")
+    >>> with h5py.File("x.h5", "w", driver="core", backing_store=False) as file:
+    ...     create_scales(file, {"outputs": layout})
+    ...     {name: scale.shape for name, scale in file.items()}
+    {'batch': (4,), 'n_classes': (3,)}
+    """
     sizes = {
         name: (size, layout.grows)
         for layout in datasets.values()
@@ -25,14 +33,32 @@ def create_scales(file: h5py.File, datasets: Mapping[str, DatasetLayout]) -> Non
 
 
 def attach_scales(file: h5py.File, dataset: h5py.Dataset, dims: tuple[str, ...]) -> None:
-    """Name each axis of ``dataset`` and attach the scale of that name."""
+    """Name each axis of ``dataset`` and attach the scale of that name.
+
+    >>> import numpy as np
+    >>> layout = DatasetLayout((4,), np.dtype("f4"), ("batch",), "norms")
+    >>> with h5py.File("x.h5", "w", driver="core", backing_store=False) as file:
+    ...     create_scales(file, {"norm": layout})
+    ...     norm = file.create_dataset("norm", (4,), "f4")
+    ...     attach_scales(file, norm, layout.dims)
+    ...     norm.dims[0].label, norm.dims[0][0].name
+    ('batch', '/batch')
+    """
     for axis, name in enumerate(dims):
         dataset.dims[axis].label = name
         dataset.dims[axis].attach_scale(file[name])
 
 
 def is_bare_dimension(dataset: h5py.Dataset) -> bool:
-    """Whether ``dataset`` only names a dimension and holds no values."""
+    """Whether ``dataset`` only names a dimension and holds no values.
+
+    >>> import numpy as np
+    >>> layout = DatasetLayout((4,), np.dtype("f4"), ("batch",), "norms")
+    >>> with h5py.File("x.h5", "w", driver="core", backing_store=False) as file:
+    ...     create_scales(file, {"norm": layout})
+    ...     is_bare_dimension(file["batch"]), is_bare_dimension(file.create_dataset("norm", (4,), "f4"))
+    (True, False)
+    """
     name = dataset.attrs.get("NAME", b"") if dataset.is_scale else b""
     text = name.decode("ascii", "replace") if isinstance(name, bytes) else str(name)
     return text.startswith(_NO_VARIABLE)

@@ -17,6 +17,13 @@ CHECKSUMMED_METADATA = ("v110", "latest")
 def lay_out(file: h5py.File, layouts: Mapping[str, DatasetLayout], filters: Mapping[str, object]) -> None:
     """Create every dataset, with its dimensions' names and scales.
 
+    >>> import numpy as np
+    >>> layout = DatasetLayout((4, 3), np.dtype("f4"), ("batch", "n_classes"), "outputs")
+    >>> with h5py.File("x.h5", "w", driver="core", backing_store=False) as file:
+    ...     lay_out(file, {"outputs": layout}, {})
+    ...     [axis.label for axis in file["outputs"].dims]
+    ['batch', 'n_classes']
+
     Args:
         file: An empty file.
         layouts: Name -> layout.
@@ -41,6 +48,9 @@ def lay_out(file: h5py.File, layouts: Mapping[str, DatasetLayout], filters: Mapp
 
 def filters_of(compress: str) -> Mapping[str, object]:
     """Arguments of `h5py.Group.create_dataset`; shuffled bytes are what makes floats compress at all.
+
+    >>> filters_of("none"), filters_of("gzip")
+    ({}, {'compression': 'gzip', 'shuffle': True})
 
     Raises:
         UsageError: zstd without hdf5plugin.

@@ -79,13 +79,21 @@ class Holder:
 
 
 def lock_path(out: Path) -> Path:
-    """``out.h5`` -> ``out.h5.part.lock``."""
+    """``out.h5`` -> ``out.h5.part.lock``.
+
+    >>> lock_path(Path("out.h5")).name
+    'out.h5.part.lock'
+    """
     part = part_path(out)
     return part.with_name(part.name + ".lock")
 
 
 def read_holder(out: Path) -> Holder | None:
-    """Who is writing ``out`` now; None if nobody is, as far as can be told without touching the lock."""
+    """Who is writing ``out`` now; None if nobody is, as far as can be told without touching the lock.
+
+    >>> read_holder(Path("nobody.h5")) is None
+    True
+    """
     path = lock_path(out)
     holder = _read(path)
     return holder if holder is not None and _lives(path, holder) else None

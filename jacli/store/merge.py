@@ -17,6 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from jacli.durable.sink import FileSink
 from jacli.errors import OutputError, ResultsError
 from jacli.store.batches import first_damage
 from jacli.store.dimensions import attach_scales, create_scales
@@ -25,7 +26,6 @@ from jacli.store.paths import cannot_write, check_place, free_bytes, new_part_pa
 from jacli.store.pieces import pieces
 from jacli.store.schema import DatasetLayout
 from jacli.store.shard_file import ShardFile
-from jacli.store.sink import FileSink
 from jacli.store.sources import Source, attributes_of_done, identity_of
 from jacli.untrusted.hdf5_chunks import checked
 
@@ -48,7 +48,13 @@ _CACHE_BYTES = 64 * 2**20
 
 
 def is_indexed(name: str, layout: DatasetLayout) -> bool:
-    """Whether an index leaves this dataset in the shards."""
+    """Whether an index leaves this dataset in the shards.
+
+    >>> images = DatasetLayout((8, 3, 64, 64), np.dtype("f4"), ("batch", "c", "h", "w"), "")  # 48 KiB
+    >>> logits = DatasetLayout((8, 1000), np.dtype("f4"), ("batch", "n_classes"), "")  # 4 KiB per sample
+    >>> is_indexed("images", images), is_indexed("outputs", logits)
+    (True, False)
+    """
     if layout.dims[:1] != ("batch",):
         return False
     if name.startswith(_NEVER_COPIED):

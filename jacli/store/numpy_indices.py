@@ -32,6 +32,12 @@ def take(
 ) -> Any:
     """``array[key]`` of an array that is read in boxes.
 
+    >>> array = np.arange(12).reshape(4, 3)
+    >>> take(array.__getitem__, array.shape, ([3, 0, 3], slice(None, None, -1)), itemsize=8)
+    array([[11, 10,  9],
+           [ 2,  1,  0],
+           [11, 10,  9]])
+
     Args:
         read: Box -> its numbers.
         shape: Of the array.

@@ -11,10 +11,10 @@ import os
 import shutil
 from pathlib import Path
 
+from jacli.durable.write_ahead_log import journal_path, new_journal_path, sync_folder
 from jacli.errors import OutputError
 from jacli.errors.printable import count_of, quote_path
 from jacli.store.schema import ResultLayout, bytes_on_disk
-from jacli.store.write_ahead_log import journal_path, new_journal_path, sync_folder
 from jacli.untrusted.own_files import ForeignFileError
 
 _BESIDE = (".part", ".part.json", ".part.lock", ".part.journal")
@@ -24,27 +24,50 @@ _RESERVED = (*_BESIDE, *(f"{ending}.new" for ending in _BESIDE))
 
 
 def part_path(out: Path) -> Path:
-    """Path of the unfinished result: ``OUT.part``."""
+    """Path of the unfinished result: ``OUT.part``.
+
+    >>> part_path(Path("out.h5")).name
+    'out.h5.part'
+    """
     return out.with_name(out.name + ".part")
 
 
 def new_part_path(out: Path) -> Path:
-    """Where ``OUT.part`` is laid out."""
+    """Where ``OUT.part`` is laid out.
+
+    >>> new_part_path(Path("out.h5")).name
+    'out.h5.part.new'
+    """
     return out.with_name(out.name + ".part.new")
 
 
 def progress_path(out: Path) -> Path:
-    """``out.h5`` -> ``out.h5.part.json``: how far the run is, see `jacli.store.progress`."""
+    """``out.h5`` -> ``out.h5.part.json``: how far the run is, see `jacli.store.progress`.
+
+    >>> progress_path(Path("out.h5")).name
+    'out.h5.part.json'
+    """
     return out.with_name(out.name + ".part.json")
 
 
 def new_progress_path(out: Path) -> Path:
-    """Path under which it is written before it replaces the last one."""
+    """Path under which it is written before it replaces the last one.
+
+    >>> new_progress_path(Path("out.h5")).name
+    'out.h5.part.json.new'
+    """
     return out.with_name(out.name + ".part.json.new")
 
 
 def check_folder(out: Path) -> None:
     """Refuse a place where no file can be, before anything is written there.
+
+    >>> check_folder(Path("nowhere/out.h5"))
+    Traceback (most recent call last):
+        ...
+    jacli.errors.OutputError: nowhere/out.h5 cannot be written.
+    There is no folder nowhere.
+    Create it first, or choose another with -o.
 
     Raises:
         OutputError: It is a folder, or its folder is missing; or it has the name of an unfinished file.
@@ -75,6 +98,15 @@ def check_folder(out: Path) -> None:
 def check_place(out: Path, *, overwrite: bool) -> None:
     """Refuse a place that cannot be written, before any work.
 
+    >>> Path("taken.h5").touch()
+    >>> check_place(Path("taken.h5"), overwrite=True)
+    >>> check_place(Path("taken.h5"), overwrite=False)
+    Traceback (most recent call last):
+        ...
+    jacli.errors.OutputError: taken.h5 exists already.
+    A finished file is never touched unasked.
+    Choose another name with -o, or give --overwrite.
+
     Raises:
         OutputError: As `check_folder`; or it is a link; or it exists (without ``overwrite``).
     """
@@ -98,7 +130,11 @@ def check_place(out: Path, *, overwrite: bool) -> None:
 
 
 def free_bytes(out: Path) -> int:
-    """Bytes free on the disk that ``out`` would go to."""
+    """Bytes free on the disk that ``out`` would go to.
+
+    >>> free_bytes(Path("out.h5")) > 0
+    True
+    """
     try:
         return shutil.disk_usage(out.absolute().parent).free
     except OSError as error:
@@ -127,6 +163,11 @@ def check_room(out: Path, layout: ResultLayout) -> None:
 def tidy(out: Path) -> None:
     """Remove what a run that was killed as it began or as it ended left behind; the caller holds the lock.
 
+    >>> Path("y.h5.part.json").touch()  # but no y.h5.part
+    >>> tidy(Path("y.h5"))
+    >>> Path("y.h5.part.json").exists()
+    False
+
     Raises:
         OutputError: The folder cannot be written.
     """
@@ -146,6 +187,11 @@ def tidy(out: Path) -> None:
 def remove_part(out: Path) -> None:
     """Throw an unfinished file away; the caller holds the lock.
 
+    >>> Path("z.h5.part").touch()
+    >>> remove_part(Path("z.h5"))
+    >>> Path("z.h5.part").exists()
+    False
+
     Raises:
         OutputError: The folder cannot be written.
     """
@@ -157,7 +203,13 @@ def remove_part(out: Path) -> None:
 
 
 def publish(part: Path, out: Path, *, overwrite: bool) -> None:
-    """Give ``part`` its final name: atomic, and without ``overwrite`` never over another file."""
+    """Give ``part`` its final name: atomic, and without ``overwrite`` never over another file.
+
+    >>> _ = Path("x.h5.part").write_text("results")
+    >>> publish(Path("x.h5.part"), Path("x.h5"), overwrite=True)
+    >>> Path("x.h5").read_text(), Path("x.h5.part").exists()
+    ('results', False)
+    """
     try:
         if overwrite:
             os.replace(part, out)
@@ -183,6 +235,11 @@ def rename_to_new(old: Path, new: Path) -> None:
 
     A hard link refuses an existing name, a rename does not; some file systems know no hard links.
 
+    >>> Path("old").touch()
+    >>> rename_to_new(Path("old"), Path("new"))
+    >>> Path("new").exists(), Path("old").exists()
+    (True, False)
+
     Raises:
         FileExistsError: ``new`` is in use.
         OSError: The folder cannot be written.
@@ -200,7 +257,12 @@ def rename_to_new(old: Path, new: Path) -> None:
 
 
 def words_of(error: OSError, out: Path) -> str:
-    """The system's message, with the name of its file if that is not ``out``."""
+    """The system's message, with the name of its file if that is not ``out``.
+
+    >>> error = OSError(errno.EACCES, "Permission denied", "out.h5.part")
+    >>> words_of(error, Path("out.h5")), words_of(error, Path("out.h5.part"))
+    ('out.h5.part: Permission denied', 'Permission denied')
+    """
     said = error.strerror or str(error)
     about = error.filename2 or error.filename
     if not isinstance(about, str | bytes) or os.path.basename(os.fsdecode(about)) == out.name:
@@ -209,7 +271,13 @@ def words_of(error: OSError, out: Path) -> str:
 
 
 def cannot_write(out: Path, error: OSError) -> OutputError:
-    """The error for a path that may not be written."""
+    """The error for a path that may not be written.
+
+    >>> print(cannot_write(Path("out.h5"), OSError(errno.ENOSPC, "No space left on device")))
+    out.h5 cannot be written.
+    No space left on device.
+    Free space, or write elsewhere with -o.
+    """
     hint = "Choose a folder that you may write to, with -o."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "Free space, or write elsewhere with -o."
@@ -227,7 +295,13 @@ def _exists(out: Path) -> OutputError:
 
 
 def part_exists(out: Path) -> OutputError:
-    """The error for a ``.part`` that is not to be resumed."""
+    """The error for a ``.part`` that is not to be resumed.
+
+    >>> print(part_exists(Path("out.h5")))
+    out.h5.part exists.
+    It is the unfinished file of another run.
+    Continue that run, remove the file, or choose another name with -o.
+    """
     part = part_path(out)
     return OutputError(
         f"{part} exists.",
@@ -237,7 +311,14 @@ def part_exists(out: Path) -> OutputError:
 
 
 def disk_error(out: Path, error: OSError, *, kept: int) -> OutputError:
-    """The error for a failed write; says how many finished samples are kept."""
+    """The error for a failed write; says how many finished samples are kept.
+
+    >>> print(disk_error(Path("out.h5"), OSError(errno.ENOSPC, "No space left on device"), kept=64))
+    The disk is full: out.h5 is not finished.
+    No space left on device in .; 64 finished samples kept in out.h5.part.
+    Free space, then run the same command again, and it goes on. Or store less: --save none, --save-dtype
+        float16.
+    """
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     said = words_of(error, out) + (f" in {out.parent}" if full else "")
     why = f"{said}; {count_of(kept, 'finished sample')} kept in {part_path(out)}." if kept else f"{said}."
@@ -252,7 +333,13 @@ def disk_error(out: Path, error: OSError, *, kept: int) -> OutputError:
 
 
 def not_continued(part: Path, why: str) -> OutputError:
-    """The error for a ``.part`` that is damaged, or no unfinished result."""
+    """The error for a ``.part`` that is damaged, or no unfinished result.
+
+    >>> print(not_continued(Path("out.h5.part"), "its checksum is wrong"))
+    out.h5.part cannot be continued.
+    It is no unfinished result of jacli, or damaged: its checksum is wrong.
+    Move it away, start anew with --no-resume (which removes it), or choose another name with -o.
+    """
     return OutputError(
         f"{part} cannot be continued.",
         why=f"It is no unfinished result of jacli, or damaged: {why.rstrip('.')}.",

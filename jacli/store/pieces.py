@@ -27,7 +27,12 @@ class Rows(Protocol):
 
 
 def pieces(layout: DatasetLayout, start: int, stop: int) -> Iterator[tuple[slice, ...]]:
-    """Regions of rows ``start:stop``, one for each chunk they touch."""
+    """Regions of rows ``start:stop``, one for each chunk they touch.
+
+    >>> layout = DatasetLayout((4, 6), np.dtype("f4"), ("batch", "i"), "", chunks=(2, 3))
+    >>> [(rows.start, rows.stop, columns.start) for rows, columns in pieces(layout, 1, 3)]
+    [(1, 2, 0), (1, 2, 3), (2, 3, 0), (2, 3, 3)]
+    """
     steps = layout.chunks or (max(1, stop - start), *layout.shape[1:])
     first = start // steps[0] * steps[0] if layout.chunks else start
     counts = [
@@ -50,6 +55,10 @@ def in_row_order(layout: DatasetLayout) -> bool:
     """Whether `pieces` come in the order of the bytes in C order, which a batch's checksum is of.
 
     So they do where the axes before the last one that chunks divide are divided into single rows.
+
+    >>> start = (4, 6), np.dtype("f4"), ("batch", "i"), ""
+    >>> [in_row_order(DatasetLayout(*start, chunks=c)) for c in ((2, 6), (1, 3), (2, 3))]
+    [True, True, False]
     """
     if layout.chunks is None:
         return True
@@ -67,6 +76,10 @@ def contiguous(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     Autograd has the class axis first and the file has it last. A plain copy of such a view walks the
     source in strides as large as a sample; in tiles of 64 classes each cache line is used while it is
     there: 2.8 against 0.3 GB/s for ImageNet's shape.
+
+    >>> classes_first = np.arange(6.0).reshape(3, 2).T
+    >>> contiguous(classes_first, np.dtype("f4")).flags.c_contiguous
+    True
     """
     if values.ndim == 0 or values.strides[-1] == values.itemsize:
         return np.ascontiguousarray(values, dtype)

@@ -64,7 +64,12 @@ class Progress:
 
 
 def write_progress(out: Path, progress: Progress) -> None:
-    """Replace the file; on a full disk the last one stays, since a run is not to fail for its report."""
+    """Replace the file; on a full disk the last one stays, since a run is not to fail for its report.
+
+    >>> write_progress(Path("out.h5"), Progress("running", done=10, samples=64, started=0.0))
+    >>> read_progress(Path("out.h5")).done
+    10
+    """
     path = progress_path(out)
     new = new_progress_path(out)
     values = {**asdict(progress), "updated": time.time()}
@@ -73,13 +78,23 @@ def write_progress(out: Path, progress: Progress) -> None:
 
 
 def remove_progress(out: Path) -> None:
-    """The run is complete, or nothing of it was kept."""
+    """The run is complete, or nothing of it was kept.
+
+    >>> progress_path(Path("out.h5")).touch()
+    >>> remove_progress(Path("out.h5"))
+    >>> progress_path(Path("out.h5")).exists()
+    False
+    """
     with contextlib.suppress(OSError):
         progress_path(out).unlink(missing_ok=True)
 
 
 def read_progress(out: Path) -> Progress | None:
-    """The last progress of the run that writes ``out``; None if there is none, or no valid one."""
+    """The last progress of the run that writes ``out``; None if there is none, or no valid one.
+
+    >>> read_progress(Path("nobody.h5")) is None
+    True
+    """
     try:
         values = parse_json(read_own(progress_path(out)))
     except (OSError, ValueError):

@@ -264,6 +264,9 @@ def dimension_names(
     """Names of the axes of one sample's input and output.
 
     Images (three axes) are c, h, w and a vector of outputs is n_classes; anything else is numbered.
+
+    >>> dimension_names((3, 32, 32), (10,)), dimension_names((128,), (4, 5))
+    ((('c', 'h', 'w'), ('n_classes',)), (('input_0',), ('output_0', 'output_1')))
     """
     inputs = (
         ("c", "h", "w")
@@ -279,7 +282,11 @@ def dimension_names(
 
 
 def bytes_on_disk(layout: ResultLayout) -> dict[str, int]:
-    """Bytes of each dataset, uncompressed; without those that have a number per batch, which are small."""
+    """Bytes of each dataset, uncompressed; without those that have a number per batch, which are small.
+
+    >>> bytes_on_disk(ResultLayout(100, (3, 32, 32), (10,)))["jacobian"]  # 100 x 3072 x 10 float32 numbers
+    12288000
+    """
     return {name: dataset.nbytes for name, dataset in layout.datasets().items() if not dataset.grows}
 
 
@@ -288,6 +295,9 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, batch_size: int) -> tuple
 
     The number of samples divides ``batch_size``, so that no batch ends inside a chunk; where whole batches
     are tiny, a chunk is several of them. A sample beyond 4 MiB is split along its leading axes.
+
+    >>> chunk_shape((1000, 3, 32, 32, 10), itemsize=4, batch_size=64)  # 120 KiB per sample
+    (32, 3, 32, 32, 10)
     """
     batch = min(batch_size, shape[0])
     chunk = list(shape)

@@ -60,6 +60,9 @@ class Source:
 def sources_of(index: Path, attributes: Mapping[str, object]) -> tuple[Source, ...]:
     """The sources of a merged file; none of any other file.
 
+    >>> sources_of(Path("out.h5"), {})
+    ()
+
     Raises:
         ResultsError: They cannot be understood.
     """
@@ -75,7 +78,13 @@ def sources_of(index: Path, attributes: Mapping[str, object]) -> tuple[Source, .
 
 
 def attributes_of(file: h5py.File) -> dict[str, object]:
-    """Root attributes as Python values."""
+    """Root attributes as Python values.
+
+    >>> with h5py.File("x.h5", "w", driver="core", backing_store=False) as file:
+    ...     file.attrs["samples"] = np.int64(3)
+    ...     attributes_of(file)
+    {'samples': 3}
+    """
     return {name: as_python(file.attrs[name]) for name in file.attrs}
 
 
@@ -86,7 +95,11 @@ def attributes_of_done(path: Path, done: h5py.Dataset) -> Attributes:
 
 
 def as_python(value: object) -> object:
-    """An attribute without NumPy, and without halves of characters, which could not be written again."""
+    """An attribute without NumPy, and without halves of characters, which could not be written again.
+
+    >>> as_python(np.array([1, 2])), as_python(b"loop"), as_python(np.float64(0.5))
+    ([1, 2], 'loop', 0.5)
+    """
     if isinstance(value, str):
         value = value.encode("utf-8", "surrogateescape")
     if isinstance(value, bytes):
@@ -95,7 +108,11 @@ def as_python(value: object) -> object:
 
 
 def identity_of(attributes: Mapping[str, object]) -> str:
-    """SHA-256 of root attributes, among which the moment of creation and the hashes of model and inputs."""
+    """SHA-256 of root attributes, among which the moment of creation and the hashes of model and inputs.
+
+    >>> identity_of({"a": 1, "b": 2}) == identity_of({"b": 2, "a": 1})
+    True
+    """
     text = json.dumps(dict(attributes), sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 

@@ -56,7 +56,13 @@ def _check_batches(path: Path, file: h5py.File, samples: int) -> None:
 
 
 def dataset_names(group: h5py.Group) -> list[str]:
-    """Names of the datasets in a group or file, at any depth, without bare dimensions."""
+    """Names of the datasets in a group or file, at any depth, without bare dimensions.
+
+    >>> with h5py.File("x.h5", "w", driver="core", backing_store=False) as file:
+    ...     file["factors/left"] = [1.0]
+    ...     dataset_names(file)
+    ['factors/left']
+    """
     names: list[str] = []
 
     def note(name: str, item: object) -> None:
@@ -71,6 +77,11 @@ def check_numbers(
     path: Path, file: h5py.File, names: Iterable[str], *, whole: Iterable[str] = ()
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of those datasets that are there, each an array of numbers.
+
+    >>> with h5py.File("x.h5", "w", driver="core", backing_store=False) as file:
+    ...     file["done"] = [1, 1, 0]
+    ...     check_numbers(Path("x.h5"), file, ["done", "labels"], whole=["done"])
+    {'done': (3,)}
 
     Args:
         path: For the message.

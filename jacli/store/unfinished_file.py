@@ -13,12 +13,12 @@ from typing import Any
 
 import h5py
 
+from jacli.durable.sink import FileSink
 from jacli.errors import ResultsError
 from jacli.store.lay_out import CHECKSUMMED_METADATA
 from jacli.store.paths import not_continued
 from jacli.store.pieces import in_row_order
 from jacli.store.schema import SCHEMA, DatasetLayout
-from jacli.store.sink import FileSink
 from jacli.store.structure import check_structure, dataset_names
 from jacli.store.untrusted_file import DAMAGED, reading_results
 from jacli.untrusted.hdf5_guard import examine_hdf5

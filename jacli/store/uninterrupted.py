@@ -1,7 +1,7 @@
 """Signals wait while HDF5 works: none may land inside of it.
 
 Python runs signal handlers between two instructions of the main thread, also of those that HDF5 calls to
-read and write (`jacli.store.sink`).  An exception raised there leaves HDF5 halfway, in a state that nobody
+read and write (`jacli.durable.sink`).  An exception raised there leaves HDF5 halfway, in a state that nobody
 has described.
 """
 
@@ -25,6 +25,11 @@ def uninterrupted(*, forget: bool = False) -> Iterator[None]:
     """Hold back signals that stop a run; the first that came is delivered afterwards.
 
     In other threads than the main one, which no handler runs in, nothing is to be done.
+
+    >>> with uninterrupted(forget=True):
+    ...     signal.raise_signal(signal.SIGINT)
+    ...     "the commit is whole"
+    'the commit is whole'
 
     Args:
         forget: What came is not delivered, unless an exception ends the work: it came too late to stop it.

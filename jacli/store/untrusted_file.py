@@ -21,6 +21,12 @@ DAMAGED = (KeyError, ValueError, TypeError, RuntimeError)
 def open_guarded(path: Path) -> h5py.File:
     """Open it for reading, once a child process has walked it unharmed.
 
+    >>> with h5py.File("small.h5", "w") as file:
+    ...     file["x"] = [1.0]
+    >>> with open_guarded(Path("small.h5")) as file:
+    ...     list(file)
+    ['x']
+
     Raises:
         ResultsError: It would crash, mislead or exhaust whoever reads it.
         OSError: HDF5 refuses it, or it is not there.
@@ -44,6 +50,14 @@ def open_guarded(path: Path) -> h5py.File:
 def reading_results(path: Path, *kinds: type[Exception]) -> Iterator[None]:
     """Around reading an open file: what HDF5 raises over damaged numbers becomes a ResultsError.
 
+    >>> with reading_results(Path("out.h5")):
+    ...     raise OSError("inflate() failed")
+    Traceback (most recent call last):
+        ...
+    jacli.errors.ResultsError: out.h5 cannot be read.
+    It is damaged: inflate() failed.
+    Copy it again, or compute it again.
+
     Args:
         path: For the message.
         *kinds: Taken besides OSError, where nothing else could raise them.
@@ -63,6 +77,12 @@ def reading_results(path: Path, *kinds: type[Exception]) -> Iterator[None]:
 def read_whole(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     """All of a dataset that is small beside a Jacobian, if that is true.
 
+    >>> with h5py.File("small.h5", "w") as file:
+    ...     file["x"] = [1.0]
+    >>> with h5py.File("small.h5") as file:
+    ...     read_whole(Path("small.h5"), file["x"])
+    array([1.])
+
     Raises:
         ResultsError: It declares more than the file can hold.
     """
@@ -77,7 +97,13 @@ def read_whole(path: Path, dataset: h5py.Dataset) -> np.ndarray:
 
 
 def closed(path: Path) -> ResultsError:
-    """The error for reading from a closed file."""
+    """The error for reading from a closed file.
+
+    >>> print(closed(Path("out.h5")))
+    out.h5 was closed.
+    Datasets are read from the open file; arrays already read stay valid.
+    Read inside the `with` block, or open the file again with jacli.open.
+    """
     return ResultsError(
         f"{path} was closed.",
         why="Datasets are read from the open file; arrays already read stay valid.",

@@ -13,6 +13,7 @@ from types import MappingProxyType, TracebackType
 import h5py
 import numpy as np
 
+from jacli.durable.sink import FileSink
 from jacli.errors import OutputError
 from jacli.store.attributes import Attributes
 from jacli.store.batches import BatchRecord
@@ -33,7 +34,6 @@ from jacli.store.paths import (
 )
 from jacli.store.pieces import Rows, contiguous, pieces
 from jacli.store.schema import AFTERWARDS, SCHEMA, DatasetLayout, ResultLayout
-from jacli.store.sink import FileSink
 from jacli.store.sources import attributes_of, attributes_of_done
 from jacli.store.unfinished_file import layouts_of, open_unfinished
 from jacli.store.uninterrupted import UninterruptedDataset, uninterrupted

@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 import pytest
 
+from jacli.durable.sink import FileSink
+from jacli.durable.write_ahead_log import PAGE, Commit, journal_path, read_journal, write_journal
 from jacli.errors import OutputError
 from jacli.store import ResultLayout, ResultWriter, open_results, part_path
-from jacli.store.sink import FileSink
-from jacli.store.write_ahead_log import PAGE, Commit, journal_path, read_journal, write_journal
 from tests.store.killed import LAYOUTS, SYNCS, unsynced, write_on
 from tests.store.layouts import IMAGES, random_batch
 from tests.store.power import after_a_power_cut, record

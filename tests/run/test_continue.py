@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 import jacli
+from jacli.durable.write_ahead_log import journal_path
 from jacli.errors import ModelError, OutputError
 from jacli.options.table import RunConfig
 from jacli.store import open_results, part_path, read_progress
 from jacli.store.batches import damaged_batches
 from jacli.store.lock import lock_path
-from jacli.store.write_ahead_log import journal_path
 from tests.store.signing import sign_again
 
 ROOT = Path(__file__).parents[2]

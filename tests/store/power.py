@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jacli.durable.write_ahead_log import journal_path
 from jacli.store import ResultLayout, ResultWriter, part_path
-from jacli.store.write_ahead_log import journal_path
 from tests.store.layouts import random_batch
 
 SECTOR = 512

@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
+from jacli.durable.write_ahead_log import journal_path
 from jacli.errors import JacliError, OutputError
 from jacli.store import ResultLayout, ResultWriter, part_path
 from jacli.store.batches import first_damage
 from jacli.store.lay_out import CHECKSUMMED_METADATA
-from jacli.store.write_ahead_log import journal_path
 from tests.store.layouts import IMAGES, random_batch
 
 Edit = Callable[[h5py.File], object]

@@ -15,9 +15,9 @@ import h5py
 import numpy as np
 import pytest
 
+from jacli.durable.sink import FileSink
 from jacli.errors import OutputError, UsageError
 from jacli.store import ResultLayout, ResultWriter, WriteCancelled, open_results, part_path
-from jacli.store.sink import FileSink
 from tests.store.layouts import IMAGES, random_batch, write_file
 
 LAYOUTS = {

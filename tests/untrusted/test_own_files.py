@@ -12,11 +12,11 @@ import pytest
 import jacli
 from jacli.cluster.queue import Submitted, write_submitted
 from jacli.commands.submit import _written
+from jacli.durable.write_ahead_log import Commit, journal_path, new_journal_path, write_journal
 from jacli.errors import OutputError
 from jacli.store import Progress, RunLock, progress_path, read_progress, write_progress
 from jacli.store.lock import lock_path
 from jacli.store.paths import new_part_path, new_progress_path, part_path
-from jacli.store.write_ahead_log import Commit, journal_path, new_journal_path, write_journal
 from jacli.untrusted.own_files import ForeignFileError, open_own, read_own, replace_own
 
 PRECIOUS = b"precious\n"
