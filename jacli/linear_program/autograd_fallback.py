@@ -66,6 +66,11 @@ class AutogradMap:
 def differentiate_by_autograd(call: Call) -> None:
     """Record the local Jacobian of every operand that depends on the input.
 
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[2.0, 3.0]])
+    >>> jacobian(lambda x: x.cumprod(1), x, method="adjoint")[0].tolist()
+    [[1.0, 3.0], [0.0, 2.0]]
+
     Raises:
         NotTraceableError: Such an operand is a tuple of tensors.
     """

@@ -21,7 +21,12 @@ class NotTraceableError(Exception):
 
 
 def operator_name(node: fx.Node) -> str:
-    """An operator's name without its overload: ``conv2d``."""
+    """An operator's name without its overload: ``conv2d``.
+
+    >>> graph = torch.fx.symbolic_trace(lambda x: torch.relu(x)).graph
+    >>> [operator_name(node) for node in graph.nodes if node.op == "call_function"]
+    ['relu']
+    """
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
         return str(target.overloadpacket.__name__)

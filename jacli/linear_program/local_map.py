@@ -236,12 +236,21 @@ class WeightedMap:
 
 
 def empty_laid_out(shape: Sequence[int], strides: Sequence[int], like: Tensor) -> Tensor:
-    """An uninitialised tensor whose axes are ordered in memory as the strides say; else as ``like``."""
+    """An uninitialised tensor whose axes are ordered in memory as the strides say; else as ``like``.
+
+    >>> channels_last = torch.empty(1, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    >>> empty_laid_out((1, 3, 4, 4), channels_last.stride(), like=channels_last).stride()
+    (48, 1, 12, 3)
+    """
     order = sorted(range(len(shape)), key=lambda i: (-strides[i], -shape[i]))
     back = sorted(range(len(shape)), key=order.__getitem__)
     return like.new_empty([shape[i] for i in order]).permute(back)
 
 
 def is_dense(t: Tensor) -> bool:
-    """Whether no two numbers share memory (as in an expanded tensor), so that it may be overwritten."""
+    """Whether no two numbers share memory (as in an expanded tensor), so that it may be overwritten.
+
+    >>> is_dense(torch.ones(2, 3).mT), is_dense(torch.ones(2, 1).expand(2, 3))
+    (True, False)
+    """
     return all(stride != 0 or size == 1 for size, stride in zip(t.shape, t.stride(), strict=True))

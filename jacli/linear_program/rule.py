@@ -109,5 +109,12 @@ def bilinear(
 
 
 def find_rule(node: fx.Node) -> Rule | None:
-    """The rule of a node's operator; None if there is none."""
+    """The rule of a node's operator; None if there is none.
+
+    >>> from torch import fx
+    >>> import torch
+    >>> graph = fx.symbolic_trace(lambda x: torch.ops.aten.relu.default(x).cumsum(1)).graph
+    >>> [find_rule(node) is not None for node in graph.nodes if node.op == "call_function"]
+    [True]
+    """
     return RULES.get(operator_name(node))

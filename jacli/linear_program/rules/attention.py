@@ -21,6 +21,13 @@ def attention(call: Call) -> None:
     """``y = p v, p = softmax(s), s = a q kᵀ + bias;  dy = dp v + p dv, ds = a (dq kᵀ + q dkᵀ)``.
 
     The forward pass ran the model's own kernel, which keeps no weights; they are recomputed here.
+
+    >>> from jacli import jacobian
+    >>> import torch
+    >>> from torch.nn import functional as F
+    >>> x = torch.ones(1, 1, 2, 3)
+    >>> jacobian(lambda q: F.scaled_dot_product_attention(q, q, q), x, method="adjoint").shape
+    torch.Size([1, 1, 2, 3, 1, 2, 3])
     """
     if call["dropout_p"] or (call.has("enable_gqa") and call["enable_gqa"]):
         raise NoRule

@@ -116,7 +116,15 @@ def _cropped(images: Tensor, shape: Sequence[int]) -> Tensor:
     *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
 )
 def convolution(call: Call) -> Sequence[LocalMap]:
-    """``y = W ⋆ x + b;  dy = W ⋆ dx,  x̄ = W ⋆ᵀ ȳ``, with the transposed convolution ⋆ᵀ."""
+    """``y = W ⋆ x + b;  dy = W ⋆ dx,  x̄ = W ⋆ᵀ ȳ``, with the transposed convolution ⋆ᵀ.
+
+    >>> from jacli import jacobian
+    >>> import torch
+    >>> from torch.nn import functional as F
+    >>> kernel = torch.tensor([[[5.0, 7.0]]])
+    >>> jacobian(lambda x: F.conv1d(x, kernel), torch.ones(1, 1, 3), method="adjoint")[0, 0, :, 0].tolist()
+    [[5.0, 0.0], [7.0, 5.0], [0.0, 7.0]]
+    """
     call.only("input")
     x, kernel = call["input"], call["weight"]
     n = kernel.dim() - 2

@@ -18,7 +18,14 @@ from jacli.linear_program.rule import linear, rule
 
 @linear("batch_norm", "native_batch_norm", "cudnn_batch_norm", "_native_batch_norm_legit_no_training")
 def batch_norm(call: Call) -> Sequence[LocalMap]:
-    """``y_c = s_c (x_c - mean_c) + b_c;  dy_c = s_c dx_c``, s_c = w_c / sqrt(var_c + eps), in eval mode."""
+    """``y_c = s_c (x_c - mean_c) + b_c;  dy_c = s_c dx_c``, s_c = w_c / sqrt(var_c + eps), in eval mode.
+
+    >>> from jacli import jacobian
+    >>> import torch
+    >>> from torch import nn
+    >>> jacobian(nn.BatchNorm1d(2, eps=0).eval(), torch.ones(1, 2), method="adjoint")[0].tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
     call.only("input")
     trained = call["training"] if call.has("training") else False
     if trained or call["running_var"] is None or call.item not in (None, 0):
@@ -65,7 +72,15 @@ def _normalised(call: Call, rows: Tensor) -> Normalised:
 
 @rule("layer_norm", "native_layer_norm")
 def layer_norm(call: Call) -> None:
-    """``y = w * z + b, z = (x - mean) / s over the last axes;  dy = w * dz`` (`Normalised`)."""
+    """``y = w * z + b, z = (x - mean) / s over the last axes;  dy = w * dz`` (`Normalised`).
+
+    >>> from jacli import jacobian
+    >>> import torch
+    >>> from torch import nn
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> jacobian(nn.LayerNorm(2, eps=0), x, method="adjoint").abs().max().item() < 1e-5
+    True
+    """
     call.only("input")
     if call.item not in (None, 0):
         raise NoRule
@@ -83,7 +98,15 @@ def layer_norm(call: Call) -> None:
 
 @rule("group_norm", "native_group_norm")
 def group_norm(call: Call) -> None:
-    """``y_c = w_c z_c + b_c, z = (x - mean) / s over a group;  dy_c = w_c dz_c`` (`Normalised`)."""
+    """``y_c = w_c z_c + b_c, z = (x - mean) / s over a group;  dy_c = w_c dz_c`` (`Normalised`).
+
+    >>> from jacli import jacobian
+    >>> import torch
+    >>> from torch import nn
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> jacobian(nn.GroupNorm(1, 2, eps=0), x, method="adjoint").abs().max().item() < 1e-5
+    True
+    """
     call.only("input")
     groups = call["num_groups"] if call.has("num_groups") else call["group"]
     if call.item not in (None, 0):

@@ -75,7 +75,12 @@ bilinear("mul", "multiply", a="self", b="other", times_b=_times, times_a=_times)
 
 @rule("div", "divide", "true_divide")
 def divide(call: Call) -> None:
-    """``y = a / b;  dy = da / b - (y / b) * db``."""
+    """``y = a / b;  dy = da / b - (y / b) * db``.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: 6 / x, torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [[-6.0, -0.0], [-0.0, -1.5]]
+    """
     if call.has("rounding_mode") and call["rounding_mode"] is not None:
         raise NoRule
     b = call["other"]
@@ -90,7 +95,13 @@ def divide(call: Call) -> None:
 
 @rule("where")
 def where(call: Call) -> None:
-    """``y = m * a + (1 - m) * b;  dy = m * da + (1 - m) * db``, with the condition m."""
+    """``y = m * a + (1 - m) * b;  dy = m * da + (1 - m) * db``, with the condition m.
+
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> jacobian(lambda x: torch.where(x > 1.5, 3 * x, x), x, method="adjoint")[0].tolist()
+    [[1.0, 0.0], [0.0, 3.0]]
+    """
     for name, chosen in (("self", call["condition"]), ("other", ~call["condition"])):
         if call.is_live(name):
             call.edge(name, *_scaled(call, name, chosen))
@@ -98,7 +109,13 @@ def where(call: Call) -> None:
 
 @linear("masked_fill")
 def masked_fill(call: Call) -> Sequence[LocalMap]:
-    """``y = (1 - m) * x + m value;  dy = (1 - m) * dx``, with the mask m."""
+    """``y = (1 - m) * x + m value;  dy = (1 - m) * dx``, with the mask m.
+
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> jacobian(lambda x: x.masked_fill(x > 1.5, 0), x, method="adjoint")[0].tolist()
+    [[1.0, 0.0], [0.0, 0.0]]
+    """
     call.only("self")
     return _scaled(call, "self", ~call["mask"])
 

@@ -136,7 +136,13 @@ class NonOverlappingMaxPool(MaxPool):
 
 @linear("max_pool2d", "max_pool2d_with_indices")
 def max_pool2d(call: Call) -> Sequence[LocalMap]:
-    """``y_a = max x over window a;  dy_a = dx_argmax(a),  x̄_argmax(a) += ȳ_a``."""
+    """``y_a = max x over window a;  dy_a = dx_argmax(a),  x̄_argmax(a) += ȳ_a``.
+
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[[[1.0, 4.0], [3.0, 2.0]]]])
+    >>> jacobian(lambda x: F.max_pool2d(x, 2), x, method="adjoint").squeeze().tolist()
+    [[0.0, 1.0], [0.0, 0.0]]
+    """
     x = call["self"]
     if call.item not in (None, 0) or x.dim() != 4:
         raise NoRule
@@ -227,7 +233,13 @@ class NearestUpsample:
 
 @linear("avg_pool2d")
 def avg_pool2d(call: Call) -> Sequence[LocalMap]:
-    """``y_a = Σ x / d over window a;  dy_a = Σ dx / d,  x̄_i = Σ ȳ_a / d over the windows a of pixel i``."""
+    """``y_a = Σ x / d over window a;  dy_a = Σ dx / d,  x̄_i = Σ ȳ_a / d over the windows a of pixel i``.
+
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[[[1.0, 4.0], [3.0, 2.0]]]])
+    >>> jacobian(lambda x: F.avg_pool2d(x, 2), x, method="adjoint").squeeze().tolist()
+    [[0.25, 0.25], [0.25, 0.25]]
+    """
     shape = call["self"].shape
     if len(shape) != 4:
         raise NoRule
@@ -243,7 +255,13 @@ def avg_pool2d(call: Call) -> Sequence[LocalMap]:
 
 @linear("adaptive_avg_pool2d", "_adaptive_avg_pool2d")
 def adaptive_avg_pool2d(call: Call) -> Sequence[LocalMap]:
-    """As `avg_pool2d`, where all windows are of the same size."""
+    """As `avg_pool2d`, where all windows are of the same size.
+
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[[[1.0, 4.0], [3.0, 2.0]]]])
+    >>> jacobian(lambda x: F.adaptive_avg_pool2d(x, 1), x, method="adjoint").squeeze().tolist()
+    [[0.25, 0.25], [0.25, 0.25]]
+    """
     shape, sides = call["self"].shape, call.out.shape[2:]
     if len(shape) != 4 or any(n % m for n, m in zip(shape[2:], sides, strict=True)):
         raise NoRule
@@ -258,7 +276,13 @@ def _tiled_average(call: Call, window: Sequence[int], divisor: float) -> LocalMa
 
 @linear("upsample_nearest2d")
 def upsample_nearest(call: Call) -> Sequence[LocalMap]:
-    """``y_p = x_a for every pixel p of window a;  dy_p = dx_a,  x̄_a = Σ ȳ_p``, by whole factors."""
+    """``y_p = x_a for every pixel p of window a;  dy_p = dx_a,  x̄_a = Σ ȳ_p``, by whole factors.
+
+    >>> from jacli import jacobian
+    >>> x = torch.ones(1, 1, 1, 1)
+    >>> jacobian(lambda x: F.interpolate(x, scale_factor=2), x, method="adjoint").squeeze().tolist()
+    [[1.0, 1.0], [1.0, 1.0]]
+    """
     shape, larger = call[call.first].shape, call.out.shape
     if any(m % n for n, m in zip(shape[2:], larger[2:], strict=True)):
         raise NoRule

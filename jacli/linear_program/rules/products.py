@@ -105,7 +105,15 @@ def _times(vectors: Tensor, matrices: Tensor) -> Tensor:
 
 @linear("linear")
 def weights_times_input(call: Call) -> Sequence[LocalMap]:
-    """``y = x Wᵀ + b;  dy = dx Wᵀ,  x̄ = ȳ W``."""
+    """``y = x Wᵀ + b;  dy = dx Wᵀ,  x̄ = ȳ W``.
+
+    >>> from jacli import jacobian
+    >>> import torch
+    >>> from torch.nn import functional as F
+    >>> weight = torch.tensor([[5.0, 7.0]])
+    >>> jacobian(lambda x: F.linear(x, weight), torch.ones(1, 2), method="adjoint")[0].tolist()
+    [[5.0], [7.0]]
+    """
     call.only("input")
     if call["weight"].dim() != 2:  # a vector: the result has no last axis
         raise NoRule
@@ -135,7 +143,13 @@ bilinear("bmm", a="self", b="mat2", times_b=_batched_left, times_a=_right)  # y 
 
 @rule("addmm")
 def addmm(call: Call) -> None:
-    """``y = beta x + alpha a b;  dy = beta dx + alpha (da b + a db)``."""
+    """``y = beta x + alpha a b;  dy = beta dx + alpha (da b + a db)``.
+
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> jacobian(lambda x: torch.addmm(x, x, torch.full((2, 2), 3.0)), x, method="adjoint")[0].tolist()
+    [[4.0, 3.0], [3.0, 4.0]]
+    """
     alpha, beta = _multiple(call["alpha"]), _multiple(call["beta"])
     if call.is_live("self"):
         call.edge("self", Broadcast(call["self"].shape, call.out.shape), *beta)
@@ -147,7 +161,13 @@ def addmm(call: Call) -> None:
 
 @rule("matmul")
 def matmul(call: Call) -> None:
-    """``y = a b;  dy = da b + a db,  ā = ȳ bᵀ,  b̄ = aᵀ ȳ``, batch axes broadcast."""
+    """``y = a b;  dy = da b + a db,  ā = ȳ bᵀ,  b̄ = aᵀ ȳ``, batch axes broadcast.
+
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> jacobian(lambda x: x.unsqueeze(1) @ x.unsqueeze(2), x, method="adjoint").flatten().tolist()
+    [2.0, 4.0]
+    """
     a, b = call["self"], call["other"]
     if a.dim() < 2 or b.dim() < 2:
         raise NoRule

@@ -15,13 +15,23 @@ from jacli.linear_program.rule import linear
 
 @linear("sum")
 def sum_(call: Call) -> Sequence[LocalMap]:
-    """``y = Σ x;  dy = Σ dx,  x̄ = ȳ`` repeated along the axes summed over."""
+    """``y = Σ x;  dy = Σ dx,  x̄ = ȳ`` repeated along the axes summed over.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: x.sum(1), torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [1.0, 1.0]
+    """
     return _summed(call, mean=False)
 
 
 @linear("mean")
 def mean(call: Call) -> Sequence[LocalMap]:
-    """``y = Σ x / m;  dy = Σ dx / m,  x̄ = ȳ / m`` repeated along the axes of m numbers in all."""
+    """``y = Σ x / m;  dy = Σ dx / m,  x̄ = ȳ / m`` repeated along the axes of m numbers in all.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: x.mean(1), torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [0.5, 0.5]
+    """
     return _summed(call, mean=True)
 
 
@@ -70,13 +80,23 @@ class LogSoftmax:
 
 @linear("softmax", "_softmax", "_safe_softmax")
 def softmax(call: Call) -> Sequence[LocalMap]:
-    """``p = eˣ / Σ eˣ;  dp = p * (dx - Σ p * dx)``."""
+    """``p = eˣ / Σ eˣ;  dp = p * (dx - Σ p * dx)``.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: x.softmax(1), torch.zeros(1, 2), method="adjoint")[0].tolist()
+    [[0.25, -0.25], [-0.25, 0.25]]
+    """
     return [Softmax(*_probabilities(call, call.out))]
 
 
 @linear("log_softmax", "_log_softmax")
 def log_softmax(call: Call) -> Sequence[LocalMap]:
-    """``y = x - log Σ eˣ;  dy = dx - Σ p * dx,  x̄ = ȳ - p Σ ȳ``."""
+    """``y = x - log Σ eˣ;  dy = dx - Σ p * dx,  x̄ = ȳ - p Σ ȳ``.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: x.log_softmax(1), torch.zeros(1, 2), method="adjoint")[0].tolist()
+    [[0.5, -0.5], [-0.5, 0.5]]
+    """
     return [LogSoftmax(*_probabilities(call, call.out.exp()))]
 
 

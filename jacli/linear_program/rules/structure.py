@@ -28,7 +28,12 @@ from jacli.linear_program.rule import linear, rule
 
 @linear("clone", "contiguous", "alias", "lift_fresh_copy", "to", "_to_copy", "type_as")
 def same(call: Call) -> Sequence[LocalMap]:
-    """``y = x;  dy = dx``: copies and memory formats."""
+    """``y = x;  dy = dx``: copies and memory formats.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: x.clone(), torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
     x = call[call.first]
     if x.dtype != call.out.dtype or x.shape != call.out.shape:
         raise NoRule
@@ -37,7 +42,13 @@ def same(call: Call) -> Sequence[LocalMap]:
 
 @linear("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 def dropout(call: Call) -> Sequence[LocalMap]:
-    """``y = x;  dy = dx``, in eval mode."""
+    """``y = x;  dy = dx``, in eval mode.
+
+    >>> from jacli import jacobian
+    >>> from torch import nn
+    >>> jacobian(nn.Dropout().eval(), torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
     if call["train"]:
         raise NoRule
     return []
@@ -48,7 +59,13 @@ def dropout(call: Call) -> Sequence[LocalMap]:
     *("reshape_as", "_reshape_alias"),
 )
 def reshape(call: Call) -> Sequence[LocalMap]:
-    """``y = x`` in another shape;  ``dy = dx``: the same numbers in the same order."""
+    """``y = x`` in another shape;  ``dy = dx``: the same numbers in the same order.
+
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> jacobian(lambda x: x.reshape(-1, 2, 1), x, method="adjoint").squeeze().tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
     x = call[call.first]
     if x.dtype != call.out.dtype:  # `view` as another dtype: the same bits, other numbers
         raise NoRule
@@ -60,6 +77,11 @@ def permute(call: Call) -> Sequence[LocalMap]:
     """``y_{..j..i..} = x_{..i..j..};  dy = dx`` with its axes in that order.
 
     The order is read off the operator itself: it runs on a tensor of no numbers whose sizes name its axes.
+
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> jacobian(lambda x: x.unsqueeze(1).transpose(1, 2), x, method="adjoint")[0].tolist()
+    [[[1.0], [0.0]], [[0.0], [1.0]]]
     """
     dim = call["self"].dim()
     axes = torch.empty(tuple(range(2, 2 + dim)), device="meta")
@@ -69,13 +91,24 @@ def permute(call: Call) -> Sequence[LocalMap]:
 
 @linear("expand", "expand_as", "broadcast_to")
 def expand(call: Call) -> Sequence[LocalMap]:
-    """``y_{ji} = x_i;  dy_{ji} = dx_i,  x̄_i = Σ_j ȳ_{ji}``."""
+    """``y_{ji} = x_i;  dy_{ji} = dx_i,  x̄_i = Σ_j ȳ_{ji}``.
+
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> jacobian(lambda x: x.unsqueeze(2).expand(-1, -1, 2), x, method="adjoint")[0].tolist()
+    [[[1.0, 1.0], [0.0, 0.0]], [[0.0, 0.0], [1.0, 1.0]]]
+    """
     return [Broadcast(call["self"].shape, call.out.shape)]
 
 
 @linear("slice")
 def slice_(call: Call) -> Sequence[LocalMap]:
-    """``y = x[start:end:step];  dy = dx[start:end:step]``, along one axis."""
+    """``y = x[start:end:step];  dy = dx[start:end:step]``, along one axis.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: x[:, 1:], torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [[0.0], [1.0]]
+    """
     shape, axis = call["self"].shape, call["dim"] % call["self"].dim()
     start, _, step = slice(call["start"], call["end"], call["step"]).indices(shape[axis])
     return [Sliced(axis, start, step, shape, call.out.shape)]
@@ -83,7 +116,12 @@ def slice_(call: Call) -> Sequence[LocalMap]:
 
 @linear("narrow")
 def narrow(call: Call) -> Sequence[LocalMap]:
-    """``y = x[start:start + length];  dy = dx[start:start + length]``, along one axis."""
+    """``y = x[start:start + length];  dy = dx[start:start + length]``, along one axis.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: x.narrow(1, 0, 1), torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [[1.0], [0.0]]
+    """
     shape, axis = call["self"].shape, call["dim"] % call["self"].dim()
     start = int(call["start"])
     start = start % max(shape[axis], 1) if start < 0 else start
@@ -92,13 +130,23 @@ def narrow(call: Call) -> Sequence[LocalMap]:
 
 @linear("select")
 def select(call: Call) -> Sequence[LocalMap]:
-    """``y = x[i];  dy = dx[i]``, along one axis, which is dropped."""
+    """``y = x[i];  dy = dx[i]``, along one axis, which is dropped.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: x[:, 1], torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [0.0, 1.0]
+    """
     return _at_index(call, call["index"])
 
 
 @linear("unbind")
 def unbind(call: Call) -> Sequence[LocalMap]:
-    """``y_i = x[i];  dy_i = dx[i]``, along one axis, which is dropped."""
+    """``y_i = x[i];  dy_i = dx[i]``, along one axis, which is dropped.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: x.unbind(1)[1], torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [0.0, 1.0]
+    """
     assert call.item is not None  # the graph picks each part by its number
     return _at_index(call, call.item)
 
@@ -111,7 +159,12 @@ def _at_index(call: Call, index: int) -> list[LocalMap]:
 
 @linear("split", "chunk", "split_with_sizes", "tensor_split")
 def split(call: Call) -> Sequence[LocalMap]:
-    """``y_i = x[part i];  dy_i = dx[part i]``, along one axis."""
+    """``y_i = x[part i];  dy_i = dx[part i]``, along one axis.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: x.split(1, dim=1)[0], torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [[1.0], [0.0]]
+    """
     whole, axis = call["self"], call["dim"] % call["self"].dim()
     assert call.item is not None  # the graph picks each part by its number
     if sum(part.shape[axis] for part in call.results) != whole.shape[axis]:  # parts may overlap
@@ -122,7 +175,13 @@ def split(call: Call) -> Sequence[LocalMap]:
 
 @rule("cat", "concat")
 def cat(call: Call) -> None:
-    """``y[part i] = x_i;  dy[part i] = dx_i,  x̄_i = ȳ[part i]``, along one axis."""
+    """``y[part i] = x_i;  dy[part i] = dx_i,  x̄_i = ȳ[part i]``, along one axis.
+
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> jacobian(lambda x: torch.cat([x, 3 * x], dim=1), x, method="adjoint")[0].tolist()
+    [[1.0, 0.0, 3.0, 0.0], [0.0, 1.0, 0.0, 3.0]]
+    """
     axis, start, shape = call["dim"] % call.out.dim(), 0, call.out.shape
     for node, value in zip(call.node_of("tensors"), call["tensors"], strict=True):
         if value.dim() != call.out.dim():  # an empty tensor without axes is allowed
@@ -133,7 +192,13 @@ def cat(call: Call) -> None:
 
 @rule("stack")
 def stack(call: Call) -> None:
-    """``y[i] = x_i;  dy[i] = dx_i,  x̄_i = ȳ[i]``, along a new axis."""
+    """``y[i] = x_i;  dy[i] = dx_i,  x̄_i = ȳ[i]``, along a new axis.
+
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> jacobian(lambda x: torch.stack([x, 3 * x], dim=1), x, method="adjoint")[0].tolist()
+    [[[1.0, 0.0], [3.0, 0.0]], [[0.0, 1.0], [0.0, 3.0]]]
+    """
     axis, shape = call["dim"] % call.out.dim(), call.out.shape
     for i, (node, value) in enumerate(zip(call.node_of("tensors"), call["tensors"], strict=True)):
         kept = _resized(shape, axis, 1)
@@ -142,7 +207,13 @@ def stack(call: Call) -> None:
 
 @rule("slice_scatter")
 def slice_scatter(call: Call) -> None:
-    """``y = x, y[start:end:step] = s;  dy = dx, dy[start:end:step] = ds``, along one axis."""
+    """``y = x, y[start:end:step] = s;  dy = dx, dy[start:end:step] = ds``, along one axis.
+
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> jacobian(lambda x: x.slice_scatter(3 * x[:, :1], dim=1, end=1), x, method="adjoint")[0].tolist()
+    [[3.0, 0.0], [0.0, 1.0]]
+    """
     whole, axis = call.out.shape, call["dim"] % call.out.dim()
     start, stop, step = slice(call["start"], call["end"], call["step"]).indices(whole[axis])
     part = Sliced(axis, start, step, whole, call["src"].shape)
@@ -152,7 +223,13 @@ def slice_scatter(call: Call) -> None:
 
 @rule("select_scatter")
 def select_scatter(call: Call) -> None:
-    """``y = x, y[i] = s;  dy = dx, dy[i] = ds``, along one axis."""
+    """``y = x, y[i] = s;  dy = dx, dy[i] = ds``, along one axis.
+
+    >>> from jacli import jacobian
+    >>> x = torch.tensor([[1.0, 2.0]])
+    >>> jacobian(lambda x: x.select_scatter(3 * x[:, 0], dim=1, index=1), x, method="adjoint")[0].tolist()
+    [[1.0, 3.0], [0.0, 0.0]]
+    """
     whole, axis = call.out.shape, call["dim"] % call.out.dim()
     at = call["index"] % whole[axis]
     kept = _resized(whole, axis, 1)
@@ -189,7 +266,12 @@ class Rearranged:
 
 @linear("roll")
 def roll(call: Call) -> Sequence[LocalMap]:
-    """``y_{i + s} = x_i;  dy_{i + s} = dx_i,  x̄_i = ȳ_{i + s}``, modulo the length of the axis."""
+    """``y_{i + s} = x_i;  dy_{i + s} = dx_i,  x̄_i = ȳ_{i + s}``, modulo the length of the axis.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: x.roll(1, dims=1), torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
+    """
     dims = [1 + d % call.out.dim() for d in _listed(call["dims"])]
     if not dims:  # rolls the flattened tensor
         raise NoRule
@@ -200,21 +282,36 @@ def roll(call: Call) -> Sequence[LocalMap]:
 
 @linear("flip")
 def flip(call: Call) -> Sequence[LocalMap]:
-    """``y_i = x_{-1-i};  dy_i = dx_{-1-i}``, its own inverse."""
+    """``y_i = x_{-1-i};  dy_i = dx_{-1-i}``, its own inverse.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: x.flip(1), torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [[0.0, 1.0], [1.0, 0.0]]
+    """
     dims = [1 + d % call.out.dim() for d in call["dims"]]
     return [Rearranged(lambda t: t.flip(dims), lambda g: g.flip(dims))]
 
 
 @linear("pixel_shuffle")
 def pixel_shuffle(call: Call) -> Sequence[LocalMap]:
-    """``n (c r s) h w -> n c (h r) (w s)``: channels become pixels;  ``dy`` likewise."""
+    """``n (c r s) h w -> n c (h r) (w s)``: channels become pixels;  ``dy`` likewise.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: F.pixel_shuffle(x, 2), torch.ones(1, 4, 1, 1), method="adjoint").shape
+    torch.Size([1, 4, 1, 1, 1, 2, 2])
+    """
     r = call["upscale_factor"]
     return [Rearranged(lambda t: F.pixel_shuffle(t, r), lambda g: F.pixel_unshuffle(g, r))]
 
 
 @linear("pixel_unshuffle")
 def pixel_unshuffle(call: Call) -> Sequence[LocalMap]:
-    """``n c (h r) (w s) -> n (c r s) h w``: pixels become channels;  ``dy`` likewise."""
+    """``n c (h r) (w s) -> n (c r s) h w``: pixels become channels;  ``dy`` likewise.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: F.pixel_unshuffle(x, 2), torch.ones(1, 1, 2, 2), method="adjoint").shape
+    torch.Size([1, 1, 2, 2, 4, 1, 1])
+    """
     r = call["downscale_factor"]
     return [Rearranged(lambda t: F.pixel_unshuffle(t, r), lambda g: F.pixel_shuffle(g, r))]
 
@@ -225,7 +322,12 @@ def _listed(value: int | list[int]) -> list[int]:
 
 @linear("constant_pad_nd", "pad")
 def constant_pad(call: Call) -> Sequence[LocalMap]:
-    """``y[part] = x, constants around it;  dy[part] = dx, zeros around it``.  A negative width crops x."""
+    """``y[part] = x, constants around it;  dy[part] = dx, zeros around it``.  A negative width crops x.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: F.pad(x, (1, 0)), torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
     if call.has("mode") and call["mode"] != "constant":
         raise NoRule
     shape, pad, maps = call["self"].shape, call["pad"], list[LocalMap]()
@@ -247,19 +349,34 @@ def _resized(shape: torch.Size, axis: int, n: int) -> torch.Size:
 
 @rule("add")
 def add(call: Call) -> None:
-    """``y = a + alpha b;  dy = da + alpha db``, broadcast."""
+    """``y = a + alpha b;  dy = da + alpha db``, broadcast.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: x + 3 * x.flip(1), torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [[1.0, 3.0], [3.0, 1.0]]
+    """
     _sum(call, of_self=1, of_other=call["alpha"])
 
 
 @rule("sub", "subtract")
 def subtract(call: Call) -> None:
-    """``y = a - alpha b;  dy = da - alpha db``, broadcast."""
+    """``y = a - alpha b;  dy = da - alpha db``, broadcast.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: x - 3 * x.flip(1), torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [[1.0, -3.0], [-3.0, 1.0]]
+    """
     _sum(call, of_self=1, of_other=-call["alpha"])
 
 
 @rule("rsub")
 def subtract_from(call: Call) -> None:
-    """``y = b - alpha a;  dy = db - alpha da``, broadcast."""
+    """``y = b - alpha a;  dy = db - alpha da``, broadcast.
+
+    >>> from jacli import jacobian
+    >>> jacobian(lambda x: 1 - x, torch.tensor([[1.0, 2.0]]), method="adjoint")[0].tolist()
+    [[-1.0, -0.0], [-0.0, -1.0]]
+    """
     _sum(call, of_self=-call["alpha"], of_other=1)
 
 
