@@ -125,6 +125,9 @@ def why_unseen(path: str | os.PathLike[str]) -> str | None:
 
     `os.path.exists` says no of a name that is too long, of links in a circle, of a folder that may not be
     entered and of a disk that fails: to tell the user that there is no such file would be wrong.
+
+    >>> why_unseen("no such file") is None, why_unseen("x" * 5000)
+    (True, 'File name too long.')
     """
     try:
         os.stat(path)
@@ -138,7 +141,11 @@ def why_unseen(path: str | os.PathLike[str]) -> str | None:
 
 
 def what_is_no_file(name: str) -> tuple[str, str]:
-    """Why there is no such file, and what to do; empty where nothing is known but that there is none."""
+    """Why there is no such file, and what to do; empty where nothing is known but that there is none.
+
+    >>> print(what_is_no_file("https://example.org/model.pt")[0])
+    It is an address, and jacli reads files.
+    """
     why = why_unseen(name)
     if why is not None:
         return why, ""
@@ -158,6 +165,10 @@ def what_is_no_file(name: str) -> tuple[str, str]:
 def path_as_text(path: Path) -> Iterator[str]:
     """A path for libraries in C++ and Rust, which take names in UTF-8 only: others go by an open descriptor.
 
+    >>> with path_as_text(Path("x.npy")) as name:
+    ...     name
+    'x.npy'
+
     Raises:
         OSError: The file cannot be opened.
     """
@@ -172,6 +183,9 @@ def path_as_text(path: Path) -> Iterator[str]:
 
 def recognise_content(path: Path) -> Content:
     """Say what ``path`` is by its bytes.
+
+    >>> recognise_content(Path("sample_models/digits_cnn.pt"))
+    <Content.TORCHSCRIPT: 'TorchScript archive'>
 
     Raises:
         OSError: The file cannot be opened or read.
@@ -230,6 +244,9 @@ def _is_safetensors_length(head: bytes, path: Path) -> bool:
 
 def recognise_model(path: Path) -> Content:
     """Say what ``path`` is where a model is asked for: formats of other programs are told apart too.
+
+    >>> recognise_model(Path("sample_models/digits_shufflenet.safetensors"))
+    <Content.SAFETENSORS: 'safetensors file'>
 
     Raises:
         OSError: The file cannot be opened or read.

@@ -65,6 +65,9 @@ class ProgramFindings:
 def examine_program(text: bytes) -> ProgramFindings:
     """Look through a serialised program (JSON).
 
+    >>> examine_program(b'{"nodes": []}')
+    ProgramFindings(problem=None, quick=True)
+
     Raises:
         ValueError: It is no JSON, or nested too deeply.
     """

@@ -35,7 +35,14 @@ _SIZED_BY_PARAMETERS = {h5py.h5z.FILTER_NBIT, h5py.h5z.FILTER_SCALEOFFSET}
 
 
 def checked(dataset: h5py.Dataset) -> h5py.Dataset | CheckedDataset:
-    """The dataset itself, or where it lies in chunks or in other files, one that is checked as it is read."""
+    """The dataset itself, or where it lies in chunks or in other files, one that is checked as it is read.
+
+    >>> with h5py.File("x.h5", "w", driver="core", backing_store=False) as file:
+    ...     plain = file.create_dataset("plain", (4,), "f4")
+    ...     in_chunks = file.create_dataset("chunks", (4,), "f4", chunks=(2,))
+    ...     checked(plain) is plain, type(checked(in_chunks)).__name__
+    (True, 'CheckedDataset')
+    """
     return dataset if dataset.chunks is None and not dataset.is_virtual else CheckedDataset(dataset)
 
 

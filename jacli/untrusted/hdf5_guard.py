@@ -47,6 +47,10 @@ def examine_hdf5(path: str | Path) -> Hdf5Findings:
     """Walk one file in the child, or say what was found before if the file has not changed since.
 
     The child is started with the first file, and each costs it some milliseconds.
+
+    >>> _ = Path("bad.h5").write_bytes(b"no HDF5")
+    >>> examine_hdf5("bad.h5").problem is None
+    True
     """
     with _LOCK:
         key = _key(path)

@@ -12,6 +12,13 @@ MAX_DEPTH = 50
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
+    >>> parse_json('{"shards": [1, 2]}')
+    {'shards': [1, 2]}
+    >>> parse_json("[" * 10_000 + "]" * 10_000)
+    Traceback (most recent call last):
+        ...
+    ValueError: it is nested too deeply
+
     Raises:
         ValueError: It is none, or nested so deeply that whoever walks through it runs out of stack.
     """

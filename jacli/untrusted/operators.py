@@ -15,13 +15,21 @@ import torch
 
 
 def computes(namespace: str, name: str) -> bool:
-    """Whether an operator, such as ``aten``, ``conv2d``, only computes on what it is given."""
+    """Whether an operator, such as ``aten``, ``conv2d``, only computes on what it is given.
+
+    >>> computes("aten", "conv2d"), computes("aten", "relu_"), computes("aten", "save")
+    (True, True, False)
+    """
     known = _listed().get(namespace, frozenset())
     return name in known or (name.endswith("_") and not name.endswith("__") and name[:-1] in known)
 
 
 def is_operator(namespace: str, name: str) -> bool:
-    """Whether this torch has an operator of that name, listed here or not."""
+    """Whether this torch has an operator of that name, listed here or not.
+
+    >>> is_operator("aten", "conv2d"), is_operator("aten", "no_such_operator")
+    (True, False)
+    """
     return bool(torch._C._jit_get_schemas_for_operator(f"{namespace}::{name}"))
 
 

@@ -23,6 +23,12 @@ class ForeignFileError(OSError):
 def open_own(path: Path, flags: int) -> int:
     """A descriptor of a regular file that has no other name; never one that a link leads to.
 
+    >>> _ = Path("link").symlink_to("elsewhere")
+    >>> open_own(Path("link"), os.O_RDONLY)
+    Traceback (most recent call last):
+        ...
+    jacli.untrusted.own_files.ForeignFileError: [Errno 22] link is a symbolic link, which jacli never makes
+
     Args:
         path: Its name.
         flags: As of `os.open`, without ``O_TRUNC``.
@@ -51,6 +57,10 @@ def open_own(path: Path, flags: int) -> int:
 def read_own(path: Path, *, limit: int = MAX_READ) -> bytes:
     """All of it.
 
+    >>> replace_own(Path("status.json"), b"{}", new=Path("status.json.new"))
+    >>> read_own(Path("status.json"))
+    b'{}'
+
     Raises:
         ForeignFileError: It is none of ours, or longer than ``limit`` bytes.
         OSError: It is not there, or cannot be read.
@@ -66,6 +76,11 @@ def replace_own(path: Path, data: bytes, *, new: Path, sync: bool = False) -> No
     """Write a file anew, and put it in place of the one at ``path`` in one step.
 
     A link at either name is replaced itself; what it leads to stays as it is.
+
+    >>> Path("old").symlink_to("elsewhere")
+    >>> replace_own(Path("old"), b"numbers", new=Path("old.new"))
+    >>> Path("old").is_symlink(), Path("elsewhere").exists()
+    (False, False)
 
     Args:
         path: The file's name.

@@ -22,6 +22,12 @@ class NoTorchSaveError(ValueError):
 def scan_torch_save(file: IO[bytes], *, is_zip: bool, mapped: bool = False) -> PickleScan:
     """Follow the pickle that holds the object, and compare the sizes it names with what is there.
 
+    >>> import torch
+    >>> torch.save(torch.nn.Linear(3, 2), "module.pt")
+    >>> with open("module.pt", "rb") as file:
+    ...     scan_torch_save(file, is_zip=True).globals >= {"torch.nn.modules.linear.Linear"}
+    True
+
     Args:
         file: Seekable.
         is_zip: An archive; else a pickle of the time before PyTorch 1.6.
@@ -46,6 +52,10 @@ def _scan_zip(file: IO[bytes], mapped: bool) -> PickleScan:
 
 def check_torchscript(file: IO[bytes]) -> set[str]:
     """The classes that a TorchScript archive's pickles name, once these are found to say true sizes.
+
+    >>> with open("sample_models/digits_cnn.pt", "rb") as file:
+    ...     sorted(check_torchscript(file))[:1]
+    ['__torch__.digits_cnn.DigitsCNN']
 
     Raises:
         ArchiveError: It is damaged or made to mislead its reader; a sentence says how.

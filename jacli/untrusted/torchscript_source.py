@@ -118,7 +118,12 @@ class _Program:
 
 
 def problem_of_classes(named: Iterable[str]) -> str | None:
-    """A class in C++ that an archive's pickles make and that does more than hold weights, as a sentence."""
+    """A class in C++ that an archive's pickles make and that does more than hold weights, as a sentence.
+
+    >>> problem_of_classes(["__torch__.Net"]) is None, problem_of_classes(["__torch__.torch.classes.Shell"])
+    (True, 'Its pickle makes an object of __torch__.torch.classes.Shell, which is not known to compute
+        only.')
+    """
     for name in sorted(named):
         if name.startswith("__torch__.torch.classes.") and not CUSTOM_CLASSES.fullmatch(name):
             return f"Its pickle makes an object of {name}, which is not known to compute only."
@@ -126,7 +131,11 @@ def problem_of_classes(named: Iterable[str]) -> str | None:
 
 
 def problem_of_sources(sources: Mapping[str, str]) -> str | None:
-    """The first construct in an archive's sources that does more than compute, as a sentence; or None.
+    r"""The first construct in an archive's sources that does more than compute, as a sentence; or None.
+
+    >>> source = "def forward(x: Tensor) -> Tensor:\n  return torch.save(x)"
+    >>> problem_of_sources({"__torch__": source})
+    'Its code calls torch.save, which is not known to compute only.'
 
     Args:
         sources: Qualifier (``__torch__.torch.nn``) to source.

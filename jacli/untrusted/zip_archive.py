@@ -30,6 +30,13 @@ def check_zip(
 ) -> dict[str, zipfile.ZipInfo]:
     """The members of an archive, once its table of contents is found to be honest.
 
+    >>> import io
+    >>> archive = io.BytesIO()
+    >>> with zipfile.ZipFile(archive, "w") as file:
+    ...     file.writestr("x.npy", b"numbers")
+    >>> list(check_zip(archive))
+    ['x.npy']
+
     Args:
         file: Seekable; its position is lost.
         checksums: Compare every member with its checksum, which costs one read of the file.
@@ -63,6 +70,12 @@ def check_zip(
 
 def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
     """A member, of which no more is unpacked than its declared size: ``ZipFile.read`` unpacks all there is.
+
+    >>> with zipfile.ZipFile("x.zip", "w") as file:
+    ...     file.writestr("x.npy", b"numbers")
+    >>> with zipfile.ZipFile("x.zip") as archive:
+    ...     read_member(archive, "x.npy")
+    b'numbers'
 
     Raises:
         ArchiveError: It is damaged.
