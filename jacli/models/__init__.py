@@ -51,6 +51,10 @@ def load_model(
 ) -> LoadedModel:
     """Load a trained network, or build an untrained one from an architecture's name.
 
+    >>> loaded = load_model("sample_models/digits_cnn.pt")
+    >>> loaded.format, loaded.module.training
+    ('torchscript', False)
+
     Args:
         source: Path of a model file; or, where no such file exists, ``torchvision:NAME``, ``timm:NAME``,
             ``package.module:callable`` or ``file.py:callable``, built with the random weights of ``seed``.
@@ -95,6 +99,11 @@ def load_model(
 def load_anew(loaded: LoadedModel, *, dtype: torch.dtype | None = None) -> LoadedModel:
     """Load the same model once more from where it came, so that nothing is shared with what was made of it.
 
+    >>> loaded = load_model("sample_models/digits_cnn.pt")
+    >>> again = load_anew(loaded)
+    >>> again.module is loaded.module, again.sha256 == loaded.sha256
+    (False, True)
+
     Args:
         loaded: What the first loading gave.
         dtype: Convert every real floating tensor to it, and complex ones to its counterpart.  Weights go
@@ -133,6 +142,9 @@ def _other_since(loaded: LoadedModel, why: str) -> ModelError:
 
 def describe_model(path: str | Path) -> dict[str, Any]:
     """Say what a model file holds without building a network; the answer is ready for JSON.
+
+    >>> describe_model("sample_models/digits_cnn.pt")["num_parameters"]
+    38378
 
     Raises:
         ModelError: The file is not a model file, or is damaged or unsafe.

@@ -68,7 +68,11 @@ class Architecture:
 
 
 def load_untrained(name: str, request: ModelRequest) -> LoadedModel:
-    """The architecture with the weights that its builder gives it when called with ``request.seed``."""
+    """The architecture with the weights that its builder gives it when called with ``request.seed``.
+
+    >>> load_untrained("sample_models/digits_cnn.py:make_model", ModelRequest(seed=1)).notes[0]
+    'weights come from the callable digits_cnn.py:make_model, called with seed 1'
+    """
     architecture = resolve_architecture(name)
     module = build(architecture, request.arch_args, seed=request.seed)
     module = freeze(require_values(module, architecture.label))
@@ -94,6 +98,9 @@ def _where_weights_come_from(architecture: Architecture, seed: int) -> str:
 def resolve_architecture(name: str) -> Architecture:
     """Find the builder that a name stands for; nothing is built yet.
 
+    >>> resolve_architecture("resnet18").label
+    'torchvision:resnet18'
+
     Raises:
         ModelError: Unknown name, or importing the user's module failed.
     """
@@ -113,6 +120,9 @@ def candidate_architectures(name: str) -> list[Architecture]:
 
     Of several, those that build a network for sure: others (``main``, ``train``) are not tried.
 
+    >>> [one.label for one in candidate_architectures("sample_models/digits_cnn.py")]
+    ['digits_cnn.py:DigitsCNN', 'digits_cnn.py:make_model']
+
     Raises:
         ModelError: As `resolve_architecture`; or there are several, and none that builds a network for sure.
     """
@@ -128,6 +138,10 @@ def candidate_architectures(name: str) -> list[Architecture]:
 
 def build(architecture: Architecture, arch_args: Mapping[str, object], *, seed: int = 0) -> torch.nn.Module:
     """Call the builder; torch's global settings and random states are left as they were.
+
+    >>> network = build(resolve_architecture("sample_models/digits_cnn.py:make_model"), {"n_classes": 3})
+    >>> network.classifier[-1].out_features
+    3
 
     Raises:
         UsageError: It does not take these arguments.
@@ -268,6 +282,9 @@ def _users_own(name: str, place: str, callable_name: str) -> list[Architecture]:
 
 def import_file(path: Path) -> ModuleType:
     """Run a source file anew, with its folder importable.
+
+    >>> hasattr(import_file(Path("sample_models/digits_cnn.py")), "make_model")
+    True
 
     Raises:
         ModelError: It is not there, or raised.

@@ -19,6 +19,9 @@ def check_zip(path: Path) -> dict[str, zipfile.ZipInfo]:
 
     Costs one read of the file.
 
+    >>> len(check_zip(Path("sample_models/digits_cnn.pt"))) > 0
+    True
+
     Raises:
         ModelError: A member is damaged, or the table of contents is: two members of one name, of which
             readers would disagree which counts; sizes that are not true.
@@ -36,6 +39,14 @@ def reading(path: Path, kind: str, *, hint: str = COPY_AGAIN) -> Iterator[None]:
 
     Libraries raise nearly every type for a bad file (EOFError without a message, struct.error,
     AttributeError, RuntimeError, ...), so every Exception is taken.
+
+    >>> with reading(Path("net.pt"), "state dict"):
+    ...     raise EOFError
+    Traceback (most recent call last):
+        ...
+    jacli.errors.ModelError: net.pt cannot be read as a state dict; it may be damaged.
+    The library raised EOFError; the file ends early.
+    Copy or download it again.
     """
     try:
         yield
@@ -51,6 +62,9 @@ def last_line(error: BaseException) -> str:
     """The line of a library's message that says what happened, without its advice.
 
     The advice of torch's weights-only errors is ``weights_only=False``, which runs the file's code.
+
+    >>> last_line(RuntimeError("unexpected EOF")), last_line(EOFError())
+    ('unexpected EOF', 'The library raised EOFError; the file ends early.')
     """
     _, refused, reason = str(error).partition("WeightsUnpickler error:")
     if refused:
@@ -60,7 +74,11 @@ def last_line(error: BaseException) -> str:
 
 
 def what_it_raised(error: BaseException) -> str:
-    """A sentence on what ended a user's code."""
+    """A sentence on what ended a user's code.
+
+    >>> what_it_raised(ValueError("no such width")), what_it_raised(SystemExit(2))
+    ('It raised ValueError: no such width', 'It called exit(2).')
+    """
     if isinstance(error, SystemExit):
         return f"It called exit({error.code})."
     return f"It raised {type(error).__name__}: {last_line(error)}"

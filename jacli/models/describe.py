@@ -19,6 +19,11 @@ def describe_weights(selection: Selection) -> dict[str, Any]:
 
     The number of parameters counts every element but BatchNorm's statistics and counters: which
     tensors are parameters is not written in a state dict.
+
+    >>> layer = torch.nn.BatchNorm1d(3)
+    >>> described = describe_weights(Selection("", layer.state_dict()))
+    >>> described["num_tensors"], described["num_parameters"]  # its statistics are no parameters
+    (5, 6)
     """
     tensors = {name: t for name, t in selection.weights.items() if isinstance(t, torch.Tensor)}
     listed = [{"name": name, "shape": list(t.shape)} for name, t in tensors.items()]

@@ -45,7 +45,13 @@ _FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def load_exported(path: Path, request: ModelRequest) -> LoadedModel:
-    """Load an exported program as a module; it accepts the shapes it was exported for."""
+    """Load an exported program as a module; it accepts the shapes it was exported for.
+
+    >>> program = torch.export.export(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))
+    >>> torch.export.save(program, "net.pt2")
+    >>> load_exported(Path("net.pt2"), ModelRequest()).static_batch
+    4
+    """
     refuse_weight_options(path, _KIND, request)
     program = _read(path, allow_pickle=request.allow_pickle)
     with reading(path, _KIND):
@@ -98,7 +104,13 @@ def _by_name(program: Any) -> Any:
 
 
 def describe_exported(path: Path) -> dict[str, Any]:
-    """Parameters and input shapes; an axis of free length is given by its symbol's name."""
+    """Parameters and input shapes; an axis of free length is given by its symbol's name.
+
+    >>> program = torch.export.export(torch.nn.Linear(3, 2), (torch.zeros(4, 3),))
+    >>> torch.export.save(program, "net.pt2")
+    >>> describe_exported(Path("net.pt2"))["num_parameters"]
+    8
+    """
     program = _read(path, allow_pickle=False)
     return {
         "format": "torch_export",

@@ -15,6 +15,12 @@ def weights_sha256(module: torch.nn.Module) -> str:
 
     Of lazy layers, which have no values before the first call, only the names and dtypes count.
 
+    >>> layer = torch.nn.Linear(3, 2)
+    >>> before = weights_sha256(layer)
+    >>> _ = torch.nn.init.zeros_(layer.bias)
+    >>> weights_sha256(layer) == before
+    False
+
     Cost: every tensor is read once.
     """
     found = hashlib.sha256()
@@ -30,12 +36,24 @@ def weights_sha256(module: torch.nn.Module) -> str:
 
 
 def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, persistent or not."""
+    """Parameters and buffers by name, persistent or not.
+
+    >>> sorted(named_tensors(torch.nn.BatchNorm1d(3)))
+    ['bias', 'num_batches_tracked', 'running_mean', 'running_var', 'weight']
+    """
     return dict((*module.named_parameters(), *module.named_buffers()))
 
 
 def require_values(module: torch.nn.Module, source: str) -> torch.nn.Module:
     """The module itself, once every parameter and buffer is found to have values.
+
+    >>> require_values(torch.nn.LazyLinear(3), "net.py:Net")
+    Traceback (most recent call last):
+        ...
+    jacli.errors.ModelError: net.py:Net has lazy layers without weights.
+    Uninitialised until a first call: weight, bias.
+    Give the file of its weights, or call the network once on an example input in the function that builds
+        it.
 
     Raises:
         ModelError: Lazy layers wait for a first call, which would give them random weights.

@@ -26,7 +26,13 @@ _OTHERS = {
 
 
 def foreign_class(path: Path, class_name: str) -> ModelError | None:
-    """The error for an object of another program's class; None where it belongs to none of those known."""
+    """The error for an object of another program's class; None where it belongs to none of those known.
+
+    >>> foreign_class(Path("net.pkl"), "torch.nn.Linear") is None
+    True
+    >>> print(foreign_class(Path("net.pkl"), "sklearn.svm.SVC").what)
+    net.pkl is not a model that can be loaded.
+    """
     package = class_name.partition(".")[0]
     return _refusal(path, package) if package in _OTHERS else None
 
@@ -36,6 +42,9 @@ def foreign_pickle(path: Path) -> ModelError | None:
 
     joblib writes arrays between a pickle's instructions, so that it cannot be followed: the names of the
     classes stand at its start.
+
+    >>> foreign_pickle(Path("sample_models/digits_cnn.pt")) is None
+    True
     """
     with path.open("rb") as file:
         head = file.read(_HEAD)

@@ -24,6 +24,13 @@ def drop_backward_hooks(module: nn.Module) -> None:
     They watch or change gradients, not the function: a Jacobian in forward mode or by a traced graph never
     meets them.  Forward hooks stay: they may be part of the function, as those of spectral normalisation and
     of pruning (``torch.nn.utils``) are.
+
+    >>> from torch import nn
+    >>> layer = nn.Linear(3, 2)
+    >>> _ = layer.register_full_backward_hook(print)
+    >>> drop_backward_hooks(layer)
+    >>> len(layer._backward_hooks)
+    0
     """
     for part in _python_parts(module):
         for name in set(BACKWARD) & set(vars(part)):
@@ -31,7 +38,16 @@ def drop_backward_hooks(module: nn.Module) -> None:
 
 
 def forward_hooks(module: nn.Module) -> list[str]:
-    """Names of the functions that are called around the forward pass, without torch's own."""
+    """Names of the functions that are called around the forward pass, without torch's own.
+
+    >>> from torch import nn
+    >>> def clamp(layer, inputs):
+    ...     return inputs[0].clamp(0, 1)
+    >>> layer = nn.Linear(3, 2)
+    >>> _ = layer.register_forward_pre_hook(clamp)
+    >>> forward_hooks(layer)
+    ['clamp']
+    """
     hooks: list[Any] = [
         hook
         for part in _python_parts(module)

@@ -31,6 +31,11 @@ def settings_kept() -> Iterator[None]:
     deterministic algorithms, anomaly detection, autocast, and the random states.  The precision of float32
     products is not among them: each pass sets its own (`jacli.network`).  Beside torch: the working folder,
     what NumPy does at an overflow, and filters that make errors of warnings; filters that silence stay.
+
+    >>> with settings_kept():
+    ...     torch.set_default_dtype(torch.float64)
+    >>> torch.get_default_dtype()
+    torch.float32
     """
     before = [(write, read()) for read, write in _SETTINGS]
     inference = torch.is_inference_mode_enabled()
@@ -124,6 +129,11 @@ def without_inference_tensors(module: torch.nn.Module) -> torch.nn.Module:
     """Copy tensors that were made in inference mode, of which torch refuses to record any use; in place.
 
     Tied ones stay tied.
+
+    >>> with torch.inference_mode():
+    ...     layer = torch.nn.Linear(3, 2)
+    >>> without_inference_tensors(layer).weight.is_inference()
+    False
     """
     copies: dict[int, torch.Tensor] = {}
     for part in module.modules():

@@ -80,7 +80,15 @@ class LoadedModel:
 
 
 def refuse_weight_options(path: Path, kind: str, request: ModelRequest) -> None:
-    """A file that is a whole program has no use for --arch and the like; ignoring them would mislead."""
+    """A file that is a whole program has no use for --arch and the like; ignoring them would mislead.
+
+    >>> refuse_weight_options(Path("net.pt"), "TorchScript archive", ModelRequest(arch="resnet18"))
+    Traceback (most recent call last):
+        ...
+    jacli.errors.UsageError: --arch: not for net.pt.
+    It is a TorchScript archive, which brings its own architecture and weights.
+    Leave these options out.
+    """
     given = request.options_about_weights() + (["--arch-arg"] if request.arch_args else [])
     if given:
         raise UsageError(
@@ -95,6 +103,11 @@ def freeze(module: torch.nn.Module) -> torch.nn.Module:
 
     Frozen parameters make ``output.requires_grad`` an honest test of whether the output depends on
     the input differentiably.
+
+    >>> import torch
+    >>> layer = freeze(torch.nn.Linear(3, 2))
+    >>> layer.training, layer.weight.requires_grad
+    (False, False)
     """
     # Modules of torch.export refuse eval(): their mode was settled when they were exported.
     with suppress(NotImplementedError):
@@ -106,6 +119,10 @@ def freeze(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of the file, read in a stream."""
+    """Hex digest of the file, read in a stream.
+
+    >>> len(sha256_of(Path("sample_models/digits_cnn.pt")))
+    64
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

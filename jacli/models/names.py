@@ -13,6 +13,9 @@ def split_name(name: str) -> tuple[str, str]:
     """Place and callable: ``arch.py:make`` -> ``("arch.py", "make")``; a bare name is torchvision's.
 
     A Python file may stand alone: ``arch.py`` -> ``("arch.py", "")``.
+
+    >>> split_name("arch.py:make"), split_name("resnet18")
+    (('arch.py', 'make'), ('torchvision', 'resnet18'))
     """
     if name.endswith(".py"):
         return name, ""
@@ -21,17 +24,29 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def runs_own_code(name: str) -> bool:
-    """Whether building this architecture imports a file or module that no registry vouches for."""
+    """Whether building this architecture imports a file or module that no registry vouches for.
+
+    >>> runs_own_code("timm:vit_tiny_patch16_224"), runs_own_code("net.py:Net")
+    (False, True)
+    """
     return split_name(name)[0] not in REGISTRIES
 
 
 def model_runs_code(model: str) -> bool:
-    """Whether MODEL is the name of such an architecture; a file of that name is read as a file."""
+    """Whether MODEL is the name of such an architecture; a file of that name is read as a file.
+
+    >>> model_runs_code("sample_models/digits_cnn.pt"), model_runs_code("net.py:Net")
+    (False, True)
+    """
     return not os.path.exists(model) and runs_own_code(model)
 
 
 def absolute_name(name: str) -> str:
-    """The name with the path of its file, if it has one, as an absolute path."""
+    """The name with the path of its file, if it has one, as an absolute path.
+
+    >>> absolute_name("resnet18"), Path(absolute_name("sample_models/digits_cnn.py")).is_absolute()
+    ('resnet18', True)
+    """
     place, callable_name = split_name(name)
     if not (runs_own_code(name) and Path(place).is_file()):
         return name

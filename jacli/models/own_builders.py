@@ -17,7 +17,12 @@ from jacli.errors import ModelError
 
 
 def builder_names(module: ModuleType) -> list[str]:
-    """Names of the module's own builders, in the order of its source."""
+    """Names of the module's own builders, in the order of its source.
+
+    >>> from jacli.models.architecture import import_file
+    >>> builder_names(import_file(Path("sample_models/digits_cnn.py")))
+    ['DigitsCNN', 'make_model']
+    """
     return [
         name
         for name, value in vars(module).items()
@@ -28,7 +33,11 @@ def builder_names(module: ModuleType) -> list[str]:
 
 
 def surely_builds_a_network(builder: Callable[..., Any]) -> bool:
-    """Whether it can only build a network: a class of networks, or a function annotated to return one."""
+    """Whether it can only build a network: a class of networks, or a function annotated to return one.
+
+    >>> surely_builds_a_network(torch.nn.Linear), surely_builds_a_network(print)
+    (True, False)
+    """
     if inspect.isclass(builder):
         return True
     try:
@@ -42,6 +51,11 @@ def builder_named(module: ModuleType, place: str, callable_name: str) -> Callabl
     """The object of that name, if it is a network's class or a function defined in the module itself.
 
     ``arch.py:os.system`` is neither: nothing that a module merely imported is called.
+
+    >>> from jacli.models.architecture import import_file
+    >>> module = import_file(Path("sample_models/digits_cnn.py"))
+    >>> builder_named(module, "digits_cnn.py", "DigitsCNN").__name__
+    'DigitsCNN'
 
     Raises:
         ModelError: There is no such callable, or it is something else.
@@ -71,7 +85,13 @@ def builder_named(module: ModuleType, place: str, callable_name: str) -> Callabl
 
 
 def which_one(place: str, names: list[str]) -> ModelError:
-    """The error where a place has several callables, or none, and no name chooses among them."""
+    """The error where a place has several callables, or none, and no name chooses among them.
+
+    >>> print(which_one("net.py", ["Encoder", "Decoder"]))
+    Which callable of net.py builds the network?
+    Its callables are: Encoder, Decoder.
+    Name one: --arch net.py:Encoder
+    """
     if not names:
         return ModelError(
             f"{place} has no callable that builds a network.",
@@ -86,7 +106,11 @@ def which_one(place: str, names: list[str]) -> ModelError:
 
 
 def names_in_source(path: Path) -> list[str]:
-    """Classes and functions at the top of a source file, which is not run; empty if it cannot be parsed."""
+    """Classes and functions at the top of a source file, which is not run; empty if it cannot be parsed.
+
+    >>> names_in_source(Path("sample_models/digits_cnn.py"))
+    ['DigitsCNN', 'make_model']
+    """
     try:
         body = ast.parse(path.read_bytes()).body
     except (SyntaxError, ValueError, OSError, RecursionError, MemoryError):

@@ -23,7 +23,12 @@ COUNTER = "num_batches_tracked"
 
 
 def candidate_prefixes(names: Mapping[str, Any]) -> list[str]:
-    """The empty prefix, then every leading dotted prefix of the names, shorter ones first."""
+    """The empty prefix, then every leading dotted prefix of the names, shorter ones first.
+
+    >>> weights = {"module.fc.weight": torch.zeros(2, 3), "module.fc.bias": torch.zeros(2)}
+    >>> candidate_prefixes(weights)
+    ['', 'module.', 'module.fc.']
+    """
     prefixes = {"": None}
     for name in names:
         parts = name.split(".")
@@ -33,12 +38,21 @@ def candidate_prefixes(names: Mapping[str, Any]) -> list[str]:
 
 
 def prefixes_to_try(names: Mapping[str, Any], asked: str | None) -> list[str]:
-    """The prefix asked for, or every candidate."""
+    """The prefix asked for, or every candidate.
+
+    >>> prefixes_to_try({"module.weight": 0}, None), prefixes_to_try({"module.weight": 0}, "model.")
+    (['', 'module.'], ['model.'])
+    """
     return candidate_prefixes(names) if asked is None else [asked]
 
 
 def common_prefix(names: Mapping[str, Any]) -> str:
-    """The longest dotted prefix that all names share."""
+    """The longest dotted prefix that all names share.
+
+    >>> weights = {"module.fc.weight": torch.zeros(2, 3), "module.fc.bias": torch.zeros(2)}
+    >>> common_prefix(weights)
+    'module.fc.'
+    """
     shared = [
         prefix for prefix in candidate_prefixes(names) if all(name.startswith(prefix) for name in names)
     ]
@@ -50,6 +64,10 @@ def under_prefix(weights: Weights, prefix: str) -> OrderedDict[str, torch.Tensor
 
     The versions that ``state_dict()`` notes for each submodule move along: modules use them to read
     files of older versions.
+
+    >>> weights = {"module.fc.weight": torch.zeros(2, 3), "module.fc.bias": torch.zeros(2)}
+    >>> list(under_prefix(weights, "module."))
+    ['fc.weight', 'fc.bias']
     """
     part = OrderedDict(
         (name[len(prefix) :], tensor) for name, tensor in weights.items() if name.startswith(prefix)
@@ -66,7 +84,12 @@ def under_prefix(weights: Weights, prefix: str) -> OrderedDict[str, torch.Tensor
 
 
 def without_names(weights: Weights, names: Collection[str]) -> OrderedDict[str, torch.Tensor]:
-    """The tensors but those of some names."""
+    """The tensors but those of some names.
+
+    >>> weights = {"module.fc.weight": torch.zeros(2, 3), "module.fc.bias": torch.zeros(2)}
+    >>> list(without_names(weights, ["module.fc.bias"]))
+    ['module.fc.weight']
+    """
     rest = under_prefix(weights, "")
     for name in names:
         rest.pop(name, None)
@@ -77,6 +100,9 @@ def modern_names(weights: Weights) -> Weights:
     """Names as torchvision has them now: its DenseNet files still say ``norm.1`` for ``norm1``.
 
     ``torchvision.models.densenet`` renames them itself, but only while downloading.
+
+    >>> list(modern_names({"features.denseblock1.denselayer1.norm.1.weight": torch.zeros(3)}))
+    ['features.denseblock1.denselayer1.norm1.weight']
     """
     if not any(_OLD_DENSENET.match(name) for name in weights):
         return weights
@@ -84,7 +110,11 @@ def modern_names(weights: Weights) -> Weights:
 
 
 def shapes_of(weights: Mapping[str, Any]) -> Shapes:
-    """Name -> shape of those entries that are tensors; `UNKNOWN` of a lazy layer's before its first call."""
+    """Name -> shape of those entries that are tensors; `UNKNOWN` of a lazy layer's before its first call.
+
+    >>> shapes_of(torch.nn.Linear(3, 2).state_dict())
+    {'weight': (2, 3), 'bias': (2,)}
+    """
     return {
         name: UNKNOWN if is_lazy(tensor) else tuple(tensor.shape)
         for name, tensor in weights.items()
@@ -93,7 +123,11 @@ def shapes_of(weights: Mapping[str, Any]) -> Shapes:
 
 
 def without_counters(shapes: Shapes) -> Shapes:
-    """The shapes without BatchNorm's counters."""
+    """The shapes without BatchNorm's counters.
+
+    >>> list(without_counters(shapes_of(torch.nn.BatchNorm1d(3).state_dict())))
+    ['weight', 'bias', 'running_mean', 'running_var']
+    """
     return {name: shape for name, shape in shapes.items() if not name.endswith(COUNTER)}
 
 
@@ -102,6 +136,9 @@ def head_sizes(expected: Shapes, found: Shapes) -> list[int]:
 
     All names must agree, and the shapes that differ must do so in their first axis only.  A detector's
     box regression has 4 outputs a class, so the smaller sizes come first.
+
+    >>> head_sizes({"fc.weight": (1000, 64), "fc.bias": (1000,)}, {"fc.weight": (10, 64), "fc.bias": (10,)})
+    [10]
     """
     expected, found = without_counters(expected), without_counters(found)
     if expected.keys() != found.keys():

@@ -47,6 +47,11 @@ class Match:
 def recognise_architecture(weights: Weights, *, path: Path, strip_prefix: str | None = None) -> Match:
     """The one architecture of torchvision that these weights fit.
 
+    >>> from jacli.models import load_model
+    >>> weights = load_model("sample_models/digits_shufflenet.safetensors").module.state_dict()
+    >>> recognise_architecture(weights, path=Path("net.safetensors")).name
+    'shufflenet_v2_x0_5'
+
     Raises:
         ModelError: None fits, or several do.
     """
@@ -77,6 +82,11 @@ def matching_architectures(weights: Weights, strip_prefix: str | None = None) ->
     """Every architecture and prefix that fit in names and shapes; without a prefix, if that fits.
 
     BatchNorm's counters may be missing, and the number of classes is the file's.
+
+    >>> from jacli.models import load_model
+    >>> weights = load_model("sample_models/digits_shufflenet.safetensors").module.state_dict()
+    >>> [(match.name, match.num_classes) for match in matching_architectures(weights)]
+    [('shufflenet_v2_x0_5', 10)]
     """
     prefixes = prefixes_to_try(weights, strip_prefix)
     parts = {prefix: shapes_of(under_prefix(weights, prefix)) for prefix in prefixes}

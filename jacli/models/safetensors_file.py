@@ -19,13 +19,21 @@ if TYPE_CHECKING:
 
 
 def load_safetensors(path: Path, request: ModelRequest) -> LoadedModel:
-    """Load the weights into the architecture asked for or recognised."""
+    """Load the weights into the architecture asked for or recognised.
+
+    >>> load_safetensors(Path("sample_models/digits_shufflenet.safetensors"), ModelRequest()).arch
+    'torchvision:shufflenet_v2_x0_5'
+    """
     selection = select_weights(_read(path), path=path, weights_key=request.weights_key, ema=request.ema)
     return load_weights(path, selection, request, file_format="safetensors")
 
 
 def describe_safetensors(path: Path) -> dict[str, Any]:
-    """Tensors, types, prefix, matching architectures."""
+    """Tensors, types, prefix, matching architectures.
+
+    >>> describe_safetensors(Path("sample_models/digits_shufflenet.safetensors"))["architectures"]
+    ['torchvision:shufflenet_v2_x0_5']
+    """
     return {"format": "safetensors", **describe_weights(Selection("", _read(path)))}
 
 

@@ -46,6 +46,11 @@ def spellings(weights: Weights, module: torch.nn.Module) -> Iterator[Spelling]:
     """The file's own names; then, where file or architecture names wrappers, the names without them.
 
     No spelling is given in which two tensors would have one name.
+
+    >>> weights = {"encoder._orig_mod.weight": torch.zeros(2, 3), "encoder._orig_mod.bias": torch.zeros(2)}
+    >>> module = torch.nn.ModuleDict({"encoder": torch.nn.Linear(3, 2)})
+    >>> [list(spelling.weights) for spelling in spellings(weights, module)]
+    [['encoder._orig_mod.weight', 'encoder._orig_mod.bias'], ['encoder.weight', 'encoder.bias']]
     """
     yield Spelling(weights)
     expected = list(module.state_dict())
@@ -64,7 +69,11 @@ def spellings(weights: Weights, module: torch.nn.Module) -> Iterator[Spelling]:
 
 
 def strip_prefix_of(weights: Weights, asked: str | None) -> str | None:
-    """The prefix asked for, with its final dot where the names have one there."""
+    """The prefix asked for, with its final dot where the names have one there.
+
+    >>> strip_prefix_of({"model.fc.weight": torch.zeros(2, 3)}, "model")
+    'model.'
+    """
     if asked and any(name.startswith(f"{asked}.") for name in weights):
         return f"{asked}."
     return asked
@@ -75,6 +84,11 @@ def with_shared(expected: Mapping[str, torch.Tensor], part: Weights) -> tuple[We
 
     safetensors stores tied weights under one of their names.  A missing name counts as present where the
     built architecture keeps it in the memory of a tensor that is there, whole or as a view.
+
+    >>> tied = torch.nn.ModuleList([torch.nn.Linear(2, 2, bias=False)] * 2)
+    >>> part = {"0.weight": torch.eye(2)}
+    >>> with_shared(tied.state_dict(keep_vars=True), part)[1]
+    ['1.weight shares its memory with 0.weight: taken from there']
 
     Args:
         expected: The architecture's ``state_dict(keep_vars=True)``.

@@ -41,6 +41,12 @@ def stand_in(name: str, scan: PickleScan) -> type:
     torch's unpickler sets items only on objects that are exactly dict or OrderedDict, and appends only
     to exactly list.  So classes used like these give such an object when instantiated; an OrderedDict,
     because it may also have attributes.
+
+    >>> import collections, io, pickle
+    >>> from jacli.untrusted.pickle_scan import scan_pickle
+    >>> scan = scan_pickle(io.BytesIO(pickle.dumps(1)))
+    >>> stand_in("argparse.Namespace", scan)().class_name
+    'argparse.Namespace'
     """
     product: Callable[[], Any]
     if name in scan.dict_like:

@@ -28,7 +28,12 @@ _DATA = ("torch._utils._rebuild", "torch._tensor.", "collections.", "torch.stora
 
 
 def load_torch_save(path: Path, request: ModelRequest) -> LoadedModel:
-    """Load the weights into the architecture asked for or recognised; a pickled module if allowed."""
+    """Load the weights into the architecture asked for or recognised; a pickled module if allowed.
+
+    >>> request = ModelRequest(arch="sample_models/digits_cnn.py:make_model")
+    >>> load_torch_save(Path("sample_models/digits_cnn_state.pt"), request).format
+    'state_dict'
+    """
     selection, notes = _select(path, request)
     module = selection.weights
     if isinstance(module, torch.nn.Module) and request.arch is None:
@@ -42,7 +47,11 @@ def load_torch_save(path: Path, request: ModelRequest) -> LoadedModel:
 
 
 def describe_torch_save(path: Path) -> dict[str, Any]:
-    """Description of the weights: entry, tensors, dtypes, prefix, matching architectures."""
+    """Description of the weights: entry, tensors, dtypes, prefix, matching architectures.
+
+    >>> describe_torch_save(Path("sample_models/digits_cnn_state.pt"))["num_tensors"]
+    18
+    """
     selection, _ = _select(path, ModelRequest())
     return {"format": "checkpoint" if selection.key else "state_dict", **describe_weights(selection)}
 

@@ -35,7 +35,11 @@ MAX_PRINTED_BYTES = 100_000
 
 
 def load_torchscript(path: Path, request: ModelRequest) -> LoadedModel:
-    """Load a scripted or traced module; archives saved in training mode are set to evaluation."""
+    """Load a scripted or traced module; archives saved in training mode are set to evaluation.
+
+    >>> load_torchscript(Path("sample_models/digits_cnn.pt"), ModelRequest()).format
+    'torchscript'
+    """
     refuse_weight_options(path, _KIND, request)
     module = _read(path)
     if not module._c._has_method("forward"):
@@ -59,7 +63,11 @@ def _no_forward(path: Path, module: Any) -> ModelError:
 
 
 def describe_torchscript(path: Path) -> dict[str, Any]:
-    """Parameters, types and forward's signature."""
+    """Parameters, types and forward's signature.
+
+    >>> describe_torchscript(Path("sample_models/digits_cnn.pt"))["forward"]
+    'forward(__torch__.digits_cnn.DigitsCNN self, Tensor x) -> Tensor'
+    """
     module = _read(path)
     return {
         "format": "torchscript",

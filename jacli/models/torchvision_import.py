@@ -24,6 +24,9 @@ _defined: list[object] = []  # a Library takes its operators with it when it is 
 def import_torchvision() -> ModuleType:
     """``import torchvision``, repaired if need be, as every import of it is.
 
+    >>> import_torchvision().__name__
+    'torchvision'
+
     Raises:
         ImportError: torchvision is not installed.
         RuntimeError: It fails for another reason.

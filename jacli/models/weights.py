@@ -43,6 +43,10 @@ class Selection:
 def select_weights(container: Any, *, path: Path, weights_key: str | None, ema: bool | None) -> Selection:
     """Find the weights: the container itself, the entry asked for, or the one entry that can be meant.
 
+    >>> checkpoint = {"epoch": 3, "state_dict": torch.nn.Linear(3, 2).state_dict()}
+    >>> select_weights(checkpoint, path=Path("net.ckpt"), weights_key=None, ema=None).key
+    'state_dict'
+
     Raises:
         ModelError: There are none, several candidates, or no entry of that name.
     """
@@ -67,7 +71,11 @@ def select_weights(container: Any, *, path: Path, weights_key: str | None, ema: 
 
 
 def is_state_dict(value: object) -> bool:
-    """Whether this is a mapping of names to tensors (and of ``_extra_state`` entries)."""
+    """Whether this is a mapping of names to tensors (and of ``_extra_state`` entries).
+
+    >>> is_state_dict(torch.nn.Linear(3, 2).state_dict()), is_state_dict({"epoch": 3})
+    (True, False)
+    """
     return (
         isinstance(value, Mapping)
         and any(isinstance(v, torch.Tensor) for v in value.values())
