@@ -48,7 +48,14 @@ class TableFormat(StrEnum):
 
 
 def render_table(table: Table, format: TableFormat = TableFormat.TABLE) -> str:
-    """The table as text that ends in a newline; without its notes, without colour."""
+    """The table as text that ends in a newline; without its notes, without colour.
+
+    >>> from jacli.summary import Table
+    >>> table = Table(("metric", "mean"), (("frobenius_norm", 1.5),))
+    >>> print(render_table(table, TableFormat.CSV), end="")
+    metric,mean
+    frobenius_norm,1.5
+    """
     if format is TableFormat.CSV:
         return _csv(table)
     if format is TableFormat.JSON:
@@ -68,6 +75,11 @@ def print_table(table: Table, format: TableFormat = TableFormat.TABLE) -> None:
 
     On a terminal it has colour, and where it is too wide it is folded: the columns that do not fit stand
     below, in tables of their own, beside the first ones, which say what each row is about.
+
+    >>> from jacli.summary import Table
+    >>> print_table(Table(("class", "mean"), ((0, 1.5),)), TableFormat.CSV)
+    class,mean
+    0,1.5
     """
     if format is TableFormat.TABLE and sys.stdout.isatty():
         _print_folded(table)
@@ -85,7 +97,11 @@ def print_notes(table: Table) -> None:
 
 
 def format_cell(cell: Cell) -> str:
-    """A cell for the eye: five significant digits, ``-`` where nothing is known."""
+    """A cell for the eye: five significant digits, ``-`` where nothing is known.
+
+    >>> format_cell(3.14159265), format_cell(None), format_cell("loop")
+    ('3.1416', '-', 'loop')
+    """
     if cell is None:
         return "-"
     return f"{cell:.5g}" if isinstance(cell, float) else escape(str(cell))
@@ -138,6 +154,11 @@ def _print_folded(table: Table) -> None:
 
 def folded(table: Table, width: int) -> list[tuple[list[int], int | None]]:
     """Which columns stand together so that no line is longer than a terminal.
+
+    >>> from jacli.summary import Table
+    >>> table = Table(("metric", "a long name", "another long name"), (("norm", 1.0, 2.0),))
+    >>> [columns for columns, _ in folded(table, width=30)]
+    [[0, 1], [0, 2]]
 
     Args:
         table: Its first ``keys`` columns stand in every part.

@@ -98,7 +98,11 @@ def _sums(run: RunStatus) -> str:
 
 
 def duration(seconds: float) -> str:
-    """For the eye: ``59 s``, ``3:07:00``, ``2 d 03:07``."""
+    """For the eye: ``59 s``, ``3:07:00``, ``2 d 03:07``.
+
+    >>> duration(59), duration(11_220), duration(184_020)
+    ('59 s', '3:07:00', '2 d 03:07')
+    """
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -183,12 +183,22 @@ def say(line: str) -> None:
 
 
 def show(line: str = "") -> None:
-    """A line of data to stdout."""
+    r"""A line of data to stdout.
+
+    >>> show("two\twords")
+    two\twords
+    """
     print(escape(line))
 
 
 def show_json(value: Any) -> None:
-    """Data to stdout as JSON, which escapes by itself; numbers that are not finite as text."""
+    """Data to stdout as JSON, which escapes by itself; numbers that are not finite as text.
+
+    >>> show_json({"error": float("nan")})
+    {
+      "error": "NaN"
+    }
+    """
     # JSON lets DEL pass, which terminals act on.
     text = json.dumps(json_ready(value), indent=2, default=str, allow_nan=False).replace("\x7f", r"\u007f")
     print(text)

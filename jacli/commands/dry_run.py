@@ -65,6 +65,10 @@ class DryRun:
 def dry_run(config: RunConfig) -> DryRun:
     """The plan of a run: shapes, method, passes, seconds, bytes.
 
+    >>> plan = dry_run(RunConfig("sample_models/digits_cnn.pt", "sample_models/digits.npy", method="loop"))
+    >>> plan.plan.method, plan.plan.passes
+    ('loop', 20)
+
     Raises:
         JacliError: As the run itself would, up to its first batch.
     """

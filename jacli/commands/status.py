@@ -112,6 +112,13 @@ def _as_json(file: FileStatus) -> dict[str, Any]:
 def status(files: Sequence[str | os.PathLike[str]]) -> list[RunStatus]:
     """Progress of each of these runs.
 
+    >>> status(["nobody.h5"])
+    Traceback (most recent call last):
+        ...
+    jacli.errors.ResultsError: There is nothing of the name nobody.h5.
+    Neither a result, nor an unfinished one, nor shards of one.
+    Check the path; a run writes to its -o, and that is out.h5 if it is not said.
+
     Args:
         files: Results, finished or not; of a run in shards its whole name, which stands for all of them,
             or the shards.

@@ -159,7 +159,11 @@ def refuse_unprintable(job: Job) -> None:
 
 
 def seconds_of(time: str) -> int:
-    """Slurm's time limits: ``M``, ``M:S``, ``H:M:S``, ``D-H``, ``D-H:M``, ``D-H:M:S``."""
+    """Slurm's time limits: ``M``, ``M:S``, ``H:M:S``, ``D-H``, ``D-H:M``, ``D-H:M:S``.
+
+    >>> seconds_of("90"), seconds_of("1:30:00"), seconds_of("2-12")
+    (5400, 5400, 216000)
+    """
     days, dash, clock = time.rpartition("-")
     parts = [int(part) for part in clock.split(":")]
     if dash:

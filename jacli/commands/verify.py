@@ -139,6 +139,11 @@ def verify(
 ) -> Verification:
     """Recheck samples of a result file against reverse passes through its model; the file stays as it is.
 
+    >>> from jacli import compute
+    >>> _ = compute("sample_models/digits_cnn.pt", "sample_models/digits.npy", "checked.h5", samples="0:4")
+    >>> verify("checked.h5", samples=1).failed
+    ()
+
     Args:
         path: A result file, or an unfinished ``OUT.part``; only samples that are done are rechecked.
         samples: How many, chosen at random; all of them if None.

@@ -36,6 +36,13 @@ def read_arguments(
 ) -> Arguments:
     """Read the files that ``--arg NAME=@FILE`` and ``--constant NAME=FILE`` name.
 
+    >>> from jacli.inputs import open_inputs
+    >>> np.save("mask.npy", np.eye(3, dtype="float32"))
+    >>> source = open_inputs("random:3x8", samples="1:3")
+    >>> arguments = read_arguments({"mask": "@mask.npy", "scale": 2}, {}, source, torch.float32)
+    >>> arguments.constant, arguments.rowwise["mask"].tolist()
+    ({'scale': 2}, [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+
     Raises:
         InputsError: One cannot be read, or has too few rows.
     """
@@ -62,6 +69,11 @@ def _read_whole(path: str, what: str) -> np.ndarray:
 
 def read_along(path: str, source: InputSource, what: str) -> np.ndarray:
     """Rows of another file at the chosen samples' positions.
+
+    >>> from jacli.inputs import open_inputs
+    >>> np.save("mask.npy", np.eye(3, dtype="float32"))
+    >>> read_along("mask.npy", open_inputs("random:3x8", samples="1:3"), "--arg mask").tolist()
+    [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
 
     Raises:
         InputsError: It cannot be read, or has too few rows; it says ``what`` named the file.

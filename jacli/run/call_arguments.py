@@ -26,6 +26,13 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 def check_model(model: object, x: object) -> None:
     """Refuse what is no network in memory.
 
+    >>> check_model(torch.zeros(4, 3), nn.Linear(3, 2))
+    Traceback (most recent call last):
+        ...
+    jacli.errors.UsageError: The model and x are swapped.
+    The first argument is a tensor, float32 (4, 3), the second a module, Linear.
+    Give the model first: jacli.jacobian(model, x).
+
     Raises:
         UsageError: Model and points are swapped.
         ModelError: It is anything else that is no module and no function.
@@ -64,6 +71,13 @@ def _instead_of_model(model: object) -> str:
 
 def check_points(x: object, model: object = None) -> Tensor:
     """The points, if a network can be differentiated at them.
+
+    >>> check_points(np.zeros((4, 3)))
+    Traceback (most recent call last):
+        ...
+    jacli.errors.InputsError: x is a NumPy array, float64 (4, 3).
+    It must be a tensor (batch, *input).
+    Give torch.from_numpy(x).
 
     Args:
         x: As it was given.
@@ -162,6 +176,11 @@ def _check_device(x: Tensor, model: object) -> None:
 def mistake_in_points(model: nn.Module, x: Tensor, said: str) -> JacliError | None:
     """The mistake behind a model's own error, if it is a usual one: a dtype, or a sample in place of a batch.
 
+    >>> from jacli.errors import InputsError
+    >>> refusal = InputsError("x", why="expected scalar type Float but found Double")
+    >>> print(why_refused(nn.Linear(3, 2), torch.zeros(4, 3, dtype=torch.float64), refusal).what)
+    x is float64, the model float32.
+
     Args:
         model: Frozen; it is run on ``x[None]``.
         x: The points.
@@ -192,6 +211,9 @@ def mistake_in_points(model: nn.Module, x: Tensor, said: str) -> JacliError | No
 def dtype_of(dtype: object) -> torch.dtype | None:
     """``"float32"``, ``torch.float64`` and the like.
 
+    >>> dtype_of("float64"), dtype_of(None)
+    (torch.float64, None)
+
     Raises:
         UsageError: It is another one.
     """
@@ -209,6 +231,15 @@ def dtype_of(dtype: object) -> torch.dtype | None:
 def check_count(k: object) -> int | None:
     """Number of singular values; None for all.
 
+    >>> check_count(3), check_count(None)
+    (3, None)
+    >>> check_count(0)
+    Traceback (most recent call last):
+        ...
+    jacli.errors.UsageError: k=0 is wrong.
+    It must be a whole number of at least 1.
+    Leave it out for all singular values.
+
     Raises:
         UsageError: It is no whole number of at least 1.
     """
@@ -225,6 +256,10 @@ def check_count(k: object) -> int | None:
 
 def rows_of(arguments: Mapping[str, object], per_sample: Iterable[str], batch: int) -> dict[str, Tensor]:
     """The arguments that have one row per sample.
+
+    >>> rows = rows_of({"mask": torch.ones(4, 2), "scale": 2}, ["mask"], batch=4)
+    >>> {name: tuple(tensor.shape) for name, tensor in rows.items()}
+    {'mask': (4, 2)}
 
     Raises:
         UsageError: One of them has not.
@@ -268,6 +303,14 @@ def labels_of(labels: object, x: Tensor) -> Tensor:
 
 def check_paths(model: object, inputs: object, out: object) -> None:
     """Refuse what `jacli.compute` cannot read as the path of a file.
+
+    >>> check_paths(nn.Linear(3, 2), "x.npy", "out.h5")
+    Traceback (most recent call last):
+        ...
+    jacli.errors.UsageError: The model is a module, Linear.
+    jacli.compute reads a file, so that the result says which model it is of.
+    Save its weights, torch.save(model.state_dict(), "model.pt"), and give "model.pt" with
+        arch="file.py:Linear". In memory: jacli.jacobian(model, x).
 
     Raises:
         UsageError: Naming each argument that is no path, with what to do.
@@ -323,7 +366,11 @@ def is_array(given: object) -> bool:
 
 
 def described(given: object) -> str:
-    """Description of an argument: its type, and its shape if it has one."""
+    """Description of an argument: its type, and its shape if it has one.
+
+    >>> described(torch.zeros(4, 3)), described([1, 2.0])
+    ('a tensor, float32 (4, 3)', 'a list of 2 (float, int)')
+    """
     if isinstance(given, Tensor):
         return f"a tensor, {str(given.dtype).removeprefix('torch.')} {tuple(given.shape)}"
     if isinstance(given, np.ndarray):

@@ -22,6 +22,9 @@ from jacli.untrusted.content import Content, recognise_content, why_unseen
 def resolve_options(flags: Mapping[str, Any]) -> RunConfig:
     """Flags over the file that ``config`` names, checked together.
 
+    >>> resolve_options({"model": "net.pt", "inputs": "x.npy", "classes": "top:2", "seed": None}).classes
+    Classes(kind='top', indices=(), k=2)
+
     Raises:
         UsageError: Naming every wrong option of both; OUT would replace a file that is read.
     """
@@ -84,7 +87,12 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
 
 
 def result_path(config: RunConfig) -> Path:
-    """The file that a run writes: OUT, or its shard's."""
+    """The file that a run writes: OUT, or its shard's.
+
+    >>> config = RunConfig("net.pt", "x.npy", out="out.h5", shard=Shard(3, 16))
+    >>> result_path(config).name
+    'out.00003-of-00016.h5'
+    """
     out = Path(config.out)
     return shard_path(out, config.shard) if isinstance(config.shard, Shard) else out
 
@@ -111,6 +119,9 @@ def read_options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Option names (underscores) to values.
 
     Paths in it are relative to the current folder, as on the command line.
+
+    >>> read_options(Path("configs/digits.toml"), {})["dtype"]
+    'float64'
 
     Raises:
         UsageError: No such file, no valid TOML, or an HDF5 file that is no result of jacli.

@@ -24,6 +24,10 @@ _READ_BYTES = 64 * 2**20
 def correct_samples(datasets: Mapping[str, Any]) -> NDArray[np.bool_] | None:
     """Whether each sample's largest output is at its label, ``(b,)``; False where an output is NaN.
 
+    >>> datasets = {"outputs": np.array([[1.0, 2.0], [3.0, 0.0]]), "labels": np.array([1, 1])}
+    >>> correct_samples(datasets)
+    array([ True, False])
+
     Args:
         datasets: Of a result file: ``outputs`` ``(b, n)`` and ``labels`` ``(b,)``.
 
@@ -48,7 +52,12 @@ def correct_samples(datasets: Mapping[str, Any]) -> NDArray[np.bool_] | None:
 
 
 def accuracy_notes(datasets: Mapping[str, Any]) -> list[str]:
-    """The accuracy, as a note for the user; no note if there are no labels or outputs."""
+    """The accuracy, as a note for the user; no note if there are no labels or outputs.
+
+    >>> datasets = {"outputs": np.array([[1.0, 2.0], [3.0, 0.0]]), "labels": np.array([1, 1])}
+    >>> accuracy_notes(datasets)
+    ['the largest output is the label for 1 of 2 samples (accuracy 50.0 %)']
+    """
     found = correct_samples(datasets)
     if found is None:
         return []

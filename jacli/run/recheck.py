@@ -24,12 +24,19 @@ from jacli.verify.tolerances import REDUCED_INSIDE
 
 
 def choose_rows(n_samples: int, n: int, seed: int) -> list[int]:
-    """``n`` different rows among all of the samples, sorted; all of them where there are no more."""
+    """``n`` different rows among all of the samples, sorted; all of them where there are no more.
+
+    >>> choose_rows(100, 3, seed=0), choose_rows(2, 3, seed=0)
+    ([49, 53, 97], [0, 1])
+    """
     return sorted(random.Random(seed).sample(range(n_samples), min(n, n_samples)))
 
 
 def tolerance_of(config: RunConfig, reduced: str | None = None) -> float:
     """As asked for, else by the run's dtype and precision, and the file's dtype.
+
+    >>> [tolerance_of(RunConfig("net.pt", "x.npy", dtype=dtype)) for dtype in ("float32", "float64")]
+    [0.0001, 1e-09]
 
     Args:
         config: The run's options.

@@ -33,6 +33,10 @@ def other_options(
     """Options that are not what they were, each with both values.
 
     ``--method auto`` follows whatever method the file was begun or made with.
+
+    >>> config = RunConfig("net.pt", "x.npy", dtype="float64")
+    >>> other_options(RunConfig("net.pt", "x.npy").to_dict(), config)
+    ['--dtype was float32, is float64']
     """
     now = json.loads(json.dumps(config.to_dict()))
     before = {**usual_options(), **recorded}
@@ -89,7 +93,12 @@ def same_inputs(source: InputSource, recorded: Attributes, sources: Collection[S
 
 
 def rows_not_finite(datasets: Mapping[str, Any], done: int) -> Iterator[int]:
-    """Rows among the first ``done`` whose Jacobian or outputs are not finite."""
+    """Rows among the first ``done`` whose Jacobian or outputs are not finite.
+
+    >>> datasets = {"outputs": np.ones((3, 2)), "frobenius_norm": np.array([1.0, np.inf, 2.0])}
+    >>> list(rows_not_finite(datasets, done=3))
+    [1]
+    """
     outputs, norms = datasets["outputs"], datasets["frobenius_norm"]
     step = max(1, _READ_BYTES // max(1, math.prod(outputs.shape[1:]) * outputs.dtype.itemsize))
     for start in range(0, done, step):

@@ -42,6 +42,10 @@ _Asked = TypeVar("_Asked", Request, WantedOutputs)
 def request_of(config: RunConfig, *, must_follow: bool = False) -> Request:
     """The engine's request for these options.
 
+    >>> request = request_of(RunConfig("net.pt", "x.npy", save="none", method="loop"))
+    >>> request.method, request.keep
+    ('loop', 'nothing')
+
     Args:
         config: The options.
         must_follow: Whether the run continues an unfinished file, whose plan must be followed.
@@ -60,6 +64,10 @@ def asked_of_call(
     *, labels: Tensor | None, classes: object, **options: object
 ) -> tuple[Request, WantedOutputs]:
     """The options of a call, checked as the command's are.
+
+    >>> request, outputs = asked_of_call(labels=None, classes=[3, 7], method="loop")
+    >>> request.method, outputs
+    ('loop', WantedOutputs(select=None, of='logits', classes=Classes(kind='indices', indices=(3, 7), k=0)))
 
     Raises:
         UsageError: Naming every one that is wrong.

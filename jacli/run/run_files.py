@@ -93,6 +93,9 @@ class FileStatus:
 def look_at(path: Path, shard: Shard | None = None, *, counted: bool = True) -> FileStatus:
     """Progress of one file.
 
+    >>> look_at(Path("nobody.h5")).state
+    'missing'
+
     Args:
         path: Its final name.
         shard: Which part of a run it is.
@@ -149,7 +152,11 @@ def _finished(path: Path, shard: Shard | None) -> FileStatus:
 
 
 def look_at_shards(out: Path, count: int, *, counted: bool = True) -> list[FileStatus]:
-    """Progress of every shard of a run, missing ones included."""
+    """Progress of every shard of a run, missing ones included.
+
+    >>> [str(file.shard) for file in look_at_shards(Path("nobody.h5"), 2)]
+    ['1/2', '2/2']
+    """
     shards = (Shard(index, count) for index in range(1, count + 1))
     return [look_at(shard_path(out, shard), shard, counted=counted) for shard in shards]
 
@@ -199,6 +206,10 @@ def _typed(attributes: Attributes, out: Path) -> tuple[tuple[str, ...], str]:
 def commands_for(files: Iterable[FileStatus], other: RunCommand | None) -> list[str]:
     """Lines for a shell that go on with files, or make them; loops, where many differ by --shard only.
 
+    >>> again = RunCommand(("jacli", "compute", "net.pt", "x.npy"), "")
+    >>> commands_for([look_at(Path("nobody.h5"))], again)
+    ['jacli compute net.pt x.npy']
+
     Args:
         files: Of which those count that nobody works on, and that are not complete.
         other: What makes another shard of their run: for those that know no command themselves.
@@ -223,7 +234,11 @@ def _line(command: RunCommand, shards: Sequence[Shard | None]) -> str:
 
 
 def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Runs of successive numbers: 3 7 8 9 -> (3, 3) (7, 9)."""
+    """Runs of successive numbers: 3 7 8 9 -> (3, 3) (7, 9).
+
+    >>> ranges_of([3, 7, 8, 9])
+    [(3, 3), (7, 9)]
+    """
     runs = []
     for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
         members = [number for _, number in run]
@@ -232,7 +247,11 @@ def ranges_of(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def shown_shards(indices: Iterable[int]) -> str:
-    """For the eye: ``shard 3``, ``shards 3, 7-9``."""
+    """For the eye: ``shard 3``, ``shards 3, 7-9``.
+
+    >>> shown_shards([3]), shown_shards([3, 7, 8, 9])
+    ('shard 3', 'shards 3, 7-9')
+    """
     ranges = ranges_of(indices)
     listed = [str(first) if first == last else f"{first}-{last}" for first, last in ranges[:20]]
     several = len(ranges) > 1 or ranges[0][0] < ranges[0][1]

@@ -19,6 +19,11 @@ def selected_outputs(
 ) -> Tensor | None:
     """Flat output indices of each row of ``x``, ``(batch, k)``; None for all.
 
+    >>> network = TensorNetwork.of_module(torch.nn.Identity())
+    >>> x = torch.tensor([[1.0, 3.0, 2.0]])
+    >>> selected_outputs(network, x, {}, Classes("top", k=2), None).tolist()
+    [[1, 2]]
+
     Args:
         network: The network.
         x: ``(batch, *input)``.
@@ -39,13 +44,25 @@ def selected_outputs(
 
 
 def jacobian_shape(shapes: Shapes, classes: Classes) -> tuple[int, ...]:
-    """Per sample: ``(*domain, *output)``, or ``(*domain, k)`` where some outputs were selected."""
+    """Per sample: ``(*domain, *output)``, or ``(*domain, k)`` where some outputs were selected.
+
+    >>> shapes = Shapes(100, (3, 32, 32), (10,), n_selected=2, fixed_batch=None, itemsize=4)
+    >>> jacobian_shape(shapes, Classes("top", k=2)), jacobian_shape(shapes, Classes())
+    ((3, 32, 32, 2), (3, 32, 32, 10))
+    """
     outputs = shapes.output_shape if classes.kind == "all" else (shapes.n_selected,)
     return (*shapes.domain_shape, *outputs)
 
 
 def check_classes(classes: Classes, labels: np.ndarray | None, n_out: int) -> None:
     """Refuse outputs that the model does not have.
+
+    >>> check_classes(Classes("indices", indices=(3, 12)), None, n_out=10)
+    Traceback (most recent call last):
+        ...
+    jacli.errors.UsageError: --classes 3,12 is out of range.
+    The model has 10 outputs per sample (flat indices 0 to 9).
+    Choose among them; the first one is 0.
 
     Raises:
         UsageError: An index is out of range, or more are wanted than there are.

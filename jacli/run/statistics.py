@@ -40,6 +40,13 @@ def statistics_of(matrices: Matrices, plan: Plan, *, seed: int) -> BatchStatisti
     All singular values come from Gram matrices, of the factors where there are factors: the product is
     not formed.  Few of a large matrix come from products with vectors.
 
+    >>> from jacli.linear_map import DenseMap
+    >>> from jacli.options.methods import METHODS
+    >>> from jacli.plans.plan import WholePlan
+    >>> plan = WholePlan(filled_by=METHODS["loop"], vectors_per_pass=1, why="", batch_size=1)
+    >>> statistics_of(DenseMap(torch.tensor([[[3.0, 4.0]]])), plan, seed=0).frobenius.tolist()
+    [5.0]
+
     Args:
         matrices: ``(batch, n_out, n_in)``.
         plan: How many singular values.

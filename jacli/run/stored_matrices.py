@@ -22,6 +22,11 @@ Array = NDArray[np.float64]
 def stored_sample(datasets: Mapping[str, ChunkedArray], row: int) -> StoredSample:
     """Sample ``row`` of a result: its outputs and norms now, its Jacobian when it is asked for.
 
+    >>> datasets = {"outputs": np.ones((1, 2)), "class_norms": np.ones((1, 2))}
+    >>> sample = stored_sample(datasets | {"jacobian": np.ones((1, 3, 2))}, row=0)
+    >>> sample.outputs.tolist()
+    [1.0, 1.0]
+
     Args:
         datasets: Of an open result, finished or not: ``outputs``, ``class_norms``, and ``jacobian`` or
             ``factors/left`` and ``factors/right`` or neither.
