@@ -1,16 +1,10 @@
-"""The columns of a summary, and the tables made of them: pure functions from arrays to plain rows.
-
-A column is a function and a line in `COLUMNS`.  It maps the `Statistics` of some samples to one number a
-sample, or to None where the statistics do not determine it.  With sigma_1 >= sigma_2 >= ... the
-singular values of a sample's Jacobian (n_out, n_in), all columns but the condition number and the ranks
-have the unit of the Jacobian: outputs per input.
-"""
+"""The tables of `jacli summarize`: pure functions from columns of numbers to plain rows."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,48 +12,10 @@ from numpy.typing import NDArray
 
 from jacli.errors import UsageError
 from jacli.errors.printable import count_of
+from jacli.summary.columns import COLUMNS, Array
 
-Array = NDArray[np.float64]
 Cell = str | int | float | None
 Row = tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """What is known of the Jacobians of b samples; None where it is not known.
-
-    Attributes:
-        frobenius_norm: ``(b,)``.
-        spectral_norm: ``(b,)``.
-        nuclear_norm: ``(b,)``.
-        class_norms: ``(b, c)``, the 2-norm of each output's input-gradient.
-        singular_values: ``(b, s)``, decreasing, all ``s = min(n_out, n_in)`` of them.
-        singular_value_error: ``(b, s)``, a bound on their absolute errors.
-    """
-
-    frobenius_norm: Array | None = None
-    spectral_norm: Array | None = None
-    nuclear_norm: Array | None = None
-    class_norms: Array | None = None
-    singular_values: Array | None = None
-    singular_value_error: Array | None = None
-
-
-@dataclass(frozen=True)
-class Column:
-    """One number per sample.
-
-    Attributes:
-        name: As in tables and in ``--sort``.
-        unit: ``output/input``, or ``1`` for pure numbers.
-        reference: Who defined it.
-        function: ``Statistics -> (b,)``, or None where it is not determined.
-    """
-
-    name: str
-    unit: str
-    reference: str
-    function: Callable[[Statistics], Array | None]
 
 
 @dataclass(frozen=True)
@@ -102,70 +58,6 @@ class Table:
     keys: int = 1
 
 
-def _ratio(above: Array, below: Array) -> Array:
-    """``above / below``; x / 0 is infinite and 0 / 0 NaN, silently: tables count both apart."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return above / below
-
-
-def stable_rank(known: Statistics) -> Array | None:
-    """``||J||_F^2 / sigma_1^2``: at most the rank, and unmoved by tiny singular values."""
-    if known.frobenius_norm is None or known.spectral_norm is None:
-        return None
-    return _ratio(known.frobenius_norm, known.spectral_norm) ** 2
-
-
-def effective_rank(known: Statistics) -> Array | None:
-    """``exp(-sum p log p)``, ``p = sigma / sum sigma``: as many equal values have the same entropy.
-
-    >>> effective_rank(Statistics(singular_values=np.array([[2.0, 2.0, 0.0]]))).round(6)
-    array([2.])
-    """
-    if known.singular_values is None:
-        return None
-    share = _ratio(known.singular_values, known.singular_values.sum(axis=1, keepdims=True))
-    log_share = np.log(np.where(share > 0, share, 1.0))  # p log p -> 0 as p -> 0
-    return np.asarray(np.exp(-(share * log_share).sum(axis=1)))
-
-
-def condition_number(known: Statistics) -> Array | None:
-    """``sigma_1 / sigma_min``; infinite where sigma_min is within its error of zero.
-
-    >>> condition_number(Statistics(singular_values=np.array([[6.0, 2.0], [6.0, 0.0]])))
-    array([ 3., inf])
-    """
-    if known.singular_values is None or known.singular_values.shape[1] == 0:
-        return None
-    smallest = known.singular_values[:, -1]
-    if known.singular_value_error is not None:
-        smallest = np.where(smallest <= known.singular_value_error[:, -1], 0.0, smallest)
-    return _ratio(known.singular_values[:, 0], smallest)
-
-
-def largest_class_norm(known: Statistics) -> Array | None:
-    """The largest 2-norm of an output's input-gradient."""
-    if known.class_norms is None or known.class_norms.shape[1] == 0:
-        return None
-    return np.asarray(known.class_norms.max(axis=1))
-
-
-COLUMNS: dict[str, Column] = {
-    column.name: column
-    for column in (
-        Column("frobenius_norm", "output/input", "Frobenius (1911)", lambda known: known.frobenius_norm),
-        Column(
-            "spectral_norm", "output/input", "the largest singular value", lambda known: known.spectral_norm
-        ),
-        Column(
-            "nuclear_norm", "output/input", "the sum of the singular values", lambda known: known.nuclear_norm
-        ),
-        Column("stable_rank", "1", "Rudelson & Vershynin (2007)", stable_rank),
-        Column("effective_rank", "1", "Roy & Vetterli (2007)", effective_rank),
-        Column("condition_number", "1", "Turing (1948)", condition_number),
-        Column("largest_class_norm", "output/input", "the largest row norm", largest_class_norm),
-    )
-}
-
 ACCURACY = "accuracy"
 """A row of tables: the share of samples whose largest output is at their label."""
 
@@ -176,22 +68,38 @@ PER_CLASS = ("class", "count", "mean", "median", "min", "max", "std", "not_finit
 
 
 def columns_over_file(several: bool) -> tuple[str, ...]:
-    """Column names of `table_over_file`."""
+    """Column names of `table_over_file`.
+
+    >>> columns_over_file(several=True)
+    ('metric', 'file', 'mean', 'median', 'min', 'max', 'p5', 'p95', 'not_finite')
+    """
     return ("metric", *_file_column(several), *SPREAD, "not_finite")
 
 
 def columns_per_sample(several: bool) -> tuple[str, ...]:
-    """Column names of `table_per_sample`."""
+    """Column names of `table_per_sample`.
+
+    >>> columns_per_sample(several=False)[:3]
+    ('sample', 'frobenius_norm', 'spectral_norm')
+    """
     return (*_file_column(several), "sample", *COLUMNS)
 
 
 def columns_per_class(several: bool) -> tuple[str, ...]:
-    """Column names of `table_per_class`."""
+    """Column names of `table_per_class`.
+
+    >>> columns_per_class(several=True)[:3]
+    ('class', 'file', 'count')
+    """
     return (PER_CLASS[0], *_file_column(several), *PER_CLASS[1:])
 
 
 def columns_by(grouping: str, several: bool) -> tuple[str, ...]:
-    """Column names of `table_by`."""
+    """Column names of `table_by`.
+
+    >>> columns_by("label", several=False)
+    ('metric', 'label', 'count', 'mean', 'median', 'max', 'not_finite')
+    """
     return ("metric", *_file_column(several), grouping, *PER_GROUP)
 
 
@@ -200,6 +108,11 @@ def table_over_file(files: Sequence[FileSummary]) -> Table:
 
     NaN and infinite samples are left out of these and counted in ``not_finite``.  With several files,
     the rows of one metric stand together.  Where the samples have labels, the last rows are the accuracy.
+
+    >>> norms = {name: None for name in COLUMNS} | {"frobenius_norm": np.array([1.0, 3.0, np.nan])}
+    >>> file = FileSummary("out.h5", np.arange(3), norms, labels=np.array([7, 7, 8]))
+    >>> table_over_file([file]).rows[0]
+    ('frobenius_norm', 2.0, 2.0, 1.0, 3.0, 1.1, 2.9, 1)
     """
     several = len(files) > 1
     rows: list[Row] = []
@@ -216,6 +129,11 @@ def table_over_file(files: Sequence[FileSummary]) -> Table:
 
 def table_by(grouping: str, files: Sequence[FileSummary]) -> Table:
     """Metric by group of samples: how many there are, mean, median and max over them.
+
+    >>> norms = {name: None for name in COLUMNS} | {"frobenius_norm": np.array([1.0, 3.0, np.nan])}
+    >>> file = FileSummary("out.h5", np.arange(3), norms, labels=np.array([7, 7, 8]))
+    >>> table_by("label", [file]).rows[0]
+    ('frobenius_norm', 7, 2, 2.0, 2.0, 3.0, 0)
 
     Args:
         grouping: ``correct``: samples whose largest output is at their label (``yes``), and the others
@@ -261,7 +179,13 @@ def _of_group(file: FileSummary, metric: str, members: NDArray[np.bool_]) -> tup
 
 
 def table_per_sample(files: Sequence[FileSummary]) -> Table:
-    """One row per sample, one column per metric."""
+    """One row per sample, one column per metric.
+
+    >>> norms = {name: None for name in COLUMNS} | {"frobenius_norm": np.array([1.0, 3.0, np.nan])}
+    >>> file = FileSummary("out.h5", np.arange(3), norms, labels=np.array([7, 7, 8]))
+    >>> [row[:2] for row in table_per_sample([file]).rows]
+    [(0, 1.0), (1, 3.0), (2, nan)]
+    """
     several = len(files) > 1
     rows: list[Row] = []
     for file in files:
@@ -276,6 +200,11 @@ def table_per_class(files: Sequence[FileSummary]) -> Table:
     """One row per class: how the norms of this output's input-gradient spread over the samples.
 
     With several files, the rows of one class stand together.
+
+    >>> columns = {name: None for name in COLUMNS}
+    >>> file = FileSummary("out.h5", np.arange(2), columns, np.array([7]), np.array([[1.0], [3.0]]))
+    >>> table_per_class([file]).rows
+    ((7, 2, 2.0, 2.0, 1.0, 3.0, 1.0, 0),)
     """
     several = len(files) > 1
     rows: list[Row] = []
@@ -292,7 +221,16 @@ def table_per_class(files: Sequence[FileSummary]) -> Table:
 
 
 def check_order(columns: Sequence[str], sort: str | None, limit: int | None) -> None:
-    """Refuse an unknown column to sort by, or a limit below 1, before any work is done."""
+    """Refuse an unknown column to sort by, or a limit below 1, before any work is done.
+
+    >>> check_order(("class", "mean"), sort="-mean", limit=3)
+    >>> check_order(("class", "mean"), sort="men", limit=None)
+    Traceback (most recent call last):
+        ...
+    jacli.errors.UsageError: --sort men: this table has no column 'men'.
+    Its columns are class, mean.
+    Name one of them; a leading '-' sorts from large to small.
+    """
     if sort is not None and sort.removeprefix("-") not in columns:
         raise UsageError(
             f"--sort {sort}: this table has no column {sort.removeprefix('-')!r}.",
@@ -307,6 +245,10 @@ def arranged(table: Table, *, sort: str | None = None, limit: int | None = None)
     """The table sorted by a column (``-name``: descending; unknown numbers last), then cut to a length.
 
     With several files, ``limit`` rows of each are kept.
+
+    >>> table = Table(("class", "mean"), ((0, 1.5), (1, None), (2, 2.5)))
+    >>> arranged(table, sort="-mean", limit=2).rows
+    ((2, 2.5), (0, 1.5))
 
     Raises:
         UsageError: There is no such column, or the limit is below 1.
@@ -332,14 +274,13 @@ def _first_rows(rows: Iterable[Row], columns: Sequence[str], limit: int | None) 
             yield row
 
 
-def joined(parts: Sequence[Array | None]) -> Array | None:
-    """A column out of its blocks; None if it is not determined."""
-    known = [part for part in parts if part is not None]
-    return np.concatenate(known) if known else None
-
-
 def remarks(columns: dict[str, Array | None], samples: int) -> list[str]:
-    """What must be known beside a table: how many samples are not finite, or singular."""
+    """What must be known beside a table: how many samples are not finite, or singular.
+
+    >>> columns = {"frobenius_norm": np.array([1.0, np.inf]), "condition_number": None}
+    >>> remarks(columns, samples=2)
+    ['1 of 2 samples have a Jacobian that is not finite; left out, see not_finite']
+    """
     if samples == 0:
         return ["no sample is done: the table is empty"]
     norm = columns["frobenius_norm"] if columns["frobenius_norm"] is not None else columns["spectral_norm"]
