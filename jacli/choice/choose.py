@@ -105,7 +105,7 @@ def require_served(method: str, refused: Mapping[str, str | None]) -> None:
     >>> require_served("replicate", refusals(16))
     Traceback (most recent call last):
         ...
-    jacli.errors.MethodError: The method replicate cannot serve this model.
+    jacli.errors.MethodError: The method replicate does not work with this model.
     It repeats the batch, and the model runs in batches of 16 only.
     Leave --method out, or choose one of: loop, vmap, forward.
 
@@ -116,7 +116,7 @@ def require_served(method: str, refused: Mapping[str, str | None]) -> None:
     if reason:
         others = ", ".join(name for name in METHOD_NAMES if refused[name] is None)
         raise MethodError(
-            f"The method {method} cannot serve this model.",
+            f"The method {method} does not work with this model.",
             why=f"{capitalised(reason)}.",
             hint=f"Leave --method out, or choose one of: {others}.",
         )
@@ -264,10 +264,10 @@ class _Search:
             listed = "; ".join(f"{name}: {why}" for name, why in failures.items())
             if not self._request.is_exact:
                 return MethodError(
-                    "No program can serve this model.", why=listed, hint="Leave --precision out."
+                    "The network has no linear program.", why=listed, hint="Leave --precision out."
                 )
             return MethodError(
-                "No method can serve this model.", why=listed, hint="Give --method loop to see its error."
+                "No method works with this model.", why=listed, hint="Give --method loop to see its error."
             )
         least = min((m.bytes_held for m in self._measured if m.bytes_held), default=0)
         why_whole = self._not_cut or self._trace.not_traced

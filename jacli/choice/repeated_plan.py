@@ -34,9 +34,9 @@ def repeated_plan(request: Request, shapes: Shapes, trace: LazyTrace) -> Plan | 
         if request.must_follow:
             lacking = isinstance(failure, KeyError)
             raise OutputError(
-                "The plan of the unfinished run cannot be followed here.",
+                "The plan of the unfinished run does not work here.",
                 why=f"There is no {failure}." if lacking else f"{failure}.",
-                hint="Go on where it began (the same versions), or start anew with --no-resume.",
+                hint="Resume it where it began (with the same versions), or start over with --no-resume.",
             ) from failure
         return str(failure)
 

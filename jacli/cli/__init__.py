@@ -106,7 +106,7 @@ def main() -> NoReturn:
     if lost is not None and not code:
         why = f"Standard output: {lost.strerror or lost}."
         hint = "Free space, or send it elsewhere; nothing else was left undone."
-        code = _report(OutputError("What was asked for could not be printed.", why=why, hint=hint))
+        code = _report(OutputError("The output could not be printed.", why=why, hint=hint))
     sys.exit(code)
 
 

@@ -303,12 +303,12 @@ def _unsound(outcome: Outcome, precision: str) -> UnsoundResultsError:
         return UnsoundResultsError(
             f"{len(outcome.not_finite)} of {count_of(outcome.samples, 'sample')} are not finite: {listed}.",
             why="The derivative does not exist there (a square root or logarithm at 0), or it overflows.",
-            hint=f"They are NaN or infinite in {outcome.out}; leave them out with --samples.",
+            hint=f"{outcome.out} holds NaN or infinity for them; leave them out with --samples.",
         )
     if outcome.overflowed:
         return UnsoundResultsError(
-            f"{count_of(outcome.overflowed, 'value')} of the Jacobian infinite in {outcome.out}.",
-            why="They are finite, but beyond the range of --save-dtype.",
+            f"{count_of(outcome.overflowed, 'value')} of the Jacobian became infinite in {outcome.out}.",
+            why="They are finite, but exceed the range of --save-dtype.",
             hint="Save as float32 or float64.",
         )
     instead = "--method loop" if precision == "ieee" else "--precision ieee"

@@ -40,7 +40,7 @@ class Stopped(BaseException):
         """The message, with the notes of the run on the exception (its ``__notes__``)."""
         noted = " ".join(getattr(self, "__notes__", ()))
         why = noted or "Nothing had been finished."
-        hint = "Run the same command again: it goes on." if noted else ""
+        hint = "Run the same command again to resume." if noted else ""
         number = self.args[0]
         if number == signal.SIGINT:
             return InterruptedRunError("Interrupted from the keyboard.", why=why, hint=hint)

@@ -106,7 +106,7 @@ def _parsed(
         problems.append(
             UsageError(
                 "--output-axes goes with --dataset.",
-                why="A result file of jacli says itself which axes are outputs.",
+                why="A result file of jacli records which axes are outputs.",
                 hint="Leave it out, or name the dataset.",
             )
         )

@@ -68,7 +68,7 @@ def verify(
         raise UnsoundResultsError(
             f"{file} was damaged after it was written.",
             why=f"Checksums are wrong: {', '.join(found.damaged[:5])}{more}.",
-            hint="Copy it again from where it is whole, or compute it again.",
+            hint="Copy it again from an intact original, or compute it again.",
         )
     if found.failed:
         listed = ", ".join(map(str, found.failed[:10])) + (" ..." if len(found.failed) > 10 else "")

@@ -30,7 +30,7 @@ def shard_rows(shard: Shard, n_samples: int) -> range:
         samples = count_of(n_samples, "sample")
         raise UsageError(
             f"--shard {shard} is not possible.",
-            why=f"There are {samples} for {count_of(shard.count, 'shard')}, and a shard has one at least.",
+            why=f"There are {samples} for {count_of(shard.count, 'shard')}, and a shard has at least one.",
             hint=f"Give --shard I/N with N up to {n_samples}.",
         )
     start, stop = (n_samples * i // shard.count for i in (shard.index - 1, shard.index))
@@ -124,8 +124,8 @@ def shard_of_environment(environ: Mapping[str, str]) -> Shard:
     if rank is None or size is None:
         if count == 0:
             raise UsageError(
-                "--shard auto: there is nothing to take the shard from.",
-                why="This is no task of a Slurm array, no srun step and no torchrun worker.",
+                "--shard auto: no shard is assigned to this process.",
+                why="It is not a task of a Slurm array, a step of srun or a worker of torchrun.",
                 hint="Give --shard I/N, I from 1 to N.",
             )
         rank, size = 0, 1

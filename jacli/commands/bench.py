@@ -181,7 +181,7 @@ def bench(
                     rows.append(tried.row(name, rows, precision))
         if all(row.refused for row in rows):
             why = "; ".join(f"{row.method}: {row.refused}" for row in rows)
-            raise tried.failure or MethodError("No method can serve this model.", why=why)
+            raise tried.failure or MethodError("No method works with this model.", why=why)
         notes = [*prepared.notes, *(auto.notes if auto else ())]
         reference = tried.reference.dtype or prepared.dtype
         if reference != torch.float64:

@@ -106,4 +106,4 @@ def _unfinished(out: Path) -> Iterator[str]:
     if part_path(out).exists():
         found = read_progress(out)
         done = f", {found.done} of {count_of(found.samples, 'sample')} done" if found else ""
-        yield f"{part_path(out)} is unfinished{done}: the command that began it goes on, by its own plan"
+        yield f"{part_path(out)} is unfinished{done}: the command that began it resumes it, with its own plan"

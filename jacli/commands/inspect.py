@@ -58,7 +58,7 @@ def inspect(
     if not os.path.exists(file):
         raise InputsError(
             f"There is no file {path}.",
-            why=why_unseen(file) or "jacli inspect looks at files; an architecture's name needs --inputs.",
+            why=why_unseen(file) or "jacli inspect describes files; an architecture's name needs --inputs.",
             hint="Check the path.",
         )
     content = recognise_content(file)
@@ -69,7 +69,7 @@ def inspect(
     if content in inputs_formats.LOADERS:
         return _inputs(path, inputs_key)
     why, hint = WHAT_TO_DO.get(content, (f"It is: {content}.", "Give a model, inputs or a result."))
-    raise InputsError(f"{path} is no model, inputs or result.", why=why, hint=hint)
+    raise InputsError(f"{path} is not a model, inputs or a result.", why=why, hint=hint)
 
 
 def _model_or_inputs(file: Path, key: str | None) -> dict[str, Any]:

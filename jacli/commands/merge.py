@@ -170,7 +170,7 @@ def _left_as_it_is(
             more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
             raise OutputError(
                 f"{out} exists already.",
-                why=f"It was merged otherwise: {'; '.join(different[:SHOWN])}{more}.",
+                why=f"It was merged differently: {'; '.join(different[:SHOWN])}{more}.",
                 hint="Choose another name with -o, or give --overwrite.",
             )
         return Merged(
@@ -192,16 +192,16 @@ def _whole_run(files: Sequence[Path]) -> tuple[Path, int]:
     for file, name in zip(files, names, strict=True):
         if name is None:
             raise UsageError(
-                f"{file} does not have the name of a shard.",
-                why="Shards are called as jacli compute --shard calls them: out.00003-of-00016.h5.",
+                f"{file} is not named like a shard.",
+                why="jacli compute --shard names them like out.00003-of-00016.h5.",
                 hint="Give all shards of one run, or only the whole run's name: jacli merge out.h5.",
             )
     runs = {(name.out, name.shard.count) for name in names if name is not None}
     if len(runs) != 1:
         listed = ", ".join(f"{out} in {count}" for out, count in sorted(runs)) or "none"
         raise UsageError(
-            "Shards of one run are merged, one run at a time.",
-            why=f"Given are shards of: {listed}.",
+            "jacli merges the shards of one run at a time.",
+            why=f"These are shards of: {listed}.",
             hint="Give all shards of one run, or only the whole run's name: jacli merge out.h5.",
         )
     return runs.pop()
@@ -213,13 +213,13 @@ def _count_beside(out: Path) -> int:
         raise ResultsError(
             f"There are no shards of {out}.",
             why=f"They would be called {shard_path(out, Shard(1, 16)).name} and so on, in {out.parent}.",
-            hint="Name the shards, or the run's -o; they are made by jacli compute --shard I/N.",
+            hint="Name the shards, or the run's -o; jacli compute --shard I/N makes them.",
         )
     if len(beside) > 1:
         counts = " and ".join(str(count) for count in sorted(beside))
         one = shard_path(out, Shard(1, max(beside)))
         raise UsageError(
-            f"{out} was computed in {counts} shards: it is not clear which are meant.",
+            f"{out} was computed in {counts} shards: it is unclear which to merge.",
             why="They lie in the same folder.",
             hint=f"Name the shards of one run ({one.name} and so on), or remove the others.",
         )
@@ -260,7 +260,7 @@ def _refuse_names(shards: Sequence[ShardFile]) -> None:
         except UnicodeDecodeError:
             raise UsageError(
                 f"An index cannot name {shard.path}.",
-                why="That name is no UTF-8, and HDF5 knows no other.",
+                why="Its name is not UTF-8, and HDF5 takes no other names.",
                 hint="Merge with --copy, or rename the shards.",
             ) from None
 

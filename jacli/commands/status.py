@@ -115,9 +115,9 @@ def status(files: Sequence[str | os.PathLike[str]]) -> list[RunStatus]:
     >>> status(["nobody.h5"])
     Traceback (most recent call last):
         ...
-    jacli.errors.ResultsError: There is nothing of the name nobody.h5.
-    Neither a result, nor an unfinished one, nor shards of one.
-    Check the path; a run writes to its -o, and that is out.h5 if it is not said.
+    jacli.errors.ResultsError: Nothing is named nobody.h5.
+    There is neither a result, nor an unfinished one, nor a shard of one.
+    Check the path; a run writes to its -o, by default out.h5.
 
     Args:
         files: Results, finished or not; of a run in shards its whole name, which stands for all of them,
@@ -216,14 +216,14 @@ def _in_shards(
 def _with_next(out: Path, files: Sequence[FileStatus], other: RunCommand | None) -> RunStatus:
     hint, notes = commands_for(files, other), []
     if not hint and any(file.state in UNFINISHED for file in files):
-        notes.append("it was begun from Python: call jacli.compute again as before, and it goes on")
+        notes.append("it was begun from Python: call jacli.compute again with the same arguments to resume")
     return RunStatus(out, tuple(files), tuple(hint), tuple(notes))
 
 
 def _refuse_nothing(files: Sequence[FileStatus], path: Path) -> None:
     if all(file.state == "missing" for file in files):
         raise ResultsError(
-            f"There is nothing of the name {path}.",
-            why=why_unseen(path) or "Neither a result, nor an unfinished one, nor shards of one.",
-            hint="Check the path; a run writes to its -o, and that is out.h5 if it is not said.",
+            f"Nothing is named {path}.",
+            why=why_unseen(path) or "There is neither a result, nor an unfinished one, nor a shard of one.",
+            hint="Check the path; a run writes to its -o, by default out.h5.",
         )

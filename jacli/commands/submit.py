@@ -107,7 +107,7 @@ def _check_model_and_inputs(config: RunConfig, asked: SlurmOptions) -> None:
     if asked.shards > samples:
         raise UsageError(
             f"--shards {asked.shards} is too many.",
-            why=f"The inputs have {count_of(samples, 'sample')}, and a shard has one at least.",
+            why=f"The inputs have {count_of(samples, 'sample')}, and a shard has at least one.",
             hint=f"Give --shards up to {samples}.",
         )
 
@@ -168,8 +168,8 @@ def _refuse_other_count(job: Job, active: list[Array]) -> None:
         if array.count != job.count:
             raise UsageError(
                 f"--shards {job.count}: {job.out} is in the queue with {count_of(array.count, 'shard')}.",
-                why=f"Job {array.job} computes them; both would end in the same file.",
-                hint=f"Give --shards {array.count}, or take it out of the queue: scancel {array.job}.",
+                why=f"Job {array.job} computes them; both would write the same file.",
+                hint=f"Give --shards {array.count}, or cancel that job: scancel {array.job}.",
             )
 
 

@@ -84,7 +84,7 @@ def _not_of_tasks(config: RunConfig) -> list[JacliError]:
     return [
         UsageError(
             f"--config sets {name}, which is not for an array.",
-            why="Its tasks are told their shards, go on when they are started again, and compute.",
+            why="Each task gets its own shard, always resumes, and always computes.",
             hint="Take it out of the file.",
         )
         for name in NOT_OF_TASKS
@@ -107,7 +107,7 @@ def _contradictions(own: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[J
         found.append(
             UsageError(
                 f"--time {parsed['time']} is too short.",
-                why=f"{notice} s before its end a task is told to save, and is queued again.",
+                why=f"{notice} s before its end, a task gets the signal to save, and is requeued.",
                 hint="Give more --time, or less --notice.",
             )
         )
@@ -146,14 +146,14 @@ def refuse_unprintable(job: Job) -> None:
     for text in (*job.arguments, str(job.folder), *job.setup, *job.program, *filter(None, values)):
         if _NOT_IN_A_SCRIPT.search(text):
             raise UsageError(
-                f"{text!r} cannot stand in a batch script.",
+                f"{text!r} cannot be part of a batch script.",
                 why="It holds a line break or another control character, or is not UTF-8.",
                 hint="Rename the file, or repeat --setup for each line.",
             )
     if "\\" in str(job.logs):
         raise UsageError(
             f"{job.logs} cannot hold the logs.",
-            why="In the name of a log Slurm takes a backslash for an order to itself.",
+            why="Slurm gives a backslash in the name of a log a meaning of its own.",
             hint="Choose an -o without a backslash in its path.",
         )
 

@@ -120,7 +120,7 @@ def _check_table(*, per_sample: bool, per_class: bool, by: str | None, dataset: 
     if len(asked) > 1:
         raise UsageError(
             f"{' and '.join(asked)} exclude each other.",
-            why="Each is a table of its own.",
+            why="Each makes a different table.",
             hint="Ask for one table at a time.",
         )
     if by is not None and by not in summary.GROUPINGS:
@@ -129,7 +129,7 @@ def _check_table(*, per_sample: bool, per_class: bool, by: str | None, dataset: 
     if by and dataset:
         raise UsageError(
             "--by does not go with --dataset.",
-            why="The labels of samples are known of result files of jacli alone.",
+            why="Only result files of jacli hold the labels of samples.",
             hint="Leave one of them out.",
         )
 
@@ -175,7 +175,7 @@ def _summarize_open(
     wrong = [key for key, values in stored.items() if values.shape[:1] != (batch,)]
     if wrong:
         raise ResultsError(
-            f"{path}: {', '.join(wrong)} does not have one entry a sample.",
+            f"{path}: {', '.join(wrong)} does not have one entry per sample.",
             why=f"The file has {count_of(batch, 'sample')}.",
             hint="The file is damaged or was edited; compute it again.",
         )

@@ -165,7 +165,7 @@ def verify(
         if not len(done):
             raise ResultsError(
                 f"{path} holds no finished sample.",
-                why="The run that wrote it was stopped in its first batch.",
+                why="The run that wrote it stopped in its first batch.",
                 hint="Compute it again.",
             )
         missing = {"sample_index", "outputs", "class_norms", "plan"} - {*results.names, *results.attrs}
@@ -241,8 +241,9 @@ def _check_model(config: RunConfig, results: Results, given: Mapping[str, Any]) 
     if sha256_of(path) != recorded:
         raise ModelError(
             f"{path} is not the model of {results.path}.",
-            why=f"Its sha256 is not the recorded {str(recorded)[:12]}...: the results are of another file.",
-            hint="Give the model that they were made with: --model PATH.",
+            why=f"Its sha256 is not the recorded {str(recorded)[:12]}...: the results belong to another "
+            "file.",
+            hint="Give the original model: --model PATH.",
         )
 
 
@@ -252,8 +253,10 @@ def _check_weights(prepared: Prepared, results: Results) -> None:
     if recorded is not None and now is not None and recorded != now:
         raise ModelError(
             f"{prepared.loaded.arch} does not give the weights of {results.path}.",
-            why=f"Their sha256 is not the recorded {str(recorded)[:12]}...: the results are of others.",
-            hint="Give the callable what it loaded then, or the version of torch that drew random weights "
+            why=f"Their sha256 is not the recorded {str(recorded)[:12]}...: the results belong to other "
+            "weights.",
+            hint="Give the callable the weights that it loaded then, or use the version of torch that "
+            "drew its random weights "
             f"({results.attrs.get('torch_version')}).",
         )
 
@@ -262,8 +265,8 @@ def _check_constants(prepared: Prepared, results: Results) -> None:
     if results.attrs.get("constants_sha256") != prepared.constants_sha256:
         raise InputsError(
             f"A file given with --constant is not the one of {results.path}.",
-            why="Their values are not the recorded ones (sha256): the results are of another function.",
-            hint="Put back the files that it was made with.",
+            why="Their values are not the recorded ones (sha256): the results belong to another function.",
+            hint="Put back the original files.",
         )
 
 
@@ -285,7 +288,7 @@ def _check_what_it_is(prepared: Prepared, results: Results, done: int) -> list[s
     if datasets["outputs"].shape[1:] != shapes.output_shape:
         raise ModelError(
             f"The model is not the one of {results.path}.",
-            why=f"Its outputs have shape {shapes.output_shape} a sample, recorded are "
+            why=f"Its outputs have shape {shapes.output_shape} per sample; recorded are "
             f"{datasets['outputs'].shape[1:]}.",
             hint="Give the same model and architecture with --model and --arch.",
         )
@@ -316,6 +319,6 @@ def _check_inputs(prepared: Prepared, results: Results, rows: list[int]) -> None
     if same is False:
         raise InputsError(
             f"{source.path or 'The inputs'} are not the inputs of {results.path}.",
-            why="Their values are not the recorded ones (sha256): the results are of other samples.",
-            hint="Give the inputs that they were made with: --inputs PATH.",
+            why="Their values are not the recorded ones (sha256): the results belong to other samples.",
+            hint="Give the original inputs: --inputs PATH.",
         )

@@ -33,7 +33,7 @@ def check_precision(precision: str, device: torch.device, dtype: torch.dtype) ->
     Traceback (most recent call last):
         ...
     jacli.errors.UsageError: The precision tf32 does not exist on cpu.
-    TF32 is arithmetic of NVIDIA GPUs since Ampere.
+    Only NVIDIA GPUs have TF32, since Ampere.
     Choose bf16, or ieee.
 
     Args:
@@ -49,14 +49,14 @@ def check_precision(precision: str, device: torch.device, dtype: torch.dtype) ->
     if precision == "tf32" and not _has_tf32(device):
         raise UsageError(
             f"The precision tf32 does not exist on {device}.",
-            why="TF32 is arithmetic of NVIDIA GPUs since Ampere.",
+            why="Only NVIDIA GPUs have TF32, since Ampere.",
             hint="Choose bf16, or ieee.",
         )
     dtypes = {"tf32": (torch.float32,), "bf16": (torch.float32, torch.float64)}
     if dtype not in dtypes.get(precision, (dtype,)):
         raise UsageError(
             f"The precision {precision} does not go with {name}.",
-            why="The passes are reduced from what the network itself computes in, and that is not above it."
+            why="A reduced precision must be below the dtype in which the network itself computes."
             if dtype != torch.float64
             else "TF32 is a way to multiply float32 numbers.",
             hint="Convert model and inputs to float32, or choose ieee.",

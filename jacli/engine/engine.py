@@ -213,7 +213,7 @@ class Engine:
                 f"{plan.method} cannot."
             )
         return MethodError(
-            f"The method {plan.method} serves up to sample {start - 1}, and not from there on.",
+            f"The method {plan.method} works up to sample {start - 1}, and fails from there on.",
             why=failure.summary,
             hint=hint,
         )

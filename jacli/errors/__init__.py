@@ -88,7 +88,7 @@ class ModelError(JacliError):
 
 
 class MethodError(ModelError):
-    """A method cannot serve this model (a missing rule, a fixed batch size); another one may."""
+    """A method does not work with this model (a missing rule, a fixed batch size); another one may."""
 
 
 class InputsError(JacliError):
@@ -236,6 +236,6 @@ def user_code_behind(error: BaseException) -> ModelError | None:
             return ModelError(
                 f"The model fails in {note.removeprefix(_USER_CODE).strip()}.",
                 why=f"It raised {type(error).__name__}: {telling_line(error)}",
-                hint="Mend the model, or give inputs that it accepts; --debug shows where it was raised.",
+                hint="Correct the model, or give inputs that it accepts; --debug shows where it was raised.",
             )
     return None

@@ -90,7 +90,7 @@ def open_inputs(
             raise InputsError(
                 f"{source} declares {n_samples:,} samples.",
                 why="That is far more than a file of its size can hold.",
-                hint="Check where it came from; what is real can be saved as .npy.",
+                hint="Check where the file comes from; if its data are real, save them as .npy.",
             )
         index = sample_positions(samples, n_samples)
     except BaseException:
@@ -161,7 +161,7 @@ def _check_array(source: str, stored: StoredArray) -> int:
         raise InputsError(
             f"{name} has no sample axis.",
             why="It holds a single number (shape ()).",
-            hint="Save an array of shape (batch, ...), one sample a row.",
+            hint="Save an array of shape (batch, ...), one sample per row.",
         )
     if min(stored.shape) <= 0:
         raise InputsError(

@@ -23,7 +23,7 @@ def load_hdf5(path: Path, wanted: Wanted) -> StoredArray:
     found = examine_hdf5(path)
     if found.problem is not None:
         raise InputsError(
-            f"{path} is damaged, or made to do harm.", why=found.problem, hint="Copy or download it again."
+            f"{path} is damaged or malicious.", why=found.problem, hint="Copy or download it again."
         )
     file = h5py.File(path, "r")
     try:

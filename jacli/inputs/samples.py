@@ -40,7 +40,7 @@ def sample_positions(spec: str | None, n: int) -> np.ndarray:
             raise InputsError(
                 f"--samples {spec}: there is no sample {numbers}.",
                 why=f"The inputs hold {count_of(n, 'sample')}, positions 0 to {n - 1}.",
-                hint=f"Name samples that are there{first}.",
+                hint=f"Choose among these{first}.",
             )
     if not positions:
         raise InputsError(

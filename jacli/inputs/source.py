@@ -91,7 +91,7 @@ class InputSource:
             raise InputsError(
                 f"{self.path} declares {wanted:,} bytes in {count_of(len(positions), 'sample')}.",
                 why=f"Their shape is {self.shape}; the file, unpacked, may take {self._room:,} bytes.",
-                hint="Check where it came from; what is real can be saved as .npy.",
+                hint="Check where the file comes from; if its data are real, save them as .npy.",
             )
         rows = np.empty((len(positions), *self.shape), self.dtype)
         with reading(self.path or self.format, self.format):

@@ -76,7 +76,8 @@ def _walk_tensors(path: Path, loaded: object) -> Iterator[tuple[str, torch.Tenso
             if parts > _MOST_PARTS or depth > _DEEPEST:
                 raise InputsError(
                     f"{path} holds too many parts to look through.",
-                    why=f"There are more than {_MOST_PARTS:,}, or they are nested more than {_DEEPEST} deep.",
+                    why=f"There are more than {_MOST_PARTS:,}, or they are nested more than {_DEEPEST} "
+                    "levels deep.",
                     hint="Save the tensor of inputs alone.",
                 )
             items = list(node.items() if isinstance(node, Mapping) else enumerate(node))
@@ -91,7 +92,7 @@ def _as_stored(path: Path, key: str | None, tensor: torch.Tensor) -> StoredArray
         kind = "quantized" if tensor.is_quantized else f"sparse ({tensor.layout})"
         raise InputsError(
             f"{path} holds a {kind} tensor.",
-            why="Inputs are dense.",
+            why="Inputs must be dense.",
             hint="Save tensor.dequantize() or tensor.to_dense().",
         )
     tensor = tensor.detach()

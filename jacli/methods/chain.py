@@ -38,7 +38,7 @@ def factors_of(linearization: CutLinearization, factorization: Factorization) ->
 
     def refusal(error: Exception) -> MethodError:
         return MethodError(
-            "The method factored cannot serve this model.",
+            "The method factored does not work with this model.",
             why=f"torch says: {telling_line(error)}",
             hint="Leave --method out, or choose --method loop.",
         )

@@ -78,7 +78,7 @@ def checked_slabs(method: Method, linearization: Linearization, *, chunk_size: i
         if method.is_reference and (of_model := user_code_behind(error)) is not None:
             return MethodError(of_model.what, why=of_model.why, hint=of_model.hint)
         return MethodError(
-            f"The method {method.name} cannot serve this model.",
+            f"The method {method.name} does not work with this model.",
             why=f"torch says: {telling_line(error)}",
             hint="Give another --batch-size."
             if method.is_reference

@@ -85,8 +85,8 @@ def load_model(
     )
     if weights_key is not None and ema is not None:
         raise UsageError(
-            "--weights-key and --ema/--no-ema exclude one another.",
-            why="Both say which weights of the checkpoint to take.",
+            "--weights-key and --ema/--no-ema exclude each other.",
+            why="Both choose the weights of the checkpoint.",
             hint="Leave one of them out.",
         )
     path = Path(source)
@@ -134,9 +134,9 @@ def load_anew(loaded: LoadedModel, *, dtype: torch.dtype | None = None) -> Loade
 
 def _other_since(loaded: LoadedModel, why: str) -> ModelError:
     return ModelError(
-        f"{loaded.source} is not what it was when it was loaded first.",
+        f"{loaded.source} has changed since it was first loaded.",
         why=why,
-        hint="Keep the model as it is while a run goes on.",
+        hint="Do not change the model while a run is under way.",
     )
 
 
@@ -163,7 +163,7 @@ def _load_untrained(source: str, request: ModelRequest) -> LoadedModel:
     if given:
         raise UsageError(
             f"{', '.join(given)}: not for the architecture {source}.",
-            why="MODEL is an architecture's name, there is no file to read weights from.",
+            why="MODEL is the name of an architecture: there is no file to read weights from.",
             hint="Give the file as MODEL and the architecture with --arch, or leave these options out.",
         )
     architecture = importlib.import_module("jacli.models.architecture")

@@ -85,7 +85,7 @@ def load_weights(path: Path, selection: Selection, request: ModelRequest, *, fil
         if request.ignore_extra_weights:
             raise UsageError(
                 "--ignore-extra-weights needs --arch.",
-                why="An architecture is recognised by all names of the file.",
+                why="Without --arch, jacli recognises an architecture by all names in the file.",
                 hint="Add --arch.",
             )
         if arch_args:

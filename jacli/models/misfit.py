@@ -54,8 +54,8 @@ def misfit(
     if where is not None:
         rest = [name for name in expected if not name.startswith(f"{where}.")]
         return ModelError(
-            f"{path} holds the weights of a part of {label} only: {where}.",
-            why=f"The rest is not there: {_listed(rest)}.",
+            f"{path} holds the weights of only a part of {label}: {where}.",
+            why=f"These are missing: {_listed(rest)}.",
             hint=f"Give that part as the architecture: --arch file.py:NAME, a function that returns "
             f"the network's {where}; or the file of the whole network.",
         )

@@ -75,7 +75,7 @@ def builder_named(module: ModuleType, place: str, callable_name: str) -> Callabl
     if not _builds_networks(found, module):
         home = getattr(found, "__module__", type(found).__module__)
         raise ModelError(
-            f"{place}:{callable_name} is not called.",
+            f"{place}:{callable_name} cannot be used as an architecture.",
             why=f"It comes from {home}: no torch.nn.Module class, and no function defined in {place}.",
             hint=f"Name one of its own: --arch {place}:{own[0] if own else 'NAME'}, "
             "or write a function there that calls it.",
@@ -123,8 +123,8 @@ def _is_built(found: torch.nn.Module, place: str, name: str, own: list[str]) -> 
     kind = type(found).__name__
     by_class = f"Name its class: --arch {place}:{kind}; or write" if kind in own else "Write"
     return ModelError(
-        f"{place}:{name} is a network that is built already, an instance of {kind}.",
-        why="--arch names what builds a network: a class, or a function that returns it.",
+        f"{place}:{name} is an already built network, an instance of {kind}.",
+        why="--arch must name a class, or a function that returns a network.",
         hint=f"{by_class} a function in {place}, `def make(): return {name}`, and name that: "
         f"--arch {place}:make",
     )

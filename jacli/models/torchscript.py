@@ -56,7 +56,7 @@ def _no_forward(path: Path, module: Any) -> ModelError:
     return ModelError(
         f"{path} has no method forward.",
         why=f"Its methods are: {', '.join(methods)}." if methods else "It has no methods at all.",
-        hint="Save a module again whose forward calls the one meant."
+        hint="Save a module whose forward calls the method that you want."
         if methods
         else "It holds tensors or settings only: give the file of the network.",
     )
@@ -168,7 +168,7 @@ def _require_one_layout(members: Iterable[str]) -> None:
         ArchiveError: It is there; torch's reader ignores case.
     """
     if any(name.partition("/")[2].lower() == "model.json" for name in members):
-        raise ArchiveError("It holds two programs, of which one is a model.json as PyTorch 1.1 wrote it.")
+        raise ArchiveError("It holds two programs; one is a model.json as PyTorch 1.1 wrote it.")
 
 
 def _qualifier(member: str) -> str:
@@ -179,7 +179,7 @@ def _qualifier(member: str) -> str:
 def _refuse(path: Path, problem: str | None) -> None:
     if problem is not None:
         raise ModelError(
-            f"{path} would do more than compute.",
+            f"{path} does more than compute.",
             why=problem,
             hint="Look at what it does before you run it elsewhere; if it is an operator that only computes, "
             "please report it.",

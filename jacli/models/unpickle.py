@@ -105,13 +105,13 @@ def _elsewhere(path: Path, arch_file: Path | None, module: str, name: str, notes
 def _not_found(module: str, name: str, error: Exception) -> ModelError:
     if module == "__main__":
         return ModelError(
-            f"The class {name} of the pickled module is found nowhere.",
+            f"The class {name} of the pickled module is not found.",
             why="The script or notebook that saved it defined the class itself (__main__), and no file "
             "beside the model does.",
             hint=f"Name that script: --arch script.py:{name}; or save only the state_dict() there.",
         )
     return ModelError(
-        f"The class {module}.{name} of the pickled module is found nowhere.",
+        f"The class {module}.{name} of the pickled module is not found.",
         why=last_line(error),
         hint=f"Install the package of {module}, put its source beside the model, name it with "
         f"--arch file.py:{name}, or save only the state_dict() where it is.",

@@ -392,7 +392,7 @@ def no_program(why: str, *, asked: str = "--method, and --precision if it was gi
         asked: The options that need one.
     """
     return MethodError(
-        "The network does not run as a program.",
+        "The network has no linear program.",
         why=f"{capitalised(why).rstrip('.')}.",
         hint=f"Leave {asked} out: plain methods serve it.",
     )

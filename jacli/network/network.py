@@ -176,7 +176,7 @@ def _copy(module: nn.Module, shared: Iterable[Tensor] = ()) -> nn.Module:
         raise ModelError(
             f"The model {type(module).__name__} cannot be copied.",
             why=f"copy.deepcopy says: {str(error).strip() or type(error).__name__}",
-            hint="jacli runs a copy so that the model stays as it is; remove what cannot be copied.",
+            hint="jacli runs a copy so that the model does not change; remove what cannot be copied.",
         ) from error
 
 
@@ -276,7 +276,7 @@ def select_output(output: object, select: str | None) -> Tensor:
     Traceback (most recent call last):
         ...
     jacli.errors.ModelError: The model returns dict of 2 outputs: logits (2, 5), aux (2,).
-    A Jacobian is of one output.
+    A Jacobian needs one output.
     Choose one with --select, for example --select logits.
 
     Raises:
@@ -305,7 +305,7 @@ def select_output(output: object, select: str | None) -> Tensor:
     if select is None:
         raise ModelError(
             f"The model returns {type(output).__name__} of {count_of(len(named), 'output')}: {listed}.",
-            why="A Jacobian is of one output.",
+            why="A Jacobian needs one output.",
             hint=f"Choose one with --select, for example --select {next(iter(named))}.",
         )
     raise ModelError(
@@ -321,7 +321,8 @@ def _activate(output: Tensor, of: str) -> Tensor:
     if output.dim() != 2:
         raise ModelError(
             f"--of {of} needs one class axis.",
-            why=f"Of an output of shape {tuple(output.shape[1:])} a sample, which axis holds the classes?",
+            why=f"The output has shape {tuple(output.shape[1:])} per sample, and nothing says which axis "
+            "holds the classes.",
             hint="Leave --of out, or wrap the model so that it applies the softmax itself.",
         )
     return _ACTIVATIONS[of](output, -1)

@@ -93,7 +93,7 @@ def input_parameter(
         raise UsageError(
             "No argument of the model's forward is left for INPUTS.",
             why=f"Its arguments are {listed}, and --arg and --constant name every one.",
-            hint="Leave one of them out: it is then given INPUTS.",
+            hint="Leave one of them out; INPUTS then take its place.",
         )
     return None if not free or free[0] == parameters[0] else free[0]
 
@@ -159,7 +159,7 @@ def _assembled(name: str, value: Any, *, as_list: bool = False) -> Any:
         raise UsageError(
             f"The argument {name} is given in part.",
             why=f"Given are {listed}; positions count from 0 without a gap.",
-            hint="Give the others too, with --arg or --constant.",
+            hint="Also give the others, with --arg or --constant.",
         )
     ordered = [positions[i] for i in range(len(positions))]
     return ordered if as_list else tuple(ordered)

@@ -142,7 +142,7 @@ _CONTRADICTIONS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str, str]
     (
         lambda o: o.get("precision") == "tf32" and o.get("device") == "cpu",
         "--precision tf32 goes with a GPU.",
-        "TF32 is arithmetic of NVIDIA GPUs since Ampere.",
+        "Only NVIDIA GPUs have TF32, since Ampere.",
         "Give --precision bf16, or leave it out.",
     ),
     (

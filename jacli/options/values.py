@@ -293,7 +293,7 @@ def parse_dtype(value: Any) -> str:
     text = str(value).lower().removeprefix("torch.")
     if value not in names and text in half:
         raise ValueError(
-            "float32 or float64; half precision there is for the linear passes, --precision bf16, "
+            "float32 or float64; half precision is available for the vector passes, --precision bf16, "
             "and for the file, --save-dtype float16"
         )
     if value not in names and (text in other or text in names):

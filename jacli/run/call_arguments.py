@@ -107,7 +107,7 @@ def check_points(x: object, model: object = None) -> Tensor:
     if not x.is_floating_point() or x.dim() < 1 or x.numel() == 0:
         raise InputsError(
             f"x is {described(x)}.",
-            why="A Jacobian needs a floating tensor (batch, *input) with a sample at least.",
+            why="A Jacobian needs a floating tensor (batch, *input) with at least one sample.",
             hint="Give a batch; a single sample is x[None].",
         )
     _check_device(x, model)
@@ -117,7 +117,7 @@ def check_points(x: object, model: object = None) -> Tensor:
         bad = torch.nonzero(~finite).flatten().tolist()
         raise InputsError(
             f"x has values that are not finite, in {len(bad)} of {len(x)} samples.",
-            why=f"A Jacobian at NaN or infinity does not exist; samples {_first(bad)}.",
+            why=f"There is no Jacobian at NaN or infinity; samples {_first(bad)}.",
             hint=f"Leave those samples out: x[x.isfinite(){'.flatten(1).all(1)' if x.dim() > 1 else ''}].",
         )
     return x.detach()
@@ -153,8 +153,8 @@ def _check_device(x: Tensor, model: object) -> None:
     if x.is_meta:
         raise InputsError(
             "x is on the device meta.",
-            why="Such a tensor has no numbers.",
-            hint="Give a tensor that has some.",
+            why="Such a tensor holds no values.",
+            hint="Give a tensor on another device.",
         )
     if not isinstance(model, nn.Module):
         return
@@ -162,7 +162,7 @@ def _check_device(x: Tensor, model: object) -> None:
     if "meta" in devices:
         raise ModelError(
             "The model has parameters or buffers on the device meta.",
-            why="They have no numbers.",
+            why="They hold no values.",
             hint="Load its weights: model.load_state_dict(weights, assign=True).",
         )
     if devices and str(x.device) not in devices:
@@ -224,7 +224,7 @@ def dtype_of(dtype: object) -> torch.dtype | None:
     raise UsageError(
         f"dtype={dtype!r} is wrong.",
         why="It must be float32 or float64.",
-        hint="Leave it out: the dtype is then that of x.",
+        hint="Leave it out to use the dtype of x.",
     )
 
 
@@ -308,7 +308,7 @@ def check_paths(model: object, inputs: object, out: object) -> None:
     Traceback (most recent call last):
         ...
     jacli.errors.UsageError: The model is a module, Linear.
-    jacli.compute reads a file, so that the result says which model it is of.
+    jacli.compute reads a file, so that the result can record which model it belongs to.
     Save its weights, torch.save(model.state_dict(), "model.pt"), and give "model.pt" with
         arch="file.py:Linear". In memory: jacli.jacobian(model, x).
 
@@ -322,7 +322,7 @@ def check_paths(model: object, inputs: object, out: object) -> None:
     ):
         if not _is_path(given):
             what = f"The {noun} {verb} {described(given)}."
-            why = f"jacli.compute reads a file, so that the result says which {noun} it is of."
+            why = f"jacli.compute reads a file, so that the result can record which {noun} it belongs to."
             problems.append(UsageError(what, why=why, hint=remedy(given)))
     if not _is_path(out):
         problems.append(

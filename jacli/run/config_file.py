@@ -74,8 +74,8 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
     """
     meant = [
         UsageError(
-            f"--arg {name}={value} gives forward that text.",
-            why=f"There is a file {value}, which would be read with an @ before its name.",
+            f"--arg {name}={value} passes that text to forward.",
+            why=f"There is a file {value}, which is read only with an @ before its name.",
             hint=f"Did you mean --arg {name}=@{value} (one row per sample), or --constant {name}={value} "
             "(one tensor for all samples)?",
         )
@@ -137,16 +137,16 @@ def read_options(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(
             f"--config {path} is not valid TOML.",
             why=f"{error}.",
-            hint="Correct it there; see configs/ for examples.",
+            hint="Correct the file; see configs/ for examples.",
         ) from error
     named = {name.replace("-", "_"): value for name, value in options.items()}
     if len(named) < len(options) or "debug" in named:
         name = "debug" if "debug" in named else next(n for n in options if "-" in n)
         raise UsageError(
-            f"--config {path}: {name} cannot be given there.",
-            why="It is a flag only."
+            f"--config {path}: {name} is not allowed there.",
+            why="It can only be a flag."
             if name == "debug"
-            else "It is there twice, with a hyphen and an underscore.",
+            else "The file holds it twice, with a hyphen and with an underscore.",
             hint="Take it out of the file.",
         )
     return named
@@ -178,14 +178,14 @@ def _options_of_result(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if not isinstance(value, str):
             raise UsageError(
-                f"{path}: {name} is no text.",
+                f"{path}: {name} is not text.",
                 why=f"The result says {value!r:.60}.",
                 hint=f"Give {again.format(name.upper())}, or another file.",
             )
         if runs_code(value):
             raise UsageError(
                 f"{path}: {name} {value} is not taken from a result file.",
-                why="It names code to run, and anybody may have written the file.",
+                why="It names code to run, and anyone may have written the file.",
                 hint=f"If you trust that code, give it again by hand: {again.format(value)}",
             )
     return options

@@ -36,4 +36,4 @@ def check_work(path: Path, jacobian: h5py.Dataset, done: NDArray[np.bool_]) -> N
 
 
 def _bomb(path: Path, why: str) -> ResultsError:
-    return ResultsError(f"{path} is damaged, or made to do harm.", why=why, hint="Compute it again.")
+    return ResultsError(f"{path} is damaged or malicious.", why=why, hint="Compute it again.")

@@ -105,7 +105,7 @@ def _read(
             return None, None
         raise ResultsError(
             f"{path} holds no labels.",
-            why=f"--by {by} groups its samples by them.",
+            why=f"--by {by} groups the samples by label.",
             hint="Compute it again with --labels FILE, one class index per sample.",
         )
     needed: dict[str, h5py.Dataset] = {name: file[name] for name in shapes}
@@ -115,8 +115,8 @@ def _read(
     if correct is None and by == "correct":
         why = f"Its outputs have shape {shapes['outputs'][1:]} per sample." if "outputs" in shapes else ""
         raise ResultsError(
-            f"{path}: which samples are classified correctly is not known.",
+            f"{path}: it is not known which samples are classified correctly.",
             why=why or "It holds no outputs.",
-            hint="Outputs with one axis, an entry per class, are needed; --by label goes without.",
+            hint="This needs outputs with one axis, an entry per class; --by label does not.",
         )
     return np.asarray(datasets["labels"][:], np.int64), correct

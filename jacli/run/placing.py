@@ -222,7 +222,8 @@ def _another_function(module: nn.Module, gap: float, own: torch.dtype, x: Tensor
     loaded, run = (str(dtype).removeprefix("torch.") for dtype in (own, x.dtype))
     where = run if x.device.type == "cpu" else f"{run} on {x.device}"
     return ModelError(
-        f"The model {type(module).__name__} is another function in {where} than as it was loaded.",
+        f"The model {type(module).__name__} computes another function in {where} than in the form in "
+        "which it was loaded.",
         why=f"Its outputs at the first samples differ by {gap:.1e} (relative) from those in {loaded}.",
         hint=f"Give --dtype {loaded} and --device cpu, or a model that computes in {run} itself."
         if loaded in ("float32", "float64")

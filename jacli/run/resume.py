@@ -78,7 +78,7 @@ class Unfinished:
             raise OutputError(
                 f"{self.writer.part} was damaged after it was written.",
                 why=f"The checksum is wrong: {damage}.",
-                hint="Check that disk, and start anew with --no-resume, which removes it.",
+                hint="Check that disk, and start over with --no-resume, which removes it.",
             )
 
     def _refuse(self, differences: list[str]) -> None:

@@ -44,15 +44,18 @@ def check_samples(out: Path, shards: Sequence[ShardFile]) -> None:
             raise UnsoundResultsError(
                 f"{shard.path} is not complete.",
                 why=f"{shard.done} of its {count_of(shard.samples, 'sample')} are done.",
-                hint=f"Remove it, and make it again as jacli status {quote_path(out)} then says.",
+                hint="Remove it, and compute it again with the command that jacli status "
+                f"{quote_path(out)} then prints.",
             )
         expected = Shard(index, len(shards))
         said = shard.attributes.get("shard")
         if said is None or _parsed(said) != expected:
             raise ResultsError(
                 f"{shard.path} is not shard {expected}.",
-                why="It was not computed as a shard." if said is None else f"It says that it is {said}.",
-                hint="Give the shards the names that jacli compute gave them.",
+                why="It was not computed as a shard."
+                if said is None
+                else f"It was computed as shard {said}.",
+                hint="Restore the names that jacli compute gave the shards.",
             )
         own = count_of(shard.samples, "sample")
         if total < len(shards) or len(shard_rows(expected, total)) != shard.samples:
@@ -85,7 +88,7 @@ def _other_samples(shard: ShardFile, why: str) -> ResultsError:
     return ResultsError(
         f"{shard.path} does not hold the samples of its shard.",
         why=why,
-        hint="Were the inputs of another length for some of the shards? Compute those again.",
+        hint="Did the inputs have another length for some of the shards? Compute those again.",
     )
 
 

@@ -162,7 +162,7 @@ class RunLock:
         """Nothing is overwritten that is no lock; after a power cut one may be empty, or zeros."""
         if os.pread(descriptor, 4096, 0).strip(b"\0") and _read(self._path) is None:
             raise OutputError(
-                f"{self._path} is no lock of jacli.",
+                f"{self._path} is not a lock of jacli.",
                 why="A file of that name, with something else in it, is in the way; it was left as it is.",
                 hint="Move it away, or choose another name with -o.",
             )
@@ -185,8 +185,8 @@ class RunLock:
     def _held(self, holder: Holder | None) -> OutputError:
         return OutputError(
             f"Another process is writing {self._out}.",
-            why=f"It is {holder or 'unknown'}, by {self._path.name}.",
-            hint=f"Wait for it (`jacli status {quote_path(self._out)}` says how far it is), "
+            why=f"It is {holder or 'unknown'}, according to {self._path.name}.",
+            hint=f"Wait for it (`jacli status {quote_path(self._out)}` shows its progress), "
             "or choose another -o.",
         )
 
@@ -199,8 +199,8 @@ class RunLock:
         holder = _read(self._path)
         if holder != self._me:
             raise OutputError(
-                f"{self._out} is written by another process now.",
-                why=f"It is {holder or 'unknown'}; it took over while this one gave no sign of life.",
+                f"{self._out} is now being written by another process.",
+                why=f"It is {holder or 'unknown'}; it took over because this one did not renew its lease.",
                 hint="Leave it to that process.",
             )
 

@@ -139,7 +139,7 @@ def write_merged(
                 raise ResultsError(
                     f"{shard.path} cannot be read.",
                     why=f"{str(error).splitlines()[-1]}.",
-                    hint="It is damaged, or changes at this moment: compute it again, and merge again.",
+                    hint="It is damaged, or being changed: compute it again, and merge again.",
                 ) from error
             check()
             progress(source.stop, sources[-1].stop)

@@ -75,14 +75,14 @@ def check_folder(out: Path) -> None:
     if out.name.endswith(_RESERVED):
         raise OutputError(
             f"{out} cannot be the name of a result.",
-            why=f"Names that end in {', '.join(_BESIDE)} are those of unfinished files.",
+            why=f"Names that end in {', '.join(_BESIDE)} belong to unfinished files.",
             hint="Choose another name with -o.",
         )
     try:
         if out.is_dir():
             raise OutputError(
                 f"{out} is a folder.",
-                why="Results are one file.",
+                why="A result is a single file.",
                 hint=f"Name a file in it: -o {quote_path(out / 'out.h5')}.",
             )
         if not out.parent.is_dir():
@@ -104,7 +104,7 @@ def check_place(out: Path, *, overwrite: bool) -> None:
     Traceback (most recent call last):
         ...
     jacli.errors.OutputError: taken.h5 exists already.
-    A finished file is never touched unasked.
+    jacli does not replace a finished file unless asked to.
     Choose another name with -o, or give --overwrite.
 
     Raises:
@@ -121,7 +121,9 @@ def check_place(out: Path, *, overwrite: bool) -> None:
             )
         if out.exists() and not out.is_file():
             raise OutputError(
-                f"{out} is no regular file.", why="It is a device or a pipe.", hint="Choose another with -o."
+                f"{out} is not a regular file.",
+                why="It is a device or a pipe.",
+                hint="Choose another with -o.",
             )
         if out.exists() and not overwrite:
             raise _exists(out)
@@ -289,7 +291,7 @@ def cannot_write(out: Path, error: OSError) -> OutputError:
 def _exists(out: Path) -> OutputError:
     return OutputError(
         f"{out} exists already.",
-        why="A finished file is never touched unasked.",
+        why="jacli does not replace a finished file unless asked to.",
         hint="Choose another name with -o, or give --overwrite.",
     )
 
@@ -316,13 +318,13 @@ def disk_error(out: Path, error: OSError, *, kept: int) -> OutputError:
     >>> print(disk_error(Path("out.h5"), OSError(errno.ENOSPC, "No space left on device"), kept=64))
     The disk is full: out.h5 is not finished.
     No space left on device in .; 64 finished samples kept in out.h5.part.
-    Free space, then run the same command again, and it goes on. Or store less: --save none, --save-dtype
+    Free space, then run the same command again to resume. Or store less: --save none, --save-dtype
         float16.
     """
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     said = words_of(error, out) + (f" in {out.parent}" if full else "")
     why = f"{said}; {count_of(kept, 'finished sample')} kept in {part_path(out)}." if kept else f"{said}."
-    again = "then run the same command again, and it goes on." if kept else "then run it again."
+    again = "then run the same command again to resume." if kept else "then run it again."
     if full:
         return OutputError(
             f"The disk is full: {out} is not finished.",
@@ -337,11 +339,11 @@ def not_continued(part: Path, why: str) -> OutputError:
 
     >>> print(not_continued(Path("out.h5.part"), "its checksum is wrong"))
     out.h5.part cannot be continued.
-    It is no unfinished result of jacli, or damaged: its checksum is wrong.
-    Move it away, start anew with --no-resume (which removes it), or choose another name with -o.
+    It is not an unfinished result of jacli, or is damaged: its checksum is wrong.
+    Move it away, start over with --no-resume (which removes it), or choose another name with -o.
     """
     return OutputError(
         f"{part} cannot be continued.",
-        why=f"It is no unfinished result of jacli, or damaged: {why.rstrip('.')}.",
-        hint="Move it away, start anew with --no-resume (which removes it), or choose another name with -o.",
+        why=f"It is not an unfinished result of jacli, or is damaged: {why.rstrip('.')}.",
+        hint="Move it away, start over with --no-resume (which removes it), or choose another name with -o.",
     )

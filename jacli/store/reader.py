@@ -161,7 +161,7 @@ def open_as(kind: type[Kind], path: str | os.PathLike[str]) -> Kind:
         path = Path(path)
     except TypeError as error:
         raise ResultsError(
-            f"{type(path).__name__} is no result file.",
+            f"{type(path).__name__} is not a result file.",
             why="jacli.open takes the path of a file that `jacli compute` or jacli.compute wrote.",
             hint='For example: jacli.open("out.h5").',
         ) from error
@@ -177,7 +177,8 @@ def open_as(kind: type[Kind], path: str | os.PathLike[str]) -> Kind:
         raise UnreadableError(
             f"{path} cannot be read.",
             why=f"{str(error).splitlines()[-1]}.",
-            hint="Wait if it is being written; else it is damaged or truncated: copy or compute it again.",
+            hint="If it is being written, wait; otherwise it is damaged or truncated: copy or compute it "
+            "again.",
         ) from error
     try:
         _check_schema(path, file)

@@ -54,13 +54,13 @@ def read_shard(path: Path) -> ShardFile:
     """Look into a shard.
 
     Raises:
-        ResultsError: It is no result file.
+        ResultsError: It is not a result file.
     """
     status = path.stat()
     with open_results(path) as results, reading_results(path, *DAMAGED):
         if "sample_index" not in results:
             raise ResultsError(
-                f"{path} is no shard.",
+                f"{path} is not a shard.",
                 why="It has no dataset sample_index, which says which samples it holds.",
                 hint="Compute it again.",
             )
@@ -91,7 +91,7 @@ def count_samples(path: Path) -> int:
     """Samples of a finished result, without a look at anything else: there may be a thousand of them.
 
     Raises:
-        ResultsError: It is no result file.
+        ResultsError: It is not a result file.
     """
     try:
         with open_guarded(path) as file:

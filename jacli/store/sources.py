@@ -158,7 +158,7 @@ def check_sources(index: Path, attributes: Mapping[str, object]) -> None:
         raise ResultsError(
             f"{index} is an index, and not all of its shards are there.",
             why=f"{', '.join(lost[:SHOWN])}{more}.",
-            hint="Put them back, or compute them again and merge: "
+            hint="Put them back, or compute them again, then run "
             f"jacli merge {quote_path(index)} --overwrite.",
         )
 

@@ -44,7 +44,7 @@ def _check_batches(path: Path, file: h5py.File, samples: int) -> None:
     if group in file and not isinstance(file[group], h5py.Group):
         raise ResultsError(
             f"{path} is damaged, or was edited.",
-            why=f"Its {group} is no group of datasets.",
+            why=f"Its {group} is not a group of datasets.",
             hint="Copy it again, or compute it again.",
         )
     names = [f"{group}/{name}" for name in dataset_names(file[group])] if group in file else []
@@ -101,7 +101,7 @@ def check_numbers(
         if not isinstance(found, h5py.Dataset) or found.dtype.kind not in kinds or not found.shape:
             raise ResultsError(
                 f"{path} is damaged, or was edited.",
-                why=f"Its {name} is no array of {'whole ' if name in whole else ''}numbers.",
+                why=f"Its {name} is not an array of {'whole ' if name in whole else ''}numbers.",
                 hint="Copy it again, or compute it again.",
             )
         shapes[name] = tuple(int(size) for size in found.shape)
@@ -140,6 +140,6 @@ def _check_tails(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 def _misfit(path: Path, name: str, shape: tuple[int, ...], beside: str) -> ResultsError:
     return ResultsError(
         f"{path} is damaged, or was edited.",
-        why=f"Its {name} has shape {shape}, beside {beside}.",
+        why=f"Its {name} has shape {shape}, which does not fit {beside}.",
         hint="Copy it again, or compute it again.",
     )

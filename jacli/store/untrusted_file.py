@@ -33,7 +33,7 @@ def open_guarded(path: Path) -> h5py.File:
     """
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
         kind, hint = WHAT_TO_DO[Content.NO_FILE]
-        raise ResultsError(f"{path} is no regular file.", why=kind, hint=hint)
+        raise ResultsError(f"{path} is not a regular file.", why=kind, hint=hint)
     if os.path.isfile(path):
         found = examine_hdf5(path)
         why = found.problem
@@ -41,7 +41,7 @@ def open_guarded(path: Path) -> h5py.File:
             why = f"It holds a link to another file, {found.external_link!r}, which results never do."
         if why is not None:
             raise ResultsError(
-                f"{path} is damaged, or made to do harm.", why=why, hint="Copy it again, or compute it again."
+                f"{path} is damaged or malicious.", why=why, hint="Copy it again, or compute it again."
             )
     return h5py.File(path, "r")
 
@@ -89,7 +89,7 @@ def read_whole(path: Path, dataset: h5py.Dataset) -> np.ndarray:
     room = examine_hdf5(path).bytes + MAX_EXPANSION
     if dataset.nbytes > room:
         raise ResultsError(
-            f"{path} is damaged, or made to do harm.",
+            f"{path} is damaged or malicious.",
             why=f"Its dataset {dataset.name} declares {dataset.nbytes:,} bytes, far more than the file has.",
             hint="Copy it again, or compute it again.",
         )

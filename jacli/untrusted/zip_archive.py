@@ -64,7 +64,7 @@ def check_zip(
         lines = str(error).splitlines() or [f"{type(error).__name__}: the file ends early"]
         raise ArchiveError(f"Its zip archive is corrupt: {lines[-1]}.") from error
     if bad is not None:
-        raise ArchiveError(f"The checksum of its member {bad} does not hold.")
+        raise ArchiveError(f"The checksum of its member {bad} is wrong.")
     return members
 
 

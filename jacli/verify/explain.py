@@ -52,7 +52,7 @@ def explain_failure(
     if x.dtype == torch.float64 and is_about_dtypes(words):
         return ModelError(
             "The model does not run in float64.",
-            why=f"{said} (constants of its program are float32)",
+            why=f"{said} (the constants of its program are float32)",
             hint="Leave --dtype out; from Python, give x.float(), or the model in double().",
         )
     if x.device.type != "cpu" and any(word in words for word in _DEVICE_WORDS):
@@ -79,7 +79,7 @@ def explain_failure(
     if "nonetype" in words and left_out:
         name = next(iter(left_out))
         return ModelError(
-            "The model seems to need an argument that is not given.",
+            "The model seems to need an argument that was not given.",
             why=f"{said}. Arguments with their default value: {', '.join(left_out)}.",
             hint=f"Give what it needs: --arg {name}=@FILE.npy (one row per sample), --arg {name}=VALUE, "
             f"--constant {name}=FILE.npy (one tensor for all samples), or parts of it, --arg {name}.0=...",

@@ -95,8 +95,8 @@ def check_state(before: Tensor, now: Tensor, module: nn.Module) -> None:
     Traceback (most recent call last):
         ...
     jacli.errors.ModelError: The model mixes samples through state that it keeps.
-    Outputs of Linear at the first samples are no longer what they were before it ran on others: what is
-        computed depends on what was computed earlier.
+    Outputs of Linear at the first samples changed after it ran on others: its results depend on earlier
+        calls.
     Switch off what it keeps between calls (a counter, an observer, running statistics), and save it again.
 
     Args:
@@ -111,8 +111,8 @@ def check_state(before: Tensor, now: Tensor, module: nn.Module) -> None:
         return
     raise ModelError(
         "The model mixes samples through state that it keeps.",
-        why=f"Outputs of {type(module).__name__} at the first samples are no longer what they were before it "
-        "ran on others: what is computed depends on what was computed earlier.",
+        why=f"Outputs of {type(module).__name__} at the first samples changed after it ran on others: its "
+        "results depend on earlier calls.",
         hint="Switch off what it keeps between calls (a counter, an observer, running statistics), and save "
         "it again.",
     )

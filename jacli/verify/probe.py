@@ -145,12 +145,7 @@ def _probe_at(
 
 
 def repeated_rows(x: Tensor, extra: Extra, size: int) -> tuple[Tensor, Extra]:
-    """A batch of ``size`` samples: the rows given, repeated if they are too few.
-
-    >>> rows, extra = repeated_rows(torch.tensor([[1.0], [2.0]]), {"scale": 0.5}, 3)
-    >>> rows.flatten().tolist(), extra
-    ([1.0, 2.0, 1.0], {'scale': 0.5})
-    """
+    """A batch of ``size`` samples: the rows given, repeated if they are too few."""
     index = torch.arange(size, device=x.device) % x.shape[0]
     rest = {k: v[index.to(v.device)] if isinstance(v, Tensor) else v for k, v in extra.items()}
     return x[index], rest
@@ -229,8 +224,8 @@ def _is_stateful(network: Network, x: Tensor, extra: Extra) -> bool:
         }
     )
     raise ModelError(
-        "The model is random: the same input gives other outputs from call to call.",
-        why="A Jacobian needs one function. "
+        "The model is random: the same input gives different outputs in different calls.",
+        why="A Jacobian needs a fixed function. "
         + (
             f"Suspects: {', '.join(noisy)}."
             if noisy
@@ -282,7 +277,7 @@ def _loses_batch_axis(network: Network, points: Tensor, rest: Extra, pair: Tenso
 def _no_batch_axis(why: str) -> ModelError:
     return ModelError(
         "The model has no per-sample output: its output has no batch axis.",
-        why=f"{why} A Jacobian per sample does not exist.",
+        why=f"{why} There is no Jacobian per sample.",
         hint="Give a model whose output has one row per sample (--arch file.py:callable can wrap it).",
     )
 
@@ -358,7 +353,7 @@ def mixing_error(module: nn.Module, how: str) -> MixingError:
     """The error for a model whose samples influence one another; names suspicious layers.
 
     >>> print(mixing_error(nn.Sequential(nn.BatchNorm1d(3)), "its outputs moved").why)
-    Its outputs moved, so a Jacobian per sample does not exist in such a batch. Suspects: 0 (BatchNorm1d),
+    Its outputs moved, so in such a batch there is no Jacobian per sample. Suspects: 0 (BatchNorm1d),
         normalising by batch statistics.
     """
     layers = [
@@ -368,9 +363,10 @@ def mixing_error(module: nn.Module, how: str) -> MixingError:
     ]
     suspects = f" Suspects: {', '.join(layers[:3])}, normalising by batch statistics." if layers else ""
     return MixingError(
-        "The model mixes samples: an output depends on the others in its batch, or on its place there.",
-        why=f"{capitalised(how)}, so a Jacobian per sample does not exist in such a batch.{suspects}",
-        hint="Compute each sample alone with --batch-size 1, where that is what the model means; or save it "
+        "The model mixes samples: an output depends on other samples of the batch, or on its position in it.",
+        why=f"{capitalised(how)}, so in such a batch there is no Jacobian per sample.{suspects}",
+        hint="Compute each sample alone with --batch-size 1, if that is what the model is meant for; or "
+        "save it "
         "in eval mode with running statistics, or wrap it so that samples stay apart.",
     )
 
@@ -383,8 +379,8 @@ def _check_derivative(network: Network, x: Tensor, extra: Extra) -> None:
     if gradient is None:
         raise ModelError(
             "The output does not depend differentiably on the input.",
-            why="The path is cut inside the model: an integer cast, argmax, detach() or no_grad().",
-            hint="Choose another output (--select), or mend the model; zeros would be a wrong answer.",
+            why="The path is broken inside the model: an integer cast, argmax, detach() or no_grad().",
+            hint="Choose another output (--select), or correct the model; zeros would be a wrong answer.",
         )
 
 

@@ -193,7 +193,7 @@ MODELS = [
     bad("compute state.pt x.npy --arch arch.py:make --strip-prefix net.", 3, "net."),
     bad("compute model.pt x.npy --arch arch.py:make", 2, "--arch"),
     bad("compute torchvision:resnet19 x.npy", 3, "resnet19", "resnet18"),
-    bad("compute mixing.pt x.npy", 3, "mixes samples", "depends on the others"),
+    bad("compute mixing.pt x.npy", 3, "mixes samples", "depends on other samples"),
     bad("compute batch_statistics.pt x.npy", 3, "mixes samples", "batch"),
     bad("compute random.pt x.npy", 3, "random", "eval()"),
     bad("compute argmax.pt x.npy", 3, "int64", "whole numbers", "--select"),

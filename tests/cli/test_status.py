@@ -117,7 +117,7 @@ def test_all_complete(jacli) -> None:
 
 def test_nothing_there(jacli) -> None:
     ran = jacli("status", "out.h5")
-    assert (ran.code, ran.out) == (4, "") and "nothing of the name" in ran.err
+    assert (ran.code, ran.out) == (4, "") and "Nothing is named" in ran.err
     assert jacli("status").code == 2
 
 

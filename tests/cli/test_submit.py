@@ -239,10 +239,10 @@ def test_all_bad_options_are_told_at_once_and_nothing_is_submitted(place: Place)
         (["--shards", "2", "--dry-run"], 2, "There is no option"),
         (["--shards", "2", "--config", "dry.toml"], 2, "--config sets dry_run"),
         (["--shards", "2", "-o", "nowhere/out.h5"], 4, "There is no folder"),
-        (["--shards", "2", "-o", "a\nb.h5"], 2, "cannot stand in a batch script"),
+        (["--shards", "2", "-o", "a\nb.h5"], 2, "cannot be part of a batch script"),
         (["--shards", "2", "-o", "a\\b.h5"], 2, "cannot hold the logs"),
-        (["--shards", "2", "--job-name", "a\nb"], 2, "cannot stand in a batch script"),
-        (["--shards", "2", "--sbatch", "comment=a\nb"], 2, "cannot stand in a batch script"),
+        (["--shards", "2", "--job-name", "a\nb"], 2, "cannot be part of a batch script"),
+        (["--shards", "2", "--sbatch", "comment=a\nb"], 2, "cannot be part of a batch script"),
         (["--shards", "2", "-o", "inputs.npy"], 2, "both read and written"),
     ],
 )

@@ -153,9 +153,9 @@ def test_auto_is_what_the_environment_says(environ: dict[str, str], shard: Shard
 @pytest.mark.parametrize(
     ("environ", "why"),
     [
-        pytest.param({}, "nothing to take the shard from", id="no launcher"),
-        pytest.param({"SLURM_JOB_ID": "3", "SLURM_PROCID": "0"}, "nothing to take", id="a job without tasks"),
-        pytest.param({"RANK": "1"}, "nothing to take", id="half of torchrun"),
+        pytest.param({}, "no shard is assigned", id="no launcher"),
+        pytest.param({"SLURM_JOB_ID": "3", "SLURM_PROCID": "0"}, "no shard is assigned", id="a job without tasks"),
+        pytest.param({"RANK": "1"}, "no shard is assigned", id="half of torchrun"),
         pytest.param(array(7, 3, 7, 2), "2 tasks from 3 to 7", id="two tasks submitted again"),
         pytest.param(array(2, 2, 3), "2 tasks from 2 to 3", id="two neighbours submitted again"),
         pytest.param(array(4, 0, 14, 8), "8 tasks from 0 to 14", id="every second number"),

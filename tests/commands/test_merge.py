@@ -197,7 +197,7 @@ def _longer(out: Path) -> None:
 
 
 OTHER_SAMPLES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "names exchanged": (_renamed, "It says that it is 2/3"),
+    "names exchanged": (_renamed, "It was computed as shard 2/3"),
     "no shard": (_whole, "was not computed as a shard"),
     "moved": (_moved, "holds sample 6 where sample 5 belongs"),
     "overlapping": (_overlapping, "Sample 4 is in another shard as well"),
@@ -248,7 +248,7 @@ def test_an_index_of_more_shards_than_open_files(out: Path, monkeypatch: pytest.
 
 NAMES: dict[str, tuple[list[str], type[JacliError], str]] = {
     "nothing": (["none.h5"], ResultsError, "no shards of none.h5"),
-    "no shard's name": (["out.h5", "out.00001-of-00002.h5"], UsageError, "out.h5 does not have the name"),
+    "no shard's name": (["out.h5", "out.00001-of-00002.h5"], UsageError, "out.h5 is not named like a shard"),
     "two runs": (["a.00001-of-00002.h5", "b.00001-of-00002.h5"], UsageError, "a.h5 in 2, b.h5 in 2"),
     "two counts": (["twice.h5"], UsageError, "2 and 3 shards"),
     "no file": ([], UsageError, "one run at a time"),

@@ -150,5 +150,5 @@ def test_an_index_reads_no_shard_after_close(model: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("given", [None, 3, nn.Linear(1, 1)])
 def test_what_is_no_path_is_refused(given: object) -> None:
-    with pytest.raises(JacliError, match="is no result file"):
+    with pytest.raises(JacliError, match="is not a result file"):
         jacli.open(given)

@@ -166,7 +166,7 @@ def test_of_many_shards_one_is_opened(
 
 @pytest.mark.parametrize("name", ["out.h5", "out.h5.part", "out.00001-of-00002.h5", "no/out.h5"])
 def test_nothing_of_that_name(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ResultsError, match="nothing of the name") as raised:
+    with pytest.raises(ResultsError, match="Nothing is named") as raised:
         status([tmp_path / name])
     assert raised.value.exit_code == 4
 

@@ -298,14 +298,14 @@ def test_a_wrong_method_writes_into_the_result_and_is_overwritten(monkeypatch):
 
 def test_a_method_without_a_rule_is_passed_over(monkeypatch):
     def refuses(*arguments, **options):
-        raise MethodError("The method factored cannot serve this model.", why="torch says: no rule.")
+        raise MethodError("The method factored does not work with this model.", why="torch says: no rule.")
 
     monkeypatch.setattr(engine, "factors_of", refuses)
     work = work_on()
     running = engine_of(work, factored_plan(work, 4, 4), plan_of(work, "loop", 4))
     check(running)
     assert running.chosen.to_dict()["passed_over"] == {
-        "factored": "The method factored cannot serve this model. torch says: no rule."
+        "factored": "The method factored does not work with this model. torch says: no rule."
     }
 
 

@@ -202,7 +202,7 @@ class Maps(nn.Module):
 def test_programs_that_touch_files_are_refused(ask: Callable[..., Any], module: nn.Module) -> None:
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.script(module), buffer)
-    ask(buffer.getvalue(), AS_PROGRAM, 3, says="would do more than compute")
+    ask(buffer.getvalue(), AS_PROGRAM, 3, says="does more than compute")
 
 
 def test_code_nested_deeply_is_refused(ask: Callable[..., Any], worker: Worker) -> None:

@@ -199,7 +199,7 @@ def test_what_is_neither_a_network_nor_the_files_own_function_is_not_called(
     import_torchvision()
     monkeypatch.chdir(tmp_path)
     write_arch(tmp_path, FOREIGN)
-    with pytest.raises(ModelError, match=r"(?s)is not called.*--arch arch\.py:Net"):
+    with pytest.raises(ModelError, match=r"(?s)cannot be used as an architecture.*--arch arch\.py:Net"):
         load_model(f"arch.py:{name}")
     assert not (tmp_path / "MARK").exists()
 
@@ -215,9 +215,9 @@ def test_a_package_gives_what_its_own_modules_define() -> None:
     import_torchvision()
     loaded = load_model("torchvision.models:shufflenet_v2_x0_5", arch_args={"num_classes": 3})
     assert loaded.module.fc.out_features == 3
-    with pytest.raises(ModelError, match="is not called"):
+    with pytest.raises(ModelError, match="cannot be used as an architecture"):
         load_model("subprocess:Popen")
-    with pytest.raises(ModelError, match="is not called"):
+    with pytest.raises(ModelError, match="cannot be used as an architecture"):
         load_model("os:system")
 
 

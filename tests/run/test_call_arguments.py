@@ -66,7 +66,7 @@ POINTS = {
     "booleans": (X > 0, InputsError, "bool", "mask"),
     "complex": (X.to(torch.complex64), InputsError, "complex64", "real and imaginary"),
     "sparse": (X.to_sparse(), InputsError, "sparse", "to_dense"),
-    "without numbers": (X.to("meta"), InputsError, "device meta", "has some"),
+    "without numbers": (X.to("meta"), InputsError, "device meta", "on another device"),
     "no sample": (X[:0], InputsError, r"\(0, 4\)", "batch"),
     "empty samples": (X[:, :0], InputsError, r"\(3, 0\)", "batch"),
     "another dtype": (X.double(), InputsError, "x is float64, the model float32", 'dtype="float64"'),

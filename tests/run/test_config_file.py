@@ -111,7 +111,7 @@ def test_what_a_result_may_name(folder: Path) -> None:
 def test_options_that_are_none_are_refused(folder: Path) -> None:
     jacli.compute("weights.pt", "x.npy", arch="arch.py:make", out="a.h5")
     rewrite_options(arch=["os:system"])
-    with pytest.raises(UsageError, match="no text"):
+    with pytest.raises(UsageError, match="not text"):
         resolve_options({"config": "a.h5"})
     with h5py.File("a.h5", "r+") as file:
         file.attrs["config"] = "[1, 2]"
@@ -142,7 +142,7 @@ def test_whatever_names_it(folder: Path, options: dict[str, object]) -> None:
 
 def test_a_pipe_is_not_replaced(folder: Path) -> None:
     os.mkfifo("pipe")
-    with pytest.raises(OutputError, match="no regular file"):
+    with pytest.raises(OutputError, match="not a regular file"):
         jacli.compute("weights.pt", "x.npy", arch="arch.py:make", out="pipe", overwrite=True)
     assert (folder / "pipe").is_fifo()
 

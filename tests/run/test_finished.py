@@ -120,7 +120,7 @@ def test_a_method_that_auto_had_chosen_is_the_same_run(place: Path) -> None:
         ({"samples": "0:8"}, ["--samples was null, is 0:8", "the number of samples was 9, is 8"]),
         ({"samples": "8,1,2,3,4,5,6,7,0"}, ["--samples", "the content of INPUTS"]),
         ({"classes": "label", "labels": "y.npy"}, ["--classes was all, is label", "labels"]),
-        ({"resume": False}, ["never touched unasked"]),
+        ({"resume": False}, ["unless asked to"]),
     ],
 )
 def test_another_run_is_refused_by_all_that_differs(

@@ -179,7 +179,7 @@ def test_a_signal_while_the_last_block_is_waited_for_lets_the_thread_end_first(w
 
 def test_a_commit_that_is_refused_ends_the_run() -> None:
     def taken_over() -> None:
-        raise OutputError("out.h5 is written by another process now.")
+        raise OutputError("out.h5 is now being written by another process.")
 
     writer = Writer()
     pipeline = Pipeline(writer, CPU, before_commit=taken_over, written=ignore)

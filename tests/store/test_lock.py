@@ -146,7 +146,7 @@ def test_who_was_taken_for_gone_writes_no_more(out: Path) -> None:
     held = RunLock(out)
     lock_path(out).unlink()
     successor = RunLock(out)
-    with pytest.raises(OutputError, match="by another process now"):
+    with pytest.raises(OutputError, match="is now being written by another process"):
         held.check()
     held.release()
     assert read_holder(out) == successor._me  # and removes no lock of others
@@ -195,8 +195,8 @@ def test_a_time_in_the_future_is_waited_for_no_longer_than_any_other(
 def test_a_lock_of_wrong_types_is_none(out: Path, changes: dict[str, object]) -> None:
     lock_path(out).write_text(json.dumps(asdict(elsewhere()) | changes))
     assert read_holder(out) is None
-    with pytest.raises(OutputError, match="is no lock of jacli"):
+    with pytest.raises(OutputError, match="is not a lock of jacli"):
         RunLock(out)
     lock_path(out).write_text("[" * 100_000)
-    with pytest.raises(OutputError, match="is no lock of jacli"):
+    with pytest.raises(OutputError, match="is not a lock of jacli"):
         RunLock(out)

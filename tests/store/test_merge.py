@@ -412,7 +412,7 @@ def test_a_file_without_positions_is_no_shard(tmp_path: Path) -> None:
     [shard, *_] = write_shards(tmp_path, IMAGES)
     with h5py.File(shard.path, "r+") as file:
         del file["sample_index"]
-    with pytest.raises(ResultsError, match="is no shard"):
+    with pytest.raises(ResultsError, match="is not a shard"):
         read_shard(shard.path)
 
 
