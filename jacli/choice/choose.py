@@ -95,8 +95,8 @@ def refusals(fixed_batch: int | None) -> dict[str, str | None]:
     >>> sorted(name for name, why in refusals(16).items() if why is None)
     ['forward', 'loop', 'vmap']
     """
-    refused = {name: method.refusal(fixed_batch=fixed_batch) for name, method in METHODS.items()}
-    return refused | {CHAIN: trace_refusal(fixed_batch=fixed_batch)}
+    reasons = {name: method.refusal(fixed_batch=fixed_batch) for name, method in METHODS.items()}
+    return reasons | {CHAIN: trace_refusal(fixed_batch=fixed_batch)}
 
 
 def require_served(method: str, refused: Mapping[str, str | None]) -> None:
@@ -258,9 +258,9 @@ class _Search:
         self._check_first_batch()
         shapes, memory = self._problem.shapes, self._problem.memory
         # Of parts of a cut network one may have been served where the others were not.
-        whole = [m for m in self._measured if m.link is None]
-        failures = {m.method: m.failure for m in whole if m.failure}
-        if all(m.failure not in (None, OUT_OF_MEMORY) for m in whole):
+        per_method = [m for m in self._measured if m.link is None]
+        failures = {m.method: m.failure for m in per_method if m.failure}
+        if all(m.failure not in (None, OUT_OF_MEMORY) for m in per_method):
             listed = "; ".join(f"{name}: {why}" for name, why in failures.items())
             if not self._request.is_exact:
                 return MethodError(

@@ -107,10 +107,10 @@ class Cutting:
         with problem.cut(problem.points(0, size), self._cut, precision=request.precision) as whole:
             return self._cheapest(whole, size)
 
-    def _cheapest(self, whole: CutLinearized, size: int) -> tuple[Factorization, float]:
+    def _cheapest(self, of_whole: CutLinearized, size: int) -> tuple[Factorization, float]:
         cut, request = self._cut, self._request
-        links = [self._link(whole, at, size) for at in range(cut.n_links)]
-        spm = seconds_per_multiply(whole.dtype, whole.device) * size
+        links = [self._link(of_whole, at, size) for at in range(cut.n_links)]
+        spm = seconds_per_multiply(of_whole.dtype, of_whole.device) * size
         priced = [link.priced for link in links]
         splits = [cut.narrowest] if request.keep == "factors" else range(1, cut.n_links)
         best: tuple[float, int, Bracketing] | None = None
@@ -118,8 +118,8 @@ class Cutting:
             tree = bracketing.cheapest(priced, seconds_per_multiply=spm, split=split)
             seconds = bracketing.cost(tree, priced, seconds_per_multiply=spm)
             if request.keep != "dense":
-                width = whole.widths[split]
-                seconds -= spm * whole.n_out * width * whole.n_in
+                width = of_whole.widths[split]
+                seconds -= spm * of_whole.n_out * width * of_whole.n_in
             if best is None or seconds < best[0]:
                 best = (seconds, split, tree)
         assert best is not None  # a cut network has a cut
@@ -131,22 +131,22 @@ class Cutting:
             raise NotServedError(failures[0].rstrip("."))
         factorization = Factorization(
             cuts=tuple(c.name for c in cut.cuts),
-            widths=whole.widths,
+            widths=of_whole.widths,
             split=split,
             tree=tree,
             links=tuple(link.plan for link in links),
         )
         return factorization, seconds + sum(link.setup_seconds for link in links)
 
-    def _link(self, whole: CutLinearized, at: int, size: int) -> _PricedLink:
+    def _link(self, of_whole: CutLinearized, at: int, size: int) -> _PricedLink:
         """Measure one link in the directions worth trying."""
-        width_in, width_out = whole.widths[at], whole.widths[at + 1]
+        width_in, width_out = of_whole.widths[at], of_whole.widths[at + 1]
         rows, columns = (self._methods(size, by_columns=which) for which in (False, True))
-        reverse = [] if width_out > MAX_VECTOR_RATIO * width_in else self._tried(whole, at, size, rows)
-        forward = [] if width_in > MAX_VECTOR_RATIO * width_out else self._tried(whole, at, size, columns)
+        reverse = [] if width_out > MAX_VECTOR_RATIO * width_in else self._tried(of_whole, at, size, rows)
+        forward = [] if width_in > MAX_VECTOR_RATIO * width_out else self._tried(of_whole, at, size, columns)
         if not any(m.failure is None for m in (*reverse, *forward)):
-            reverse += self._tried(whole, at, size, rows) if not reverse else []
-            forward += self._tried(whole, at, size, columns) if not forward else []
+            reverse += self._tried(of_whole, at, size, rows) if not reverse else []
+            forward += self._tried(of_whole, at, size, columns) if not forward else []
         return _PricedLink(width_in, width_out, reverse, forward)
 
     def _methods(self, size: int, *, by_columns: bool) -> list[Method]:
@@ -159,9 +159,11 @@ class Cutting:
         methods = [m for m in methods if not m.is_plain or m.repeats_batch == few]
         return sorted(methods, key=lambda method: order.index(method.primitive))
 
-    def _tried(self, whole: CutLinearized, at: int, size: int, methods: Sequence[Method]) -> list[Measured]:
+    def _tried(
+        self, of_whole: CutLinearized, at: int, size: int, methods: Sequence[Method]
+    ) -> list[Measured]:
         """Sizes of the methods on a link, each climbed."""
-        width_in, width_out = whole.widths[at], whole.widths[at + 1]
+        width_in, width_out = of_whole.widths[at], of_whole.widths[at + 1]
         memory = self._problem.memory
         shapes = replace(
             self._problem.shapes,
@@ -179,7 +181,7 @@ class Cutting:
 
         def try_one(candidate: Candidate, patience: float) -> Measured:
             return self._measure(
-                candidate, lambda _: whole.span(at, at + 1), memory, patience=patience, link=at
+                candidate, lambda _: of_whole.span(at, at + 1), memory, patience=patience, link=at
             )
 
         room = memory.limit - self._beside(size)

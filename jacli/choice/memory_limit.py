@@ -96,15 +96,15 @@ class MemoryLimit:
 
         0 if nothing is watched.
         """
-        found: list[int] = [0]
+        peak_bytes: list[int] = [0]
         if not self.watched:
-            yield found
+            yield peak_bytes
             return
         reset_peak_memory(self.device)
         try:
-            yield found
+            yield peak_bytes
         finally:
-            found[0] = max(0, peak_memory(self.device) - self.before)
+            peak_bytes[0] = max(0, peak_memory(self.device) - self.before)
 
 
 @contextmanager

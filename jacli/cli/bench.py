@@ -94,13 +94,13 @@ def bench(
 
     # Models print; stdout is for data only.
     with redirect_stdout(sys.stderr):
-        found = run_bench(settings, limit=seconds, progress=_say)
+        result = run_bench(settings, limit=seconds, progress=_say)
     if as_json:
-        show_json(found.to_dict())
+        show_json(result.to_dict())
         return
     from jacli.cli.render import print_table
 
-    print_table(_table(found))
+    print_table(_table(result))
 
 
 def _parsed(flags: Mapping[str, Any], limit: str) -> tuple[RunConfig, float]:
@@ -140,19 +140,19 @@ _COLUMNS = (
 )
 
 
-def _table(found: BenchResult) -> Table:
+def _table(result: BenchResult) -> Table:
     from jacli.summary import Table
 
-    notes = list(found.notes)
-    if found.auto:
+    notes = list(result.notes)
+    if result.auto:
         notes.insert(
-            0, f"auto takes {found.auto.method} ({found.auto.why}); it chose in {found.auto_seconds:.1f} s"
+            0, f"auto takes {result.auto.method} ({result.auto.why}); it chose in {result.auto_seconds:.1f} s"
         )
-    if any(row.estimated for row in found.rows):
+    if any(row.estimated for row in result.rows):
         notes.append(
-            f"~: its batch was not computed whole within {found.limit:g} s, the rest is extrapolated"
+            f"~: its batch was not computed whole within {result.limit:g} s, the rest is extrapolated"
         )
-    return Table(_COLUMNS, tuple(map(_cells, found.rows)), tuple(notes), keys=2)
+    return Table(_COLUMNS, tuple(map(_cells, result.rows)), tuple(notes), keys=2)
 
 
 def _cells(row: BenchRow) -> tuple[str | int | None, ...]:

@@ -216,10 +216,10 @@ def _run(settings: RunConfig) -> None:
         from jacli.commands.compute import run_compute
 
     started = time.monotonic()
-    told: set[str] = set()
+    printed: set[str] = set()
 
     def note(text: str) -> None:
-        told.add(text)
+        printed.add(text)
         if not settings.quiet:
             say(f"note: {text}")
 
@@ -242,7 +242,7 @@ def _run(settings: RunConfig) -> None:
     if settings.json:
         show_json(outcome.to_dict())
     if not settings.quiet:
-        notes = [text for text in outcome.notes if text not in told]
+        notes = [text for text in outcome.notes if text not in printed]
         _tell(outcome, notes, settings.precision, time.monotonic() - started)
     if outcome.not_finite or outcome.overflowed or outcome.rechecked.failed:
         raise _unsound(outcome, settings.precision)
@@ -283,15 +283,15 @@ def _in_passes(precision: str) -> str:
     return "" if precision == "ieee" else f"linear passes in {precision}, "
 
 
-def _recheck_line(found: Recheck) -> str:
-    if not found.samples:
+def _recheck_line(rechecked: Recheck) -> str:
+    if not rechecked.samples:
         return "rechecked: nothing (--verify 0)"
-    samples = count_of(found.samples, "sample")
-    line = f"rechecked {samples} against the model in {found.dtype}: "
-    if found.worst_error is None:
+    samples = count_of(rechecked.samples, "sample")
+    line = f"rechecked {samples} against the model in {rechecked.dtype}: "
+    if rechecked.worst_error is None:
         return line + "at a kink of the network, equal to plain passes in the run's own dtype"
-    kinks = f", {len(found.at_kinks)} at a kink left out" if found.at_kinks else ""
-    return line + f"relative error {found.worst_error:.1e}, {found.tolerance:.1e} allowed{kinks}"
+    kinks = f", {len(rechecked.at_kinks)} at a kink left out" if rechecked.at_kinks else ""
+    return line + f"relative error {rechecked.worst_error:.1e}, {rechecked.tolerance:.1e} allowed{kinks}"
 
 
 def _unsound(outcome: Outcome, precision: str) -> UnsoundResultsError:
@@ -312,13 +312,13 @@ def _unsound(outcome: Outcome, precision: str) -> UnsoundResultsError:
             hint="Save as float32 or float64.",
         )
     instead = "--method loop" if precision == "ieee" else "--precision ieee"
-    found, listed = outcome.rechecked, ", ".join(map(str, outcome.rechecked.failed))
+    rechecked, listed = outcome.rechecked, ", ".join(map(str, outcome.rechecked.failed))
     return UnsoundResultsError(
         f"The recheck failed: samples {listed} differ from the model's own derivative.",
-        why=f"The worst relative error is {found.worst_error:.1e}, {found.tolerance:.1e} is allowed; "
+        why=f"The worst relative error is {rechecked.worst_error:.1e}, {rechecked.tolerance:.1e} is allowed; "
         f"{outcome.out} has each as verified_error.",
         hint="Plain passes in the run's dtype are as far off: take --dtype float64, or a larger --tolerance."
-        if found.only_rounding
+        if rechecked.only_rounding
         else f"Compute again with {instead}, and please report it; or allow more with --tolerance.",
     )
 

@@ -37,7 +37,7 @@ def inspect(
     with importing():
         from jacli.commands.inspect import inspect as inspect_path
 
-    found = inspect_path(
+    description = inspect_path(
         path,
         inputs=inputs,
         inputs_key=inputs_key,
@@ -49,16 +49,16 @@ def inspect(
         select=select,
     )
     if as_json:
-        show_json(found)
+        show_json(description)
         return
-    for name, value in _lines(found):
+    for name, value in _lines(description):
         show(f"{name:<24} {value}".rstrip())
 
 
-def _lines(found: dict[str, Any], indent: str = "") -> list[tuple[str, str]]:
+def _lines(description: dict[str, Any], indent: str = "") -> list[tuple[str, str]]:
     """Name and value, a line each; what is unknown or empty is left out."""
     lines: list[tuple[str, str]] = []
-    for name, value in found.items():
+    for name, value in description.items():
         if value is None or value in ([], {}, ""):
             continue
         label = indent + name.replace("_", " ")

@@ -103,10 +103,10 @@ def duration(seconds: float) -> str:
     >>> duration(59), duration(11_220), duration(184_020)
     ('59 s', '3:07:00', '2 d 03:07')
     """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    hours, minutes = divmod(whole // 60, 60)
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    hours, minutes = divmod(rounded // 60, 60)
     if hours < 24:
-        return f"{hours}:{minutes:02d}:{whole % 60:02d}"
+        return f"{hours}:{minutes:02d}:{rounded % 60:02d}"
     return f"{hours // 24} d {hours % 24:02d}:{minutes:02d}"

@@ -55,19 +55,19 @@ def sort_words(args: Sequence[str], options: Mapping[str, Any], path: str) -> Wo
         options: Every name of an option (``--out``, ``-o``) -> its parameter.
         path: The command, for messages: ``jacli compute``.
     """
-    found, rest = Words(), list(args)
+    sorted_words, rest = Words(), list(args)
     after_unknown, after_flag = False, ""
     while rest:
         word = rest.pop(0)
         if word == "--":
-            found.arguments += rest
+            sorted_words.arguments += rest
             break
         if len(word) < 2 or not word.startswith("-"):
             if after_unknown:
-                found.stray.add(len(found.arguments))
+                sorted_words.stray.add(len(sorted_words.arguments))
             if after_flag:
-                found.flags[len(found.arguments)] = after_flag
-            found.arguments.append(word)
+                sorted_words.flags[len(sorted_words.arguments)] = after_flag
+            sorted_words.arguments.append(word)
             after_unknown, after_flag = False, ""
             continue
         name, value = _split(word, options)
@@ -75,25 +75,27 @@ def sort_words(args: Sequence[str], options: Mapping[str, Any], path: str) -> Wo
         after_unknown = parameter is None and value is None
         after_flag = name if parameter is not None and parameter.is_flag else ""
         if parameter is None:
-            found.problems.append(_unknown(name, options, path))
+            sorted_words.problems.append(_unknown(name, options, path))
         elif parameter.is_flag:
-            found.asks_help |= parameter.name == "help"
+            sorted_words.asks_help |= parameter.name == "help"
             if value is None:
-                found.options.append(word)
+                sorted_words.options.append(word)
             else:
                 why = f"It is switched on by its name alone, and {value!r} came with it."
-                found.problems.append(UsageError(f"{name} takes no value.", why=why, hint=f"Write {name}."))
+                sorted_words.problems.append(
+                    UsageError(f"{name} takes no value.", why=why, hint=f"Write {name}.")
+                )
         elif value is not None:
-            found.options.append(word)
+            sorted_words.options.append(word)
         elif not rest or rest[0].partition("=")[0] in options:
             why = f"What follows is {rest[0]}." if rest else "Nothing follows it."
             meant = parameter.metavar or "VALUE"
-            found.problems.append(
+            sorted_words.problems.append(
                 UsageError(f"{name} needs a value.", why=why, hint=f"Write {name} {meant}.")
             )
         else:
-            found.options += [word, rest.pop(0)]
-    return found
+            sorted_words.options += [word, rest.pop(0)]
+    return sorted_words
 
 
 def _split(word: str, options: Mapping[str, Any]) -> tuple[str, str | None]:

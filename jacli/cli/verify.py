@@ -56,32 +56,36 @@ def verify(
 
     # Models print; stdout is for data only.
     with redirect_stdout(sys.stderr), progress_reporter(quiet=False, every=30.0) as progress:
-        found = verify_file(
+        verification = verify_file(
             file, model=model, inputs=inputs, arch=arch, allow_pickle=allow_pickle, progress=progress, **asked
         )
     if as_json:
-        show_json(found.to_dict())
+        show_json(verification.to_dict())
     else:
-        _print(found)
-    if found.damaged:
-        more = f", and {len(found.damaged) - 5} more" if len(found.damaged) > 5 else ""
+        _print(verification)
+    if verification.damaged:
+        more = f", and {len(verification.damaged) - 5} more" if len(verification.damaged) > 5 else ""
         raise UnsoundResultsError(
             f"{file} was damaged after it was written.",
-            why=f"Checksums are wrong: {', '.join(found.damaged[:5])}{more}.",
+            why=f"Checksums are wrong: {', '.join(verification.damaged[:5])}{more}.",
             hint="Copy it again from an intact original, or compute it again.",
         )
-    if found.failed:
-        listed = ", ".join(map(str, found.failed[:10])) + (" ..." if len(found.failed) > 10 else "")
+    if verification.failed:
+        listed = ", ".join(map(str, verification.failed[:10])) + (
+            " ..." if len(verification.failed) > 10 else ""
+        )
         raise UnsoundResultsError(
-            f"{len(found.failed)} of {len(found.samples)} rechecked samples of {file} are wrong: {listed}.",
-            why=f"They differ from the model's own derivative by up to {found.worst_error:.1e} (relative), "
+            f"{len(verification.failed)} of {len(verification.samples)} rechecked samples of {file} "
+            f"are wrong: {listed}.",
+            why="They differ from the model's own derivative by up to "
+            f"{verification.worst_error:.1e} (relative), "
             + (
-                f"in {found.dtype}; plain reverse passes in the run's own arithmetic differ as much."
-                if found.only_rounding
-                else f"in {found.dtype} and in the run's own arithmetic."
+                f"in {verification.dtype}; plain reverse passes in the run's own arithmetic differ as much."
+                if verification.only_rounding
+                else f"in {verification.dtype} and in the run's own arithmetic."
             ),
             hint="Compute them with --dtype float64, or allow more with --tolerance."
-            if found.only_rounding
+            if verification.only_rounding
             else "Compute them again, with --method loop if the method is at fault.",
         )
 
@@ -113,26 +117,36 @@ _ROWS = 20
 """If more samples than this are rechecked, only those that are not ok are listed."""
 
 
-def _print(found: Verification) -> None:
+def _print(verification: Verification) -> None:
     from jacli.cli.render import print_notes, print_table
     from jacli.summary import Table
 
-    listed = [sample for sample in found.samples if len(found.samples) <= _ROWS or sample.verdict != "ok"]
+    listed = [
+        sample
+        for sample in verification.samples
+        if len(verification.samples) <= _ROWS or sample.verdict != "ok"
+    ]
     rows = tuple(
         (sample.sample_index, f"{sample.found.error:.1e}", int(sample.found.near_kink), sample.verdict)
         for sample in listed
     )
-    table = Table(("sample", "error", "near_kink", "verdict"), rows, found.notes)
+    table = Table(("sample", "error", "near_kink", "verdict"), rows, verification.notes)
     if rows:
         print_table(table)
     else:
         print_notes(table)
-    if len(listed) < len(found.samples):
+    if len(listed) < len(verification.samples):
         others = f"; the other {len(listed)} are listed" if listed else ""
-        show(f"{len(found.samples) - len(listed)} of {count_of(len(found.samples), 'sample')} ok{others}")
-    kinks = len(found.at_kinks)
+        rechecked = len(verification.samples)
+        show(f"{rechecked - len(listed)} of {count_of(rechecked, 'sample')} ok{others}")
+    kinks = len(verification.at_kinks)
     worst = (
-        "no sample away from a kink" if found.worst_error is None else f"worst error {found.worst_error:.1e}"
+        "no sample away from a kink"
+        if verification.worst_error is None
+        else f"worst error {verification.worst_error:.1e}"
     )
-    left_out = f" ({kinks} at a kink left out: up to {found.worst_at_kinks:.1e})" if kinks else ""
-    show(f"{worst}{left_out}, tolerance {found.tolerance:.1e}, against reverse passes in {found.dtype}")
+    left_out = f" ({kinks} at a kink left out: up to {verification.worst_at_kinks:.1e})" if kinks else ""
+    show(
+        f"{worst}{left_out}, tolerance {verification.tolerance:.1e}, "
+        f"against reverse passes in {verification.dtype}"
+    )

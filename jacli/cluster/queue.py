@@ -125,9 +125,9 @@ def queued_tasks(jobs: Sequence[str]) -> Mapping[str, set[int]] | None:
     Raises:
         UsageError: squeue cannot tell.
     """
-    found: dict[str, set[int]] = {}
+    tasks: dict[str, set[int]] = {}
     if not jobs:
-        return found
+        return tasks
     if shutil.which("squeue") is None:
         return None
     done = _run("squeue", "--noheader", "--array", "--format=%i", f"--jobs={','.join(jobs)}")
@@ -135,8 +135,8 @@ def queued_tasks(jobs: Sequence[str]) -> Mapping[str, set[int]] | None:
         raise UsageError("squeue does not answer.", why=_said(done), hint="Try again later.")
     for line in done.stdout.split():
         job, _, task = line.partition("_")
-        found.setdefault(job, set()).update({int(task)} if task.isdigit() else ())
-    return found
+        tasks.setdefault(job, set()).update({int(task)} if task.isdigit() else ())
+    return tasks
 
 
 def cancel(job: str) -> None:

@@ -89,16 +89,16 @@ def shards_beside(out: Path) -> dict[int, set[int]]:
     >>> shards_beside(Path("out.h5"))
     {2: {1, 2}}
     """
-    found: dict[int, set[int]] = {}
+    by_count: dict[int, set[int]] = {}
     try:
         names = os.listdir(out.parent)
     except OSError:
-        return found
+        return by_count
     for path in map(out.with_name, names):
         name = name_of_shard(path.with_name(path.name.removesuffix(".part")))
         if name is not None and name.out.name == out.name:
-            found.setdefault(name.shard.count, set()).add(name.shard.index)
-    return found
+            by_count.setdefault(name.shard.count, set()).add(name.shard.index)
+    return by_count
 
 
 def shard_of_environment(environ: Mapping[str, str]) -> Shard:

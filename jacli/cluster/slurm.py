@@ -93,21 +93,21 @@ class Job:
 def render_array(job: Job) -> str:
     """The script of the array: bash, to be given to ``sbatch``."""
     limit = f"%{job.array_limit}" if job.array_limit else ""
-    asked = job.resources
+    resources = job.resources
     directives = [
-        ("job-name", asked.job_name),
+        ("job-name", resources.job_name),
         ("array", compress(job.shards) + limit),
         ("output", _log_name(job.logs, "%A_%a.log")),
         ("open-mode", "append"),
         ("requeue", ""),
         ("signal", f"B:USR2@{job.notice}"),
-        ("partition", asked.partition),
-        ("account", asked.account),
-        ("time", asked.time),
-        ("gpus", asked.gpus),
-        ("cpus-per-task", asked.cpus),
-        ("mem", asked.memory),
-        *asked.further,
+        ("partition", resources.partition),
+        ("account", resources.account),
+        ("time", resources.time),
+        ("gpus", resources.gpus),
+        ("cpus-per-task", resources.cpus),
+        ("mem", resources.memory),
+        *resources.further,
     ]
     command = join_words([*job.program, "compute", *job.arguments])
     command += f' --shard "$SLURM_ARRAY_TASK_ID/{job.count}"'
@@ -117,7 +117,7 @@ def render_array(job: Job) -> str:
             *_lines(directives),
             f"# jacli submit: a task is a shard of {escape(str(job.out))}",
             *_setup(job),
-            *_threads(asked.cpus),
+            *_threads(resources.cpus),
             f"cd -- {quote(str(job.folder))} || exit 4",
             "",
             _RUN.format(command=command, stopped=STOPPED),
@@ -156,15 +156,15 @@ def render_merge(job: Job) -> str:
     It is to start when every task has ended, however (``afterany``): after one that ended with exit
     code 6, ``afterok`` would wait for ever, and the merge itself checks what is there.
     """
-    asked = job.resources
+    resources = job.resources
     directives = [
-        ("job-name", f"{asked.job_name}-merge"),
+        ("job-name", f"{resources.job_name}-merge"),
         ("output", _log_name(job.logs, "merge_%j.log")),
         ("open-mode", "append"),
-        ("partition", asked.partition),
-        ("account", asked.account),
-        ("time", asked.time),
-        *((name, value) for name, value in asked.further if name in _WHOSE),
+        ("partition", resources.partition),
+        ("account", resources.account),
+        ("time", resources.time),
+        *((name, value) for name, value in resources.further if name in _WHOSE),
     ]
     overwrite = " --overwrite" if job.overwrite else ""
     return "\n".join(

@@ -322,19 +322,19 @@ def _recheck(run: Run, writer: ResultWriter, chosen: Chosen) -> Recheck:
     references = References(prepared)
     only_rounding = True
     with memory_errors("rechecking samples"):
-        for row, found in recheck_samples(
+        for row, rechecked in recheck_samples(
             prepared, writer.datasets, chosen.plan, config, rows, references=references
         ):
-            writer.write_recheck(row, found.error, found.near_kink)
-            position, dtype = int(prepared.source.index[row]), found.dtype
-            if found.near_kink:
+            writer.write_recheck(row, rechecked.error, rechecked.near_kink)
+            position, dtype = int(prepared.source.index[row]), rechecked.dtype
+            if rechecked.near_kink:
                 at_kinks.append(position)
             else:
-                errors.append(found.error)
-            if found.failed and position not in wrong:
+                errors.append(rechecked.error)
+            if rechecked.failed and position not in wrong:
                 failed.append(position)
-                only_rounding &= found.rounding
-                if found.rounding:
+                only_rounding &= rechecked.rounding
+                if rechecked.rounding:
                     references.notes.append(
                         f"sample {position} is what plain reverse passes in {config.dtype} give, which is "
                         "too coarse for it: --dtype float64, or a larger --tolerance"

@@ -165,10 +165,10 @@ def _find_processors() -> list[Finding]:
 
     threads = count_of(torch.get_num_threads(), "thread")
     findings = [Finding("CPU", f"{count_of(os.cpu_count() or 1, 'core')}, torch uses {threads}")]
-    found = gpus()
-    if not found:
+    devices = gpus()
+    if not devices:
         return [*findings, Finding(GPU_KIND, why_no_gpu())]
-    for index, gpu in enumerate(found):
+    for index, gpu in enumerate(devices):
         value = f"{gpu.name}, {format_size(gpu.free)} free of {format_size(gpu.total)}"
         findings.append(Finding(f"{GPU_KIND} device {index}", value))
     matmul, convolution = process_precision()

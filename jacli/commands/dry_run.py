@@ -104,6 +104,6 @@ def dry_run(config: RunConfig) -> DryRun:
 
 def _unfinished(out: Path) -> Iterator[str]:
     if part_path(out).exists():
-        found = read_progress(out)
-        done = f", {found.done} of {count_of(found.samples, 'sample')} done" if found else ""
+        progress = read_progress(out)
+        done = f", {progress.done} of {count_of(progress.samples, 'sample')} done" if progress else ""
         yield f"{part_path(out)} is unfinished{done}: the command that began it resumes it, with its own plan"

@@ -171,13 +171,13 @@ def _cuts(run: Run) -> tuple[list[dict[str, Any]], str | None]:
         return [], str(failure)
     shapes = run.problem.shapes
     n_out, n_in = shapes.n_selected, shapes.n_in
-    found = []
+    cuts = []
     for place in cut.cuts:
         passes = min(n_out, n_in)
         saves = f"{place.width} passes in place of {passes}" if place.width < passes else "nothing by itself"
         factor_bytes = place.width * (n_out + n_in) * shapes.itemsize
         sizes = f"{factor_bytes:,} bytes per sample as factors, {shapes.sample_bytes:,} as a Jacobian"
-        found.append(
+        cuts.append(
             {
                 "where": place.name,
                 "width": f"{place.width} wide",
@@ -185,4 +185,4 @@ def _cuts(run: Run) -> tuple[list[dict[str, Any]], str | None]:
                 "sizes": sizes,
             }
         )
-    return found, None
+    return cuts, None

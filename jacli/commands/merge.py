@@ -162,7 +162,9 @@ def _left_as_it_is(
         different += [f"{path} is no shard of this run" for path in before if path not in now]
         in_shards: tuple[str, ...] = ()
         if not different:  # else what an index leaves in its shards may be gone
-            in_shards = tuple(n for n, found in results.datasets.items() if isinstance(found, IndexedDataset))
+            in_shards = tuple(
+                n for n, dataset in results.datasets.items() if isinstance(dataset, IndexedDataset)
+            )
             is_index = any(virtual and is_indexed(n, layout) for n, layout in shards[0].layouts.items())
             if bool(in_shards) != is_index:
                 different.append("as an index (--virtual)" if in_shards else "as a file of its own (--copy)")

@@ -38,9 +38,10 @@ class OpenResults(Results):
     def _columns(self) -> dict[str, Array | None]:
         """Every column, one entry per sample of the file."""
         done = np.asarray(self["done"]) == 1
-        found, _ = summarize_file(self.path, self.path.name)
+        file_summary, _ = summarize_file(self.path, self.path.name)
         return {
-            name: None if values is None else _spread(values, done) for name, values in found.columns.items()
+            name: None if values is None else _spread(values, done)
+            for name, values in file_summary.columns.items()
         }
 
 

@@ -159,11 +159,11 @@ def _runs_of(out: Path) -> list[RunStatus]:
         _refuse_nothing([whole], out)
     if whole.state == "complete":  # merged, or never in shards
         return [RunStatus(out, (whole,), ())]
-    found = [] if whole.state == "missing" else [_with_next(out, (whole,), None)]
+    runs = [] if whole.state == "missing" else [_with_next(out, (whole,), None)]
     for count in sorted(beside):
         every, estimated = _shards(out, count)
-        found.append(_in_shards(out, every, every, estimated))
-    return found
+        runs.append(_in_shards(out, every, every, estimated))
+    return runs
 
 
 def _shards(out: Path, count: int) -> tuple[list[FileStatus], bool]:

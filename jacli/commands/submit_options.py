@@ -93,9 +93,9 @@ def _not_of_tasks(config: RunConfig) -> list[JacliError]:
 
 
 def _contradictions(own: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[JacliError]:
-    found: list[JacliError] = []
+    problems: list[JacliError] = []
     if "shards" not in own:
-        found.append(
+        problems.append(
             UsageError(
                 "--shards is not given.",
                 why="It says how many tasks share the samples.",
@@ -104,14 +104,14 @@ def _contradictions(own: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[J
         )
     notice = parsed.get("notice", SlurmOptions.notice)
     if "time" in parsed and seconds_of(parsed["time"]) <= notice:
-        found.append(
+        problems.append(
             UsageError(
                 f"--time {parsed['time']} is too short.",
                 why=f"{notice} s before its end, a task gets the signal to save, and is requeued.",
                 hint="Give more --time, or less --notice.",
             )
         )
-    return found
+    return problems
 
 
 def _arguments(of_run: Mapping[str, Any]) -> list[str]:
@@ -140,9 +140,9 @@ def refuse_unprintable(job: Job) -> None:
     Raises:
         UsageError: Naming the text.
     """
-    asked = job.resources
-    named = (value for pair in asked.further for value in pair)
-    values = (asked.job_name, asked.partition, asked.account, *named)
+    resources = job.resources
+    named = (value for pair in resources.further for value in pair)
+    values = (resources.job_name, resources.partition, resources.account, *named)
     for text in (*job.arguments, str(job.folder), *job.setup, *job.program, *filter(None, values)):
         if _NOT_IN_A_SCRIPT.search(text):
             raise UsageError(

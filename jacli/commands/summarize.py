@@ -102,13 +102,13 @@ def summarize(
     paths = [Path(file) for file in files]
     short = [path.name for path in paths]
     names = short if len(set(short)) == len(short) else [str(path) for path in paths]
-    found = [
+    summaries = [
         summarize_file(path, name, dataset, output_axes, per_class, by)
         for path, name in zip(paths, names, strict=True)
     ]
-    made = table([file for file, _ in found])
-    notes = tuple(f"{file.name}: {note}" for file, notes in found for note in notes)
-    return summary.arranged(replace(made, notes=notes), sort=sort, limit=limit)
+    result = table([file for file, _ in summaries])
+    notes = tuple(f"{file.name}: {note}" for file, notes in summaries for note in notes)
+    return summary.arranged(replace(result, notes=notes), sort=sort, limit=limit)
 
 
 def _check_table(*, per_sample: bool, per_class: bool, by: str | None, dataset: str | None) -> None:
@@ -197,11 +197,11 @@ def _summarize_open(
         if not done[start:stop].any():
             continue
         known = _block_statistics(source, stored, start, stop, complete=complete)
-        wanted = done[start:stop]
+        finished = done[start:stop]
         columns = {key: column.function(known) for key, column in COLUMNS.items()}
-        blocks.append({key: None if c is None else c[wanted] for key, c in columns.items()})
+        blocks.append({key: None if c is None else c[finished] for key, c in columns.items()})
         if per_class and known.class_norms is not None:
-            norms.append(known.class_norms[wanted].astype(np.float32))
+            norms.append(known.class_norms[finished].astype(np.float32))
     joined = {key: summary.joined([block[key] for block in blocks]) for key in COLUMNS}
     notes += summary.remarks(joined, int(done.sum()))
     if per_class and not norms:
@@ -226,20 +226,20 @@ def _reduced(file: h5py.File, shards: Shards, batch: int) -> Iterator[str]:
     precision = file.attrs.get("precision", "ieee")
     if not isinstance(precision, str) or precision not in ("tf32", "bf16"):
         return
-    found = ""
+    note = ""
     if _is_dataset(file, "verified_error") and file["verified_error"].shape == (batch,):
         errors = shards.dataset(file["verified_error"])[:]
         if np.isfinite(errors).any():
-            found = f": {errors[np.isfinite(errors)].max():.1e} (relative) where rechecked"
-    yield f"linear passes in {precision}: norms and singular values carry its error{found}"
+            note = f": {errors[np.isfinite(errors)].max():.1e} (relative) where rechecked"
+    yield f"linear passes in {precision}: norms and singular values carry its error{note}"
 
 
 def _find_jacobian(
     file: h5py.File, path: Path, dataset: str | None, output_axes: int
 ) -> tuple[h5py.Dataset | None, int]:
     """The Jacobian of the file, if there is one, and how many of its last axes are outputs."""
-    wanted = dataset or "jacobian"
-    if not _is_dataset(file, wanted):
+    name = dataset or "jacobian"
+    if not _is_dataset(file, name):
         if dataset is None:
             return None, output_axes
         there = ", ".join(f"{key} {shape}" for key, shape in _datasets(file).items()) or "none"
@@ -248,14 +248,14 @@ def _find_jacobian(
             why=f"Its datasets: {there}.",
             hint="Name one with --dataset.",
         )
-    values = file[wanted]
+    values = file[name]
     if dataset is None and "class_index" in file:
         output_axes = 1
     elif dataset is None and _is_dataset(file, "outputs"):
         output_axes = file["outputs"].ndim - 1
     if values.ndim < 1 + output_axes or values.dtype.kind not in "fiu":
         raise ResultsError(
-            f"{path}: {wanted} is not a Jacobian.",
+            f"{path}: {name} is not a Jacobian.",
             why=f"Expected numbers of shape (batch, *input, *output) with {output_axes} output axes, "
             f"got {values.dtype} of shape {values.shape}.",
             hint="Name another dataset with --dataset, or the number of output axes with --output-axes.",
@@ -359,14 +359,14 @@ def _is_dataset(file: h5py.File, name: str) -> bool:
 
 def _datasets(file: h5py.File) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all datasets."""
-    found: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
 
     def note(name: str, node: object) -> None:
         if isinstance(node, h5py.Dataset):
-            found[name] = node.shape
+            shapes[name] = node.shape
 
     file.visititems(note)
-    return found
+    return shapes
 
 
 def _nothing_there(file: h5py.File, path: Path) -> ResultsError:

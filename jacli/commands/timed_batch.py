@@ -131,9 +131,9 @@ class RowsInFloat64:
         index = torch.randperm(computed.n_rows, generator=generator)[:_COMPARED_ROWS]
         count = min(self._count, computed.count)
         matrices = computed.matrices.take(slice(count))
-        found = matrices.rows(index.to(computed.linearization.device))[..., : computed.n_columns].double()
+        rows = matrices.rows(index.to(computed.linearization.device))[..., : computed.n_columns].double()
         expected = self._expected(index.tolist())[:count, :, : computed.n_columns]
-        return relative_errors(found, expected)
+        return relative_errors(rows, expected)
 
     def _expected(self, index: Sequence[int]) -> Tensor:
         """Rows ``index`` of the first samples, ``(samples, k, n_in)``."""

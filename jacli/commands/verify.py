@@ -190,10 +190,10 @@ def verify(
             references = References(prepared)
             with memory_errors("rechecking"):
                 plan = recorded_plan(results.attrs)
-                for row, found in recheck_samples(
+                for row, rechecked in recheck_samples(
                     prepared, results.datasets, plan, judged, rows, seed=seed, references=references
                 ):
-                    verified.append(VerifiedSample(int(index[row]), found))
+                    verified.append(VerifiedSample(int(index[row]), rechecked))
                     progress(len(verified), len(rows))
         allowed = tolerance_of(judged, references.reduced)
         return Verification(str(path), tuple(verified), allowed, (*notes, *references.notes), damaged)

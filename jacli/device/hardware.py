@@ -50,11 +50,11 @@ def gpus() -> list[Gpu]:
     """
     if not torch.cuda.is_available():
         return []
-    found = []
+    devices = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
-        found.append(Gpu(torch.cuda.get_device_name(index), free, total))
-    return found
+        devices.append(Gpu(torch.cuda.get_device_name(index), free, total))
+    return devices
 
 
 def why_no_gpu() -> str:

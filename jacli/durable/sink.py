@@ -57,10 +57,10 @@ class FileSink:
 
     def _check(self, last: Commit) -> None:
         """Whether a commit may be laid over the file: it was made of this file, and that is all there."""
-        found = os.fstat(self._descriptor)
-        if found.st_size < last.size:
-            raise ValueError(f"it has {found.st_size:,} bytes, and had {last.size:,} at its last commit")
-        if found.st_ino != last.file:
+        status = os.fstat(self._descriptor)
+        if status.st_size < last.size:
+            raise ValueError(f"it has {status.st_size:,} bytes, and had {last.size:,} at its last commit")
+        if status.st_ino != last.file:
             # A copy: as good, unless it was made while the commit was being put in place.
             for number, page in last.pages.items():
                 there = bytearray(PAGE)
@@ -189,10 +189,10 @@ class FileSink:
             self.error = error
 
     def _commit_now(self) -> Commit:
-        found = os.fstat(self._descriptor)
-        if found.st_size < self._size:
+        status = os.fstat(self._descriptor)
+        if status.st_size < self._size:
             os.ftruncate(self._descriptor, self._size)  # so that a file is never shorter than its commit
-        return Commit(self._size, found.st_ino, self._pages)
+        return Commit(self._size, status.st_ino, self._pages)
 
     def _put_in_place(self, commit: Commit) -> None:
         os.ftruncate(self._descriptor, commit.size)

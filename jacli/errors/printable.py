@@ -140,12 +140,12 @@ def split_words(command: str) -> list[str]:
         ValueError: A quotation does not end.
     """
     words, end = [], 0
-    for found in _WORD.finditer(command):
-        if command[end : found.start()].strip():
+    for word in _WORD.finditer(command):
+        if command[end : word.start()].strip():
             break
-        end = found.end()
-        quoted = _ANSI_C.fullmatch(found[0])
-        words.append(_from_ansi_c(quoted[1]) if quoted else "".join(shlex.split(found[0])))
+        end = word.end()
+        quoted = _ANSI_C.fullmatch(word[0])
+        words.append(_from_ansi_c(quoted[1]) if quoted else "".join(shlex.split(word[0])))
     if command[end:].strip():
         raise ValueError("a quotation does not end")
     return words

@@ -20,10 +20,10 @@ with contextlib.suppress(ImportError):
 
 def load_hdf5(path: Path, wanted: Wanted) -> StoredArray:
     """One dataset of an HDF5 file, read in slices."""
-    found = examine_hdf5(path)
-    if found.problem is not None:
+    findings = examine_hdf5(path)
+    if findings.problem is not None:
         raise InputsError(
-            f"{path} is damaged or malicious.", why=found.problem, hint="Copy or download it again."
+            f"{path} is damaged or malicious.", why=findings.problem, hint="Copy or download it again."
         )
     file = h5py.File(path, "r")
     try:
@@ -39,7 +39,7 @@ def load_hdf5(path: Path, wanted: Wanted) -> StoredArray:
             dataset.dtype.newbyteorder("="),
             lambda start, stop: dataset[start:stop],
             file.close,
-            file_bytes=found.bytes,
+            file_bytes=findings.bytes,
         )
     except BaseException:
         file.close()

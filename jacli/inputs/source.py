@@ -86,10 +86,10 @@ class InputSource:
             InputsError: The file turns out to be damaged there.
         """
         positions = self.index[start:stop]
-        wanted = len(positions) * math.prod(self.shape) * self.dtype.itemsize
-        if self._room is not None and wanted > self._room:
+        needed = len(positions) * math.prod(self.shape) * self.dtype.itemsize
+        if self._room is not None and needed > self._room:
             raise InputsError(
-                f"{self.path} declares {wanted:,} bytes in {count_of(len(positions), 'sample')}.",
+                f"{self.path} declares {needed:,} bytes in {count_of(len(positions), 'sample')}.",
                 why=f"Their shape is {self.shape}; the file, unpacked, may take {self._room:,} bytes.",
                 hint="Check where the file comes from; if its data are real, save them as .npy.",
             )

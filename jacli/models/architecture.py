@@ -261,7 +261,7 @@ def _users_own(name: str, place: str, callable_name: str) -> list[Architecture]:
     names = [callable_name] if callable_name else builder_names(module)
     if not names:
         raise which_one(place, names)
-    found = []
+    builders = []
     for own in names:
         builder = builder_named(module, place, own)
         parameters: Iterable[str] = ()
@@ -276,8 +276,8 @@ def _users_own(name: str, place: str, callable_name: str) -> list[Architecture]:
             default_dtype=_default_dtypes.get(module.__name__),
             name=f"{place}:{own}",
         )
-        found.append(architecture)
-    return found
+        builders.append(architecture)
+    return builders
 
 
 def import_file(path: Path) -> ModuleType:

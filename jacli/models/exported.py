@@ -259,10 +259,10 @@ def _require_no_expressions(path: Path, member: str, content: bytes) -> bool:
         Whether what there is to evaluate is quickly done.
     """
     with reading(path, _KIND):
-        found = examine_program(content)
-    if found.problem is not None:
-        raise _refuse(path, f"Its member {member} is more than a graph of operators. {found.problem}")
-    return found.quick
+        findings = examine_program(content)
+    if findings.problem is not None:
+        raise _refuse(path, f"Its member {member} is more than a graph of operators. {findings.problem}")
+    return findings.quick
 
 
 def _require_no_hidden_code(path: Path, names: list[str]) -> None:
@@ -307,8 +307,8 @@ def _torch_export_environment(*, weights_only: bool) -> Iterator[None]:
 
 def _user_inputs(program: torch.export.ExportedProgram) -> dict[str, torch.Tensor]:
     """Name -> fake tensor of every tensor that forward takes, in order."""
-    wanted = set(program.graph_signature.user_inputs)
-    placeholders = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in wanted]
+    names = set(program.graph_signature.user_inputs)
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
     return {
         node.name: node.meta["val"] for node in placeholders if isinstance(node.meta.get("val"), torch.Tensor)
     }

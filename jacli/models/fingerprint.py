@@ -23,16 +23,16 @@ def weights_sha256(module: torch.nn.Module) -> str:
 
     Cost: every tensor is read once.
     """
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(named_tensors(module).items()):
-        found.update(f"{name} {tensor.dtype} ".encode())
+        digest.update(f"{name} {tensor.dtype} ".encode())
         if is_lazy(tensor):
             continue
         plain = tensor.detach()
         values = (plain.dequantize() if plain.is_quantized else plain.to_dense()).cpu().contiguous()
-        found.update(f"{tuple(values.shape)}\n".encode())
-        found.update(values.flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{tuple(values.shape)}\n".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:

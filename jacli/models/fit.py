@@ -117,7 +117,7 @@ def load_weights(path: Path, selection: Selection, request: ModelRequest, *, fil
     architecture, fit = _the_fitting_one(path, request.arch or "", candidates, fit_to)
     if request.arch is not None and not split_name(request.arch)[1]:
         notes.append(f"took {architecture.label}, which the weights fit")
-    found = replace(
+    settled_request = replace(
         request,
         arch=architecture.name or request.arch or architecture.label,
         arch_args=fit.arch_args,
@@ -134,7 +134,7 @@ def load_weights(path: Path, selection: Selection, request: ModelRequest, *, fil
         arch_sha256=architecture.sha256,
         notes=(*notes, *architecture.notes, *fit.notes),
         built_dtypes=fit.built_dtypes,
-        request=found,
+        request=settled_request,
     )
 
 
@@ -231,15 +231,15 @@ def _fitting_parts(
     """Every prefix without which the names fit, in the first spelling that has one; only '' if that fits."""
     expected = module.state_dict(keep_vars=True)
     for spelling in spellings(weights, module):
-        found: list[Part] = []
+        fitting: list[Part] = []
         for prefix in prefixes_to_try(spelling.weights, strip_prefix):
             part = _fitting_part(module, expected, spelling, prefix, ignore_extra=ignore_extra)
             if part is not None:
-                found.append(part)
+                fitting.append(part)
                 if prefix == "":
                     break
-        if found:
-            return found
+        if fitting:
+            return fitting
     return []
 
 
@@ -312,11 +312,11 @@ def _adopt_dtypes(module: torch.nn.Module, part: Weights) -> None:
     keep their dtype, as in `torch.nn.Module.load_state_dict`.
     """
     own = real_dtypes(module)
-    given = {kind for tensor in part.values() if (kind := _kind(tensor)) is not None}
-    if not own or not given:
+    stored = {kind for tensor in part.values() if (kind := _kind(tensor)) is not None}
+    if not own or not stored:
         return
-    if len(given) == 1 and holds(widest(given), widest(own)):
-        convert(module, widest(given), only={widest(own)})  # exact, also of buffers not in the file
+    if len(stored) == 1 and holds(widest(stored), widest(own)):
+        convert(module, widest(stored), only={widest(own)})  # exact, also of buffers not in the file
         return
     for name, tensor in module.state_dict(keep_vars=True).items():
         kind = _kind(part.get(name))
@@ -327,18 +327,18 @@ def _adopt_dtypes(module: torch.nn.Module, part: Weights) -> None:
 def _lost_values(module: torch.nn.Module, part: Weights) -> str | None:
     """Name a tensor of the file whose imaginary parts or fractions `load_state_dict` would drop."""
     for name, tensor in module.state_dict().items():
-        given = part.get(name)
-        if not isinstance(tensor, torch.Tensor) or not isinstance(given, torch.Tensor):
+        stored = part.get(name)
+        if not isinstance(tensor, torch.Tensor) or not isinstance(stored, torch.Tensor):
             continue
-        found = None
-        if given.is_complex() and not tensor.is_complex():
-            found = "is complex" if bool(torch.count_nonzero(given.imag)) else None
-        elif given.is_floating_point() and _kind(tensor) is None:
-            whole = torch.equal(given.to(tensor.dtype).to(given.dtype), given)
-            found = None if whole else "has fractions"
-        if found is not None:
+        loss = None
+        if stored.is_complex() and not tensor.is_complex():
+            loss = "is complex" if bool(torch.count_nonzero(stored.imag)) else None
+        elif stored.is_floating_point() and _kind(tensor) is None:
+            is_integral = torch.equal(stored.to(tensor.dtype).to(stored.dtype), stored)
+            loss = None if is_integral else "has fractions"
+        if loss is not None:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            return f"{name} {found} in the file, and is {dtype} in the architecture."
+            return f"{name} {loss} in the file, and is {dtype} in the architecture."
     return None
 
 

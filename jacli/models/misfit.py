@@ -46,11 +46,11 @@ def misfit(
             len(item[1].keys() & expected.keys()),
         ),
     )
-    found = shapes_of(part)
-    missing = [name for name in expected if name not in found and not name.endswith(COUNTER)]
-    extra = [name for name in found if name not in expected]
-    reshaped = [name for name in found if expected.get(name, UNKNOWN) not in (UNKNOWN, found[name])]
-    where = _only_a_part(module, expected, found)
+    stored = shapes_of(part)
+    missing = [name for name in expected if name not in stored and not name.endswith(COUNTER)]
+    extra = [name for name in stored if name not in expected]
+    reshaped = [name for name in stored if expected.get(name, UNKNOWN) not in (UNKNOWN, stored[name])]
+    where = _only_a_part(module, expected, stored)
     if where is not None:
         rest = [name for name in expected if not name.startswith(f"{where}.")]
         return ModelError(
@@ -67,7 +67,7 @@ def misfit(
             (
                 "of another shape",
                 [
-                    f"{name} (file {_times(found[name])}, architecture {_times(expected[name])})"
+                    f"{name} (file {_times(stored[name])}, architecture {_times(expected[name])})"
                     for name in reshaped
                 ],
             ),
@@ -96,15 +96,15 @@ def _parts(
             yield prefix, with_shared(tensors, spelling.part(prefix))[0]
 
 
-def _only_a_part(module: torch.nn.Module, expected: Shapes, found: Shapes) -> str | None:
+def _only_a_part(module: torch.nn.Module, expected: Shapes, stored: Shapes) -> str | None:
     """The submodule whose tensors, all of them and no others, are there, under its name or without it."""
-    found = without_counters(found)
+    stored = without_counters(stored)
     names: list[str] = [name for name, _ in module.named_modules()]
     for name in names:
         below = {key: shape for key, shape in expected.items() if name and key.startswith(f"{name}.")}
         below = without_counters(below)
         bare = {key.removeprefix(f"{name}."): shape for key, shape in below.items()}
-        if below and found in (below, bare) and len(below) < len(without_counters(expected)):
+        if below and stored in (below, bare) and len(below) < len(without_counters(expected)):
             return name
     return None
 

@@ -60,27 +60,27 @@ def builder_named(module: ModuleType, place: str, callable_name: str) -> Callabl
     Raises:
         ModelError: There is no such callable, or it is something else.
     """
-    found: Any = module
+    value: Any = module
     for attribute in callable_name.split("."):
-        found = getattr(found, attribute, None)
+        value = getattr(value, attribute, None)
     own = builder_names(module)
-    if isinstance(found, torch.nn.Module):
-        raise _is_built(found, place, callable_name, own)
-    if not callable(found):
+    if isinstance(value, torch.nn.Module):
+        raise _is_built(value, place, callable_name, own)
+    if not callable(value):
         raise ModelError(
             f"{place} has no callable {callable_name!r}.",
             why=f"Its callables are: {', '.join(own) or 'none'}.",
             hint=f"Name one of its own: --arch {place}:{_closest(callable_name, own) or 'NAME'}",
         )
-    if not _builds_networks(found, module):
-        home = getattr(found, "__module__", type(found).__module__)
+    if not _builds_networks(value, module):
+        home = getattr(value, "__module__", type(value).__module__)
         raise ModelError(
             f"{place}:{callable_name} cannot be used as an architecture.",
             why=f"It comes from {home}: no torch.nn.Module class, and no function defined in {place}.",
             hint=f"Name one of its own: --arch {place}:{own[0] if own else 'NAME'}, "
             "or write a function there that calls it.",
         )
-    builder: Callable[..., Any] = found
+    builder: Callable[..., Any] = value
     return builder
 
 
@@ -119,8 +119,8 @@ def names_in_source(path: Path) -> list[str]:
     return [part.name for part in body if isinstance(part, kinds)]
 
 
-def _is_built(found: torch.nn.Module, place: str, name: str, own: list[str]) -> ModelError:
-    kind = type(found).__name__
+def _is_built(network: torch.nn.Module, place: str, name: str, own: list[str]) -> ModelError:
+    kind = type(network).__name__
     by_class = f"Name its class: --arch {place}:{kind}; or write" if kind in own else "Write"
     return ModelError(
         f"{place}:{name} is an already built network, an instance of {kind}.",
@@ -137,20 +137,20 @@ def _closest(name: str, own: list[str]) -> str | None:
     return alike[close[0]] if close else own[0] if own else None
 
 
-def _builds_networks(found: object, module: ModuleType) -> bool:
+def _builds_networks(value: object, module: ModuleType) -> bool:
     """Whether it is a class of networks, a function defined in the module, or either bound or cached."""
-    if isinstance(found, partial):
-        return _builds_networks(found.func, module)
-    if isinstance(found, _lru_cache_wrapper):
-        return _builds_networks(found.__wrapped__, module)
-    if inspect.isclass(found):
-        return issubclass(found, torch.nn.Module)
-    if inspect.ismethod(found):  # a class method: of a network's class, or of the module's own
-        owner = found.__self__
+    if isinstance(value, partial):
+        return _builds_networks(value.func, module)
+    if isinstance(value, _lru_cache_wrapper):
+        return _builds_networks(value.__wrapped__, module)
+    if inspect.isclass(value):
+        return issubclass(value, torch.nn.Module)
+    if inspect.ismethod(value):  # a class method: of a network's class, or of the module's own
+        owner = value.__self__
         if inspect.isclass(owner) and issubclass(owner, torch.nn.Module):
             return True
-        found = found.__func__
-    if not inspect.isfunction(found):
+        value = value.__func__
+    if not inspect.isfunction(value):
         return False
     # A package gives what its own modules define: torchvision.models:resnet18.
-    return found.__module__.partition(".")[0] == module.__name__.partition(".")[0]
+    return value.__module__.partition(".")[0] == module.__name__.partition(".")[0]

@@ -90,7 +90,7 @@ def matching_architectures(weights: Weights, strip_prefix: str | None = None) ->
     """
     prefixes = prefixes_to_try(weights, strip_prefix)
     parts = {prefix: shapes_of(under_prefix(weights, prefix)) for prefix in prefixes}
-    found: list[Match] = []
+    matches: list[Match] = []
     top_levels = {prefix: _top_level(part) for prefix, part in parts.items()}
     for module, names in _families().items():
         first = _architecture_shapes(names[0])
@@ -99,8 +99,8 @@ def matching_architectures(weights: Weights, strip_prefix: str | None = None) ->
         tops = _top_level(first)
         for prefix, part in parts.items():
             if top_levels[prefix] == tops and (required is None or required in part):
-                found += [match for name in names if (match := _match(name, prefix, part)) is not None]
-    return [match for match in found if not match.prefix] or found
+                matches += [match for name in names if (match := _match(name, prefix, part)) is not None]
+    return [match for match in matches if not match.prefix] or matches
 
 
 def _match(name: str, prefix: str, part: Shapes) -> Match | None:

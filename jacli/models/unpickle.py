@@ -43,8 +43,8 @@ def read_running_its_code(path: Path, arch: str | None) -> tuple[Any, list[str]]
         warnings.filterwarnings("ignore", message="Couldn't retrieve source code")
         try:
             finder = _pickle_module(lambda module, name: _elsewhere(path, arch_file, module, name, notes))
-            found = torch.load(path, map_location="cpu", weights_only=False, pickle_module=finder)
-            return found, list(dict.fromkeys(notes))
+            unpickled = torch.load(path, map_location="cpu", weights_only=False, pickle_module=finder)
+            return unpickled, list(dict.fromkeys(notes))
         except JacliError:
             raise
         except (Exception, SystemExit) as error:
@@ -68,15 +68,15 @@ def _pickle_module(elsewhere: Callable[[str, str], Any | None]) -> Any:
             try:
                 return super().find_class(module, name)
             except (ImportError, AttributeError) as error:
-                found = elsewhere(module, name)
-                if found is None:
+                value = elsewhere(module, name)
+                if value is None:
                     raise _not_found(module, name, error) from error
-                return found
+                return value
 
-    made: Any = ModuleType("jacli_pickle")
-    made.Unpickler = Unpickler
-    made.load = lambda file, **options: Unpickler(file, **options).load()
-    return made
+    pickle_module: Any = ModuleType("jacli_pickle")
+    pickle_module.Unpickler = Unpickler
+    pickle_module.load = lambda file, **options: Unpickler(file, **options).load()
+    return pickle_module
 
 
 def _elsewhere(path: Path, arch_file: Path | None, module: str, name: str, notes: list[str]) -> Any | None:
@@ -93,12 +93,12 @@ def _elsewhere(path: Path, arch_file: Path | None, module: str, name: str, notes
             )
         files += defining
     for file in files:
-        found: Any = import_file(file)
+        value: Any = import_file(file)
         with suppress(AttributeError):
             for attribute in name.split("."):
-                found = getattr(found, attribute)
+                value = getattr(value, attribute)
             notes.append(f"took the class {module}.{name} from {file.name}, which ran")
-            return found
+            return value
     return None
 
 

@@ -57,8 +57,8 @@ def select_weights(container: Any, *, path: Path, weights_key: str | None, ema: 
         if ema:
             raise _no_average(path, [])
         return Selection(key, container)
-    found = [(f"{key}.{below}" if key else below, value) for below, value in _candidates(container)]
-    if not found:
+    candidates = [(f"{key}.{below}" if key else below, value) for below, value in _candidates(container)]
+    if not candidates:
         tensors = _tensors_of_mixed(container)
         if tensors:
             return Selection(key, tensors, ("entries that are no tensors were left aside",))
@@ -67,7 +67,7 @@ def select_weights(container: Any, *, path: Path, weights_key: str | None, ema: 
             why=_says_what_is_there(container),
             hint="Give a file with a state dict in it.",
         )
-    return _choose(found, path, ema)
+    return _choose(candidates, path, ema)
 
 
 def is_state_dict(value: object) -> bool:
@@ -115,11 +115,11 @@ def _candidates(container: Any) -> Iterator[tuple[str, Any]]:
             )
 
 
-def _choose(found: list[tuple[str, Any]], path: Path, ema: bool | None) -> Selection:
+def _choose(candidates: list[tuple[str, Any]], path: Path, ema: bool | None) -> Selection:
     # Objects count only where nothing readable is there: beside weights they are leftovers.
-    found = [item for item in found if not _is_object(item[1])] or found
-    averages = [item for item in found if any(_EMA.search(part) for part in item[0].split("."))]
-    raw = [item for item in found if item not in averages]
+    candidates = [item for item in candidates if not _is_object(item[1])] or candidates
+    averages = [item for item in candidates if any(_EMA.search(part) for part in item[0].split("."))]
+    raw = [item for item in candidates if item not in averages]
     if ema:
         if not averages:
             raise _no_average(path, [key for key, _ in raw])

@@ -73,8 +73,8 @@ def any_cut(traced: TracedNetwork) -> list[Cut]:
     [2]
     """
     flow = _FlowGraph(traced, math.inf)
-    found = flow.narrowest(after=(traced.source,), before=(traced.output,), latest=True, above_work=True)
-    return [found] if found is not None else []
+    narrowest = flow.narrowest(after=(traced.source,), before=(traced.output,), latest=True, above_work=True)
+    return [narrowest] if narrowest is not None else []
 
 
 def useful_cuts(traced: TracedNetwork, *, n_out: int) -> list[Cut]:
@@ -109,15 +109,15 @@ def useful_cuts(traced: TracedNetwork, *, n_out: int) -> list[Cut]:
         latest = flow.narrowest(after=source, before=output, latest=True, above_work=True)
     if latest is None:
         return []
-    found = [latest]
+    cuts = [latest]
     earliest = flow.narrowest(after=source, before=output, latest=False, above_work=above_work)
     if earliest is not None and flow.work_between(earliest.nodes, latest.nodes):
-        found.insert(0, earliest)
+        cuts.insert(0, earliest)
     # Then the narrowest place on either side, if it is narrower than the output.
-    below = flow.narrowest(after=(traced.source,), before=found[0].nodes, latest=True, apart=True)
-    above = flow.narrowest(after=found[-1].nodes, before=(traced.output,), latest=True, apart=True)
+    below = flow.narrowest(after=(traced.source,), before=cuts[0].nodes, latest=True, apart=True)
+    above = flow.narrowest(after=cuts[-1].nodes, before=(traced.output,), latest=True, apart=True)
     sides = [cut if cut and cut.width <= WORTH_WIDTH * latest.width else None for cut in (below, above)]
-    return [cut for cut in (sides[0], *found, sides[1]) if cut is not None]
+    return [cut for cut in (sides[0], *cuts, sides[1]) if cut is not None]
 
 
 def narrowest_of(cuts: Iterable[Cut]) -> Cut | None:
@@ -253,18 +253,18 @@ def crossing_constants(
     """
     moving = _depend_on(traced)
     stop, seen, waiting = set(lower), set(), list(upper)
-    found: list[fx.Node] = []
+    constants: list[fx.Node] = []
     while waiting:
         node = waiting.pop()
         if node in stop or node in seen:
             continue
         seen.add(node)
         if node in moving and node not in live:
-            found.append(node)
+            constants.append(node)
             continue
         waiting += node.all_input_nodes
     order: Mapping[fx.Node, int] = {node: i for i, node in enumerate(traced.graph.graph.nodes)}
-    return sorted((node for node in found if not _is_size(node)), key=order.__getitem__)
+    return sorted((node for node in constants if not _is_size(node)), key=order.__getitem__)
 
 
 def _depend_on(traced: TracedNetwork) -> set[fx.Node]:

@@ -135,10 +135,10 @@ class CutNetwork:
     def _crossing(self, first: int, last: int) -> tuple[fx.Node, ...]:
         """Constants that a span needs: at the start of the chain only arguments, the rest it computes."""
         live = self._live if first else set(self.traced.graph.graph.nodes) - set(self._placeholders[1:])
-        found = crossing_constants(self.traced, live, self._ends(first), self._ends(last))
-        if any(node not in self.traced.batch_axis for node in found):
+        constants = crossing_constants(self.traced, live, self._ends(first), self._ends(last))
+        if any(node not in self.traced.batch_axis for node in constants):
             raise NotTraceableError("what crosses a cut has no row per sample")
-        return tuple(found)
+        return tuple(constants)
 
     def span(self, first: int, last: int) -> SpanNetwork:
         """Links ``first`` to ``last - 1`` as one network; built at its first use."""
@@ -151,8 +151,8 @@ class CutNetwork:
         arguments = [x, *(extra[name] for name in self.traced.extra)]
         alone = self._squeezes_batch_of_one and x.shape[0] == 1
         with torch.no_grad():
-            found = self._everything(*(map(duplicated, arguments) if alone else arguments))
-        values = dict(zip(self._kept, found, strict=True))
+            tensors = self._everything(*(map(duplicated, arguments) if alone else arguments))
+        values = dict(zip(self._kept, tensors, strict=True))
         if alone:
             axes = self.traced.batch_axis
             values = {node: v.narrow(axes[node], 0, 1) for node, v in values.items()}

@@ -325,8 +325,8 @@ class Linearized:
             stack.enter_context(batched_pass(recurrent=self._network.recurrent))
             if self._network.scripted_attention:
                 stack.enter_context(thawed(self._network.module))
-            made: Tensor = self._in_transform(columns)
-        return made
+            columns_of_outputs: Tensor = self._in_transform(columns)
+        return columns_of_outputs
 
     def _in_transform(self, run: Callable[[Callable[[Tensor], tuple[Tensor, Tensor]]], Any]) -> Any:
         """Run a transform of the network's function.
@@ -355,10 +355,10 @@ class Linearized:
                 translating(lambda error: no_program(f"it fails on this batch: {telling_line(error)}")),
                 forward_pass(recurrent=self._network.recurrent, device=self.device),
             ):
-                made = program.linearize(arguments[0], arguments[1:], precision=self._precision)
-            self._program_map = made
+                linearized = program.linearize(arguments[0], arguments[1:], precision=self._precision)
+            self._program_map = linearized
             if self._outputs is None:
-                self._outputs = made.outputs[: self.batch]
+                self._outputs = linearized.outputs[: self.batch]
             else:
                 self._hold_against(self._outputs)
         return self._program_map

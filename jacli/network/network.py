@@ -286,9 +286,9 @@ def select_output(output: object, select: str | None) -> Tensor:
         return output
     named = outputs_of(output)
     if select is not None and not isinstance(output, Tensor):
-        found = _at(output, select)
-        if isinstance(found, Tensor):
-            return found
+        selected = _at(output, select)
+        if isinstance(selected, Tensor):
+            return selected
     listed = ", ".join(f"{name} {tuple(t.shape)}" for name, t in named.items())
     if isinstance(output, Tensor):
         raise ModelError(

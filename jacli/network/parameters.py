@@ -47,11 +47,11 @@ def parameters_of(model: Callable[..., object]) -> tuple[Parameter, ...]:
     except (TypeError, ValueError):
         return ()
     by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    found = list(signature.parameters.values())
+    parameters = list(signature.parameters.values())
     # In `(x, /, ...)` and `(*args, ...)` the inputs come first and cannot be given by name.
-    if not found or found[0].kind not in by_name:
+    if not parameters or parameters[0].kind not in by_name:
         return ()
-    return tuple(Parameter(one.name) for one in found if one.kind in by_name)
+    return tuple(Parameter(one.name) for one in parameters if one.kind in by_name)
 
 
 def input_parameter(

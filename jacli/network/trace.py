@@ -216,23 +216,25 @@ def _functional(graph: fx.GraphModule, arguments: Sequence[Any]) -> fx.GraphModu
     def run(*everything: Any) -> Any:
         return _Bound(graph, dict(zip(unique, everything[count:], strict=True))).run(*everything[:count])
 
-    made = _make_graph(functionalize(run, remove="mutations"), [*arguments, *constants], pre_dispatch=False)
-    for node, name in zip(list(made.graph.nodes)[count : count + len(unique)], unique, strict=True):
-        _keep_constant(made, name, getattr(graph, name))
-        with made.graph.inserting_after(node):
-            constant = made.graph.get_attr(name)
+    graph_module = _make_graph(
+        functionalize(run, remove="mutations"), [*arguments, *constants], pre_dispatch=False
+    )
+    for node, name in zip(list(graph_module.graph.nodes)[count : count + len(unique)], unique, strict=True):
+        _keep_constant(graph_module, name, getattr(graph, name))
+        with graph_module.graph.inserting_after(node):
+            constant = graph_module.graph.get_attr(name)
         constant.meta["val"] = node.meta.get("val")
         node.replace_all_uses_with(constant)
-        made.graph.erase_node(node)
-    for node in made.graph.find_nodes(op="call_function", target=torch.ops.aten.as_strided_.default):
+        graph_module.graph.erase_node(node)
+    for node in graph_module.graph.find_nodes(op="call_function", target=torch.ops.aten.as_strided_.default):
         # Average pooling of a channels-last tensor ends with it: other strides, the same numbers.
         if list(node.args[1]) == list(value_of(node.args[0]).shape):
             node.replace_all_uses_with(node.args[0])
-            made.graph.erase_node(node)
-    for node in made.graph.find_nodes(op="call_function", target=torch.ops.aten.copy.default):
-        _replace_copy(made.graph, node)
-    made.recompile()
-    return made
+            graph_module.graph.erase_node(node)
+    for node in graph_module.graph.find_nodes(op="call_function", target=torch.ops.aten.copy.default):
+        _replace_copy(graph_module.graph, node)
+    graph_module.recompile()
+    return graph_module
 
 
 def _replace_copy(graph: fx.Graph, node: fx.Node) -> None:

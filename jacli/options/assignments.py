@@ -80,10 +80,10 @@ def _literal(text: str) -> Any:
 
 def _flattened(table: Mapping[str, Any]) -> dict[str, Any]:
     """Tables in tables by dotted names."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in table.items():
         if isinstance(value, Mapping) and value:
-            found |= {f"{name}.{part}": inner for part, inner in _flattened(value).items()}
+            flat |= {f"{name}.{part}": inner for part, inner in _flattened(value).items()}
         else:
-            found[str(name)] = value
-    return found
+            flat[str(name)] = value
+    return flat

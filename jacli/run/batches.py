@@ -67,15 +67,15 @@ class Run:
         """Notes on what the plan leaves out without having been told to."""
         shapes = self.prepared.shapes
         smaller = min(shapes.n_in, shapes.n_selected)
-        found = []
+        notes = []
         if self.config.chunk_size and isinstance(plan, WholePlan) and plan.filled_by.single_vector:
-            found.append(f"--chunk-size has no part in the method {plan.method}")
+            notes.append(f"--chunk-size has no part in the method {plan.method}")
         if self.config.singular_values == "auto" and not plan.singular_values:
-            found += [
+            notes += [
                 f"no singular values: min(n_out, n_in) = {smaller} is above {SINGULAR_VALUES_LIMIT}; "
                 "ask for some with --singular-values K"
             ]
-        return found
+        return notes
 
     def layout(self, plan: Plan) -> ResultLayout:
         """Layout of the result file."""

@@ -265,7 +265,7 @@ def rows_of(arguments: Mapping[str, object], per_sample: Iterable[str], batch: i
         UsageError: One of them has not.
     """
     names = (per_sample,) if isinstance(per_sample, str) else tuple(per_sample)
-    found: dict[str, Tensor] = {}
+    by_name: dict[str, Tensor] = {}
     for name in names:
         rows = arguments.get(name)
         if not isinstance(rows, Tensor) or rows.dim() == 0 or len(rows) != batch:
@@ -275,8 +275,8 @@ def rows_of(arguments: Mapping[str, object], per_sample: Iterable[str], batch: i
                 why=f"per_sample names it, and x has {count_of(batch, 'sample')}.",
                 hint="Give a tensor of that length.",
             )
-        found[name] = rows
-    return found
+        by_name[name] = rows
+    return by_name
 
 
 def labels_of(labels: object, x: Tensor) -> Tensor:
@@ -285,20 +285,20 @@ def labels_of(labels: object, x: Tensor) -> Tensor:
     Raises:
         UsageError: It is anything else.
     """
-    found = torch.as_tensor(labels) if isinstance(labels, (np.ndarray, list, tuple)) else labels
+    tensor = torch.as_tensor(labels) if isinstance(labels, (np.ndarray, list, tuple)) else labels
     if (
-        not isinstance(found, Tensor)
-        or found.shape != x.shape[:1]
-        or found.is_floating_point()
-        or found.is_complex()
-        or found.dtype == torch.bool
+        not isinstance(tensor, Tensor)
+        or tensor.shape != x.shape[:1]
+        or tensor.is_floating_point()
+        or tensor.is_complex()
+        or tensor.dtype == torch.bool
     ):
         raise UsageError(
             f"labels is {described(labels)}.",
             why=f"One whole number per sample is needed, and x has {len(x)} samples.",
             hint="Give a tensor of class indices, (batch,).",
         )
-    return found.to(x.device, torch.int64)
+    return tensor.to(x.device, torch.int64)
 
 
 def check_paths(model: object, inputs: object, out: object) -> None:

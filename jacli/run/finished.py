@@ -165,10 +165,10 @@ class Finished:
         path, config = quote_path(self._results.path), self._config
         before = {**usual_options(), **self._recorded}
         for name in _ROUNDING_ONLY:
-            asked = getattr(config, name)
-            if asked is not None and asked != before.get(name):
+            now = getattr(config, name)
+            if now is not None and now != before.get(name):
                 was = before.get(name) or "auto"
-                yield f"computed with {flag_of(name)} {was}, not {asked}: equal to rounding"
+                yield f"computed with {flag_of(name)} {was}, not {now}: equal to rounding"
         kind = str(self._results.attrs.get("device", "")).partition(":")[0]
         if kind != prepared.device.type:
             yield f"computed on {kind}, not on {prepared.device.type}: equal to rounding"

@@ -39,16 +39,16 @@ def correct_samples(datasets: Mapping[str, Any]) -> NDArray[np.bool_] | None:
     outputs, labels = datasets["outputs"], datasets["labels"]
     n_samples, n_out = outputs.shape
     step = max(1, _READ_BYTES // max(1, n_out * outputs.dtype.itemsize))
-    found = np.zeros(n_samples, bool)
+    correct = np.zeros(n_samples, bool)
     if n_out == 0:
-        return found
+        return correct
     for start in range(0, n_samples, step):
         stop = min(n_samples, start + step)
         rows = np.asarray(outputs[start:stop])
         # NaN counts as the largest for argmax; a tie is the first of its outputs.
         known = ~np.isnan(rows).any(axis=1)
-        found[start:stop] = known & (rows.argmax(axis=1) == labels[start:stop])
-    return found
+        correct[start:stop] = known & (rows.argmax(axis=1) == labels[start:stop])
+    return correct
 
 
 def accuracy_notes(datasets: Mapping[str, Any]) -> list[str]:
@@ -58,13 +58,14 @@ def accuracy_notes(datasets: Mapping[str, Any]) -> list[str]:
     >>> accuracy_notes(datasets)
     ['the largest output is the label for 1 of 2 samples (accuracy 50.0 %)']
     """
-    found = correct_samples(datasets)
-    if found is None:
+    correct = correct_samples(datasets)
+    if correct is None:
         return []
-    right = int(found.sum())
-    share = f"{100 * right / len(found) if len(found) else math.nan:.1f} %"
+    right = int(correct.sum())
+    share = f"{100 * right / len(correct) if len(correct) else math.nan:.1f} %"
     return [
-        f"the largest output is the label for {right} of {count_of(len(found), 'sample')} (accuracy {share})"
+        f"the largest output is the label for {right} of {count_of(len(correct), 'sample')} "
+        f"(accuracy {share})"
     ]
 
 

@@ -181,8 +181,8 @@ def _compare(
                     raise
                 failure = failure or error
                 continue
-            found = after(points, rest).cpu()
-            gap = _gap(own, found)
+            placed = after(points, rest).cpu()
+            gap = _gap(own, placed)
             narrowest = min({x.dtype, *kinds}, key=lambda dtype: -torch.finfo(dtype).eps)
             if not gap <= _ROUNDING.get(narrowest, 0.2):
                 noise = _gap(own, before(*_at(_nudged(points, narrowest), rest, kind)))
@@ -204,18 +204,18 @@ def _nudged(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x + 2 * torch.finfo(dtype).eps * spread * torch.randn_like(x)
 
 
-def _gap(own: Tensor, found: Tensor) -> float:
+def _gap(own: Tensor, placed: Tensor) -> float:
     """The largest difference of a sample's outputs, relative to their norm.
 
     What is not finite in the wider dtype must not be finite in the narrower one either, which may overflow.
     """
-    if own.shape != found.shape:
+    if own.shape != placed.shape:
         return torch.inf
-    bits = torch.finfo(own.dtype).bits - torch.finfo(found.dtype).bits
+    bits = torch.finfo(own.dtype).bits - torch.finfo(placed.dtype).bits
     if bits:
-        overflowed = ~(found if bits > 0 else own).isfinite()
-        own, found = own.masked_fill(overflowed, 0), found.masked_fill(overflowed, 0)
-    return float(relative_errors(found, own).max())
+        overflowed = ~(placed if bits > 0 else own).isfinite()
+        own, placed = own.masked_fill(overflowed, 0), placed.masked_fill(overflowed, 0)
+    return float(relative_errors(placed, own).max())
 
 
 def _another_function(module: nn.Module, gap: float, own: torch.dtype, x: Tensor) -> ModelError:

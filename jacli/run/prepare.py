@@ -177,10 +177,10 @@ def _prepare(config: RunConfig, whole: InputSource, rows: range, device: torch.d
 def _sha256_of_arguments(labels: np.ndarray | None, extra: Mapping[str, Tensor]) -> str | None:
     if labels is None and not extra:
         return None
-    found = hashlib.sha256(b"" if labels is None else labels.tobytes())
+    digest = hashlib.sha256(b"" if labels is None else labels.tobytes())
     for name, rows in sorted(extra.items()):
-        found.update(name.encode() + rows.numpy().tobytes())
-    return found.hexdigest()
+        digest.update(name.encode() + rows.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _code_notes(config: RunConfig, loaded: LoadedModel) -> Iterator[str]:

@@ -85,7 +85,7 @@ def recheck_samples(
     for row in rows:
         selected = _selected(datasets, row, prepared.device)
         exact, position = references.at(row, selected)
-        found = recheck(
+        rechecked = recheck(
             stored_sample(datasets, row),
             exact,
             partial(
@@ -103,7 +103,7 @@ def recheck_samples(
             fixed_batch=prepared.shapes.fixed_batch is not None,
         )
         exact.close()
-        yield row, found
+        yield row, rechecked
 
 
 def _selected(datasets: Mapping[str, ChunkedArray], row: int, device: torch.device) -> Tensor | None:

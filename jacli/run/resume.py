@@ -60,12 +60,12 @@ class Unfinished:
             return None
         writer = ResultWriter.reopen(out, overwrite=config.overwrite)
         try:
-            found = cls(writer)
-            found._refuse(other_options(found._config, config))
+            resumed = cls(writer)
+            resumed._refuse(other_options(resumed._config, config))
         except BaseException:
             writer.close()
             raise
-        return found
+        return resumed
 
     def check_checksums(self) -> None:
         """Read all that is finished and compare it with its checksums; much cheaper than computing it again.
@@ -129,10 +129,10 @@ class Unfinished:
         Raises:
             OutputError: These rows have changed.
         """
-        found = prepared.source.sha256(0, self.done)
-        if self.done and found.hexdigest() != self.writer.inputs_sha256:
+        digest = prepared.source.sha256(0, self.done)
+        if self.done and digest.hexdigest() != self.writer.inputs_sha256:
             self._refuse(["the content of INPUTS"])
-        return found
+        return digest
 
     def chosen(self, choice: Choice) -> Chosen:
         """The method and plan of the earlier process, as this one follows them."""
@@ -153,12 +153,12 @@ class Unfinished:
             return
         prepared, datasets = run.prepared, self.writer.datasets
         with memory_errors("computing a finished sample again"):
-            for _, found in recheck_samples(prepared, datasets, plan, run.config, [row]):
-                if found.failed:
+            for _, rechecked in recheck_samples(prepared, datasets, plan, run.config, [row]):
+                if rechecked.failed:
                     raise OutputError(
                         f"{self.writer.part} is not what this run computes.",
                         why=f"Sample {prepared.source.index[row]} of it differs from the model's own "
-                        f"derivative by {found.error:.1e} (relative).",
+                        f"derivative by {rechecked.error:.1e} (relative).",
                         hint="Start anew with --no-resume, which removes it; and check that disk.",
                     )
 

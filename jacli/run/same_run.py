@@ -176,8 +176,8 @@ def _plan_notes(shards: Sequence[ShardFile]) -> list[str]:
         ("device_name", "devices"),
         ("torch_version", "versions of torch"),
     ):
-        found = Counter(str(shard.attributes.get(name)) for shard in shards)
-        if len(found) > 1:
-            listed = ", ".join(f"{value} ({times})" for value, times in found.most_common())
+        counts = Counter(str(shard.attributes.get(name)) for shard in shards)
+        if len(counts) > 1:
+            listed = ", ".join(f"{value} ({times})" for value, times in counts.most_common())
             notes.append(f"the shards have different {what}: {listed}; the attributes are those of the first")
     return notes

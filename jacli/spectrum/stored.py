@@ -71,11 +71,11 @@ class StoredJacobian:
         """All singular values of samples ``start:stop``, ``(stop - start, min(n_out, n_in))``."""
         if self.samples_at_once:
             return singular_values(torch.from_numpy(self._samples(start, stop)).mT)
-        found = [
+        spectra = [
             streamed_singular_values(lambda i=i: self._matrix_pieces(i), min(self.n_in, self.n_out))  # type: ignore[misc]
             for i in range(start, stop)
         ]
-        return Spectrum(torch.cat([s.values for s in found]), torch.cat([s.errors for s in found]))
+        return Spectrum(torch.cat([s.values for s in spectra]), torch.cat([s.errors for s in spectra]))
 
     def _samples(self, start: int, stop: int) -> Array:
         """Whole samples, ``(stop - start, n_in, n_out)``."""

@@ -78,8 +78,8 @@ class Attributes(Mapping[str, object]):
         """
         if name not in self._values:
             raise self.damaged(name, "it is not there")
-        found: dict[str, Any] = self._json(name, dict, "object")
-        return found
+        value: dict[str, Any] = self._json(name, dict, "object")
+        return value
 
     def json_list(self, name: str) -> list[Any]:
         """The list that a text describes in JSON: ``notes``, ``sources``; empty where there is none.
@@ -87,8 +87,8 @@ class Attributes(Mapping[str, object]):
         Raises:
             ResultsError: It is something else.
         """
-        found: list[Any] = self._json(name, list, "list") if name in self._values else []
-        return found
+        values: list[Any] = self._json(name, list, "list") if name in self._values else []
+        return values
 
     def json_texts(self, name: str) -> list[str]:
         """A list of texts, empty where there is none.
@@ -96,10 +96,10 @@ class Attributes(Mapping[str, object]):
         Raises:
             ResultsError: It is something else.
         """
-        found = self.json_list(name)
-        if not all(isinstance(part, str) for part in found):
+        texts = self.json_list(name)
+        if not all(isinstance(part, str) for part in texts):
             raise self.damaged(name, "it is not a list of strings")
-        return found
+        return texts
 
     def damaged(self, name: str, why: str) -> ResultsError:
         """The error for an attribute of the wrong type."""
@@ -117,9 +117,9 @@ class Attributes(Mapping[str, object]):
 
     def _json(self, name: str, kind: type, said: str) -> Any:
         try:
-            found = parse_json(self.text(name) or "")
+            value = parse_json(self.text(name) or "")
         except ValueError as error:
             raise self.damaged(name, str(error)) from error
-        if not isinstance(found, kind):
+        if not isinstance(value, kind):
             raise self.damaged(name, f"it is no JSON {said}")
-        return found
+        return value

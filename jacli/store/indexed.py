@@ -125,9 +125,9 @@ class IndexedDataset:
 
     def _check_fit(self, path: Path, file: h5py.File, source: Source) -> None:
         """A shard's dataset is the index's, but for the number of rows, and of the samples of those rows."""
-        found = file.get(self.name)
+        dataset = file.get(self.name)
         expected = (source.stop - source.start, *self.shape[1:])
-        if not isinstance(found, h5py.Dataset) or found.shape != expected or found.dtype != self.dtype:
+        if not isinstance(dataset, h5py.Dataset) or dataset.shape != expected or dataset.dtype != self.dtype:
             raise ResultsError(
                 f"{path} does not fit {self._index}.",
                 why=f"Its {self.name} is not {self.dtype} of shape {expected}, as the index says.",
@@ -171,16 +171,16 @@ class Shards:
         if dataset.name in self._made:
             return self._made[dataset.name]
         if not dataset.is_virtual or "sources" not in self._attributes:
-            found = checked(dataset)
+            readable = checked(dataset)
         else:
             if not any(isinstance(made, IndexedDataset) for made in self._made.values()):
                 check_sources(self._index, self._attributes)
-            found = IndexedDataset(self._index, dataset, sources_of(self._index, self._attributes))
-        self._made[dataset.name] = found
-        return found
+            readable = IndexedDataset(self._index, dataset, sources_of(self._index, self._attributes))
+        self._made[dataset.name] = readable
+        return readable
 
     def close(self) -> None:
         """Close the shards that are open."""
-        for made in self._made.values():
-            if isinstance(made, IndexedDataset):
-                made.close()
+        for dataset in self._made.values():
+            if isinstance(dataset, IndexedDataset):
+                dataset.close()

@@ -145,8 +145,8 @@ def write_merged(
             progress(source.stop, sources[-1].stop)
         if overflowed:
             file["done"].attrs["overflowed"] = np.int64(overflowed)
-        told = {**attributes, "sources": [asdict(source) for source in sources], "complete": True}
-        for name, value in told.items():
+        own_attributes = {**attributes, "sources": [asdict(source) for source in sources], "complete": True}
+        for name, value in own_attributes.items():
             file.attrs[name] = json.dumps(value) if isinstance(value, list | dict) else value
 
 

@@ -36,8 +36,8 @@ class NumpyDataset(h5py.Dataset):  # type: ignore[misc]  # h5py has no types
         if not self.id.valid:
             raise closed(self._path)
         per_chunk = self.chunks[0] if self.chunks else 1
-        found = take(self._read, self.shape, key, itemsize=self.dtype.itemsize, rows_per_chunk=per_chunk)
-        return found if new_dtype is None else found.astype(new_dtype)
+        values = take(self._read, self.shape, key, itemsize=self.dtype.itemsize, rows_per_chunk=per_chunk)
+        return values if new_dtype is None else values.astype(new_dtype)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         """All of it, as ``np.asarray`` wants it."""

@@ -64,7 +64,7 @@ def take(
     at = 0 if apart else first
     if isinstance(flat[0], np.ndarray):
         pieces = _pieces_of_rows(flat[0], most, rows_per_chunk)
-        found = _assemble(
+        values = _assemble(
             (
                 (order, read((slice(low, high, 1), *box))[(rows - low, *_some(inside, order))])
                 for low, high, order, rows in pieces
@@ -73,7 +73,7 @@ def take(
         )
     else:
         rows = range(shape[0])[flat[0]]
-        found = _assemble(
+        values = _assemble(
             (
                 (slice(start, start + len(some)), _read_range(read, some, box)[(slice(None), *inside)])
                 for start, some in ((i, rows[i : i + most]) for i in range(0, max(1, len(rows)), most))
@@ -82,8 +82,8 @@ def take(
             axis=1 if apart else 0,
         )
     if first < dots <= last:  # an ellipsis that stands for no axis parts them, too
-        found, at = np.moveaxis(found, at, 0), 0
-    return found.reshape(*found.shape[:at], *common, *found.shape[at + 1 :])
+        values, at = np.moveaxis(values, at, 0), 0
+    return values.reshape(*values.shape[:at], *common, *values.shape[at + 1 :])
 
 
 def _parts_of(key: Any, shape: tuple[int, ...]) -> tuple[list[_Part], int]:
@@ -206,8 +206,8 @@ def _some(inside: Sequence[_Part], which: np.ndarray) -> tuple[_Part, ...]:
 
 
 def _read_range(read: Callable[[Box], np.ndarray], rows: range, box: Box) -> np.ndarray:
-    found = read((_forward(rows), *box))
-    return found[::-1] if rows.step < 0 else found
+    values = read((_forward(rows), *box))
+    return values[::-1] if rows.step < 0 else values
 
 
 def _pieces_of_rows(

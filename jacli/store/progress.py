@@ -109,16 +109,19 @@ def _from_json(values: Mapping[str, Any]) -> Progress | None:
     if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
         return None
     try:
-        found = Progress(**{**known, "command": tuple(command)})
+        progress = Progress(**{**known, "command": tuple(command)})
     except TypeError:  # one is not there
         return None
-    counts, times = (found.samples, found.done, found.done_before), (found.started, found.updated)
-    texts = (found.state, found.folder, found.reason, found.shard or "")
+    counts, times = (
+        (progress.samples, progress.done, progress.done_before),
+        (progress.started, progress.updated),
+    )
+    texts = (progress.state, progress.folder, progress.reason, progress.shard or "")
     sound = (
         all(type(count) is int and 0 <= count < 2**63 for count in counts)
         and all(type(when) in (int, float) and abs(when) < 2**63 for when in times)
         and all(isinstance(text, str) for text in texts)
-        and found.state in STATES
-        and found.done <= found.samples
+        and progress.state in STATES
+        and progress.done <= progress.samples
     )
-    return found if sound else None
+    return progress if sound else None

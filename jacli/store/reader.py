@@ -84,10 +84,10 @@ class Results:
 
     def _near_kink_of_schema_1(self) -> np.ndarray:
         """As of schema 2: -1 where nothing was checked, which schema 1 did not tell from 0."""
-        found = np.asarray(read_whole(self.path, self._file["near_kink"])).astype(np.int8)
+        flags = np.asarray(read_whole(self.path, self._file["near_kink"])).astype(np.int8)
         if "verified_error" in self.names:
-            found[(found == 0) & np.isnan(self["verified_error"])] = -1
-        return found
+            flags[(flags == 0) & np.isnan(self["verified_error"])] = -1
+        return flags
 
     def __getattr__(self, name: str) -> Dataset:
         if name.startswith("_"):
@@ -210,7 +210,7 @@ def describe_results(path: str | Path) -> dict[str, object]:
             for name in results.names
             if not name.startswith(CHECKSUMS)
         }
-        told = {"schema", "complete", "sources"}
+        listed_above = {"schema", "complete", "sources"}
         return {
             "path": str(path),
             "schema": str(results.attrs["schema"]),
@@ -219,7 +219,7 @@ def describe_results(path: str | Path) -> dict[str, object]:
             "samples_done": int(np.count_nonzero(results["done"])),
             **_describe_sources(results),
             "datasets": datasets,
-            "attributes": {name: value for name, value in results.attrs.items() if name not in told},
+            "attributes": {name: value for name, value in results.attrs.items() if name not in listed_above},
         }
 
 

@@ -96,15 +96,15 @@ def check_numbers(
     for name in names:
         if name not in file:
             continue
-        found = file[name]
+        dataset = file[name]
         kinds = "iu" if name in whole else "fiu"
-        if not isinstance(found, h5py.Dataset) or found.dtype.kind not in kinds or not found.shape:
+        if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in kinds or not dataset.shape:
             raise ResultsError(
                 f"{path} is damaged, or was edited.",
                 why=f"Its {name} is not an array of {'whole ' if name in whole else ''}numbers.",
                 hint="Copy it again, or compute it again.",
             )
-        shapes[name] = tuple(int(size) for size in found.shape)
+        shapes[name] = tuple(int(size) for size in dataset.shape)
     return shapes
 
 

@@ -69,23 +69,23 @@ def layouts_of(
     Raises:
         OutputError: They are not.
     """
-    found: dict[str, DatasetLayout] = {}
+    layouts: dict[str, DatasetLayout] = {}
     for name, layout in expected.items():
         with reading_results(part, *DAMAGED):
             dataset = file.get(name)
         skipped = int(layout.grows)  # so far it has as many entries as there were batches
         has_rows = isinstance(dataset, h5py.Dataset) and dataset.shape is not None
-        wanted = (layout.shape[skipped:], layout.dtype)
-        if not has_rows or (dataset.shape[skipped:], dataset.dtype) != wanted:
+        expected_row = (layout.shape[skipped:], layout.dtype)
+        if not has_rows or (dataset.shape[skipped:], dataset.dtype) != expected_row:
             raise not_continued(part, f"its dataset {name} is not that of this run")
-        found[name] = replace(layout, chunks=dataset.chunks)
-        if not in_row_order(found[name]):
+        layouts[name] = replace(layout, chunks=dataset.chunks)
+        if not in_row_order(layouts[name]):
             raise not_continued(part, f"its dataset {name} lies in chunks that no run makes")
     known = {*expected, *(dim for layout in expected.values() for dim in layout.dims)}
     others = [name for name in dataset_names(file) if name not in known]
     if others:
         raise not_continued(part, f"this run has no dataset {others[0]}")
-    return found
+    return layouts
 
 
 def _check_content(part: Path, file: h5py.File) -> None:
@@ -100,7 +100,7 @@ def _check_content(part: Path, file: h5py.File) -> None:
 def _written_elsewhere(file: h5py.File) -> str | None:
     """A name whose numbers would be written to another place than its own; None where there is none."""
     places: dict[int, str] = {}
-    found: list[str] = []
+    problems: list[str] = []
 
     def look(name: bytes, info: Any) -> bool | None:
         shown = name.decode("utf-8", "replace")
@@ -114,9 +114,9 @@ def _written_elsewhere(file: h5py.File) -> str | None:
             if isinstance(item, h5py.h5d.DatasetID) and h5py.Dataset(item).is_virtual:
                 raise ValueError(f"its {shown} takes its numbers from other datasets")
         except Exception as error:
-            found.append(str(error))  # h5py does not carry it out of a callback
+            problems.append(str(error))  # h5py does not carry it out of a callback
             return True
         return None
 
     file.id.links.visit(look, info=True)
-    return found[0] if found else None
+    return problems[0] if problems else None

@@ -35,10 +35,10 @@ def open_guarded(path: Path) -> h5py.File:
         kind, hint = WHAT_TO_DO[Content.NO_FILE]
         raise ResultsError(f"{path} is not a regular file.", why=kind, hint=hint)
     if os.path.isfile(path):
-        found = examine_hdf5(path)
-        why = found.problem
-        if why is None and found.external_link is not None:
-            why = f"It holds a link to another file, {found.external_link!r}, which results never do."
+        findings = examine_hdf5(path)
+        why = findings.problem
+        if why is None and findings.external_link is not None:
+            why = f"It holds a link to another file, {findings.external_link!r}, which results never do."
         if why is not None:
             raise ResultsError(
                 f"{path} is damaged or malicious.", why=why, hint="Copy it again, or compute it again."

@@ -167,8 +167,8 @@ class ResultWriter:
     @uninterrupted()
     def inputs_sha256(self) -> str:
         """SHA-256 of the rows of the finished samples, as given to `write_batch`; empty if there are none."""
-        told = attributes_of_done(self.part, self._file["done"])
-        return (told.text("inputs_sha256") or "").strip()
+        recorded = attributes_of_done(self.part, self._file["done"])
+        return (recorded.text("inputs_sha256") or "").strip()
 
     def write_batch(
         self,

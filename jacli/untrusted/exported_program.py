@@ -223,8 +223,8 @@ def _is_operator(target: Any) -> bool:
     _, _, namespace, name, *overload = target.split(".")
     if not computes(namespace, name):
         return False
-    found: Any = torch.ops
+    value: Any = torch.ops
     for part in (namespace, name, *overload):
-        found = getattr(found, part, None)
+        value = getattr(value, part, None)
     operators = (torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch._ops.HigherOrderOperator)
-    return found is None or isinstance(found, operators)  # None: this torch lacks it, and says so itself
+    return value is None or isinstance(value, operators)  # None: this torch lacks it, and says so itself

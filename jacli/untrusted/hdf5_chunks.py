@@ -89,9 +89,9 @@ class CheckedDataset:
             if not path.is_file():
                 continue  # HDF5 reads fill values in its place
             with h5py.File(path, "r") as file:
-                found = file.get(inside)
-                if isinstance(found, h5py.Dataset) and found.chunks is not None:
-                    _ChunkChecker(found).check_all()
+                dataset = file.get(inside)
+                if isinstance(dataset, h5py.Dataset) and dataset.chunks is not None:
+                    _ChunkChecker(dataset).check_all()
         self._sources_checked = True
 
 
@@ -174,14 +174,14 @@ class _ChunkChecker:
 
     def _of_another_size(self) -> set[tuple[int, ...]]:
         """Offsets of the chunks that are stored in another size than their shape's; one walk of the index."""
-        found: set[tuple[int, ...]] = set()
+        offsets: set[tuple[int, ...]] = set()
 
         def look(chunk: Any) -> None:
             if chunk.size != self._nbytes:
-                found.add(chunk.chunk_offset)
+                offsets.add(chunk.chunk_offset)
 
         self._dataset.id.chunk_iter(look)
-        return found
+        return offsets
 
     def _misfit(self, offset: tuple[int, ...]) -> OSError:
         return OSError(

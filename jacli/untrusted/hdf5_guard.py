@@ -125,9 +125,9 @@ def _ask(path: str) -> Hdf5Findings:
         for _ in range(2):  # a child that went idle just now is followed by a fresh one
             if not _CHILDREN or _CHILDREN[0].owner != os.getpid():
                 _CHILDREN[:] = [_Child()]
-            found = _CHILDREN[0].ask(path)
-            if found is not None:
-                return found
+            findings = _CHILDREN[0].ask(path)
+            if findings is not None:
+                return findings
             _close_child()
         why = "The process that examines it does not start."
     except TimeoutError:

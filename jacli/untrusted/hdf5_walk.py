@@ -155,10 +155,10 @@ class _Walk:
             raise failed[0]
 
     def _examine_object(self, file: h5py.File, name: bytes, seen: set[int]) -> None:
-        found = h5py.h5o.open(file.id, name)
-        address = h5py.h5o.get_info(found).addr
-        if address not in seen and isinstance(found, h5py.h5d.DatasetID):
-            self._check_dataset(h5py.Dataset(found), name.decode("utf-8", "replace"), file.filename)
+        item = h5py.h5o.open(file.id, name)
+        address = h5py.h5o.get_info(item).addr
+        if address not in seen and isinstance(item, h5py.h5d.DatasetID):
+            self._check_dataset(h5py.Dataset(item), name.decode("utf-8", "replace"), file.filename)
         seen.add(address)
 
     def _check_dataset(self, dataset: h5py.Dataset, name: str, path: str) -> None:
@@ -188,14 +188,14 @@ class _Walk:
             with contextlib.suppress(OSError, TypeError, ValueError):  # refusals; whoever reads it meets them
                 dataset[(0,) * len(dataset.shape)]
 
-    def _check_attributes(self, found: h5py.Dataset | h5py.File) -> None:
+    def _check_attributes(self, item: h5py.Dataset | h5py.File) -> None:
         total = 0
-        for name in found.attrs:
-            total += found.attrs.get_id(name).get_storage_size()
+        for name in item.attrs:
+            total += item.attrs.get_id(name).get_storage_size()
             if total > MAX_ATTRIBUTES:
                 raise RefusedError(f"Its attributes take more than {MAX_ATTRIBUTES:,} bytes.")
             with contextlib.suppress(TypeError, ValueError, OSError):  # as above
-                found.attrs[name]
+                item.attrs[name]
 
     def _check_chunks(self, dataset: h5py.Dataset, plist: Any, name: str, itemsize: int) -> None:
         filters = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())} - _HARMLESS

@@ -35,11 +35,11 @@ def is_operator(namespace: str, name: str) -> bool:
 
 @cache
 def _listed() -> dict[str, frozenset[str]]:
-    found: dict[str, set[str]] = {}
+    by_namespace: dict[str, set[str]] = {}
     namespace = ""
     for word in files("jacli.untrusted").joinpath("operators.txt").read_text(encoding="ascii").split():
         if word.endswith(":"):
             namespace = word[:-1]
         else:
-            found.setdefault(namespace, set()).add(word)
-    return {namespace: frozenset(names) for namespace, names in found.items()}
+            by_namespace.setdefault(namespace, set()).add(word)
+    return {namespace: frozenset(names) for namespace, names in by_namespace.items()}

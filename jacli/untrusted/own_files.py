@@ -46,10 +46,10 @@ def open_own(path: Path, flags: int) -> int:
         if error.errno in (errno.ENXIO, errno.EISDIR):
             raise _foreign(path, "not a regular file") from error
         raise
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)
-        regular = stat.S_ISREG(found.st_mode)
+        regular = stat.S_ISREG(status.st_mode)
         raise _foreign(path, "a file with a second name (a hard link)" if regular else "not a regular file")
     return descriptor
 

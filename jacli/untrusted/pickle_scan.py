@@ -128,16 +128,16 @@ class _Tuple(tuple[Any, ...]):
     depth: int
 
     def __new__(cls, items: list[Any]) -> _Tuple:
-        made = super().__new__(cls, items)
+        new = super().__new__(cls, items)
         inner = [item for item in items if isinstance(item, _Tuple)]
-        made.size = len(items) + sum(item.size for item in inner)
-        made.depth = 1 + max((item.depth for item in inner), default=0)
-        if made.size > _LARGEST_TUPLE or made.depth > _DEEPEST_TUPLE:
+        new.size = len(items) + sum(item.size for item in inner)
+        new.depth = 1 + max((item.depth for item in inner), default=0)
+        if new.size > _LARGEST_TUPLE or new.depth > _DEEPEST_TUPLE:
             raise ValueError(
-                f"a tuple of {made.size:,} entries, shared ones counted as often as they are there, "
-                f"nested {made.depth} deep"
+                f"a tuple of {new.size:,} entries, shared ones counted as often as they are there, "
+                f"nested {new.depth} deep"
             )
-        return made
+        return new
 
 
 class _Machine:

@@ -168,9 +168,9 @@ def problem_of_sources(sources: Mapping[str, str]) -> str | None:
 
 def _problem_of_text(source: str) -> str | None:
     """Text that torch's lexer could read otherwise than Python's."""
-    found = _FOREIGN.search(source)
-    if found:
-        return f"Its code holds the character {found[0]!r}, which torch never writes there."
+    match = _FOREIGN.search(source)
+    if match:
+        return f"Its code holds the character {match[0]!r}, which torch never writes there."
     if _PREFIX.search(source) or _TYPE_COMMENT.search(source):
         try:
             for token in tokenize.generate_tokens(io.StringIO(source).readline):

@@ -209,20 +209,20 @@ class _Reference:
 def _pull_all(passes: PlainPasses, position: int, index: Tensor, probes: Tensor) -> _Reference:
     """Rows and probes by plain reverse passes one after another, with a cotangent at ``position`` only."""
     own_largest = others_largest = torch.zeros((), dtype=torch.float64)
-    found = []
+    images = []
     for vector in _vectors(passes.map, index, probes):
         cotangents = torch.zeros(
             passes.map.batch, passes.map.n_out, dtype=passes.dtype, device=passes.map.device
         )
         cotangents[position] = vector
         gradient = passes.pull(cotangents).detach()
-        found.append(gradient[position].cpu().double())
+        images.append(gradient[position].cpu().double())
         # At another sample, a cotangent of zero times an infinite slope is NaN: that does not mean influence.
         largest = finite(gradient).abs().amax(1).cpu() if passes.map.n_in else torch.zeros(1).double()
         own_largest = torch.maximum(own_largest, largest[position])
         largest[position] = 0
         others_largest = torch.maximum(others_largest, largest.max())
-    products = torch.stack(found)
+    products = torch.stack(images)
     return _Reference(
         products[: len(index)],
         products[len(index) :],
@@ -363,10 +363,10 @@ def _sizes(reference: _Reference, n_out: int) -> tuple[float, float]:
     return max(of_rows, frobenius * share), frobenius
 
 
-def _relative(found: Tensor, reference: Tensor, scale: float = 0.0) -> float:
+def _relative(computed: Tensor, reference: Tensor, scale: float = 0.0) -> float:
     """`relative_errors` of everything together."""
     size = torch.tensor([scale], dtype=torch.float64)
-    return float(relative_errors(found.flatten()[None], reference.flatten()[None], scale=size))
+    return float(relative_errors(computed.flatten()[None], reference.flatten()[None], scale=size))
 
 
 def _norm(values: Tensor) -> float:

@@ -119,7 +119,7 @@ def test_nan_is_no_right_answer() -> None:
     [
         ({"labels": None}, "correct", ("no labels", "--labels FILE")),
         ({"labels": None}, "label", ("no labels", "--labels FILE")),
-        ({"labels": np.zeros(7)}, "label", ("labels is no array of whole numbers",)),
+        ({"labels": np.zeros(7)}, "label", ("labels is not an array of whole numbers",)),
         ({"outputs": None}, "correct", ("no outputs", "--by label")),
         ({"outputs": np.zeros((7, 3, 1), np.float32)}, "correct", ("shape (3, 1)", "--by label")),
     ],

@@ -154,7 +154,9 @@ def test_auto_is_what_the_environment_says(environ: dict[str, str], shard: Shard
     ("environ", "why"),
     [
         pytest.param({}, "no shard is assigned", id="no launcher"),
-        pytest.param({"SLURM_JOB_ID": "3", "SLURM_PROCID": "0"}, "no shard is assigned", id="a job without tasks"),
+        pytest.param(
+            {"SLURM_JOB_ID": "3", "SLURM_PROCID": "0"}, "no shard is assigned", id="a job without tasks"
+        ),
         pytest.param({"RANK": "1"}, "no shard is assigned", id="half of torchrun"),
         pytest.param(array(7, 3, 7, 2), "2 tasks from 3 to 7", id="two tasks submitted again"),
         pytest.param(array(2, 2, 3), "2 tasks from 2 to 3", id="two neighbours submitted again"),

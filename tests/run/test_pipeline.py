@@ -183,7 +183,7 @@ def test_a_commit_that_is_refused_ends_the_run() -> None:
 
     writer = Writer()
     pipeline = Pipeline(writer, CPU, before_commit=taken_over, written=ignore)
-    with pytest.raises(OutputError, match="another process now"), pipeline:
+    with pytest.raises(OutputError, match="is now being written by another process"), pipeline:
         pipeline.put(block(0))
         pipeline.finish()
     assert writer.committed == 0

@@ -66,7 +66,7 @@ def test_whole_numbers_are_asked_for_where_they_count(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "out.h5", "r+") as file:
         del file["sample_index"]
         file["sample_index"] = np.zeros(IMAGES.n_samples)
-    with pytest.raises(ResultsError, match="no array of whole numbers"):
+    with pytest.raises(ResultsError, match="not an array of whole numbers"):
         open_results(tmp_path / "out.h5")
 
 
@@ -76,5 +76,5 @@ def test_checksums_are_a_group(tmp_path: Path, content: object) -> None:
     with h5py.File(tmp_path / "out.h5", "r+") as file:
         del file["checksums"]
         file["checksums"] = content
-    with pytest.raises(ResultsError, match="checksums is no group"):
+    with pytest.raises(ResultsError, match="checksums is not a group"):
         open_results(tmp_path / "out.h5")
