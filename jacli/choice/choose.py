@@ -378,7 +378,7 @@ class _Search:
                 hint="Give --save full or none.",
             )
         return MethodError(
-            f"The method {CHAIN} cannot serve this model.",
+            f"The method {CHAIN} does not work with this model.",
             why=f"{capitalised(why)}.",
             hint="Leave --method out, or choose another.",
         )

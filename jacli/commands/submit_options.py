@@ -98,7 +98,7 @@ def _contradictions(own: Mapping[str, Any], parsed: Mapping[str, Any]) -> list[J
         problems.append(
             UsageError(
                 "--shards is not given.",
-                why="It says how many tasks share the samples.",
+                why="It sets the number of tasks that share the samples.",
                 hint="For example: `jacli submit model.pt inputs.npy --shards 16`.",
             )
         )

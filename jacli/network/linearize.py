@@ -394,5 +394,5 @@ def no_program(why: str, *, asked: str = "--method, and --precision if it was gi
     return MethodError(
         "The network has no linear program.",
         why=f"{capitalised(why).rstrip('.')}.",
-        hint=f"Leave {asked} out: plain methods serve it.",
+        hint=f"Leave {asked} out: the other methods work.",
     )
