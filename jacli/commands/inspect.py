@@ -36,6 +36,9 @@ def inspect(
     With ``inputs`` (or a model's name in place of a path) the model is loaded and probed on a few
     samples: output shape, state, accepted batch sizes, what ``auto`` would choose.
 
+    >>> inspect("sample_models/digits.npy")["kind"]
+    'inputs'
+
     Args:
         path: The file.
         inputs: What the model is probed on.

@@ -28,6 +28,14 @@ _MAX_SEARCHED_BYTES = 2**31
 def check_dtype(dtype: np.dtype, what: str = "") -> None:
     """Refuse inputs that have no derivative: only float16, float32 and float64 pass.
 
+    >>> check_dtype(np.dtype("float32"))
+    >>> check_dtype(np.dtype("uint8"))
+    Traceback (most recent call last):
+        ...
+    jacli.errors.InputsError: The inputs have dtype uint8.
+    A Jacobian is a derivative, so inputs must be floating numbers (float16, float32, float64).
+    Scale it as the model was trained, for example x.astype('float32') / 255, and save that.
+
     Args:
         dtype: Of the inputs.
         what: What is wrong with another one, where the inputs are no file.

@@ -19,7 +19,14 @@ with contextlib.suppress(ImportError):
 
 
 def load_hdf5(path: Path, wanted: Wanted) -> StoredArray:
-    """One dataset of an HDF5 file, read in slices."""
+    """One dataset of an HDF5 file, read in slices.
+
+    >>> with h5py.File("x.h5", "w") as file:
+    ...     file["group/x"] = [[1.0, 2.0]]
+    >>> stored = load_hdf5(Path("x.h5"), Wanted("/group/x"))
+    >>> stored.key, stored.shape
+    ('group/x', (1, 2))
+    """
     findings = examine_hdf5(path)
     if findings.problem is not None:
         raise InputsError(

@@ -16,7 +16,11 @@ from jacli.untrusted.zip_archive import check_zip
 
 
 def load_npy(path: Path, wanted: Wanted) -> StoredArray:
-    """A .npy file, memory-mapped."""
+    """A .npy file, memory-mapped.
+
+    >>> load_npy(Path("sample_models/digits.npy"), Wanted()).shape
+    (64, 1, 8, 8)
+    """
     refuse_key(path, wanted, why="A NumPy array has no name.")
     # Python objects, a single number and no samples cannot be mapped; `open_inputs` refuses them by name.
     with path.open("rb") as file:
@@ -28,7 +32,12 @@ def load_npy(path: Path, wanted: Wanted) -> StoredArray:
 
 
 def load_npz(path: Path, wanted: Wanted) -> StoredArray:
-    """One member of a .npz file; only that member is read, whole, when its first rows are."""
+    """One member of a .npz file; only that member is read, whole, when its first rows are.
+
+    >>> np.savez("two.npz", train=np.zeros((5, 3)), test=np.zeros((2, 3)))
+    >>> load_npz(Path("two.npz"), Wanted("test")).shape
+    (2, 3)
+    """
     with path.open("rb") as file:
         members = check_zip(file, checksums=False)  # reading a member compares its checksum
         headers = {}

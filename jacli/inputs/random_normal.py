@@ -14,7 +14,7 @@ def make_random(source: str, wanted: Wanted, *, seed: int) -> StoredArray:
     Sample i comes from a generator of its own, ``numpy.random.default_rng((seed, i))``, so it is the
     same whatever range is read, by whatever shard.
 
-    >>> stored = make_random("random:4x2", key=None, seed=0)
+    >>> stored = make_random("random:4x2", Wanted(), seed=0)
     >>> np.array_equal(stored.read_slice(0, 4)[2:], stored.read_slice(2, 4))
     True
 

@@ -20,7 +20,13 @@ _DTYPES = {
 
 
 def load_safetensors(path: Path, wanted: Wanted) -> StoredArray:
-    """One tensor of a safetensors file."""
+    """One tensor of a safetensors file.
+
+    >>> from safetensors.numpy import save_file
+    >>> save_file({"x": np.zeros((5, 3), np.float32)}, "x.safetensors")
+    >>> load_safetensors(Path("x.safetensors"), Wanted()).shape
+    (5, 3)
+    """
     with ExitStack() as stack:
         file = stack.enter_context(safe_open(stack.enter_context(path_as_text(path)), framework="np"))
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

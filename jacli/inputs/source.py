@@ -201,9 +201,9 @@ class Wanted:
 def choose_key(path: object, arrays: Mapping[str, tuple[int, ...]], wanted: Wanted) -> str:
     """The array that is wanted.
 
-    >>> choose_key("x.npz", {"x": (5, 3)}, None)
+    >>> choose_key("x.npz", {"x": (5, 3)}, Wanted())
     'x'
-    >>> choose_key("x.npz", {"x": (5, 3), "y": (5,)}, None)
+    >>> choose_key("x.npz", {"x": (5, 3), "y": (5,)}, Wanted())
     Traceback (most recent call last):
         ...
     jacli.errors.InputsError: x.npz holds several arrays.
@@ -248,6 +248,14 @@ def _list_arrays(arrays: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def refuse_key(path: object, wanted: Wanted, *, why: str) -> None:
-    """Refuse a key where the file holds one array without a name."""
+    """Refuse a key where the file holds one array without a name.
+
+    >>> refuse_key("x.npy", Wanted("x"), why="A NumPy array has no name.")
+    Traceback (most recent call last):
+        ...
+    jacli.errors.InputsError: x.npy holds no array 'x'.
+    A NumPy array has no name.
+    Leave out --inputs-key.
+    """
     if wanted.key is not None:
         raise InputsError(f"{path} holds no array {wanted.key!r}.", why=why, hint="Leave out --inputs-key.")

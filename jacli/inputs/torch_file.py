@@ -20,12 +20,22 @@ _DEEPEST = 50
 
 
 def load_torch_zip(path: Path, wanted: Wanted) -> StoredArray:
-    """A zip archive of `torch.save`, memory-mapped."""
+    """A zip archive of `torch.save`, memory-mapped.
+
+    >>> torch.save({"x": torch.zeros(5, 3)}, "x.pt")
+    >>> load_torch_zip(Path("x.pt"), Wanted()).shape
+    (5, 3)
+    """
     return _load(path, wanted, mmap=True)
 
 
 def load_legacy_pickle(path: Path, wanted: Wanted) -> StoredArray:
-    """A pickle of `torch.save` before PyTorch 1.6, read whole."""
+    """A pickle of `torch.save` before PyTorch 1.6, read whole.
+
+    >>> torch.save(torch.zeros(5, 3), "x.pt", _use_new_zipfile_serialization=False)
+    >>> load_legacy_pickle(Path("x.pt"), Wanted()).shape
+    (5, 3)
+    """
     return _load(path, wanted, mmap=False)
 
 

@@ -21,7 +21,12 @@ class MissingError(UsageError):
 
 
 def from_options(options: Mapping[str, Any]) -> RunConfig:
-    """The options of a run; see `parsed_options`."""
+    """The options of a run; see `parsed_options`.
+
+    >>> run = from_options({"model": "net.pt", "inputs": "x.npy", "batch_size": "32", "memory": "4GiB"})
+    >>> run.batch_size, run.memory, run.method
+    (32, 4294967296, 'auto')
+    """
     return RunConfig(**parsed_options(options, needed=POSITIONAL))
 
 
@@ -35,7 +40,7 @@ def parsed_options(options: Mapping[str, Any], *, needed: Sequence[str] = ()) ->
         ...
     jacli.errors.UsageError: There is no option 'metod'.
     It is not among jacli compute's options.
-    Did you mean method or model?
+    Did you mean method or model? `jacli compute --help` lists every option.
 
     Args:
         options: Option name (underscores) to text, or to a value as TOML and JSON have them.

@@ -176,9 +176,8 @@ def _check_device(x: Tensor, model: object) -> None:
 def mistake_in_points(model: nn.Module, x: Tensor, said: str) -> JacliError | None:
     """The mistake behind a model's own error, if it is a usual one: a dtype, or a sample in place of a batch.
 
-    >>> from jacli.errors import InputsError
-    >>> refusal = InputsError("x", why="expected scalar type Float but found Double")
-    >>> print(why_refused(nn.Linear(3, 2), torch.zeros(4, 3, dtype=torch.float64), refusal).what)
+    >>> said = "expected scalar type Float but found Double"
+    >>> print(mistake_in_points(nn.Linear(3, 2), torch.zeros(4, 3, dtype=torch.float64), said).what)
     x is float64, the model float32.
 
     Args:

@@ -350,12 +350,7 @@ def _gradient(output: Tensor, points: Tensor) -> Tensor | None:
 
 
 def mixing_error(module: nn.Module, how: str) -> MixingError:
-    """The error for a model whose samples influence one another; names suspicious layers.
-
-    >>> print(mixing_error(nn.Sequential(nn.BatchNorm1d(3)), "its outputs moved").why)
-    Its outputs moved, so in such a batch there is no Jacobian per sample. Suspects: 0 (BatchNorm1d),
-        normalising by batch statistics.
-    """
+    """The error for a model whose samples influence one another; names suspicious layers."""
     layers = [
         f"{name} ({type(part).__name__})"
         for name, part in module.named_modules()
