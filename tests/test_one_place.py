@@ -28,7 +28,7 @@ LINES = {
             '    Method("pushed", "batched", by_columns=True, reruns_network=True, first_rows=16),\n',
         )
     ],
-    "summary.py": [
+    "summary/columns.py": [
         (
             "COLUMNS: dict[str, Column] = {",
             "def halved_norm(known: Statistics) -> Array | None:\n"
