@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 from unittest import mock
 
 import torch
@@ -52,6 +55,22 @@ def wait(pid: int) -> int:
         if ended:
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.005)
+    _give_up(pid)
+
+
+def wait_until_it_listens(pid: int) -> None:
+    """Until the command has installed its handlers, of which that of SIGUSR2 is the last."""
+    began = time.monotonic()
+    while time.monotonic() - began < _LONGEST:
+        status = Path(f"/proc/{pid}/status").read_text()
+        (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", status, flags=re.M)
+        if int(caught, 16) >> (signal.SIGUSR2 - 1) & 1:
+            return
+        time.sleep(0.001)
+    _give_up(pid)
+
+
+def _give_up(pid: int) -> NoReturn:
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     raise AssertionError(f"process {pid} hangs")
@@ -60,19 +79,39 @@ def wait(pid: int) -> int:
 def interrupt(arguments: Sequence[str], folder: Path, number: int, seconds: float, seed: int) -> list[int]:
     """Run the command and send it a signal at a random moment, twice; then let it end by itself.
 
+    How long a run takes depends on the machine and on what else it does, and one that goes on takes less
+    than one from the beginning.  If it ends before its signal comes, everything begins anew in an empty
+    folder, with the signal before the moment that was too late.
+
+    Args:
+        arguments: Of the command.
+        folder: Where it runs; made here.
+        number: Of the signal.
+        seconds: About how long a run takes that nothing disturbs.
+        seed: Of the moments.
+
     Returns:
-        The exit codes.
+        The exit codes of the three runs.
     """
-    draw, codes = random.Random(seed), []
-    folder.mkdir()
-    os.chdir(folder)
-    while not codes or codes[-1] not in (0, 1, 2, 3, 4, 5, 6, 99):
-        pid = start(arguments, folder / "log")
-        if len(codes) < 2:
-            time.sleep(draw.uniform(0.0, seconds))
+    draw, latest = random.Random(seed), [seconds, seconds]
+    while True:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        os.chdir(folder)
+        codes: list[int] = []
+        for window in tuple(latest):
+            pid = start(arguments, folder / "log")
+            if number != signal.SIGKILL:
+                wait_until_it_listens(pid)
+            moment = draw.uniform(0.0, window)
+            time.sleep(moment)
             os.kill(pid, number)
-        codes.append(wait(pid))
-    return codes
+            codes.append(wait(pid))
+            if codes[-1] == 0:
+                latest[len(codes) - 1] = moment
+                break
+        else:
+            return [*codes, wait(start(arguments, folder / "log"))]
 
 
 def main(folder: Path, signal_name: str, runs: int, seed: int, arguments: list[str]) -> None:
