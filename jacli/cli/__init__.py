@@ -93,7 +93,7 @@ def main() -> NoReturn:
     except SystemExit as stop:
         code = stop.code
     except JacliError as error:
-        code = _report(error)
+        code = _report(stopping.stop_behind(error) or error)
         if debug:
             traceback.print_exc()
     except stopping.Stopped as stop:
@@ -101,7 +101,8 @@ def main() -> NoReturn:
     except MemoryError as error:
         code = _report(OutOfMemoryError("Out of memory.", why=str(error), hint="Take fewer --samples."))
     except Exception as error:
-        code = _report_unforeseen(error)
+        stopped = stopping.stop_behind(error)
+        code = _report_unforeseen(error) if stopped is None else _report(stopped)
     lost = streams.lost_output()
     if lost is not None and not code:
         why = f"Standard output: {lost.strerror or lost}."

@@ -47,6 +47,19 @@ class Stopped(BaseException):
         return StoppedError(f"Stopped by {signal.Signals(number).name}.", why=why, hint=hint)
 
 
+def stop_behind(error: BaseException | None) -> JacliError | None:
+    """The stop of which code in C has made a SystemError, and whoever read that another error.
+
+    Python runs its handlers also between two lines that Cython has compiled, of h5py's lock for instance,
+    which may then return as if nothing had been raised.
+    """
+    while error is not None:
+        if isinstance(error, SystemError) and isinstance(error.__cause__, Stopped):
+            return error.__cause__.as_error()
+        error = error.__cause__
+    return None
+
+
 def listen() -> None:
     """Let the signals end the command in good order from now on, and a second one at once."""
     global _finished, _first

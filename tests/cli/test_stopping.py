@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from jacli.cli.stopping import Stopped, stop_behind
+from jacli.errors import OutputError, ResultsError, StoppedError
 from jacli.store import open_results
 
 
@@ -114,6 +116,25 @@ def test_before_anything_is_finished(start: Start, tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 128 + signal.SIGTERM
     assert not (tmp_path / "out.h5").exists()
+
+
+@pytest.mark.parametrize("reread", [False, True], ids=["by C", "by C and then by a reader of files"])
+def test_a_stop_that_is_made_another_error_is_a_stop(reread: bool) -> None:
+    """As by h5py's lock: "<FastRLock.__exit__> returned a result with an exception set"."""
+    error: Exception = SystemError("returned a result with an exception set")
+    error.__cause__ = Stopped(signal.SIGTERM)
+    if reread:
+        damaged = ResultsError("out.h5 cannot be read.", why=f"It is damaged: {error}.", hint="Copy it.")
+        damaged.__cause__ = error
+        error = damaged
+    stopped = stop_behind(error)
+    assert isinstance(stopped, StoppedError) and "SIGTERM" in stopped.what
+
+
+def test_an_error_while_a_stopped_run_is_saved_is_that_error() -> None:
+    full = OutputError("The disk is full.", why="", hint="")
+    full.__cause__ = Stopped(signal.SIGTERM)
+    assert stop_behind(full) is None
 
 
 _DROPPED = """
