@@ -64,7 +64,7 @@ def fork_server(folder: Path, environ: dict[str, str]) -> Iterator[dict[str, str
 
 def main(folder: Path) -> None:
     """Serve until killed."""
-    _import_everything()
+    import_everything()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / _SOCKET))
     listener.listen()
@@ -84,7 +84,7 @@ def main(folder: Path) -> None:
         connection.close()
 
 
-def _import_everything() -> None:
+def import_everything() -> None:
     """What a command would import in its fork, each time anew."""
     import networkx  # noqa: F401
     import sympy  # noqa: F401

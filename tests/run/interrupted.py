@@ -22,6 +22,7 @@ from unittest import mock
 import torch
 
 from jacli.cli import main as jacli_main
+from tests.fork_server import import_everything
 
 _LONGEST = 60.0
 """Seconds after which a run hangs."""
@@ -49,13 +50,20 @@ def start(arguments: Sequence[str], log: Path) -> int:
 
 def wait(pid: int) -> int:
     """The exit code of a process, negative for a signal."""
-    began = time.monotonic()
-    while time.monotonic() - began < _LONGEST:
+    code = wait_for(pid, _LONGEST)
+    return _give_up(pid) if code is None else code
+
+
+def wait_for(pid: int, seconds: float) -> int | None:
+    """The exit code of a process if it ends within so many seconds."""
+    until = time.monotonic() + seconds
+    while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    _give_up(pid)
+        if (left := until - time.monotonic()) <= 0:
+            return None
+        time.sleep(min(left, 0.005))
 
 
 def wait_until_it_listens(pid: int) -> None:
@@ -76,42 +84,52 @@ def _give_up(pid: int) -> NoReturn:
     raise AssertionError(f"process {pid} hangs")
 
 
-def interrupt(arguments: Sequence[str], folder: Path, number: int, seconds: float, seed: int) -> list[int]:
-    """Run the command and send it a signal at a random moment, twice; then let it end by itself.
+def interrupt(
+    arguments: Sequence[str], folder: Path, number: int, seconds: float, shares: tuple[float, float]
+) -> list[int]:
+    """Run the command and send it a signal, twice; then let it end by itself.
 
-    How long a run takes depends on the machine and on what else it does, and one that goes on takes less
-    than one from the beginning.  If it ends before its signal comes, everything begins anew in an empty
-    folder, with the signal before the moment that was too late.
+    How long a run takes depends on the machine and on what else it does.  If it ends before its signal
+    comes, everything begins anew in an empty folder, and that signal comes sooner.
 
     Args:
         arguments: Of the command.
         folder: Where it runs; made here.
         number: Of the signal.
         seconds: About how long a run takes that nothing disturbs.
-        seed: Of the moments.
+        shares: Of the time that a run takes, until the first signal and until the second.
 
     Returns:
         The exit codes of the three runs.
     """
-    draw, latest = random.Random(seed), [seconds, seconds]
+    takes = [seconds, seconds * (1 - shares[0] / 2)]  # the second starts anew, but goes on
     while True:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         os.chdir(folder)
         codes: list[int] = []
-        for window in tuple(latest):
+        for share, longest in zip(shares, tuple(takes), strict=True):
             pid = start(arguments, folder / "log")
             if number != signal.SIGKILL:
                 wait_until_it_listens(pid)
-            moment = draw.uniform(0.0, window)
-            time.sleep(moment)
-            os.kill(pid, number)
-            codes.append(wait(pid))
-            if codes[-1] == 0:
-                latest[len(codes) - 1] = moment
+            began = time.monotonic()
+            code = wait_for(pid, share * longest)
+            if code is None:
+                os.kill(pid, number)
+                code = wait(pid)
+            codes.append(code)
+            if code == 0:
+                takes[len(codes) - 1] = 0.9 * min(longest, time.monotonic() - began)
                 break
         else:
             return [*codes, wait(start(arguments, folder / "log"))]
+
+
+def moments(runs: int, seed: int) -> list[tuple[float, float]]:
+    """Two random shares of a run for each of the runs: of each ``1 / runs`` of its time, one."""
+    draw = random.Random(seed)
+    parts = zip(draw.sample(range(runs), runs), draw.sample(range(runs), runs), strict=True)
+    return [((one + draw.random()) / runs, (other + draw.random()) / runs) for one, other in parts]
 
 
 def main(folder: Path, signal_name: str, runs: int, seed: int, arguments: list[str]) -> None:
@@ -120,6 +138,7 @@ def main(folder: Path, signal_name: str, runs: int, seed: int, arguments: list[s
     Writes ``codes.json``: exit codes of each.
     """
     torch.set_num_threads(1)
+    import_everything()
     os.chdir(folder)
     assert wait(start([*arguments, "-o", "plan.h5"], folder / "log")) == 0, (folder / "log").read_text()
     began = time.monotonic()
@@ -128,9 +147,9 @@ def main(folder: Path, signal_name: str, runs: int, seed: int, arguments: list[s
     seconds = time.monotonic() - began
     codes = {
         str(run): interrupt(
-            [*repeated, "out.h5"], folder / str(run), signal.Signals[signal_name], seconds, seed + run
+            [*repeated, "out.h5"], folder / str(run), signal.Signals[signal_name], seconds, shares
         )
-        for run in range(runs)
+        for run, shares in enumerate(moments(runs, seed))
     }
     (folder / "codes.json").write_text(json.dumps(codes))
 

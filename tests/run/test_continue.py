@@ -80,7 +80,7 @@ RUNS = {
 
 def interrupted(folder: Path, place: Path, name: str, signal_name: str, runs: int) -> dict[str, list[int]]:
     model, *options = RUNS[name]
-    command = ["compute", str(folder / model), str(folder / "x.npy"), *options]
+    command = ["compute", str(folder / model), str(folder / "x.npy"), "--samples", "0:100", *options]
     subprocess.run(
         [sys.executable, "-m", "tests.run.interrupted", place, signal_name, str(runs), "0", *command],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=True,
