@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from jacli.choice.choose import Choice, choose
 from jacli.choice.problem import Points, Problem
 from jacli.engine.engine import Engine
-from jacli.network import TensorNetwork
+from jacli.engine.whole_result import WholeResult
+from jacli.network import TensorNetwork, TracedNetwork
 from jacli.options.methods import METHODS
 from jacli.plans.plan import Measured, Shapes
 from jacli.plans.request import Request
 from jacli.plans.search import Candidate
+
+
+@dataclass(frozen=True)
+class TracedOnce(Problem):
+    """A problem whose network is traced once, for all that is asked of it."""
+
+    @classmethod
+    def of(cls, problem: Problem) -> TracedOnce:
+        return cls(**{each.name: getattr(problem, each.name) for each in fields(problem)})
+
+    @cached_property
+    def traced(self) -> TracedNetwork:
+        return super().trace()
+
+    def trace(self) -> TracedNetwork:
+        return self.traced
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,13 @@ class Work:
 
     def engine(self, choice: Choice, **options: Any) -> Engine:
         return Engine(self.request, self.problem, choice, **options)
+
+    def matrices(self) -> Tensor:
+        """The Jacobians ``(n_samples, n_out, n_in)`` under the plan that is chosen."""
+        result = WholeResult(self.request, self.problem)
+        for batch in self.engine(self.choose(), out_buffer=result.out_buffer).batches():
+            result.take(batch)
+        return result.matrices
 
 
 @dataclass

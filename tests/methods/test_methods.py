@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import jacli
+from jacli.api import InMemoryRun
 from jacli.device.precision import precisions_of
 from jacli.errors import MethodError
 from jacli.methods import fill
@@ -26,10 +27,13 @@ from jacli.network import (
     trace_network,
 )
 from jacli.options.methods import AUTOGRAD_METHODS, CHAIN, METHOD_NAMES, METHODS, PROGRAM_METHODS, Method
+from jacli.plans.request import Request
+from jacli.run.request import WantedOutputs
 from jacli.verify.tolerances import PASSES
 from tests.cases import CASES, build
 from tests.clauses import broken
 from tests.reference import reference_jacobian
+from tests.work import TracedOnce, Work
 
 
 @pytest.fixture(autouse=True)
@@ -101,9 +105,28 @@ def reference_of_five(name, device):
     return x, reference_jacobian(selected(module, case), x.double())
 
 
-def jacobian(name, dtype, device, **options):
+@cache
+def problem(name, dtype, device, *, alone=False):
+    """A case as a problem, probed and traced once for all methods; ``alone`` for batches of one sample."""
     module, x, case = build(name, dtype, device)
-    return jacli.jacobian(module, x, select=case.select, **options).reshape(len(x), x[0].numel(), -1)
+    request, which = Request(batch_size=1 if alone else None), WantedOutputs(select=case.select)
+    return TracedOnce.of(InMemoryRun(module, x, request, which, {}, (), dtype=None, labels=None).problem)
+
+
+def jacobian(name, dtype, device, **options):
+    """``(batch, n_in, n_out)`` by the engine, with the plan that `choose` makes of the options."""
+    work = Work(
+        Request(**options, search_share=10.0),
+        problem(name, dtype, device, alone=options.get("batch_size") == 1),
+    )
+    return work.matrices().mT
+
+
+@cache
+def wrapped(name, kind, device):
+    """A case as TorchScript, one module for all methods."""
+    module, x, _ = build(name, torch.float32, device)
+    return kind(module, x)
 
 
 @cache
@@ -189,10 +212,10 @@ def torchscript_four_calls_in_a_row(name, method, device):
     """TorchScript keeps no Python attribute; tracing fixes state and squeeze()."""
     kinds = [] if name == "stateful" else [scripted, traced] if CASES[name].exportable else [scripted]
     for kind in kinds:
-        module, x, case = build(name, torch.float32, device)
-        wrapped, expected = kind(module, x), reference(name, device)
+        _, x, case = build(name, torch.float32, device)
+        module, expected = wrapped(name, kind, device), reference(name, device)
         for call in range(4):
-            found = jacli.jacobian(wrapped, x, select=case.select, method=method)
+            found = jacli.jacobian(module, x, select=case.select, method=method)
             assert relative(found.reshape(expected.shape), expected) < 1e-4, (kind.__name__, call)
 
 
@@ -238,8 +261,9 @@ def test_passes_are_what_is_run(method, device):
 
 @pytest.mark.parametrize("name", ["linear", "stateful", "stateful_buffer"])
 def test_factored_is_refused_by_name_where_there_is_no_cut(name, device):
+    module, x, _ = build(name, torch.float64, device)
     with pytest.raises(MethodError, match="factored") as refused:
-        jacobian(name, torch.float64, device, method="factored")
+        jacli.jacobian(module, x, method="factored")
     assert ("no place to cut" if name == "linear" else "keeps state") in str(refused.value)
 
 
