@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from jacli.choice.measure import OUT_OF_MEMORY, Measuring, seconds_per_multiply
 from jacli.choice.memory_limit import spectrum_bytes
 from jacli.choice.problem import Problem
@@ -110,7 +112,7 @@ class Cutting:
     def _cheapest(self, of_whole: CutLinearized, size: int) -> tuple[Factorization, float]:
         cut, request = self._cut, self._request
         links = [self._link(of_whole, at, size) for at in range(cut.n_links)]
-        spm = seconds_per_multiply(of_whole.dtype, of_whole.device) * size
+        spm = size * seconds_per_multiply(of_whole.dtype, of_whole.device, threads=torch.get_num_threads())
         priced = [link.priced for link in links]
         splits = [cut.narrowest] if request.keep == "factors" else range(1, cut.n_links)
         best: tuple[float, int, Bracketing] | None = None

@@ -156,11 +156,19 @@ def load_rules() -> None:
     torch.func.jvp(torch.sin, (one,), (one,))
 
 
-def seconds_per_multiply(dtype: torch.dtype, device: torch.device) -> float:
+@cache
+def seconds_per_multiply(dtype: torch.dtype, device: torch.device, *, threads: int) -> float:
     """Seconds of one multiply-and-add in a product of two matrices of middling size.
 
-    >>> 1e-13 < seconds_per_multiply(torch.float32, torch.device("cpu")) < 1e-6
+    Measured once per process, as `seconds_per_byte` is: it belongs to the machine and not to a network.
+
+    >>> 1e-13 < seconds_per_multiply(torch.float32, torch.device("cpu"), threads=1) < 1e-6
     True
+
+    Args:
+        dtype: Of the matrices.
+        device: Where they are.
+        threads: That torch uses; with another number it is measured anew.
     """
     a = torch.ones(512, 512, dtype=dtype, device=device)
     b = torch.ones(512, 2048, dtype=dtype, device=device)
@@ -170,11 +178,16 @@ def seconds_per_multiply(dtype: torch.dtype, device: torch.device) -> float:
     return (now(device) - began) / (512 * 512 * 2048)
 
 
-def seconds_per_byte(device: torch.device) -> float:
+@cache
+def seconds_per_byte(device: torch.device, *, threads: int) -> float:
     """Seconds of writing one byte of a result into memory that was not touched before.
 
-    >>> 1e-13 < seconds_per_byte(torch.device("cpu")) < 1e-6
+    >>> 1e-13 < seconds_per_byte(torch.device("cpu"), threads=1) < 1e-6
     True
+
+    Args:
+        device: Where the memory is.
+        threads: That torch uses.
     """
     values = torch.ones(2**22, device=device)
     began = now(device)

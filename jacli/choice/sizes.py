@@ -126,7 +126,9 @@ class Sizes:
     @cached_property
     def _seconds_per_byte(self) -> float:
         """Of putting results into place, where they are to be kept."""
-        return seconds_per_byte(self._problem.memory.device) if self._keeps_dense else 0.0
+        if not self._keeps_dense:
+            return 0.0
+        return seconds_per_byte(self._problem.memory.device, threads=torch.get_num_threads())
 
     def _all_at_once(self, method: Method, tried: list[Measured]) -> list[Measured]:
         """The whole work in one pass, where it fits: then nothing is put together afterwards."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from jacli.choice import measure as measuring
-from jacli.choice.measure import OUT_OF_MEMORY, measure
+from jacli.choice.measure import OUT_OF_MEMORY, measure, seconds_per_byte, seconds_per_multiply
 from jacli.choice.memory_limit import MemoryLimit
 from jacli.errors import MethodError
 from jacli.linear_map import Slab
@@ -144,3 +144,14 @@ def test_another_error_is_not_taken_for_a_failure(timed: Any, monkeypatch: pytes
     with pytest.raises(ZeroDivisionError):
         timed(clock)
     assert clock.closed == 1
+
+
+def test_figures_of_the_machine_are_measured_once() -> None:
+    cpu = torch.device("cpu")
+    for figure in (
+        seconds_per_byte,
+        lambda *of, threads: seconds_per_multiply(torch.float32, *of, threads=threads),
+    ):
+        first = figure(cpu, threads=1)
+        assert 0 < first < 1e-3
+        assert figure(cpu, threads=1) == first
