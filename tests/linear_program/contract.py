@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 from torch.func import vjp
 
 from jacli.linear_program import LinearProgram
@@ -52,10 +53,35 @@ def at(name: str, batch: int, dtype: torch.dtype, device: torch.device) -> Tenso
 
 
 @cache
+def traced(name: str, dtype: torch.dtype, device: torch.device) -> fx.GraphModule:
+    """The case's graph."""
+    return trace_network(network(name, dtype, device), at(name, BATCH, dtype, device), {}).graph
+
+
+@cache
 def program(name: str, dtype: torch.dtype, device: torch.device) -> LinearProgram:
-    """One program per case, shared by all tests as it is by all batches of a run."""
-    traced = trace_network(network(name, dtype, device), at(name, BATCH, dtype, device), {})
-    return LinearProgram(traced.graph)
+    """One program per case, shared by all tests as it is by all batches of a run.
+
+    Tracing is most of the work.  A graph that says nothing of its dtype is the same in float32: it is cast.
+    """
+    graph = traced(name, torch.float64, device)
+    if dtype == torch.float64:
+        return LinearProgram(graph)
+    own = network(name, torch.float64, device).module
+    if depends_on_dtype(graph, own):
+        return LinearProgram(traced(name, dtype, device))
+    return LinearProgram(copy.deepcopy(graph).to(dtype))
+
+
+def depends_on_dtype(graph: fx.GraphModule, module: nn.Module) -> bool:
+    """Whether an operator of the graph names a dtype, or reads a tensor that is none of the module's."""
+    own = {tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+    return any(
+        getattr(graph, str(node.target)).data_ptr() not in own
+        if node.op == "get_attr"
+        else any(isinstance(value, torch.dtype) for value in (*node.args, *node.kwargs.values()))
+        for node in graph.graph.nodes
+    )
 
 
 @cache
