@@ -13,7 +13,7 @@ from jacli.spectrum import (
     Spectrum,
     core_of_factors,
     factored_singular_values,
-    largest_singular_values,
+    largest_singular_triples,
     singular_values,
 )
 from jacli.spectrum.exact import PIECE_BYTES
@@ -65,7 +65,7 @@ def statistics_of(matrices: Matrices, plan: Plan, *, seed: int) -> BatchStatisti
         if plan.singular_values and every:
             spectrum = singular_values(dense)
     if plan.singular_values and spectrum is None:
-        spectrum = largest_singular_values(matrices, plan.singular_values, seed=seed)
+        spectrum = largest_singular_triples(matrices, plan.singular_values, seed=seed)
     if spectrum is not None:
         k = plan.singular_values
         spectrum = Spectrum(spectrum.values[:, :k], spectrum.errors[:, :k])

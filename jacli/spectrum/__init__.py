@@ -1,17 +1,18 @@
-"""Singular values: all of them from matrices (`exact`) or factors (`factored`), the largest by `lanczos`."""
+"""Singular values: all of them from matrices (`exact`) or factors (`factored`), the largest by `krylov`."""
 
 from __future__ import annotations
 
 from jacli.spectrum.exact import Spectrum, singular_values, streamed_singular_values
 from jacli.spectrum.factored import Core, core_of_factors, factored_singular_values
-from jacli.spectrum.lanczos import largest_singular_values
+from jacli.spectrum.krylov import Triples, largest_singular_triples
 
 __all__ = [
     "Core",
     "Spectrum",
+    "Triples",
     "core_of_factors",
     "factored_singular_values",
-    "largest_singular_values",
+    "largest_singular_triples",
     "singular_values",
     "streamed_singular_values",
 ]
