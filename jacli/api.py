@@ -1,64 +1,20 @@
-"""Jacobians and singular values of a model in memory: ``jacli.jacobian`` and ``jacli.singular_values``."""
+"""Jacobians, singular values and linear maps of a model in memory."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from jacli.choice.choose import choose
-from jacli.choice.memory_limit import MemoryLimit, memory_errors
-from jacli.choice.problem import Points, Problem
 from jacli.device.allocator import reused_memory
-from jacli.device.precision import check_precision
-from jacli.engine.batch_checks import BatchChecks
-from jacli.engine.engine import Engine
-from jacli.engine.module_cache import CachedPlan
-from jacli.engine.probed import padded, probed_network
-from jacli.engine.whole_result import WholeResult
-from jacli.errors import means_out_of_memory
-from jacli.models import LoadedModel
-from jacli.models.dtypes import as_dtype, real_dtypes
-from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
-from jacli.plans.plan import Shapes
-from jacli.plans.request import Request
-from jacli.run.call_arguments import (
-    check_count,
-    check_model,
-    check_points,
-    dtype_of,
-    labels_of,
-    mistake_in_points,
-    rows_of,
-)
-from jacli.run.placing import place
-from jacli.run.request import WantedOutputs, asked_of_call
-from jacli.run.run_log import logger
-from jacli.run.selection import check_classes, jacobian_shape, selected_outputs
-from jacli.spectrum import largest_singular_values
-from jacli.spectrum import singular_values as all_singular_values
-from jacli.verify import BATCH_SIZES, Probed
-
-_VECTORS_PER_VALUE = 400
-"""Rows or columns of a matrix that take as long as one of its largest singular values without it."""
-
-_CONVERGED = 1e-4
-"""Relative error up to which matrix-free singular values are given out; beyond, J is formed."""
-
-
-class _Function(nn.Module):
-    """A plain function as a module."""
-
-    def __init__(self, function: Callable[..., object]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *points: Tensor, **extra: object) -> object:
-        return self.function(*points, **extra)
+from jacli.network import exact_arithmetic
+from jacli.run.call_arguments import check_accuracy, check_count, check_some
+from jacli.run.in_memory import InMemoryRun
+from jacli.run.network_map import NetworkMap
+from jacli.run.request import asked_of_call
+from jacli.spectrum import Triples
 
 
 def jacobian(
@@ -159,7 +115,10 @@ def singular_values(
     x: Tensor,
     *,
     k: int | None = None,
+    rtol: float = 1e-3,
+    certify: float | None = None,
     precision: str = "ieee",
+    memory: int | str | None = None,
     select: str | None = None,
     classes: str | int | Sequence[int] = "all",
     labels: Tensor | None = None,
@@ -171,11 +130,10 @@ def singular_values(
 ) -> Tensor:
     """Singular values of every sample's Jacobian as a matrix ``(n_out, n_in)``, decreasing.
 
-    Where ``min(n_out, n_in)`` is at least ``400 k``, or the Jacobians do not fit in memory, they are
-    not formed: Golub-Kahan-Lanczos on products with J and its transpose, a few dozen passes, aiming at 1e-6
-    of the largest value.  Elsewhere that takes longer than all singular values do, and they are computed: the
-    Jacobian is formed and its Gram matrix decomposed in float64; so too where the error bounds exceed 1e-4
-    of the largest value, and in a reduced precision.
+    All of them, and few of a small matrix, come from the matrices, batch by batch: the eigenvalues of their
+    float64 Gram matrices, or by QR.  Few of a large one come from products with J and its transpose where
+    that is faster by measurement: a block Krylov search, some dozen passes per value.  `svd` gives bounds,
+    too.
 
     >>> model = torch.nn.Linear(4, 3)
     >>> sigma = singular_values(model, torch.randn(2, 4), k=2)
@@ -186,13 +144,18 @@ def singular_values(
         model: As `jacobian`.
         x: As `jacobian`.
         k: How many, the largest; all if None.
+        rtol: Where no matrix is formed: residual at which the search ends, relative to the largest value.  A
+            value errs by about the square of that over the gap to the next one.
+        certify: Where no matrix is formed: go on until the probability of having missed a larger value is no
+            more than this.
         precision: As `jacobian`; the values are those of the matrix so computed, and have its error.
+        memory: As `jacobian`.
         select: As `jacobian`.
         classes: As `jacobian`: the rows of the matrix.
         labels: As `jacobian`.
         of: As `jacobian`.
         dtype: As `jacobian`; the values are float64 in any case.
-        seed: Starts the Lanczos vectors.
+        seed: Of the random vectors.
         per_sample: As `jacobian`.
         **arguments: As `jacobian`.
 
@@ -203,175 +166,176 @@ def singular_values(
         JacliError: As `jacobian`.
     """
     k = check_count(k)
+    check_accuracy(rtol, certify)
     request, which = asked_of_call(
-        labels=labels, select=select, of=of, classes=classes, precision=precision, seed=seed
+        labels=labels, **{"select": select, "of": of, "classes": classes, "precision": precision},
+        memory=memory, seed=seed,
+    )  # fmt: skip
+    spectrum = replace(
+        request, singular_values=k or "all", keep="nothing", spectrum="auto", rtol=rtol, certify=certify
     )
     with exact_arithmetic(), reused_memory():
-        run = InMemoryRun(model, x, request, which, arguments, per_sample, dtype=dtype, labels=labels)
-        # Reduced products with J and J' are not transposes of one another: there J is formed, once.
-        if k is not None and request.is_exact and run.pays_without_matrix(k):
-            values = run.largest(k)
-            if values is not None:
-                return values
-        dense = run.dense()
-        matrices = dense.reshape(len(x), run.shapes.n_in, run.shapes.n_selected).mT
-        return all_singular_values(matrices).values[:, :k]
+        run = InMemoryRun(model, x, spectrum, which, arguments, per_sample, dtype=dtype, labels=labels)
+        return run.spectra()
 
 
-class InMemoryRun:
-    """A model and points in memory, probed, ready to be linearised batch by batch."""
+@dataclass(frozen=True)
+class SVD:
+    """The leading part of a singular value decomposition, ``J ~ U diag(S) V'``; unpacks to ``U, S, V``.
 
-    def __init__(
-        self,
-        model: Callable[..., object],
-        x: Tensor,
-        request: Request,
-        outputs: WantedOutputs,
-        arguments: dict[str, object],
-        per_sample: Sequence[str],
-        *,
-        dtype: str | torch.dtype | None,
-        labels: Tensor | None,
-    ) -> None:
-        check_model(model, x)
-        points, asked = check_points(x, model), dtype_of(dtype)
-        self.x = points if asked is None else points.to(asked)
-        check_precision(request.precision, x.device, self.x.dtype)
-        self.extra = rows_of(arguments, per_sample, len(x))
-        self.constant = {name: value for name, value in arguments.items() if name not in self.extra}
-        if asked is not None:
-            self.extra = {name: as_dtype(rows, asked) for name, rows in self.extra.items()}
-        self.labels = None if labels is None else labels_of(labels, x)
-        converted = asked is not None and isinstance(model, nn.Module) and real_dtypes(model) != {asked}
-        self._outputs = outputs
-        what = replace(request, seed=0), outputs
-        self._kept = CachedPlan.of(model, self.x, what, arguments, self.extra, keep=not converted)
-        # Where its plan is kept, it is the first call of many.
-        self._request = replace(request, search_share=10.0) if self._kept.is_kept else request
-        self._memory = self._kept.memory or MemoryLimit.of_run(request.memory, x.device)
-        with memory_errors("running the model on the first samples"):
-            self.network, self.probed = self._kept.network or self._probed(model, converted=converted)
-        n_out = math.prod(self.probed.output_shape)
-        check_classes(outputs.classes, None if self.labels is None else self.labels.cpu().numpy(), n_out)
+    Attributes:
+        U: Left vectors, ``(batch, *output, k)``, with ``classes`` ``(batch, selected, k)``; float64.
+        S: ``(batch, k)``, decreasing.
+        V: Right vectors, ``(batch, *input, k)``; the largest entry of each is positive.
+        errors: ``(batch, k)``, bound on the absolute error of each value: a singular value lies within it.
+        vector_errors: ``(batch, k)``, bound on the angles to the singular vectors in radians; pi / 2 where
+        the
+            next value is too near to tell them apart.
+        failure_probability: ``(batch,)``, that a larger value was missed; 0 where the matrix was decomposed.
+    """
 
-    def _probed(self, model: Callable[..., object], *, converted: bool) -> tuple[TensorNetwork, Probed]:
-        module = frozen_twin(model if isinstance(model, nn.Module) else _Function(model))
-        batch_size = self._request.batch_size
-        hints = [size for size in (batch_size, *BATCH_SIZES, len(self.x)) if size]
-        select, of, alone = self._outputs.select, self._outputs.of, batch_size == 1
-        x, rows = self.x[:4], self._rows(0, 4)
-        if converted:
-            placed = place(
-                LoadedModel(module.cpu(), format="", path=None, sha256=None),
-                x.cpu(),
-                {name: some.cpu() for name, some in rows.items()},
-                dtype=x.dtype,
-                device=x.device,
-                arguments={
-                    name: value.cpu() if isinstance(value, Tensor) else value
-                    for name, value in self.constant.items()
-                },
-                select=select,
-                of=of,
-                batch_hints=hints,
-                alone=alone,
-            )
-            _tell(placed.notes)
-            return placed.network, placed.probed
-        return probed_network(
-            module,
+    U: Tensor
+    S: Tensor
+    V: Tensor
+    errors: Tensor
+    vector_errors: Tensor
+    failure_probability: Tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.U, self.S, self.V))
+
+
+def svd(
+    model: Callable[..., object],
+    x: Tensor,
+    *,
+    k: int,
+    rtol: float = 1e-3,
+    certify: float | None = None,
+    memory: int | str | None = None,
+    select: str | None = None,
+    classes: str | int | Sequence[int] = "all",
+    labels: Tensor | None = None,
+    of: str = "logits",
+    dtype: str | torch.dtype | None = None,
+    seed: int = 0,
+    per_sample: Sequence[str] = (),
+    **arguments: object,
+) -> SVD:
+    """The k leading singular triples of every sample's Jacobian: ``J V = U diag(S)``, with bounds.
+
+    From products with vectors or from the matrices, whichever is faster, as `singular_values`.
+
+    >>> model = torch.nn.Linear(4, 3)
+    >>> U, S, V = svd(model, torch.randn(2, 4), k=2)
+    >>> U.shape, S.shape, V.shape
+    (torch.Size([2, 3, 2]), torch.Size([2, 2]), torch.Size([2, 4, 2]))
+    >>> J = model.weight.detach().double()
+    >>> torch.allclose(J @ V[0], U[0] * S[0], atol=1e-5)
+    True
+
+    Args:
+        model: As `jacobian`.
+        x: As `jacobian`.
+        k: How many.
+        rtol: As `singular_values`.
+        certify: As `singular_values`.
+        memory: As `jacobian`.
+        select: As `jacobian`.
+        classes: As `jacobian`: the rows of the matrix.
+        labels: As `jacobian`.
+        of: As `jacobian`.
+        dtype: As `jacobian`; the results are float64 in any case.
+        seed: Of the random vectors.
+        per_sample: As `jacobian`.
+        **arguments: As `jacobian`.
+
+    Raises:
+        JacliError: As `jacobian`.
+    """
+    check_accuracy(rtol, certify)
+    request, which = asked_of_call(
+        labels=labels, select=select, of=of, classes=classes, memory=memory, seed=seed
+    )
+    spectrum = replace(
+        request, singular_values=check_some(k), keep="nothing", spectrum="auto", rtol=rtol, certify=certify
+    )
+    with exact_arithmetic(), reused_memory():
+        run = InMemoryRun(model, x, spectrum, which, arguments, per_sample, dtype=dtype, labels=labels)
+        triples = run.triples()
+    return _shaped(triples, tuple(x.shape[1:]), run.output_shape)
+
+
+def linear_map(
+    model: Callable[..., object],
+    x: Tensor,
+    *,
+    select: str | None = None,
+    classes: str | int | Sequence[int] = "all",
+    labels: Tensor | None = None,
+    of: str = "logits",
+    dtype: str | torch.dtype | None = None,
+    seed: int = 0,
+    per_sample: Sequence[str] = (),
+    **arguments: object,
+) -> NetworkMap:
+    """The Jacobians of all samples as a linear map, for your own algorithms: nothing is formed.
+
+    Its products are those of the linear program of the traced network where there is one, else of torch's
+    batched passes, else of plain ones; they are checked against plain passes first.
+
+    >>> model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    >>> with linear_map(model, torch.randn(2, 6)) as A:
+    ...     u, v = torch.randn(4, 2, 3), torch.randn(4, 2, 6)  # four vectors for each of two samples
+    ...     torch.allclose((u * A.jvp(v)).sum(2), (A.vjp(u) * v).sum(2), atol=1e-5)
+    True
+
+    Args:
+        model: As `jacobian`.
+        x: As `jacobian`.
+        select: As `jacobian`.
+        classes: As `jacobian`: the rows of the matrix.
+        labels: As `jacobian`.
+        of: As `jacobian`.
+        dtype: As `jacobian`.
+        seed: Of the vectors with which it is checked.
+        per_sample: As `jacobian`.
+        **arguments: As `jacobian`.
+
+    Returns:
+        A context manager with ``batch, n_out, n_in, dtype, device, outputs, vjp, jvp, take, close``, and
+        ``to_scipy(sample)``.
+
+    Memory: the activations of all samples, until it is closed.
+
+    Raises:
+        JacliError: As `jacobian`.
+    """
+    request, which = asked_of_call(labels=labels, select=select, of=of, classes=classes, seed=seed)
+    with exact_arithmetic():
+        run = InMemoryRun(
+            model,
             x,
-            rows,
-            arguments=self.constant,
-            signature=model,
-            select=select,
-            of=of,
-            batch_hints=hints,
-            alone=alone,
-            mistake=partial(mistake_in_points, module, self.x),
+            replace(request, keep="nothing"),
+            which,
+            arguments,
+            per_sample,
+            dtype=dtype,
+            labels=labels,
         )
-
-    @property
-    def shapes(self) -> Shapes:
-        """The run's shapes."""
-        return Shapes(
-            n_samples=len(self.x),
-            input_shape=tuple(self.x.shape[1:]),
-            output_shape=self.probed.output_shape,
-            n_selected=self._outputs.classes.count(math.prod(self.probed.output_shape)),
-            fixed_batch=self.probed.fixed_batch,
-            itemsize=self.x.element_size(),
-        )
-
-    def _rows(self, start: int, stop: int) -> dict[str, Tensor]:
-        return {name: rows[start:stop] for name, rows in self.extra.items()}
-
-    def _points(self, start: int, size: int) -> Points:
-        """Samples ``start:start + size``; padded with the last one where the model needs that size."""
-        stop = min(start + size, len(self.x))
-        x, extra = self.x[start:stop], self._rows(start, stop)
-        if self.probed.fixed_batch:
-            x, extra = padded(x, size), {name: padded(rows, size) for name, rows in extra.items()}
-        labels = None if self.labels is None else padded(self.labels[start:stop], len(x))
-        return x, extra, selected_outputs(self.network, x, extra, self._outputs.classes, labels)
-
-    @property
-    def problem(self) -> Problem:
-        """The work as the engine sees it."""
-        return Problem(self.network, self.shapes, self._points, self._memory)
-
-    def dense(self) -> Tensor:
-        """All Jacobians, ``(batch, *input, *output)``; in memory the rows of a sample are contiguous."""
-        request, problem = self._request, self.problem
-        with memory_errors("trying the model on the first samples"):
-            choice = choose(request, problem, kept=self._kept.choice)
-        result = WholeResult(request, problem)
-        engine = Engine(request, problem, choice, result.out_buffer, history=self._kept.history)
-        with memory_errors("putting the Jacobian together"):
-            for batch in engine.batches():
-                result.take(batch)
-                del batch
-        assert engine.accepted is not None  # there is a sample at least
-        self._kept.keep(self.network, self.probed, engine.accepted, self._memory, held=engine.held)
-        _tell((*choice.notes, *engine.notes))
-        return result.matrices.mT.reshape(len(self.x), *jacobian_shape(self.shapes, self._outputs.classes))
-
-    def pays_without_matrix(self, k: int) -> bool:
-        """Whether k singular values take less by products with vectors than by the matrices.
-
-        Products are passes of one vector per sample each, dozens of them for each value where the spectrum is
-        flat; a matrix has its vectors batched (benchmarks/NOTES.md).
-        """
-        shapes = self.shapes
-        smaller = min(shapes.n_in, shapes.n_selected)
-        too_large = shapes.n_samples * shapes.sample_bytes > self._memory.limit
-        return smaller >= _VECTORS_PER_VALUE * k or (4 * k < smaller and too_large)
-
-    def largest(self, k: int) -> Tensor | None:
-        """The k largest singular values without forming J; None where they did not converge.
-
-        So too where a primitive has no rule for this model or is wrong on it: the matrix has to be formed.
-        """
-        size = self.probed.fixed_batch or len(self.x)
-        problem, parts = self.problem, []
-        checks = BatchChecks(self._request, problem)
-        for start in range(0, len(self.x), size):
-            with problem.linearize(self._points(start, size)) as linearization:
-                try:
-                    if not checks.products_serve(linearization, start=start):
-                        return None
-                    spectrum = largest_singular_values(linearization.batched(), k, seed=self._request.seed)
-                except (RuntimeError, NotImplementedError) as error:
-                    if means_out_of_memory(error):
-                        raise
-                    return None
-            if not bool((spectrum.errors <= _CONVERGED * spectrum.values[:, :1]).all()):
-                return None
-            parts.append(spectrum.values[: min(size, len(self.x) - start)])
-        self._kept.keep(self.network, self.probed, None, self._memory, held=self._memory.limit)
-        return torch.cat(parts)
+        return NetworkMap(*run.products())
 
 
-def _tell(notes: Sequence[str]) -> None:
-    for note in dict.fromkeys(notes):
-        logger.info("%s", note)
+def _shaped(triples: Triples, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> SVD:
+    """Vectors in the shapes of outputs and inputs, with their signs fixed."""
+    largest = triples.right.gather(1, triples.right.abs().argmax(dim=1, keepdim=True))
+    signs = torch.where(largest < 0, -1.0, 1.0)
+    batch, _, k = triples.right.shape
+    return SVD(
+        U=(triples.left * signs).reshape(batch, *output_shape, k),
+        S=triples.values,
+        V=(triples.right * signs).reshape(batch, *input_shape, k),
+        errors=triples.errors,
+        vector_errors=triples.vector_errors,
+        failure_probability=triples.failure_probability,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import doctest
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 import jacli
 from jacli import api
-from jacli.choice.memory_limit import MemoryLimit
 from jacli.errors import InputsError, JacliError, MethodError, ModelError, UsageError
 from jacli.run import option_signature
 from tests.reference import reference_jacobian
@@ -164,18 +162,12 @@ def test_singular_values(x: Tensor) -> None:
     assert jacli.singular_values(model.float(), x.float()).dtype == torch.float64
 
 
-def test_few_singular_values_without_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("k", [2, 40])
+def test_few_singular_values_of_a_large_matrix(k: int) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(810, 80), nn.Tanh(), nn.Linear(80, 800)).double()
     points = torch.randn(2, 3, 18, 15, dtype=torch.float64)
     exact = torch.linalg.svdvals(reference_jacobian(model, points).mT)
-
-    def fail(*arguments: object, **options: object) -> Tensor:
-        raise AssertionError("J was formed")
-
-    monkeypatch.setattr(api.InMemoryRun, "dense", fail)
-    torch.testing.assert_close(jacli.singular_values(model, points, k=2), exact[:, :2], rtol=1e-5, atol=0)
-    with pytest.raises(AssertionError, match="J was formed"):
-        jacli.singular_values(model, points, k=40)
+    torch.testing.assert_close(jacli.singular_values(model, points, k=k), exact[:, :k], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -244,51 +236,100 @@ def test_compute_names_every_wrong_option() -> None:
         jacli.compute("model.pt", "x.npy", methood="vmap", dtype="half")
 
 
-@pytest.mark.parametrize(("precision", "formed"), [("ieee", False), ("bf16", True)])
-def test_few_singular_values_in_a_reduced_precision_are_those_of_the_matrix(
-    monkeypatch: pytest.MonkeyPatch, precision: str, formed: bool
-) -> None:
+def test_few_singular_values_in_a_reduced_precision_are_those_of_the_matrix() -> None:
     """Its products with J and with J' round differently: they are not the products of one matrix."""
-    asked: list[int] = []
-    largest = api.InMemoryRun.largest
-
-    def noting(work: api.InMemoryRun, k: int) -> torch.Tensor | None:
-        asked.append(k)
-        return largest(work, k)
-
-    monkeypatch.setattr(api.InMemoryRun, "largest", noting)
     model, points = nn.Linear(800, 800).double(), torch.randn(2, 800, dtype=torch.float64)
-    sigma = jacli.singular_values(model, points, k=2, precision=precision)
+    sigma = jacli.singular_values(model, points, k=2, precision="bf16")
     exact = torch.linalg.svdvals(model.weight.detach())[:2]
-    torch.testing.assert_close(sigma, exact.expand(2, -1), rtol=5e-2 if formed else 1e-4, atol=0)
-    assert asked == ([] if formed else [2])
+    torch.testing.assert_close(sigma, exact.expand(2, -1), rtol=5e-2, atol=0)
 
 
-@pytest.mark.parametrize(("outputs", "k"), [(10, 1), (50, 4), (300, 1), (900, 3)])
-def test_few_singular_values_are_never_slower_than_all(
-    monkeypatch: pytest.MonkeyPatch, outputs: int, k: int
-) -> None:
-    """Where products take longer than the matrix does, it is formed."""
-
-    def fail(*arguments: object) -> Tensor:
-        raise AssertionError("products with vectors")
-
-    monkeypatch.setattr(api.InMemoryRun, "largest", fail)
-    model, points = nn.Linear(outputs + 5, outputs).double(), torch.randn(2, outputs + 5).double()
-    exact = torch.linalg.svdvals(model.weight.detach())[:k]
-    torch.testing.assert_close(jacli.singular_values(model, points, k=k), exact.expand(2, -1))
+def test_few_singular_values_of_what_does_not_fit_in_memory() -> None:
+    """The Jacobian of a sample takes 6.4 MB, and 4 MiB may be held."""
+    weight = torch.linalg.qr(torch.randn(900, 900, dtype=torch.float64))[0] * torch.linspace(3, 0.1, 900)
+    model = nn.Linear(900, 900, bias=False).double()
+    model.weight.data = weight
+    sigma = jacli.singular_values(model, torch.randn(3, 900, dtype=torch.float64), k=1, memory="4MiB")
+    torch.testing.assert_close(sigma, torch.full((3, 1), 3.0, dtype=torch.float64), rtol=1e-4, atol=0)
 
 
-def test_few_singular_values_of_what_does_not_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, points = nn.Linear(60, 50).double(), torch.randn(3, 60, dtype=torch.float64)
-    real = MemoryLimit.of_run
-    monkeypatch.setattr(
-        MemoryLimit, "of_run", lambda config, device: dataclasses.replace(real(config, device), limit=50_000)
+class Bent(nn.Module):
+    """Tanh between two matrices; J = B diag(1 - tanh^2) A."""
+
+    def __init__(self, n_in: int, width: int, n_out: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(n_in, width), nn.Linear(width, n_out)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return scale * self.second(torch.tanh(self.first(x)))
+
+
+@pytest.mark.parametrize(("n_in", "n_out", "k"), [(30, 20, 3), (20, 30, 20), (700, 900, 2)])
+def test_svd(n_in: int, n_out: int, k: int) -> None:
+    torch.manual_seed(0)
+    model, points = Bent(n_in, 650, n_out).double(), torch.randn(3, n_in, dtype=torch.float64)
+    jacobians = reference_jacobian(model, points).mT
+    found = jacli.svd(model, points, k=k, rtol=1e-6)
+    left, values, right = found
+    exact = torch.linalg.svdvals(jacobians)[:, :k]
+    assert (left.shape, values.shape, right.shape) == ((3, n_out, k), (3, k), (3, n_in, k))
+    assert ((values - exact).abs() <= found.errors).all() and (found.errors <= 1e-5 * exact[:, :1]).all()
+    torch.testing.assert_close(
+        jacobians @ right, left * values[:, None], rtol=0, atol=1e-5 * float(exact.max())
     )
-    monkeypatch.setattr(api.InMemoryRun, "dense", lambda work: pytest.fail("the matrix was formed"))
-    sigma = jacli.singular_values(model, points, k=2)
-    exact = torch.linalg.svdvals(model.weight.detach())[:2]
-    torch.testing.assert_close(sigma, exact.expand(3, -1), rtol=1e-5, atol=0)
+    top = right.gather(1, right.abs().argmax(1, keepdim=True))
+    assert (top > 0).all()
+
+
+def test_svd_of_selected_outputs_of_an_image_network() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 7)).double()
+    points = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    found = jacli.svd(model, points, k=2, classes=[4, 0, 5])
+    assert found.U.shape == (2, 3, 2) and found.V.shape == (2, 2, 6, 6, 2)
+    jacobians = reference_jacobian(model, points).reshape(2, 72, 7).mT[:, [4, 0, 5]]
+    torch.testing.assert_close(
+        jacobians @ found.V.reshape(2, 72, 2), found.U * found.S[:, None], rtol=0, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("kind", ["module", "TorchScript", "function"])
+def test_linear_map(kind: str) -> None:
+    module, points = Bent(9, 8, 6).double(), torch.randn(3, 9, dtype=torch.float64)
+    model = {"module": module, "TorchScript": torch.jit.script(module), "function": lambda x: module(x)}[kind]
+    jacobians = reference_jacobian(module, points).mT
+    u, v = torch.randn(4, 3, 6, dtype=torch.float64), torch.randn(4, 3, 9, dtype=torch.float64)
+    with jacli.linear_map(model, points) as found:
+        assert (found.batch, found.n_out, found.n_in) == (3, 6, 9)
+        torch.testing.assert_close(found.vjp(u), torch.einsum("kbo,boi->kbi", u, jacobians))
+        torch.testing.assert_close(found.jvp(v), torch.einsum("kbi,boi->kbo", v, jacobians))
+        torch.testing.assert_close(found.outputs, module(points))
+        torch.testing.assert_close(found.take(slice(1, 2)).vjp(u[:, 1:2]), found.vjp(u)[:, 1:2])
+        with pytest.raises(UsageError, match="cotangents of the shape"):
+            found.vjp(v)
+    with pytest.raises(ValueError, match="closed"):
+        found.vjp(u)
+
+
+def test_linear_map_for_scipy() -> None:
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    model, points = Bent(40, 30, 25).double(), torch.randn(3, 40, dtype=torch.float64)
+    jacobian = reference_jacobian(model, points)[1].T
+    with jacli.linear_map(model, points) as found:
+        operator = found.to_scipy(1)
+        assert operator.shape == (25, 40) and operator.dtype == np.float64
+        largest = linalg.svds(operator, k=3, return_singular_vectors=False)
+        block = operator @ np.eye(40)
+        with pytest.raises(UsageError, match="no sample 3"):
+            found.to_scipy(3)
+    assert np.sort(largest)[::-1] == pytest.approx(torch.linalg.svdvals(jacobian)[:3].numpy(), rel=1e-8)
+    np.testing.assert_allclose(block, jacobian, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"rtol": 0}, {"rtol": "x"}, {"certify": 2}, {"k": None}])
+def test_wrong_options_of_svd(options: dict[str, object]) -> None:
+    name, value = next(iter(options.items()))
+    with pytest.raises(UsageError, match=f"{name}" if value is None else f"{name}={value!r} is wrong"):
+        jacli.svd(nn.Linear(3, 2), torch.randn(1, 3), **{"k": 1, **options})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("module", [api, option_signature])
@@ -303,8 +344,10 @@ def test_public_names() -> None:
         "__version__",
         "compute",
         "jacobian",
+        "linear_map",
         "open",
         "singular_values",
+        "svd",
     }
     with pytest.raises(AttributeError, match="jacobean"):
         _ = jacli.jacobean

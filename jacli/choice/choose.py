@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from jacli.choice.cutting import Cutting, NotServedError
 from jacli.choice.fallback_notes import fallback_notes
 from jacli.choice.lazy_trace import MAX_PLAIN_VECTORS, LazyTrace
+from jacli.choice.matrix_free import MatrixFree, MeasuringProducts, measure_products
 from jacli.choice.measure import OUT_OF_MEMORY, Measuring, measure
 from jacli.choice.problem import Graph, Problem
 from jacli.choice.repeated_plan import repeated_plan
@@ -17,7 +18,16 @@ from jacli.errors import JacliError, MethodError, OutOfMemoryError, UsageError
 from jacli.errors.printable import capitalised, count_of
 from jacli.network import CutNetwork, LinearProgram, NotTraceableError
 from jacli.options.methods import CHAIN, METHOD_NAMES, METHODS, PROGRAM_METHODS, Method, trace_refusal
-from jacli.plans.plan import ChainPlan, Measured, Plan, Shapes, WholePlan, check_batch_size, whole_plan
+from jacli.plans.plan import (
+    ChainPlan,
+    MatrixFreePlan,
+    Measured,
+    Plan,
+    Shapes,
+    WholePlan,
+    check_batch_size,
+    whole_plan,
+)
 from jacli.plans.request import Request
 from jacli.plans.search import Budget, methods_in_order
 from jacli.verify import check_batch
@@ -55,6 +65,8 @@ class Choice:
                 return self.cut
             case WholePlan(filled_by=method):
                 return self.program if method.runs_program else None
+            case MatrixFreePlan(primitive=primitive):
+                return self.program if primitive == "program" else None
 
     def noted(self, plan: Plan) -> Plan:
         """The plan, with a note of the operators that its program leaves to autograd, as far as known."""
@@ -69,6 +81,7 @@ def choose(
     kept: tuple[Plan, Graph] | None = None,
     timed: bool = False,
     measure: Measuring = measure,
+    measure_products: MeasuringProducts = measure_products,
 ) -> Choice:
     """Choose plans for a problem.
 
@@ -79,6 +92,7 @@ def choose(
             taken over without measuring.
         timed: Measure even where there is nothing to choose: somebody wants to know the seconds.
         measure: Times a candidate.
+        measure_products: Times products with vectors, where no matrix need be formed.
 
     Raises:
         MethodError: No method can serve the model.
@@ -86,7 +100,8 @@ def choose(
         OutputError: The plan that must be followed cannot be.
         UsageError: The batch size asked for is not possible.
     """
-    return _Search(request, problem, timed=timed, measure=measure).choice(kept)
+    search = _Search(request, problem, timed=timed, measure=measure, measure_products=measure_products)
+    return search.choice(kept)
 
 
 def refusals(fixed_batch: int | None) -> dict[str, str | None]:
@@ -143,7 +158,15 @@ def check_asked(request: Request, shapes: Shapes) -> dict[str, str | None]:
 class _Search:
     """One search for a plan; the arguments are those of `choose`."""
 
-    def __init__(self, request: Request, problem: Problem, *, timed: bool, measure: Measuring) -> None:
+    def __init__(
+        self,
+        request: Request,
+        problem: Problem,
+        *,
+        timed: bool,
+        measure: Measuring,
+        measure_products: MeasuringProducts,
+    ) -> None:
         self._refused = check_asked(request, problem.shapes)
         self._request = request
         self._problem = problem
@@ -153,6 +176,7 @@ class _Search:
         self._budget = Budget(request.search_share)
         self._trace = LazyTrace(request, problem, self._budget)
         self._sizes = Sizes(request, problem, self._trace, self._budget, measure)
+        self._matrix_free = MatrixFree(request, problem, self._trace, self._measured, measure_products)
         self._notes: list[str] = []
         self._not_cut: str | None = None
 
@@ -190,7 +214,9 @@ class _Search:
     def _by_measurement(self) -> list[Plan]:
         request, method = self._request, METHODS.get(self._request.method)
         plans: list[Plan]
-        if request.needs_chain:
+        if request.spectrum == "krylov":
+            plans = self._matrix_free.required()
+        elif request.needs_chain:
             plans = self._cut_plan()
         elif not request.is_exact or (method is not None and method.runs_program):
             self._trace.require(trace_refusal(fixed_batch=self._problem.shapes.fixed_batch))
@@ -201,10 +227,10 @@ class _Search:
         notes += [f"not cut: {self._not_cut}"] if self._not_cut else []
         if len(plans) == 1 and len({m.name for m in self._measured}) == 1 and request.is_free:
             plans = [replace(plans[0], why="not compared with others: the run is too short")]
-        return [
-            replace(plan, measured=tuple(self._measured), notes=tuple(notes))
-            for plan in sorted(plans, key=lambda plan: plan.seconds or 0.0)
-        ]
+        plans.sort(key=lambda plan: plan.seconds or 0.0)
+        if request.spectrum == "auto":
+            plans = [*self._matrix_free.instead_of(plans), *plans]
+        return [replace(plan, measured=tuple(self._measured), notes=tuple(notes)) for plan in plans]
 
     def _of_all(self) -> list[Plan]:
         """Of methods that run the model itself; of programs and cuts, where tracing pays."""

@@ -9,7 +9,7 @@ from jacli.choice.problem import Graph
 from jacli.network import CutNetwork, LinearProgram
 from jacli.plans.bracketing import Bracketing, Product, Pull, Push, Seed
 from jacli.plans.factorization import Factorization
-from jacli.plans.plan import ChainPlan, Plan, WholePlan
+from jacli.plans.plan import ChainPlan, MatrixFreePlan, Plan, WholePlan
 
 
 def fallback_notes(plan: Plan, graph: Graph) -> tuple[str, ...]:
@@ -22,6 +22,8 @@ def fallback_notes(plan: Plan, graph: Graph) -> tuple[str, ...]:
         case ChainPlan(factorization=factorization), CutNetwork():
             spans = sorted(_spans(factorization.tree, factorization))
             programs = [graph.span(first, last).program for first, last in spans]
+        case MatrixFreePlan(primitive="program"), LinearProgram():
+            programs = [graph]
         case WholePlan(filled_by=method), LinearProgram() if method.runs_program:
             programs = [graph]
     counts = sum((Counter(program.without_rule) for program in programs), Counter[str]())

@@ -26,7 +26,7 @@ from jacli.network import exact_arithmetic
 from jacli.options.methods import AUTOGRAD_METHODS, METHOD_NAMES, METHODS, REFERENCE
 from jacli.options.table import RunConfig
 from jacli.plans.factorization import Factorization
-from jacli.plans.plan import ChainPlan, Plan, Shapes, WholePlan
+from jacli.plans.plan import ChainPlan, MatrixFreePlan, Plan, Shapes, WholePlan
 from jacli.plans.request import Request
 from jacli.plans.search import FEW_SAMPLES
 from jacli.run.batches import Run
@@ -335,6 +335,8 @@ class _Bench:
                 return chain_batch(request, self._problem, plan, graph, count)
             case WholePlan():
                 return dense_batch(request, self._problem, plan, graph, self._limit)
+            case MatrixFreePlan():
+                raise AssertionError("bench asks for matrices")
 
 
 def _row(

@@ -16,7 +16,7 @@ from jacli.errors import JacliError, MethodError, ModelError, translating
 from jacli.linear_map import LinearMap, Matrices
 from jacli.linear_map.agreement import same_outputs
 from jacli.network import OTHER_OUTPUTS, Linearized, Watched, no_program, watch
-from jacli.plans.plan import ChainPlan, Plan, WholePlan
+from jacli.plans.plan import ChainPlan, MatrixFreePlan, Plan, WholePlan
 from jacli.plans.request import Request
 from jacli.verify import (
     CROSS_SAMPLE_LIMIT,
@@ -162,6 +162,8 @@ class BatchChecks:
                 _check_graph_outputs(batch)
             raise
         error = self._derivatives(plan, batch) if whole else 0.0
+        if whole and isinstance(plan, MatrixFreePlan):
+            error = max(error, self._checked(plan, batch, transpose_error))
         if whole:
             self._check_company(plan, batch)
             history.sizes.add(size)
@@ -175,39 +177,6 @@ class BatchChecks:
         if not whole and (isinstance(plan, ChainPlan) or history.few.due):
             error = self._error_of_few(plan, batch)
         return error
-
-    def products_serve(self, linearization: Linearized, *, start: int) -> bool:
-        """Check a batch for which no matrices are formed, only products with J and its transpose.
-
-        Args:
-            linearization: The network at the batch.
-            start: Its first sample.
-
-        Returns:
-            Whether ``vjp`` and ``jvp`` agree with a plain reverse pass.
-
-        Raises:
-            ModelError: Samples are not independent of one another and of their positions.
-            MemoryError: An allocation failed.
-
-        Cost: that of a whole check, a batched pass of five cotangents and one of one tangent.
-        """
-        seed = self._request.seed + start
-        self._check_outputs(linearization, seed, whole=True)
-        self._check_state()
-        tape, products = linearization.tape(), linearization.batched()
-        errors = [transpose_error(tape, products, seed=seed)]
-        if linearization.batch > 1:
-            errors.append(self._batch_error(tape, products, seed=seed))
-        else:
-            errors.append(cotangent_error(tape, products, seed=seed))
-        if not max(errors) <= self._tolerance(linearization):
-            return False
-        try:
-            self._check_gradients(linearization, products, seed)
-        except ModelError:  # perhaps rounding alone, which rows would tell
-            return False
-        return True
 
     def _seed(self, batch: ComputedBatch) -> int:
         return self._request.seed + batch.start
@@ -377,7 +346,7 @@ def plan_is_reference(plan: Plan) -> bool:
     match plan:
         case WholePlan(filled_by=method):
             return method.is_reference
-        case ChainPlan():
+        case ChainPlan() | MatrixFreePlan():
             return False
 
 

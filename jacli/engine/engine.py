@@ -19,12 +19,13 @@ from jacli.engine.batch_graph import batch_graphs
 from jacli.engine.computed_batch import ComputedBatch
 from jacli.errors import MethodError, OutOfMemoryError
 from jacli.errors.printable import count_of
-from jacli.linear_map import DenseMap
-from jacli.methods import factors_of, fill
+from jacli.linear_map import DenseMap, UnformedMap
+from jacli.methods import factors_of, fill, primitive_map
 from jacli.network import CutNetwork, Linearized, LinearProgram
 from jacli.options.methods import REFERENCE, Method
-from jacli.plans.plan import ChainPlan, Plan, WholePlan, whole_plan
+from jacli.plans.plan import ChainPlan, MatrixFreePlan, Plan, WholePlan, whole_plan
 from jacli.plans.request import Request
+from jacli.spectrum import largest_singular_triples
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Engine:
             self._number += 1
             watch = self._problem.memory.peak() if now_and_then(self._number) else nullcontext([0])
             with watch as held:
-                batch = self._first() if self.chosen is None else self._next(start)
+                batch = self._first(start) if self.chosen is None else self._next(start)
             batch.linearization.close()
             start += batch.count
             beside = held[0] - self._kept_bytes(start)
@@ -133,13 +134,13 @@ class Engine:
         request = self._request
         return request.is_free and request.is_exact and request.keep != "factors"
 
-    def _first(self) -> ComputedBatch:
-        """The first batch by the first plan that serves it and whose rows are those of plain passes."""
+    def _first(self, start: int) -> ComputedBatch:
+        """A batch by the first plan that serves it and whose rows are those of plain passes."""
         passed_over: dict[str, str] = {}
         last: MethodError | None = None
         for plan in self._choice.plans:
             try:
-                plan, batch, error = self._fitting(plan, 0)
+                plan, batch, error = self._fitting(plan, start)
             except MethodError as failure:
                 passed_over[plan.method] = failure.summary
                 last = failure
@@ -152,11 +153,11 @@ class Engine:
             # The plan of an earlier run or call no longer serves: choose as if there had been none.
             self.notes += [f"an earlier plan did not serve: {why}" for why in passed_over.values()]
             self._choice = choose(replace(self._request, earlier_plan=None), self._problem)
-            return self._first()
+            return self._first(start)
         assert last is not None  # there is a plan at least
         if not self._free or REFERENCE.name in passed_over:
             raise last
-        return self._first_by_plain_passes(passed_over)
+        return self._first_by_plain_passes(passed_over, start)
 
     def _plain(self, plan: Plan, why: str) -> WholePlan:
         """Plain passes in batches of a plan's size."""
@@ -169,11 +170,11 @@ class Engine:
             chunk_size=1,
         )
 
-    def _first_by_plain_passes(self, passed_over: dict[str, str]) -> ComputedBatch:
-        """The first batch by plain passes, where the choice is free and all that was chosen is wrong."""
+    def _first_by_plain_passes(self, passed_over: dict[str, str], start: int) -> ComputedBatch:
+        """A batch by plain passes, where the choice is free and all that was chosen is wrong."""
         wrong = self._choice.plans[0]
         plain = replace(self._plain(wrong, "all others tried were wrong"), measured=wrong.measured)
-        plan, batch, error = self._fitting(plain, 0)
+        plan, batch, error = self._fitting(plain, start)
         self.chosen = self.accepted = Chosen(plan, error, passed_over, None)
         return batch
 
@@ -190,6 +191,8 @@ class Engine:
     def _instead(self, plan: Plan, start: int, failure: MethodError) -> ComputedBatch:
         """One batch by plain passes, which are right wherever the network has a derivative."""
         request = self._request
+        if isinstance(plan, MatrixFreePlan) and request.spectrum == "auto":
+            return self._with_matrices(start, failure)
         asked_for = not request.is_free and request.method != REFERENCE.name
         if plan_is_reference(plan) or asked_for or request.keep == "factors":
             raise self._stopped(plan, start, failure)
@@ -198,6 +201,12 @@ class Engine:
         stop = start + batch.count - 1
         self.notes.append(f"samples {start} to {stop} by loop, not {plan.method}: {failure.why}")
         return batch
+
+    def _with_matrices(self, start: int, failure: MethodError) -> ComputedBatch:
+        """A batch, and all further ones, by a plan that forms the matrices."""
+        self._choice = choose(replace(self._request, spectrum="dense", earlier_plan=None), self._problem)
+        self.notes.append(f"from sample {start} on with matrices: {failure.why}")
+        return self._first(start)
 
     def _stopped(self, plan: Plan, start: int, failure: MethodError) -> MethodError:
         """The method in force fails at a later batch, and no other may take its place."""
@@ -231,7 +240,8 @@ class Engine:
 
         def checked(plan: Plan) -> tuple[ComputedBatch, float]:
             batch = self._batch(plan, start)
-            return batch, self._checks.error(plan, batch, taken_over=self._choice.taken_over)
+            error = self._checks.error(plan, batch, taken_over=self._choice.taken_over)
+            return self._searched(plan, batch), error
 
         def note(plan: Plan, smaller: Plan) -> None:
             self.notes.append(f"out of memory: {_sizes(plan)} did not fit, going on with {_sizes(smaller)}")
@@ -262,6 +272,40 @@ class Engine:
                 out = self._out_buffer(plan, start, count) if self._out_buffer else None
                 linearization, dense = self._filled(method, chunk_size, points, graph, out)
                 return ComputedBatch(start, count, linearization, DenseMap(dense))
+            case MatrixFreePlan(primitive=primitive, vectors_per_pass=vectors):
+                linearization = problem.linearize(points, graph, precision=precision)
+                products = primitive_map(primitive, linearization)
+                return ComputedBatch(start, count, linearization, UnformedMap(products, vectors))
+
+    def _searched(self, plan: Plan, batch: ComputedBatch) -> ComputedBatch:
+        """The batch with its singular triples, where the plan forms no matrix.
+
+        Raises:
+            MethodError: They did not converge in the time that the matrices take.
+        """
+        if not isinstance(plan, MatrixFreePlan):
+            return batch
+        request, batch_size = self._request, batch.linearization.batch
+        triples = largest_singular_triples(
+            batch.matrices,
+            plan.singular_values,
+            rtol=request.rtol,
+            seed=request.seed,
+            samples=range(batch.start, batch.start + batch_size),
+            vectors_per_pass=plan.vectors_per_pass,
+            max_basis=plan.max_basis,
+            max_matvecs=plan.max_matvecs,
+            certify=request.certify,
+            shrink=self._problem.shapes.fixed_batch is None,
+        ).take(slice(batch.count))
+        if triples.gave_up.any():
+            raise MethodError(
+                f"The method {plan.method} does not pay on this model.",
+                why=f"Its singular values have not converged after {plan.max_matvecs} products, which take "
+                "as long as the matrix.",
+                hint="Let the Jacobians be formed.",
+            )
+        return replace(batch, triples=triples)
 
     def _filled(
         self, method: Method, chunk_size: int, points: Points, graph: Graph, out: Tensor | None
@@ -311,6 +355,10 @@ class Engine:
 
 def _sizes(plan: Plan) -> str:
     match plan:
-        case WholePlan(vectors_per_pass=vectors) | ChainPlan(largest_chunk=vectors):
+        case (
+            WholePlan(vectors_per_pass=vectors)
+            | ChainPlan(largest_chunk=vectors)
+            | MatrixFreePlan(vectors_per_pass=vectors)
+        ):
             samples = count_of(plan.batch_size, "sample")
             return f"{samples} per batch and {count_of(vectors, 'vector')} per pass"

@@ -10,7 +10,7 @@ from jacli.device.matrix_product import product
 from jacli.device.torch_switches import reduced_precision
 from jacli.engine.computed_batch import ComputedBatch
 from jacli.linear_map import FactoredMap
-from jacli.plans.plan import ChainPlan, Plan, WholePlan
+from jacli.plans.plan import ChainPlan, MatrixFreePlan, Plan, WholePlan
 from jacli.plans.request import Request
 
 
@@ -32,6 +32,8 @@ class WholeResult:
         match plan:
             case ChainPlan():
                 return None
+            case MatrixFreePlan():
+                return None  # nothing is formed
             case WholePlan(filled_by=method):
                 if count == shapes.n_samples and plan.chunk_size >= shapes.vectors(method):
                     return None

@@ -13,6 +13,7 @@ from jacli.linear_map.maps import (
     Slab,
     Wrapper,
 )
+from jacli.linear_map.unformed import UnformedMap
 
 __all__ = [
     "Chain",
@@ -28,5 +29,6 @@ __all__ = [
     "SelectedOutputs",
     "Shaped",
     "Slab",
+    "UnformedMap",
     "Wrapper",
 ]

@@ -9,11 +9,11 @@ from torch import Tensor
 from jacli.errors import MethodError, means_out_of_memory, telling_line, translating, user_code_behind
 from jacli.linear_map import Linearization, LinearMap, Slab
 from jacli.methods.unit_vectors import columns, rows
-from jacli.options.methods import Method
+from jacli.options.methods import Method, Primitive
 
 
-def primitive(method: Method, linearization: Linearization, *, chunk_size: int) -> LinearMap:
-    """The map whose products a method takes.
+def primitive_map(primitive: Primitive, linearization: Linearization, *, copies: int = 1) -> LinearMap:
+    """A primitive of a linearisation by its name.
 
     >>> import torch
     >>> from jacli.network import Linearized, TensorNetwork
@@ -25,21 +25,30 @@ def primitive(method: Method, linearization: Linearization, *, chunk_size: int) 
     (1, 4, 3)
 
     Args:
-        method: A row of the table.
+        primitive: Which.
         linearization: The network at a batch.
-        chunk_size: Vectors per pass.
+        copies: Of the batch, on a tape.
 
     Raises:
-        MethodError: It has no linear program.
+        MethodError: There is no linear program.
     """
-    match method.primitive:
+    match primitive:
         case "tape":
-            copies = min(chunk_size, linearization.n_out) if method.repeats_batch else 1
             return linearization.tape(copies=copies)
         case "batched":
             return linearization.batched()
         case "program":
             return linearization.program()
+
+
+def primitive(method: Method, linearization: Linearization, *, chunk_size: int) -> LinearMap:
+    """The map whose products a method takes; the arguments are those of `slabs`.
+
+    Raises:
+        MethodError: There is no linear program.
+    """
+    copies = min(chunk_size, linearization.n_out) if method.repeats_batch else 1
+    return primitive_map(method.primitive, linearization, copies=copies)
 
 
 def slabs(method: Method, linearization: Linearization, *, chunk_size: int) -> Iterator[Slab]:

@@ -126,6 +126,9 @@ REFERENCE = next(method for method in _ROWS if method.is_reference)
 CHAIN = "factored"
 """What ``--method`` calls a plan that cuts the network: each part is filled in by a method of the table."""
 
+KRYLOV = "krylov"
+"""What a plan is called that pushes a few vectors through and fills in no matrix."""
+
 PRECISIONS = ("ieee", "tf32", "bf16")
 """Arithmetic of the linear passes: that of ``--dtype``, or a reduced one."""
 

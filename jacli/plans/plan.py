@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from jacli.errors import UsageError
-from jacli.options.methods import CHAIN, Method
+from jacli.options.methods import CHAIN, KRYLOV, Method, Primitive
 from jacli.plans.factorization import Factorization
 from jacli.plans.request import Request
 
@@ -259,7 +259,45 @@ class ChainPlan(_Plan):
         return super().to_dict() | {"factored": self.factorization.to_dict()}
 
 
-Plan = WholePlan | ChainPlan
+@dataclass(frozen=True, kw_only=True)
+class MatrixFreePlan(_Plan):
+    """A few singular triples from products with vectors: no matrix is formed.
+
+    Attributes:
+        primitive: The map whose products are taken.
+        vectors_per_pass: Vectors per sample in one product.
+        matvecs: Products per sample that are expected.
+        max_matvecs: Products per sample after which the matrix would have been cheaper; None: no limit.
+        max_basis: Basis vectors that fit in memory.
+    """
+
+    primitive: Primitive
+    vectors_per_pass: int
+    matvecs: int
+    max_matvecs: int | None
+    max_basis: int
+
+    @property
+    def method(self) -> str:
+        return KRYLOV
+
+    @property
+    def chunk_size(self) -> int:
+        return self.vectors_per_pass
+
+    def _with_smaller_chunks(self) -> MatrixFreePlan | None:
+        if self.vectors_per_pass == 1:
+            return None
+        return replace(self, vectors_per_pass=self.vectors_per_pass // 2)
+
+    def _passes_per_batch(self, shapes: Shapes) -> int:
+        return math.ceil(self.matvecs / self.vectors_per_pass)
+
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"primitive": self.primitive, "matvecs": self.matvecs}
+
+
+Plan = WholePlan | ChainPlan | MatrixFreePlan
 
 
 def whole_plan(
@@ -296,6 +334,30 @@ def chain_plan(
     """A plan from a factorization and its batch size; the arguments are those of `whole_plan`."""
     return ChainPlan(
         factorization=factorization,
+        why=why,
+        batch_size=batch_size,
+        **_singular_values(request.singular_values, min(shapes.n_in, shapes.n_selected)),
+    ).counted(shapes)
+
+
+def matrix_free_plan(
+    primitive: Primitive,
+    why: str,
+    shapes: Shapes,
+    request: Request,
+    *,
+    batch_size: int,
+    chunk_size: int,
+    matvecs: int,
+    max_basis: int,
+) -> MatrixFreePlan:
+    """A plan from a primitive and its sizes; the arguments are those of `whole_plan` and `MatrixFreePlan`."""
+    return MatrixFreePlan(
+        primitive=primitive,
+        vectors_per_pass=chunk_size,
+        matvecs=matvecs,
+        max_matvecs=None,
+        max_basis=max_basis,
         why=why,
         batch_size=batch_size,
         **_singular_values(request.singular_values, min(shapes.n_in, shapes.n_selected)),

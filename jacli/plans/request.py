@@ -23,6 +23,10 @@ class Request:
             computed from them.
         written: Whether batches are written while the next one is computed, and so held beside it.
         singular_values: ``all``, ``none``, ``auto`` or how many.
+        spectrum: Where a few singular values are asked for: ``dense``: from the matrices; ``krylov``: from
+            products with vectors, no matrix being formed; ``auto``: whichever is faster.
+        rtol: Error of singular values from products with vectors, relative to the largest.
+        certify: Probability of having missed a larger one that may remain; None: as it comes.
         seed: Of the rows and vectors that are checked, and of starting vectors.
         earlier_plan: A plan to be repeated, as `Plan.to_dict` gives it; None: choose.
         must_follow: Whether nothing but that plan will do: its results are to be continued.
@@ -37,6 +41,9 @@ class Request:
     keep: Literal["dense", "factors", "nothing"] = "dense"
     written: bool = False
     singular_values: str | int = "none"
+    spectrum: Literal["auto", "dense", "krylov"] = "dense"
+    rtol: float = 1e-3
+    certify: float | None = None
     seed: int = 0
     earlier_plan: Mapping[str, Any] | None = None
     must_follow: bool = False

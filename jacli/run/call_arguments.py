@@ -253,6 +253,32 @@ def check_count(k: object) -> int | None:
     return int(k)
 
 
+def check_some(k: object) -> int:
+    """Number of singular triples.
+
+    Raises:
+        UsageError: It is no whole number of at least 1.
+    """
+    count = check_count(k)
+    if count is None:
+        raise UsageError("k is missing.", why="The leading triples are computed.", hint="Say how many: k=5.")
+    return count
+
+
+def check_accuracy(rtol: object, certify: object) -> None:
+    """Check the accuracy asked of values that come without the matrix.
+
+    Raises:
+        UsageError: ``rtol`` or ``certify`` is no number between 0 and 1.
+    """
+    for name, value in (("rtol", rtol), ("certify", certify)):
+        if value is None and name == "certify":
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 < value < 1:  # type: ignore[operator]
+            raise UsageError(f"{name}={value!r} is wrong.", why="It must be a number between 0 and 1.")
+
+
 def rows_of(arguments: Mapping[str, object], per_sample: Iterable[str], batch: int) -> dict[str, Tensor]:
     """The arguments that have one row per sample.
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from jacli.errors import UsageError
 from jacli.linear_map import LinearMap
 from jacli.spectrum.exact import Spectrum
 from jacli.spectrum.missed_values import fresh_start
-from jacli.spectrum.ritz_triples import Found, Goal, Judged, angle_bounds, judge
+from jacli.spectrum.ritz_triples import Found, Goal, Judged, gap_angles, judge
 from jacli.spectrum.search_space import Oriented, RandomVectors, Ritz, SearchSpace
 
 FRESH_STEPS = 3
@@ -65,6 +65,7 @@ class Triples(Spectrum):
             neighbouring value is too near to tell them apart.
         failure_probability: ``(batch,)``, that a larger value was missed though none is reported.
         matvecs: ``(batch,)``, products with J and with its transpose.
+        gave_up: ``(batch,)``, whether the limit on these came before convergence.
     """
 
     left: Tensor
@@ -72,6 +73,16 @@ class Triples(Spectrum):
     vector_errors: Tensor
     failure_probability: Tensor
     matvecs: Tensor
+    gave_up: Tensor
+
+    def take(self, samples: slice | Tensor) -> Triples:
+        """Those of some samples."""
+        return Triples(**{each.name: getattr(self, each.name)[samples] for each in fields(self)})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Triples]) -> Triples:
+        """Those of several batches, one after another."""
+        return cls(**{each.name: torch.cat([getattr(p, each.name) for p in parts]) for each in fields(cls)})
 
 
 @torch.no_grad()
@@ -193,7 +204,7 @@ def _converge(maps: Oriented, random: RandomVectors, goal: Goal, start: Tensor |
 
 
 def _residuals_to_add(ritz: Ritz, judged: Judged, open_: Tensor, k: int) -> Tensor:
-    """Residuals of triples that have not converged, ``(b, count, s)``; the count is the most of any sample."""
+    """The residuals of triples that have not converged, ``(b, any, s)``."""
     waiting = ~judged.small & open_[:, None]
     count = max(1, int(waiting.sum(1).max()))
     order = torch.argsort(waiting.to(torch.int8), dim=1, descending=True, stable=True)[:, :count]
@@ -262,9 +273,12 @@ def _triples(maps: Oriented, found: Found) -> Triples:
         errors=found.errors.masked_fill(bad[:, None], math.nan),
         left=left.masked_fill(bad[:, None, None], math.nan),
         right=right.masked_fill(bad[:, None, None], math.nan),
-        vector_errors=angle_bounds(found).masked_fill(bad[:, None], math.nan),
+        vector_errors=gap_angles(found.values, found.residuals, found.next_value).masked_fill(
+            bad[:, None], math.nan
+        ),
         failure_probability=found.probability,
         matvecs=found.matvecs,
+        gave_up=found.gave_up,
     )
 
 
@@ -279,4 +293,5 @@ def _empty(linear_map: LinearMap, k: int) -> Triples:
         vector_errors=none.clone(),
         failure_probability=none.new_zeros(batch),
         matvecs=torch.zeros(batch, dtype=torch.int64, device=device),
+        gave_up=torch.zeros(batch, dtype=torch.bool, device=device),
     )

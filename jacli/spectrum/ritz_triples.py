@@ -142,12 +142,12 @@ def judge(space: SearchSpace, ritz: Ritz, goal: Goal, *, used_up: bool) -> Judge
     k, values = goal.k, ritz.values[:, : goal.k + 1]
     eps = torch.finfo(space.maps.map.dtype).eps
     rho = torch.linalg.vector_norm(ritz.residuals, dim=2)
-    residuals = from_squares(rho, values)
+    residuals = _from_squares(rho, values)
     unit = 4 * eps * values[:, :1]
     null = values <= math.sqrt(space.maps.long) * unit
     residuals = torch.where(null, torch.minimum(values, residuals), residuals)
     of_gram = 8 * EPS * values[:, :1].square()
-    rounding = 2 * from_squares(ritz.mismatch + of_gram, values) + unit
+    rounding = 2 * _from_squares(ritz.mismatch + of_gram, values) + unit
     small = residuals <= torch.maximum(goal.rtol * values[:, :1], rounding)
     whole = torch.full_like(space.not_finite, space.is_whole)
     floor = torch.where(whole[:, None], 0.0, goal.rtol * values[:, :1])
@@ -162,23 +162,34 @@ def judge(space: SearchSpace, ritz: Ritz, goal: Goal, *, used_up: bool) -> Judge
     )
 
 
-def from_squares(rho: Tensor, values: Tensor) -> Tensor:
+def _from_squares(rho: Tensor, values: Tensor) -> Tensor:
     """From a distance of squares: ``|sigma - theta| <= min(rho / theta, sqrt(rho))``."""
     root = rho.sqrt()
     return rho / torch.maximum(values, root).clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def angle_bounds(found: Found) -> Tensor:
-    """Bounds on the angles between Ritz and singular vectors, ``(b, k)``: ``sin <= residual / gap``.
+def gap_angles(values: Tensor, residuals: Tensor, next_value: Tensor) -> Tensor:
+    """Bounds on the angles between Ritz and singular vectors: ``sin <= residual / gap``.
 
     The sin-theta theorem (Davis & Kahan, 1970; Wedin, 1972; 10.1007/BF01932678), with the gap to the nearest
     other value that was seen, moved by its own residual.
+
+    >>> angles = gap_angles(torch.tensor([[2.0, 1.0]]), torch.tensor([[0.1, 0.0]]), torch.tensor([0.5]))
+    >>> angles.sin().round(decimals=3).tolist()
+    [[0.111, 0.0]]
+
+    Args:
+        values: ``(b, k)``.
+        residuals: ``(b, k)``.
+        next_value: The largest beside them, ``(b,)``; minus infinity if there is none.
+
+    Returns:
+        ``(b, k)`` in radians; pi / 2 where there is no gap.
     """
-    values, residuals = found.values, found.residuals
     moved = residuals[:, None, :] + residuals[:, :, None]
     gaps = (values[:, :, None] - values[:, None, :]).abs() - moved
     itself = torch.eye(values.shape[1], dtype=torch.bool, device=values.device)
     gap = gaps.masked_fill(itself, math.inf).amin(dim=2)
-    gap = torch.minimum(gap, values - found.next_value[:, None] - residuals)
-    sine = torch.where(gap > 0, residuals / gap.clamp(min=torch.finfo(torch.float64).tiny), 1.0)
+    gap = torch.minimum(gap, values - next_value[:, None] - residuals)
+    sine = torch.where(gap > 0, residuals / gap.clamp(min=torch.finfo(values.dtype).tiny), 1.0)
     return sine.clamp(max=1.0).asin()

@@ -98,8 +98,10 @@ class RandomVectors:
 
     def draw(self, count: int, length: int, device: torch.device) -> Tensor:
         """``(b, count, length)`` float64; made on the CPU, so that all devices draw alike."""
-        kind = {"dtype": torch.float64}
-        vectors = [torch.randn(count, length, generator=g, **kind) for g in self._generators]
+        vectors = [
+            torch.randn(count, length, generator=generator, dtype=torch.float64)
+            for generator in self._generators
+        ]
         return torch.stack(vectors).to(device)
 
     def take(self, samples: Tensor) -> RandomVectors:
@@ -211,7 +213,7 @@ class SearchSpace:
     def combined(self, weights: Tensor) -> Tensor:
         """Combinations of the images, ``(b, k, j) -> (b, k, l)``, in the map's dtype."""
         parts = weights.to(self.images[0].dtype).split([block.shape[1] for block in self.images], dim=2)
-        total = parts[0] @ self.images[0]
+        total: Tensor = parts[0] @ self.images[0]
         for part, block in zip(parts[1:], self.images[1:], strict=True):
             total.baddbmm_(part, block)
         return total
