@@ -27,7 +27,7 @@ from jacli.device.torch_switches import reduced_precision
 from jacli.device.transfer import HostCopies, background_work
 from jacli.engine.batch_graph import _GRAPHS
 from jacli.errors import JacliError, ModelError, OutOfMemoryError
-from jacli.linear_map import FactoredMap
+from jacli.linear_maps import FactoredMap
 from jacli.network import exact_arithmetic
 from jacli.run.factored_array import FactoredArray
 from jacli.spectrum import singular_values

@@ -22,7 +22,7 @@ from jacli.choice.memory_limit import MemoryLimit
 from jacli.choice.problem import Problem
 from jacli.device.clock import now
 from jacli.errors import MethodError, means_out_of_memory, telling_line
-from jacli.linear_map import Linearization, LinearMap
+from jacli.linear_maps import Linearization, LinearMap
 from jacli.methods import primitive_map
 from jacli.network import Linearized, LinearProgram
 from jacli.options.methods import KRYLOV, Primitive

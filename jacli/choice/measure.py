@@ -15,7 +15,7 @@ from jacli.device.allocator import give_back
 from jacli.device.clock import now
 from jacli.device.matrix_product import product
 from jacli.errors import MethodError, means_out_of_memory
-from jacli.linear_map import Linearization
+from jacli.linear_maps import Linearization
 from jacli.methods import checked_slabs
 from jacli.plans.plan import Measured
 from jacli.plans.search import Candidate

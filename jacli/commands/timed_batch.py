@@ -11,8 +11,8 @@ from torch import Tensor
 from jacli.choice.problem import Graph, Problem
 from jacli.device.clock import now
 from jacli.device.matrix_product import product
-from jacli.linear_map import DenseMap, Matrices, Slab
-from jacli.linear_map.agreement import relative_errors
+from jacli.linear_maps import DenseMap, Matrices, Slab
+from jacli.linear_maps.agreement import relative_errors
 from jacli.methods import checked_slabs, factors_of
 from jacli.methods.filling import assemble
 from jacli.network import CutNetwork, Linearized

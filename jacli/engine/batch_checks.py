@@ -13,8 +13,8 @@ from jacli.choice.problem import Problem
 from jacli.engine.computed_batch import ComputedBatch
 from jacli.engine.replicated_passes import as_run
 from jacli.errors import JacliError, MethodError, ModelError, translating
-from jacli.linear_map import LinearMap, Matrices
-from jacli.linear_map.agreement import same_outputs
+from jacli.linear_maps import LinearMap, Matrices
+from jacli.linear_maps.agreement import same_outputs
 from jacli.network import OTHER_OUTPUTS, Linearized, Watched, no_program, watch
 from jacli.plans.plan import ChainPlan, MatrixFreePlan, Plan, WholePlan
 from jacli.plans.request import Request

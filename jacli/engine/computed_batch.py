@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jacli.linear_map import Matrices
+from jacli.linear_maps import Matrices
 from jacli.network import Linearized
 from jacli.spectrum import Triples
 

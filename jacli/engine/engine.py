@@ -19,7 +19,7 @@ from jacli.engine.batch_graph import batch_graphs
 from jacli.engine.computed_batch import ComputedBatch
 from jacli.errors import MethodError, OutOfMemoryError
 from jacli.errors.printable import count_of
-from jacli.linear_map import DenseMap, UnformedMap
+from jacli.linear_maps import DenseMap, UnformedMap
 from jacli.methods import factors_of, fill, primitive_map
 from jacli.network import CutNetwork, Linearized, LinearProgram
 from jacli.options.methods import REFERENCE, Method

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from jacli.linear_map import Extra
+from jacli.linear_maps import Extra
 from jacli.network import TensorNetwork, input_parameter, parameters_of
 from jacli.verify import BATCH_SIZES, Mistake, Probed, probe, repeated_rows
 

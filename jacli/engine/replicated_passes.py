@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jacli.device.torch_switches import batched_pass
-from jacli.linear_map import LinearMap, Samples, Wrapper
+from jacli.linear_maps import LinearMap, Samples, Wrapper
 from jacli.network import Linearized
 from jacli.options.methods import METHODS
 from jacli.verify import PlainPasses

@@ -9,7 +9,7 @@ from jacli.choice.problem import Problem
 from jacli.device.matrix_product import product
 from jacli.device.torch_switches import reduced_precision
 from jacli.engine.computed_batch import ComputedBatch
-from jacli.linear_map import FactoredMap
+from jacli.linear_maps import FactoredMap
 from jacli.plans.plan import ChainPlan, MatrixFreePlan, Plan, WholePlan
 from jacli.plans.request import Request
 

@@ -106,7 +106,7 @@ class LinearProgram:
 
 
 class LinearizedGraph:
-    """The linearised graph: the Jacobians at a batch, as a `jacli.linear_map.LinearMap`.
+    """The linearised graph: the Jacobians at a batch, as a `jacli.linear_maps.LinearMap`.
 
     Attributes:
         outputs: ``(batch, *output)``, of the forward pass.

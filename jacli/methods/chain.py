@@ -18,7 +18,7 @@ from torch import Tensor
 
 from jacli.device.matrix_product import product
 from jacli.errors import MethodError, telling_line, translating
-from jacli.linear_map import CutLinearization, FactoredMap
+from jacli.linear_maps import CutLinearization, FactoredMap
 from jacli.methods.filling import assemble, primitive, slabs
 from jacli.plans.bracketing import Bracketing, Product, Pull, Push, Seed
 from jacli.plans.factorization import Factorization

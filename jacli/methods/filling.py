@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from torch import Tensor
 
 from jacli.errors import MethodError, means_out_of_memory, telling_line, translating, user_code_behind
-from jacli.linear_map import Linearization, LinearMap, Slab
+from jacli.linear_maps import Linearization, LinearMap, Slab
 from jacli.methods.unit_vectors import columns, rows
 from jacli.options.methods import Method, Primitive
 
@@ -126,7 +126,7 @@ def assemble(slabs: Iterable[Slab], linearization: Linearization, out: Tensor | 
     result.  In memory the rows of a sample are contiguous, or its columns where slabs are columns.
 
     >>> import torch
-    >>> from jacli.linear_map import DenseMap
+    >>> from jacli.linear_maps import DenseMap
     >>> J = DenseMap(torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]))
     >>> torch.equal(assemble(columns(J, chunk_size=2), J), J.matrices)
     True

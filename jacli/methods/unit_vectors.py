@@ -10,13 +10,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from jacli.linear_map import LinearMap, Slab
+from jacli.linear_maps import LinearMap, Slab
 
 
 def rows(linear_map: LinearMap, *, chunk_size: int) -> Iterator[Slab]:
     """``chunk_size`` rows of every sample at a time: ``e_o @ J``.
 
-    >>> from jacli.linear_map import DenseMap
+    >>> from jacli.linear_maps import DenseMap
     >>> J = DenseMap(torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]))
     >>> [slab.values.tolist() for slab in rows(J, chunk_size=1)]
     [[[[1.0, 2.0, 3.0]]], [[[4.0, 5.0, 6.0]]]]
@@ -32,7 +32,7 @@ def rows(linear_map: LinearMap, *, chunk_size: int) -> Iterator[Slab]:
 def columns(linear_map: LinearMap, *, chunk_size: int) -> Iterator[Slab]:
     """``chunk_size`` columns of every sample at a time: ``J e_i``.
 
-    >>> from jacli.linear_map import DenseMap
+    >>> from jacli.linear_maps import DenseMap
     >>> J = DenseMap(torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]))
     >>> [slab.values.tolist() for slab in columns(J, chunk_size=2)]
     [[[[1.0, 2.0], [4.0, 5.0]]], [[[3.0], [6.0]]]]

@@ -18,8 +18,8 @@ from torch import Tensor, fx
 
 from jacli.device.torch_switches import batched_pass, forward_pass
 from jacli.errors import MethodError, telling_line, translating
-from jacli.linear_map import Extra
-from jacli.linear_map.agreement import same_outputs
+from jacli.linear_maps import Extra
+from jacli.linear_maps.agreement import same_outputs
 from jacli.linear_program import LinearProgram
 from jacli.linear_program.graph import NotTraceableError, value_of
 from jacli.network.cut import Cut, crossing_constants, differentiable_nodes, narrowest_of

@@ -14,9 +14,9 @@ from torch import Tensor, func, nn
 from jacli.device.torch_switches import batched_pass, forward_pass, thawed
 from jacli.errors import MethodError, telling_line, translating
 from jacli.errors.printable import capitalised
-from jacli.linear_map import Extra, LinearMap, Samples, SelectedOutputs
-from jacli.linear_map.agreement import same_outputs
-from jacli.linear_map.tape import Tape
+from jacli.linear_maps import Extra, LinearMap, Samples, SelectedOutputs
+from jacli.linear_maps.agreement import same_outputs
+from jacli.linear_maps.tape import Tape
 from jacli.linear_program import LinearizedGraph, LinearProgram
 from jacli.network.network import duplicated
 from jacli.network.primitives import Passes, PrimitiveMap, naming, on_copies, on_first_samples, one_by_one
@@ -51,7 +51,7 @@ class Linearized:
     Samples must be independent of one another (the probe sees to that): then one reverse pass with
     a cotangent in every sample gives a row of every sample's Jacobian at once.
 
-    `tape`, `batched` and `program` give the map as a `jacli.linear_map.LinearMap`, composed with the
+    `tape`, `batched` and `program` give the map as a `jacli.linear_maps.LinearMap`, composed with the
     selection of outputs where there is one.  What a primitive needs is made at its first use and kept until
     `close`: a tape, a pullback, a linear program; each holds the activations of one forward pass over the
     batch.  A context manager; a map that is used after the end raises ``ValueError``.

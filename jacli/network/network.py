@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from jacli.device.torch_switches import forward_pass, without_checkpoints
 from jacli.errors import ModelError, noting_user_code, telling_line
 from jacli.errors.printable import count_of
-from jacli.linear_map import Extra
+from jacli.linear_maps import Extra
 from jacli.models.hooks import drop_backward_hooks
 from jacli.network.parameters import nested, parameters_of
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jacli.errors import MethodError, telling_line, translating
-from jacli.linear_map import LinearMap, Samples, Wrapper
+from jacli.linear_maps import LinearMap, Samples, Wrapper
 
 if TYPE_CHECKING:
     from jacli.network.linearize import Linearized
@@ -26,7 +26,7 @@ Passes = Callable[[Tensor], Tensor]
 
 
 class PrimitiveMap(Wrapper):
-    """A primitive of a linearisation as a `jacli.linear_map.LinearMap`.
+    """A primitive of a linearisation as a `jacli.linear_maps.LinearMap`.
 
     Args:
         of: The linearisation, which owns what the primitive holds.

@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from jacli.device.torch_switches import batched_pass, thawed
 from jacli.errors import means_out_of_memory, telling_line
-from jacli.linear_map import Extra
+from jacli.linear_maps import Extra
 from jacli.linear_program.graph import NotTraceableError, value_of
 from jacli.network.network import TensorNetwork
 

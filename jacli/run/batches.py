@@ -13,7 +13,7 @@ from jacli.choice.problem import Points, Problem
 from jacli.device.transfer import ArrivingArray, HostCopies
 from jacli.engine.computed_batch import ComputedBatch
 from jacli.engine.probed import padded
-from jacli.linear_map import FactoredMap, Matrices
+from jacli.linear_maps import FactoredMap, Matrices
 from jacli.options.table import RunConfig
 from jacli.plans.plan import SINGULAR_VALUES_LIMIT, ChainPlan, Plan, WholePlan
 from jacli.plans.request import Request

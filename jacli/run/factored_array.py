@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jacli.device.hardware import is_gpu
 from jacli.device.transfer import QueuedWork, StagingBuffer
-from jacli.linear_map import FactoredMap
+from jacli.linear_maps import FactoredMap
 
 
 @dataclass(frozen=True)

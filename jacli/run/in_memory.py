@@ -21,7 +21,7 @@ from jacli.engine.module_cache import CachedPlan
 from jacli.engine.probed import padded, probed_network
 from jacli.engine.whole_result import WholeResult
 from jacli.errors import MethodError, UsageError
-from jacli.linear_map import LinearMap, UnformedMap
+from jacli.linear_maps import LinearMap, UnformedMap
 from jacli.methods import primitive_map
 from jacli.models import LoadedModel
 from jacli.models.dtypes import as_dtype, real_dtypes

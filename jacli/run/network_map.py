@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jacli.errors import UsageError
-from jacli.linear_map import Linearization, LinearMap, Samples, Wrapper
+from jacli.linear_maps import Linearization, LinearMap, Samples, Wrapper
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jacli.device.random_state import fork_random_state
 from jacli.engine.probed import probed_network
 from jacli.errors import InputsError, JacliError, ModelError, UsageError, means_out_of_memory, telling_line
-from jacli.linear_map.agreement import relative_errors
+from jacli.linear_maps.agreement import relative_errors
 from jacli.models import LoadedModel
 from jacli.models.dtypes import as_dtype, convert, holds, real_dtype, real_dtypes, widest
 from jacli.network import TensorNetwork, as_declared, frozen_twin

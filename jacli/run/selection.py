@@ -8,7 +8,7 @@ from torch import Tensor
 
 from jacli.errors import InputsError, UsageError
 from jacli.errors.printable import count_of
-from jacli.linear_map import Extra
+from jacli.linear_maps import Extra
 from jacli.network import Linearized, TensorNetwork
 from jacli.options.values import Classes
 from jacli.plans.plan import Shapes

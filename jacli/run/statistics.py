@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jacli.linear_map import FactoredMap, Matrices
+from jacli.linear_maps import FactoredMap, Matrices
 from jacli.plans.plan import SINGULAR_VALUES_LIMIT, Plan
 from jacli.spectrum import (
     Spectrum,
@@ -40,7 +40,7 @@ def statistics_of(matrices: Matrices, plan: Plan, *, seed: int) -> BatchStatisti
     All singular values come from Gram matrices, of the factors where there are factors: the product is
     not formed.  Few of a large matrix come from products with vectors.
 
-    >>> from jacli.linear_map import DenseMap
+    >>> from jacli.linear_maps import DenseMap
     >>> from jacli.options.methods import METHODS
     >>> from jacli.plans.plan import WholePlan
     >>> plan = WholePlan(filled_by=METHODS["loop"], vectors_per_pass=1, why="", batch_size=1)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from jacli.errors import UsageError
-from jacli.linear_map import LinearMap
+from jacli.linear_maps import LinearMap
 from jacli.spectrum.exact import Spectrum
 from jacli.spectrum.missed_values import fresh_start
 from jacli.spectrum.ritz_triples import Found, Goal, Judged, gap_angles, judge
@@ -106,7 +106,7 @@ def largest_singular_triples(
     random start outside of the vectors found shows no larger value.  It then leaves the passes; what it got
     does not depend on the samples beside it.
 
-    >>> from jacli.linear_map import DenseMap
+    >>> from jacli.linear_maps import DenseMap
     >>> diagonal = DenseMap(torch.diag(torch.tensor([1.0, 5.0, 2.0, 3.0]))[None])
     >>> triples = largest_singular_triples(diagonal, 2)
     >>> triples.values.round(decimals=4).tolist()

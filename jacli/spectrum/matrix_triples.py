@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from jacli.linear_map import Matrices
+from jacli.linear_maps import Matrices
 from jacli.spectrum.exact import EPS
 from jacli.spectrum.krylov import Triples, largest_singular_triples
 from jacli.spectrum.ritz_triples import gap_angles
@@ -24,7 +24,7 @@ RTOL = 1e-7
 def triples_of_matrices(matrices: Matrices, k: int, *, seed: int = 0) -> Triples:
     """The k leading singular triples of each matrix.
 
-    >>> from jacli.linear_map import DenseMap
+    >>> from jacli.linear_maps import DenseMap
     >>> triples = triples_of_matrices(DenseMap(torch.tensor([[[0.0, 2.0], [1.0, 0.0]]])), 1)
     >>> triples.values.tolist(), triples.right[0, :, 0].abs().tolist()
     ([[2.0]], [0.0, 1.0])

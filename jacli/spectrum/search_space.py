@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jacli.linear_map import LinearMap
+from jacli.linear_maps import LinearMap
 from jacli.spectrum.exact import EPS
 
 NEGLIGIBLE = 64 * EPS

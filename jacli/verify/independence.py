@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from jacli.errors import ModelError, telling_line, translating
 from jacli.errors.printable import count_of
-from jacli.linear_map import Linearization, LinearMap, Matrices
-from jacli.linear_map.agreement import finite, gaps, ratios, relative_errors
+from jacli.linear_maps import Linearization, LinearMap, Matrices
+from jacli.linear_maps.agreement import finite, gaps, ratios, relative_errors
 from jacli.verify.probe import mixing_error
 from jacli.verify.recheck import MOST_ROWS
 from jacli.verify.rows import N_SIZES, estimated_norms, every_row_errors

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jacli.errors import JacliError, means_out_of_memory
-from jacli.linear_map import Extra, Network
+from jacli.linear_maps import Extra, Network
 
 
 def with_others_changed(network: Network, x: Tensor, extra: Extra, kept: int | None) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jacli.linear_map import Linearization, LinearMap
+from jacli.linear_maps import Linearization, LinearMap
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from jacli.errors import (
     user_code_behind,
 )
 from jacli.errors.printable import capitalised
-from jacli.linear_map import Extra, Network
-from jacli.linear_map.agreement import finite, gaps
-from jacli.linear_map.tape import Tape
+from jacli.linear_maps import Extra, Network
+from jacli.linear_maps.agreement import finite, gaps
+from jacli.linear_maps.tape import Tape
 from jacli.verify.explain import Mistake, explain_failure
 from jacli.verify.other_values import with_others_changed
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jacli.linear_map import Linearization, LinearMap
-from jacli.linear_map.agreement import finite, gaps, norms, ratios, relative_errors
+from jacli.linear_maps import Linearization, LinearMap
+from jacli.linear_maps.agreement import finite, gaps, norms, ratios, relative_errors
 from jacli.verify.passes import PlainPasses
 from jacli.verify.probe import CROSS_SAMPLE_LIMIT
 

@@ -1,7 +1,7 @@
 """A computed Jacobian against plain reverse passes: some rows, and a random combination of all rows.
 
 A wrong batching rule does not raise (PReLU under ``vmap``: relative error 0.85), so whatever the
-method, its matrices are compared with what a tape gives (`jacli.linear_map.Linearization.tape`).
+method, its matrices are compared with what a tape gives (`jacli.linear_maps.Linearization.tape`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from jacli.linear_map import LinearMap, Matrices
-from jacli.linear_map.agreement import finite, gaps, norms, ratios, relative_errors
+from jacli.linear_maps import LinearMap, Matrices
+from jacli.linear_maps.agreement import finite, gaps, norms, ratios, relative_errors
 from jacli.verify.tolerances import PASSES, REDUCED_INSIDE
 
 N_ROWS = 4
@@ -46,7 +46,7 @@ def row_error(tape: LinearMap, matrices: Matrices, *, seed: int) -> float:
     up to cancellation (a saturated softmax) do not count as wrong.  `gaps` says how entries that are not
     finite are compared.
 
-    >>> from jacli.linear_map import DenseMap
+    >>> from jacli.linear_maps import DenseMap
     >>> J, scaled = DenseMap(torch.ones(4, 3, 2)), DenseMap(torch.full((4, 3, 2), 1.5))
     >>> row_error(J, J, seed=0), row_error(J, scaled, seed=0)
     (0.0, 0.5)
@@ -86,7 +86,7 @@ def cotangent_error(tape: LinearMap, matrices: LinearMap, *, seed: int) -> float
     is wrong by 10 % thus passes a tolerance of 1e-3 with probability 0.8 % if one sample has it, and
     ``0.008 ** n`` if n samples have it.
 
-    >>> from jacli.linear_map import DenseMap
+    >>> from jacli.linear_maps import DenseMap
     >>> J, scaled = DenseMap(torch.ones(4, 3, 2)), DenseMap(torch.full((4, 3, 2), 1.5))
     >>> cotangent_error(J, J, seed=0), cotangent_error(J, scaled, seed=0) > 0.05
     (0.0, True)
@@ -110,7 +110,7 @@ def batch_errors(tape: LinearMap, matrices: LinearMap, *, seed: int) -> tuple[fl
     cotangents are drawn independently, while a row of a method's matrices has the same cotangent in every
     sample.
 
-    >>> from jacli.linear_map import DenseMap
+    >>> from jacli.linear_maps import DenseMap
     >>> J, scaled = DenseMap(torch.ones(4, 3, 2)), DenseMap(torch.full((4, 3, 2), 1.5))
     >>> batch_errors(J, J, seed=0)
     (0.0, 0.0)
@@ -147,7 +147,7 @@ def every_row_errors(
     themselves round as the method's rows did.  In each pass, a seeded half of the samples gets the unit
     vector of one row and the others that of the next row, so that gradients at other samples show.
 
-    >>> from jacli.linear_map import DenseMap
+    >>> from jacli.linear_maps import DenseMap
     >>> J, scaled = DenseMap(torch.ones(4, 3, 2)), DenseMap(torch.full((4, 3, 2), 1.5))
     >>> pull = lambda cotangents: J.vjp(cotangents[None])[0]
     >>> every_row_errors(pull, scaled, torch.ones(4, 1), seed=0).tolist()
@@ -189,7 +189,7 @@ def transpose_error(tape: LinearMap, products: LinearMap, *, seed: int) -> float
 
     ``|u'(Jv) - (u'J)v| / ||u'J||`` with u and v Gaussian: of size r for a relative error r of ``Jv``.
 
-    >>> from jacli.linear_map import DenseMap
+    >>> from jacli.linear_maps import DenseMap
     >>> J, scaled = DenseMap(torch.ones(4, 3, 2)), DenseMap(torch.full((4, 3, 2), 1.5))
     >>> transpose_error(J, J, seed=0) < 1e-6, transpose_error(J, scaled, seed=0) > 0.05
     (True, True)

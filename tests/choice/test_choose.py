@@ -16,7 +16,7 @@ from jacli.choice.choose import Choice
 from jacli.choice.memory_limit import MemoryLimit
 from jacli.choice.problem import Problem
 from jacli.errors import MethodError, OutputError
-from jacli.linear_map import DenseMap
+from jacli.linear_maps import DenseMap
 from jacli.methods import factors_of, fill
 from jacli.network import (
     CutNetwork,

@@ -13,7 +13,7 @@ from jacli.choice import measure as measuring
 from jacli.choice.measure import OUT_OF_MEMORY, measure, seconds_per_byte, seconds_per_multiply
 from jacli.choice.memory_limit import MemoryLimit
 from jacli.errors import MethodError
-from jacli.linear_map import Slab
+from jacli.linear_maps import Slab
 from jacli.options.methods import METHODS
 from jacli.plans.search import Candidate
 

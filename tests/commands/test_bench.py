@@ -24,7 +24,7 @@ from jacli.commands import timed_batch as timed_block
 from jacli.commands.bench import BenchResult, BenchRow, bench
 from jacli.commands.timed_batch import _extrapolated
 from jacli.errors import OutOfMemoryError
-from jacli.linear_map import Slab
+from jacli.linear_maps import Slab
 from jacli.options.config import from_options
 from jacli.options.methods import AUTOGRAD_METHODS, METHOD_NAMES, METHODS
 from jacli.options.table import RunConfig

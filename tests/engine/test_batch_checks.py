@@ -17,7 +17,7 @@ from jacli.engine import batch_checks
 from jacli.engine.batch_checks import BatchChecks
 from jacli.engine.computed_batch import ComputedBatch
 from jacli.errors import MethodError, ModelError
-from jacli.linear_map import DenseMap
+from jacli.linear_maps import DenseMap
 from jacli.methods import fill
 from jacli.network import TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.options.methods import METHODS

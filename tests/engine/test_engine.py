@@ -21,7 +21,7 @@ from jacli.engine import batch_checks, engine
 from jacli.engine.engine import Engine
 from jacli.engine.probed import padded
 from jacli.errors import MethodError, ModelError, OutOfMemoryError
-from jacli.linear_map import FactoredMap
+from jacli.linear_maps import FactoredMap
 from jacli.network import CutNetwork, LinearProgram, TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.options.methods import METHODS
 from jacli.plans.bracketing import Product, Seed

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jacli.errors import MethodError
-from jacli.linear_map import Chain
+from jacli.linear_maps import Chain
 from jacli.methods import fill
 from jacli.network import (
     CutLinearized,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jacli.errors import MethodError
-from jacli.linear_map import LinearMap
+from jacli.linear_maps import LinearMap
 from jacli.network import (
     Linearized,
     LinearProgram,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jacli.linear_map import FactoredMap
+from jacli.linear_maps import FactoredMap
 from jacli.run.factored_array import FactoredArray
 
 BATCH, R = 3, 2

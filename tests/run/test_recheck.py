@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import jacli
 from jacli.commands.verify import verify
 from jacli.engine.replicated_passes import SpreadOverCopies, as_run, ways
-from jacli.linear_map import DenseMap
+from jacli.linear_maps import DenseMap
 from jacli.network import Linearized, TensorNetwork, exact_arithmetic, frozen_twin
 from jacli.options.config import from_options
 from jacli.run import recheck

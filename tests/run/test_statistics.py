@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jacli.linear_map import DenseMap, FactoredMap
+from jacli.linear_maps import DenseMap, FactoredMap
 from jacli.options.methods import METHODS
 from jacli.plans.plan import WholePlan
 from jacli.run import statistics

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jacli.errors import UsageError
-from jacli.linear_map import DenseMap
+from jacli.linear_maps import DenseMap
 from jacli.spectrum import largest_singular_triples
 from jacli.spectrum.missed_values import failure_probability
 from tests.spectrum.test_exact import SPECTRA, with_spectrum

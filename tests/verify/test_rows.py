@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jacli.linear_map import DenseMap, FactoredMap
+from jacli.linear_maps import DenseMap, FactoredMap
 from jacli.network import Linearized, TensorNetwork, frozen_twin
 from jacli.verify import batch_errors, cotangent_error, row_error, row_tolerance, transpose_error
 from tests.cases import build

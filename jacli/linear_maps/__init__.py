@@ -1,7 +1,7 @@
 """Linear maps, one per sample: dense, factored, chained; and what gives them, a network at a batch."""
 
-from jacli.linear_map.linearization import CutLinearization, Extra, Linearization, Network
-from jacli.linear_map.maps import (
+from jacli.linear_maps.linearization import CutLinearization, Extra, Linearization, Network
+from jacli.linear_maps.maps import (
     Chain,
     DenseMap,
     FactoredMap,
@@ -13,7 +13,7 @@ from jacli.linear_map.maps import (
     Slab,
     Wrapper,
 )
-from jacli.linear_map.unformed import UnformedMap
+from jacli.linear_maps.unformed import UnformedMap
 
 __all__ = [
     "Chain",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jacli.linear_map.maps import LinearMap, Samples, Wrapper
+from jacli.linear_maps.maps import LinearMap, Samples, Wrapper
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class UnformedMap(Wrapper):
 
     It stands where `Matrices` are asked for, and holds nothing itself.
 
-    >>> from jacli.linear_map import DenseMap
+    >>> from jacli.linear_maps import DenseMap
     >>> J = UnformedMap(DenseMap(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])), vectors_per_pass=1)
     >>> J.rows(torch.tensor([1])), J.nbytes
     (tensor([[[3., 4.]]]), 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jacli.linear_map import Chain, DenseMap, FactoredMap, SelectedOutputs
+from jacli.linear_maps import Chain, DenseMap, FactoredMap, SelectedOutputs
 
 BATCH, N_OUT, R, N_IN, K = 2, 7, 3, 5, 4
 

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 
-from jacli.linear_map.agreement import finite, gaps, norms, ratios, relative_errors
+from jacli.linear_maps.agreement import finite, gaps, norms, ratios, relative_errors
 
 INF, NAN = math.inf, math.nan
 VALUES = (0.0, -1.5, 1e300, INF, -INF, NAN)

@@ -8,7 +8,7 @@ from typing import Protocol, Self
 
 from torch import Tensor, nn
 
-from jacli.linear_map.maps import LinearMap, Shaped
+from jacli.linear_maps.maps import LinearMap, Shaped
 
 Extra = Mapping[str, object]
 """Further arguments of a forward pass: a value, or a tensor with one row per sample."""
