@@ -225,7 +225,8 @@ class _Search:
             plans = self._of_all() if request.is_free else self._whole()
         notes = [f"not traced: {self._trace.not_traced}"] if self._trace.not_traced else []
         notes += [f"not cut: {self._not_cut}"] if self._not_cut else []
-        if len(plans) == 1 and len({m.name for m in self._measured}) == 1 and request.is_free:
+        alone = len(plans) == 1 and len({m.name for m in self._measured}) == 1
+        if alone and request.is_free and request.spectrum != "krylov":
             plans = [replace(plans[0], why="not compared with others: the run is too short")]
         plans.sort(key=lambda plan: plan.seconds or 0.0)
         if request.spectrum == "auto":

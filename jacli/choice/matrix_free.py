@@ -170,7 +170,8 @@ class MatrixFree:
         seconds, expected = dense[0].seconds, expected_matvecs(self._k, self._shorter)
         if seconds is None or expected >= _vectors(dense[0], self._problem.shapes):
             return []  # a product with a vector takes what a row takes
-        if self._trace.program is None and not self._trace.worth_tracing():
+        traceable = self._trace.program is None and self._problem.shapes.fixed_batch is None
+        if traceable and not self._trace.worth_tracing():
             return []
         plan = self._plan()
         if plan is None or plan.seconds is None or plan.seconds >= seconds:

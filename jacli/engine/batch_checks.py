@@ -163,7 +163,7 @@ class BatchChecks:
             raise
         error = self._derivatives(plan, batch) if whole else 0.0
         if whole and isinstance(plan, MatrixFreePlan):
-            error = max(error, self._checked(plan, batch, transpose_error))
+            error = max(error, self._checked(plan, batch, transpose_error, rows_decide=False))
         if whole:
             self._check_company(plan, batch)
             history.sizes.add(size)
@@ -254,7 +254,9 @@ class BatchChecks:
             raise mixing_error(self._problem.network.module, how)
         return error
 
-    def _checked(self, plan: Plan, batch: ComputedBatch, check: Callable[..., float]) -> float:
+    def _checked(
+        self, plan: Plan, batch: ComputedBatch, check: Callable[..., float], *, rows_decide: bool = True
+    ) -> float:
         """The error found by a check; raises if it is too large for a correct method.
 
         The run's forward pass may have used other kernels or a larger batch, so that a ReLU fell to the other
@@ -273,7 +275,7 @@ class BatchChecks:
                 error = min(error, check(passes.map, batch.matrices, seed=seed))
                 if error <= tolerance:
                     return error
-            if batch.matrices.n_out <= MOST_ROWS:
+            if rows_decide and batch.matrices.n_out <= MOST_ROWS:
                 by_rows = self._every_row(linearization, batch.matrices, seed)
                 if by_rows <= tolerance:
                     return by_rows

@@ -95,8 +95,9 @@ class Tape:
     @cached_property
     def _recorded_backward(self) -> tuple[Tensor, Tensor]:
         """The vjp at some cotangents, with its own tape; and these cotangents."""
-        cotangents = torch.ones_like(self.outputs, requires_grad=True)
-        (image,) = torch.autograd.grad(self.outputs, self.points, cotangents, create_graph=True)
+        with torch.enable_grad():
+            cotangents = torch.ones_like(self.outputs, requires_grad=True)
+            (image,) = torch.autograd.grad(self.outputs, self.points, cotangents, create_graph=True)
         return image, cotangents
 
     @cached_property
@@ -105,7 +106,8 @@ class Tape:
 
     @cached_property
     def _inner_product(self) -> Tensor:
-        return torch.dot(self.outputs.reshape(-1), self._cotangents.reshape(-1))
+        with torch.enable_grad():
+            return torch.dot(self.outputs.reshape(-1), self._cotangents.reshape(-1))
 
     def _accumulated(self, *, may_be_unused: bool) -> Tensor | None:
         self.points.grad = None

@@ -258,9 +258,10 @@ class Linearized:
         return outputs.reshape(outputs.shape[0], -1), outputs.detach().clone()
 
     def _recorded(self) -> Tape:
-        x = self._x.clone().requires_grad_(True)
-        flat, self._outputs = self._function(x)
-        return Tape(x, flat)
+        with torch.enable_grad():
+            x = self._x.clone().requires_grad_(True)
+            flat, self._outputs = self._function(x)
+            return Tape(x, flat)
 
     def _own_tape(self) -> Tape:
         if self._tape is None:
