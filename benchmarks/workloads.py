@@ -248,6 +248,7 @@ LARGE_WORKLOADS = {
     for workload in (
         Workload("convnext_t", _torchvision("convnext_tiny"), _IMAGE, batch=1, quick_batch=1),
         Workload("vit_b16", _vit_b16, _IMAGE, batch=1, quick_batch=1, attention=True),
+        Workload("resnet50", _torchvision("resnet50"), _IMAGE, batch=1, quick_batch=1),
     )
 }
 """Networks of which a CPU would need an hour."""
