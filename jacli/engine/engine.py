@@ -205,6 +205,7 @@ class Engine:
     def _with_matrices(self, start: int, failure: MethodError) -> ComputedBatch:
         """A batch, and all further ones, by a plan that forms the matrices."""
         self._choice = choose(replace(self._request, spectrum="dense", earlier_plan=None), self._problem)
+        self._checks = BatchChecks(self._request, self._problem)
         self.notes.append(f"from sample {start} on with matrices: {failure.why}")
         return self._first(start)
 

@@ -41,7 +41,7 @@ MAX_BASIS = 512
 MAX_REOPENED = 4
 """Fresh starts that may reopen a search: rounding makes an inconsistent map look as if it had more values."""
 
-SHRINK_BELOW = 0.75
+SHRINK_BELOW = 0.5
 """Part of the samples in a pass; if fewer are not yet done, these are linearised anew without the others."""
 
 SPOILT = 1.5

@@ -93,7 +93,7 @@ class Judged:
         residuals: ``(b, k)``, with rounding.
         small: ``(b, k)``, which of the residuals are as small as asked for.
         complete: ``(b,)``, whether the space is whole.
-        gave_up: ``(b,)``, whether no more products are allowed.
+        gave_up: ``(b,)``, whether no more products are allowed, though it has not converged.
     """
 
     space: SearchSpace
@@ -158,7 +158,7 @@ def judge(space: SearchSpace, ritz: Ritz, goal: Goal, *, used_up: bool) -> Judge
         residuals=(residuals + rounding)[:, :k],
         small=small[:, :k],
         complete=whole,
-        gave_up=torch.full_like(whole, used_up),
+        gave_up=~(whole | small[:, :k].all(dim=1)) & used_up,
     )
 
 
@@ -175,8 +175,8 @@ def gap_angles(values: Tensor, residuals: Tensor, next_value: Tensor) -> Tensor:
     other value that was seen, moved by its own residual.
 
     >>> angles = gap_angles(torch.tensor([[2.0, 1.0]]), torch.tensor([[0.1, 0.0]]), torch.tensor([0.5]))
-    >>> angles.sin().round(decimals=3).tolist()
-    [[0.111, 0.0]]
+    >>> [round(sine, 3) for sine in angles.sin()[0].tolist()]
+    [0.111, 0.0]
 
     Args:
         values: ``(b, k)``.

@@ -66,6 +66,23 @@ def test_limit_is_kept_and_the_error_says_so() -> None:
     assert (error > 1e-6).all() and (error <= found.errors).all()
 
 
+def test_a_limit_that_is_reached_as_it_converges_is_none() -> None:
+    matrices = torch.cat(
+        [with_spectrum(np.logspace(0, -20, 60), 80, batch=1), with_spectrum(np.ones(60), 80, batch=1)]
+    )
+    needed = (
+        int(largest_singular_triples(DenseMap(matrices), 1, rtol=1e-3).matvecs.max()) - 6
+    )  # of the search
+    found = largest_singular_triples(DenseMap(matrices), 1, rtol=1e-3, max_matvecs=needed)
+    assert not found.gave_up.any()
+    assert largest_singular_triples(
+        DenseMap(matrices), 1, rtol=1e-3, max_matvecs=needed - 2
+    ).gave_up.tolist() == [
+        True,
+        False,
+    ]
+
+
 def test_samples_converge_at_their_own_pace() -> None:
     matrices = torch.cat([with_spectrum(np.linspace(1, 0.5, 40), 50, batch=1), torch.zeros(1, 40, 50)])
     found = largest_singular_triples(DenseMap(matrices), 3)
