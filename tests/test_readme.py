@@ -66,7 +66,7 @@ def test_sessions_are_what_happens(block, folder, served_environment):
     )
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=["reading", "api"])
+@pytest.mark.parametrize("block", PYTHON, ids=["reading", "api", "spectra"])
 def test_python_blocks_print_what_their_comments_say(block, folder):
     """A ``# comment`` behind a ``print(...)`` is what it prints; warnings are errors here too."""
     done = subprocess.run(
