@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from jacli.errors import UsageError
-from jacli.linear_maps import DenseMap
-from jacli.spectrum import largest_singular_triples
+from jacli.linear_maps import DenseMap, FactoredMap
+from jacli.spectrum import largest_singular_triples, triples_of_matrices
 from jacli.spectrum.missed_values import failure_probability
 from tests.spectrum.test_exact import SPECTRA, with_spectrum
 
@@ -265,3 +265,26 @@ def test_bounds_hold_in_random_trials(family: str, k: int, reduced_start: bool) 
     assert (found.failure_probability <= 1e-3).all()
     assert ((found.values - expected).abs() <= found.errors).all()
     assert (found.errors <= 2.5e-3 * expected[:, :1]).all()
+
+
+@pytest.mark.parametrize("k", [1, 4, 40])
+@pytest.mark.parametrize("name", MODERATE)
+def test_triples_of_matrices_in_memory(name: str, k: int) -> None:
+    matrices = with_spectrum(SPECTRA[name], 60)
+    found = triples_of_matrices(DenseMap(matrices), k)
+    expected = torch.linalg.svdvals(matrices)[:, :k]
+    assert ((found.values - expected).abs() <= found.errors + 1e-15 * expected[:, :1]).all()
+    assert (found.failure_probability == 0).all()
+    size = float(expected.max())
+    torch.testing.assert_close(
+        matrices @ found.right, found.left * found.values[:, None], rtol=0, atol=3e-7 * size
+    )
+
+
+def test_triples_of_factors_and_of_what_is_not_finite() -> None:
+    left, right = torch.randn(3, 30, 4, dtype=torch.float64), torch.randn(3, 4, 50, dtype=torch.float64)
+    right[1, 0, 0] = math.nan
+    found = triples_of_matrices(FactoredMap(left, right), 2)
+    expected = torch.linalg.svdvals(left[[0, 2]] @ right[[0, 2]])[:, :2]
+    torch.testing.assert_close(found.values[[0, 2]], expected)
+    assert found.values[1].isnan().all() and found.right[1].isnan().all()
