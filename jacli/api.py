@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from jacli.device.allocator import reused_memory
+from jacli.in_memory.in_memory_run import InMemoryRun
+from jacli.in_memory.network_map import NetworkMap
+from jacli.in_memory.spectrum_arguments import check_accuracy, check_count, check_some
 from jacli.network import exact_arithmetic
-from jacli.run.call_arguments import check_accuracy, check_count, check_some
-from jacli.run.in_memory import InMemoryRun
-from jacli.run.network_map import NetworkMap
 from jacli.run.request import asked_of_call
 from jacli.spectrum import Triples
 

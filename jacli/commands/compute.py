@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from jacli.choice.choose import check_asked, choose
+from jacli.choice.choose import choose
 from jacli.choice.memory_limit import memory_errors
+from jacli.choice.refusals import check_asked
 from jacli.device.allocator import reused_memory
 from jacli.engine.engine import Chosen, Engine
 from jacli.errors import JacliError, OutputError, ResultsError, UsageError
+from jacli.in_memory.call_arguments import check_paths
 from jacli.network import exact_arithmetic
 from jacli.options.table import RunConfig, names_of
 from jacli.run.batches import Run
-from jacli.run.call_arguments import check_paths
 from jacli.run.config_file import resolve_options, result_path
 from jacli.run.finished import Finished
 from jacli.run.labelled import accuracy_notes

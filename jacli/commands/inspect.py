@@ -129,7 +129,7 @@ def _result_or_inputs(path: str, key: str | None) -> dict[str, Any]:
 
 
 def _probed(options: dict[str, Any]) -> dict[str, Any]:
-    from jacli.choice.choose import refusals
+    from jacli.choice.refusals import refusals
     from jacli.network import exact_arithmetic
     from jacli.plans.search import methods_in_order
     from jacli.run.batches import Run

@@ -20,7 +20,7 @@ from jacli.choice import problem as task
 from jacli.engine import module_cache
 from jacli.engine.batch_checks import CheckHistory
 from jacli.errors import ModelError
-from jacli.run import in_memory
+from jacli.in_memory import in_memory_run
 from tests.reference import reference_jacobian
 
 
@@ -75,7 +75,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(place, name, run)
 
-    counting(in_memory, "probed_network", "probed")
+    counting(in_memory_run, "probed_network", "probed")
     counting(measuring._Stopwatch, "seconds", "measured")
     counting(task, "trace_network", "traced")
     return counts

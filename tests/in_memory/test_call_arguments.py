@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 import jacli
 from jacli.errors import InputsError, JacliError, ModelError, UsageError
+from jacli.in_memory import call_arguments
 from jacli.options.table import OPTIONS, names_of
 from jacli.options.values import parse_classes
-from jacli.run import call_arguments
 from tests.reference import reference_jacobian
 
 PRINTING_ONLY = names_of(lambda option: not option.in_python)

@@ -21,6 +21,14 @@ from jacli.engine.module_cache import CachedPlan
 from jacli.engine.probed import padded, probed_network
 from jacli.engine.whole_result import WholeResult
 from jacli.errors import MethodError, UsageError
+from jacli.in_memory.call_arguments import (
+    check_model,
+    check_points,
+    dtype_of,
+    labels_of,
+    mistake_in_points,
+    rows_of,
+)
 from jacli.linear_maps import LinearMap, UnformedMap
 from jacli.methods import primitive_map
 from jacli.models import LoadedModel
@@ -29,14 +37,6 @@ from jacli.network import Linearized, TensorNetwork, frozen_twin
 from jacli.options.methods import Primitive
 from jacli.plans.plan import MatrixFreePlan, Plan, Shapes
 from jacli.plans.request import Request
-from jacli.run.call_arguments import (
-    check_model,
-    check_points,
-    dtype_of,
-    labels_of,
-    mistake_in_points,
-    rows_of,
-)
 from jacli.run.placing import place
 from jacli.run.request import WantedOutputs
 from jacli.run.run_log import logger
