@@ -168,9 +168,14 @@ def singular_values(
     k = check_count(k)
     check_accuracy(rtol, certify)
     request, which = asked_of_call(
-        labels=labels, **{"select": select, "of": of, "classes": classes, "precision": precision},
-        memory=memory, seed=seed,
-    )  # fmt: skip
+        labels=labels,
+        select=select,
+        of=of,
+        classes=classes,
+        precision=precision,
+        memory=memory,
+        seed=seed,
+    )
     spectrum = replace(
         request, singular_values=k or "all", keep="nothing", spectrum="auto", rtol=rtol, certify=certify
     )

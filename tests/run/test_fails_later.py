@@ -72,11 +72,11 @@ def run(**options: object):
 
 
 def test_the_error_names_the_option_that_finishes_the_run(folder: Path) -> None:
-    with pytest.raises(MethodError, match="serves up to sample 23") as stopped:
+    with pytest.raises(MethodError, match="works up to sample 23") as stopped:
         run(method="forward")
     assert "--method auto" in stopped.value.hint
     assert part_path(Path("out.h5")).exists()
-    with pytest.raises(MethodError, match="serves up to sample 23"):
+    with pytest.raises(MethodError, match="works up to sample 23"):
         run(method="forward")  # the same again is the same again
     outcome = run(method="auto")
     assert outcome.continued == 24
@@ -103,6 +103,6 @@ def test_from_python_the_error_speaks_of_no_file(folder: Path) -> None:
     namespace: dict[str, object] = {}
     exec(compile((folder / "arch.py").read_text(), "arch.py", "exec"), namespace)
     x = torch.from_numpy(np.load("x.npy"))
-    with pytest.raises(MethodError, match="serves up to sample 23") as stopped:
+    with pytest.raises(MethodError, match="works up to sample 23") as stopped:
         jacli.jacobian(namespace["make"](), x, method="forward", batch_size=8)
     assert "--" not in stopped.value.hint

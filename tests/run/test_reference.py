@@ -138,7 +138,7 @@ def test_a_file_that_changes_meanwhile_is_told(arch: Any, what: str) -> None:
         found = dict(recheck_samples(prepared, results.datasets, plan, config, [1], references=references))
     assert not found[1].failed and found[1].dtype == "float64"
     (note,) = references.notes
-    assert "m.pt is not what it was" in note and "as it was loaded for the run" in note
+    assert "m.pt has changed since" in note and "as it was loaded for the run" in note
 
 
 def test_a_callable_that_gives_other_weights_each_time_is_told(arch: Any) -> None:
@@ -229,7 +229,7 @@ def test_loading_anew_refuses_what_has_changed(arch: Any, kind: str) -> None:
     )
     load_anew(first)
     torch.save(arch.Net().state_dict(), "own.pt")
-    with pytest.raises(JacliError, match="is not what it was"):
+    with pytest.raises(JacliError, match="has changed since it was first loaded"):
         load_anew(first)
 
 
