@@ -149,6 +149,7 @@ def largest_singular_triples(
     if k == 0 or linear_map.batch == 0:
         return _empty(linear_map, k)
     numbers = range(linear_map.batch) if samples is None else samples
+    maps = maps.in_range(RandomVectors([seed, 2], numbers))
     searching, looking = (RandomVectors([seed, purpose], numbers) for purpose in (0, 1))
     goal = Goal(k, rtol, max(3 * k, max_basis or max(MAX_BASIS, 6 * k)), max_matvecs, certify, shrink)
     found = _converge(maps, searching, goal, start)
@@ -266,11 +267,12 @@ def _look_for_missed(maps: Oriented, random: RandomVectors, goal: Goal, found: F
 def _triples(maps: Oriented, found: Found) -> Triples:
     """As outputs and inputs, NaN where something is not finite."""
     bad = found.not_finite
+    scale = torch.ones_like(found.values[:, 0]) if maps.scale is None else maps.scale
     short, long = found.short.mT, found.long.mT.to(torch.float64)
     left, right = (short, long) if maps.from_outputs else (long, short)
     return Triples(
-        values=found.values.masked_fill(bad[:, None], math.nan),
-        errors=found.errors.masked_fill(bad[:, None], math.nan),
+        values=(found.values * scale[:, None]).masked_fill(bad[:, None], math.nan),
+        errors=(found.errors * scale[:, None]).masked_fill(bad[:, None], math.nan),
         left=left.masked_fill(bad[:, None, None], math.nan),
         right=right.masked_fill(bad[:, None, None], math.nan),
         vector_errors=gap_angles(found.values, found.residuals, found.next_value).masked_fill(

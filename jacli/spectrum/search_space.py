@@ -36,6 +36,9 @@ NEGLIGIBLE = 64 * EPS
 NO_ROOM = 1e-8
 """Norm of a random unit vector after orthogonalisation against a basis of the whole space."""
 
+MAX_EXPONENT = 200
+"""Images between 2 to the minus this and 2 to this have squares, and products of these, within float64."""
+
 PIECE_BYTES = 32 * 2**20
 """Largest float64 copy of a piece of the images, in bytes."""
 
@@ -47,10 +50,12 @@ class Oriented:
     Attributes:
         map: The maps ``J``.
         vectors_per_pass: Most vectors per sample in one product.
+        scale: ``(b,)``, a power of two that products are divided by; None: 1.
     """
 
     map: LinearMap
     vectors_per_pass: int
+    scale: Tensor | None = None
 
     @property
     def from_outputs(self) -> bool:
@@ -77,11 +82,28 @@ class Oriented:
 
     def take(self, samples: Tensor) -> Oriented:
         """The maps of some samples."""
-        return Oriented(self.map.take(samples), self.vectors_per_pass)
+        scale = None if self.scale is None else self.scale[samples]
+        return Oriented(self.map.take(samples), self.vectors_per_pass, scale)
+
+    def in_range(self, random: RandomVectors) -> Oriented:
+        """The same, scaled where squares of its singular values lie outside of float64.
+
+        Cost: one product, in float64 alone: squares of float32 numbers never do.
+        """
+        if self.map.dtype != torch.float64:
+            return self
+        images = self.forward(random.draw(1, self.short, self.map.device))
+        _, exponents = torch.frexp(images.abs().amax(dim=(1, 2)).nan_to_num(0.0, 0.0, 0.0))
+        extreme = exponents.abs() > MAX_EXPONENT
+        if not extreme.any():
+            return self
+        scale = torch.ldexp(torch.ones_like(images[:, 0, 0]), torch.where(extreme, exponents, 0))
+        return Oriented(self.map, self.vectors_per_pass, scale)
 
     def _pass(self, product: Callable[[Tensor], Tensor], vectors: Tensor) -> Tensor:
         chunks = vectors.to(self.map.dtype).transpose(0, 1).split(self.vectors_per_pass)
-        return torch.cat([product(chunk.contiguous()) for chunk in chunks]).transpose(0, 1)
+        images = torch.cat([product(chunk.contiguous()) for chunk in chunks]).transpose(0, 1)
+        return images if self.scale is None else images / self.scale[:, None, None]
 
 
 class RandomVectors:

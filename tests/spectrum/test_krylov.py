@@ -267,6 +267,18 @@ def test_bounds_hold_in_random_trials(family: str, k: int, reduced_start: bool) 
     assert (found.errors <= 2.5e-3 * expected[:, :1]).all()
 
 
+@pytest.mark.parametrize("scale", [1e150, 1e-150, 1e-200, 1.0])
+@pytest.mark.parametrize("k", [1, 5, 30])
+def test_values_whose_squares_leave_float64(scale: float, k: int) -> None:
+    """One of the samples has ordinary values."""
+    matrices = with_spectrum(np.linspace(3, 1, 30), 50, batch=3)
+    sizes = torch.tensor([scale, 1.0, scale], dtype=torch.float64)[:, None]
+    found = largest_singular_triples(DenseMap(matrices * sizes[:, :, None]), k)
+    expected = torch.linalg.svdvals(matrices)[:, :k]
+    assert ((found.values / sizes - expected).abs() <= found.errors / sizes + 1e-14).all()
+    assert (found.errors / sizes <= 1e-5).all() and (found.right.isfinite()).all()
+
+
 @pytest.mark.parametrize("k", [1, 4, 40])
 @pytest.mark.parametrize("name", MODERATE)
 def test_triples_of_matrices_in_memory(name: str, k: int) -> None:
