@@ -103,8 +103,8 @@ def largest_singular_triples(
     """The k largest singular values of each sample's matrix with their vectors, without forming it.
 
     A sample is done when each residual is below ``rtol sigma_1`` or below the map's own rounding, and a fresh
-    random start outside of the vectors found shows no larger value.  It then leaves the passes; what it got
-    does not depend on the samples beside it.
+    random start outside of the vectors found shows no larger value.  It then leaves the passes, and later
+    ones do not change what it got.
 
     >>> from jacli.linear_maps import DenseMap
     >>> diagonal = DenseMap(torch.diag(torch.tensor([1.0, 5.0, 2.0, 3.0]))[None])
@@ -147,7 +147,7 @@ def largest_singular_triples(
     maps = Oriented(linear_map, vectors_per_pass)
     k = min(k, maps.short)
     if k == 0 or linear_map.batch == 0:
-        return _empty(linear_map, k)
+        return _triples(maps, Found.of(maps, k))
     numbers = range(linear_map.batch) if samples is None else samples
     maps = maps.in_range(RandomVectors([seed, 2], numbers))
     searching, looking = (RandomVectors([seed, purpose], numbers) for purpose in (0, 1))
@@ -194,8 +194,7 @@ def _converge(maps: Oriented, random: RandomVectors, goal: Goal, start: Tensor |
                 return found
         if goal.shrink and int(open_.sum()) <= SHRINK_BELOW * len(working):
             left = open_.nonzero()[:, 0]
-            space, working, open_ = space.take(left), working[left], open_[left]
-            ritz = space.ritz(k + 1)
+            space, ritz, working, open_ = space.take(left), ritz.take(left), working[left], open_[left]
             judged = judge(space, ritz, goal, used_up=False)
         if full:
             space.restart(ritz, max(k + 1, goal.max_basis // 2))
@@ -267,12 +266,12 @@ def _look_for_missed(maps: Oriented, random: RandomVectors, goal: Goal, found: F
 def _triples(maps: Oriented, found: Found) -> Triples:
     """As outputs and inputs, NaN where something is not finite."""
     bad = found.not_finite
-    scale = torch.ones_like(found.values[:, 0]) if maps.scale is None else maps.scale
+    scale = 1.0 if maps.scale is None else maps.scale[:, None]
     short, long = found.short.mT, found.long.mT.to(torch.float64)
     left, right = (short, long) if maps.from_outputs else (long, short)
     return Triples(
-        values=(found.values * scale[:, None]).masked_fill(bad[:, None], math.nan),
-        errors=(found.errors * scale[:, None]).masked_fill(bad[:, None], math.nan),
+        values=(found.values * scale).masked_fill(bad[:, None], math.nan),
+        errors=(found.errors * scale).masked_fill(bad[:, None], math.nan),
         left=left.masked_fill(bad[:, None, None], math.nan),
         right=right.masked_fill(bad[:, None, None], math.nan),
         vector_errors=gap_angles(found.values, found.residuals, found.next_value).masked_fill(
@@ -281,19 +280,4 @@ def _triples(maps: Oriented, found: Found) -> Triples:
         failure_probability=found.probability,
         matvecs=found.matvecs,
         gave_up=found.gave_up,
-    )
-
-
-def _empty(linear_map: LinearMap, k: int) -> Triples:
-    batch, device = linear_map.batch, linear_map.device
-    none = torch.zeros(batch, k, dtype=torch.float64, device=device)
-    return Triples(
-        values=none,
-        errors=none.clone(),
-        left=none.new_zeros(batch, linear_map.n_out, k),
-        right=none.new_zeros(batch, linear_map.n_in, k),
-        vector_errors=none.clone(),
-        failure_probability=none.new_zeros(batch),
-        matvecs=torch.zeros(batch, dtype=torch.int64, device=device),
-        gave_up=torch.zeros(batch, dtype=torch.bool, device=device),
     )

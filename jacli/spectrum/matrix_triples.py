@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from jacli.linear_maps import Matrices
+from jacli.plans.plan import SINGULAR_VALUES_LIMIT
 from jacli.spectrum.exact import at_once, columns_of, gram_of
 from jacli.spectrum.krylov import Triples, largest_singular_triples
-
-MAX_GRAM_SIDE = 4096
-"""Matrices with a shorter side up to this are decomposed whole: their Gram matrix takes 128 MiB at most."""
 
 RTOL = 1e-7
 """Error asked for, relative to the largest value: products with matrices cost little."""
@@ -41,7 +39,7 @@ def triples_of_matrices(matrices: Matrices, k: int, *, seed: int = 0) -> Triples
     Cost per matrix with sides n <= m: ``2 m n^2 + 10 n^3`` flops where n is at most 4096, and some dozen
     products with k vectors.
     """
-    if min(matrices.n_out, matrices.n_in) > MAX_GRAM_SIDE:
+    if min(matrices.n_out, matrices.n_in) > SINGULAR_VALUES_LIMIT:
         return largest_singular_triples(
             matrices, k, rtol=RTOL, seed=seed, vectors_per_pass=k, certify=CERTIFIED
         )

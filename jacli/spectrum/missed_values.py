@@ -97,14 +97,3 @@ def failure_probability(largest: Tensor, threshold: Tensor, steps: int, dimensio
     bound = 1.648 * math.sqrt(dimension) * torch.exp(-(2 * steps - 1) * eps.sqrt())
     # A random vector without any image is outside of the range: that has probability zero, unless M = 0.
     return torch.where(largest > 0, bound.clamp(max=1.0), 0.0)
-
-
-def steps_needed(accuracy: float, probability: float, dimension: int) -> int:
-    """Steps after which a value is right to a relative accuracy but with a probability, without any gap.
-
-    >>> steps_needed(1e-3, 1e-3, 1000)
-    123
-    """
-    eps = 1 - 1 / (1 + accuracy) ** 2
-    needed = math.log(1.648 * math.sqrt(dimension) / probability) / math.sqrt(eps)
-    return min(dimension, math.ceil((needed + 1) / 2))

@@ -64,14 +64,14 @@ class Found:
             values=numbers,
             errors=numbers.clone(),
             residuals=numbers.clone(),
-            next_value=numbers[:, 0].clone(),
+            next_value=numbers.new_zeros(batch),
             short=numbers.new_zeros(batch, k, maps.short),
             long=torch.zeros(batch, k, maps.long, dtype=maps.map.dtype, device=device),
             complete=no,
             gave_up=no.clone(),
             not_finite=no.clone(),
             matvecs=torch.zeros(batch, dtype=torch.int64, device=device),
-            probability=numbers[:, 0].clone(),
+            probability=numbers.new_zeros(batch),
         )
 
     def put(self, samples: Tensor, other: Found, at: Tensor) -> None:
@@ -118,14 +118,13 @@ class Judged:
         """Store samples ``at`` of the space as samples ``samples`` of the batch."""
         k = self.errors.shape[1]
         values = self.ritz.values[at, :k]
-        weights = torch.zeros_like(self.ritz.weights[:, :k])
-        weights[at] = self.ritz.weights[at, :k]
-        long = self.space.combined(weights)[at]
+        weights = self.ritz.weights[at, :k]
+        long = self.space.combined(weights, at)
         found.values[samples] = values
         found.errors[samples] = self.errors[at]
         found.residuals[samples] = self.residuals[at]
         found.next_value[samples] = self.ritz.values[at, k:].amax(dim=1) if self.space.size > k else 0.0
-        found.short[samples] = self.ritz.weights[at, :k] @ self.space.basis[at]
+        found.short[samples] = weights @ self.space.basis[at]
         found.long[samples] = long / torch.where(values > 0, values, 1.0)[:, :, None].to(long.dtype)
         for name in ("complete", "gave_up", "not_finite"):
             getattr(found, name)[samples] = getattr(self, name)[at]
@@ -189,7 +188,7 @@ def gap_angles(values: Tensor, residuals: Tensor, next_value: Tensor) -> Tensor:
     moved = residuals[:, None, :] + residuals[:, :, None]
     gaps = (values[:, :, None] - values[:, None, :]).abs() - moved
     itself = torch.eye(values.shape[1], dtype=torch.bool, device=values.device)
-    gap = gaps.masked_fill(itself, math.inf).amin(dim=2)
-    gap = torch.minimum(gap, values - next_value[:, None] - residuals)
+    beside = (values - next_value[:, None] - residuals)[:, :, None]
+    gap = torch.cat([gaps.masked_fill(itself, math.inf), beside], dim=2).amin(dim=2)
     sine = torch.where(gap > 0, residuals / gap.clamp(min=torch.finfo(values.dtype).tiny), 1.0)
     return sine.clamp(max=1.0).asin()

@@ -21,14 +21,14 @@ Indices: ``b`` samples, ``j`` basis vectors, ``s`` the shorter side, ``l`` the l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from jacli.linear_maps import LinearMap
-from jacli.spectrum.exact import EPS
+from jacli.linear_maps import LinearMap, Samples
+from jacli.spectrum.exact import EPS, at_once
 
 NEGLIGIBLE = 64 * EPS
 """Norm of a vector after orthogonalisation, relative to before, that is only rounding."""
@@ -38,9 +38,6 @@ NO_ROOM = 1e-8
 
 MAX_EXPONENT = 200
 """Images between 2 to the minus this and 2 to this have squares, and products of these, within float64."""
-
-PIECE_BYTES = 32 * 2**20
-"""Largest float64 copy of a piece of the images, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +146,10 @@ class Ritz:
     residuals: Tensor
     mismatch: Tensor
 
+    def take(self, samples: Tensor) -> Ritz:
+        """Those of some samples."""
+        return Ritz(*(getattr(self, each.name)[samples] for each in fields(self)))
+
 
 @dataclass
 class SearchSpace:
@@ -198,15 +199,11 @@ class SearchSpace:
         images = self.finite(self.maps.forward(new))
         returned = self.finite(self.maps.adjoint(images)).to(torch.float64)
         self.matvecs += 2 * count
-        self.add(new, images, returned)
-
-    def add(self, new: Tensor, images: Tensor, returned: Tensor) -> None:
-        """Add orthonormal vectors whose images are known."""
         self.basis = torch.cat([self.basis, new], dim=1)
         self.returned = torch.cat([self.returned, returned], dim=1)
         self.images.append(images)
         beside = torch.cat([product_in_float64(block, images) for block in self.images], dim=1)
-        old, count = self.gram.shape[1], images.shape[1]
+        old = self.gram.shape[1]
         gram = self.gram.new_zeros(len(self.gram), old + count, old + count)
         gram[:, :old, :old] = self.gram
         gram[:, :, old:] = beside
@@ -219,9 +216,9 @@ class SearchSpace:
         weights = vectors.flip(2).mT
         values = squares.flip(1).clamp(min=0).sqrt()
         leading = weights[:, :k]
-        back = leading @ self.returned
-        within = back @ self.basis.mT - leading @ self.gram
-        residuals = back - (leading @ self.gram) @ self.basis
+        back, products = leading @ self.returned, leading @ self.gram
+        within = back @ self.basis.mT - products
+        residuals = back - products @ self.basis
         return Ritz(values, weights, residuals, torch.linalg.vector_norm(within, dim=2))
 
     def restart(self, ritz: Ritz, keep: int) -> None:
@@ -232,12 +229,12 @@ class SearchSpace:
         self.images = [self.combined(weights)]
         self.gram = torch.diag_embed(ritz.values[:, :keep].square())
 
-    def combined(self, weights: Tensor) -> Tensor:
-        """Combinations of the images, ``(b, k, j) -> (b, k, l)``, in the map's dtype."""
+    def combined(self, weights: Tensor, samples: Samples = slice(None)) -> Tensor:
+        """Combinations of the images of some samples, ``(m, k, j) -> (m, k, l)``, in the map's dtype."""
         parts = weights.to(self.images[0].dtype).split([block.shape[1] for block in self.images], dim=2)
-        total: Tensor = parts[0] @ self.images[0]
+        total: Tensor = parts[0] @ self.images[0][samples]
         for part, block in zip(parts[1:], self.images[1:], strict=True):
-            total.baddbmm_(part, block)
+            total.baddbmm_(part, block[samples])
         return total
 
     def take(self, samples: Tensor) -> SearchSpace:
@@ -283,8 +280,7 @@ def orthonormal(directions: Tensor, basis: Tensor, random: RandomVectors) -> Ten
 
 def product_in_float64(a: Tensor, b: Tensor) -> Tensor:
     """Products ``a b'`` of rows, ``(b, m, l), (b, n, l) -> (b, m, n)``, of float64 copies, piece by piece."""
-    numbers = a.shape[0] * (a.shape[1] + b.shape[1])
-    step = max(1, PIECE_BYTES // (8 * max(1, numbers)))
+    step = at_once(a.shape[0] * (a.shape[1] + b.shape[1]))
     total = torch.zeros(a.shape[0], a.shape[1], b.shape[1], dtype=torch.float64, device=a.device)
     for start in range(0, a.shape[2], step):
         piece = slice(start, start + step)
